@@ -1,0 +1,45 @@
+"""How tests run: 64-bit, strict about dtypes and ranks, with a compilation cache."""
+
+import os
+from pathlib import Path
+
+import jax
+import pytest
+
+ROOT = Path(__file__).parent
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_compilation_cache_dir", str(ROOT / ".pytest_cache" / "compiled"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+def _shared(name: str) -> Path | None:
+    folder = ROOT.parent / "shared" / name
+    return folder if folder.is_dir() else None
+
+
+@pytest.fixture
+def key() -> jax.Array:
+    return jax.random.key(0)
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """The folder of numbers that independent implementations produced."""
+    folder = _shared("golden")
+    if folder is None:
+        pytest.skip("there is no folder ../shared/golden beside the checkout")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The folder of real data in the official file formats."""
+    configured = os.environ.get("LOPT_DATA_DIR")
+    folder = Path(configured) if configured else _shared("data")
+    if folder is None or not folder.is_dir():
+        pytest.skip("LOPT_DATA_DIR is not set and there is no ../shared/data beside the checkout")
+    return folder

@@ -1,0 +1,37 @@
+"""The ground floor: the protocol, the loop, and what is trained with them."""
+
+from lopt.core.blocks import map_blocks
+from lopt.core.coordinatewise import Coordinatewise, CoordinatewiseState
+from lopt.core.estimator import AbstractGradientEstimator, Estimate
+from lopt.core.inner import Episode, InnerTraining, MetaTask, train_loss, validation_loss
+from lopt.core.learned import (
+    AbstractFeatures,
+    AbstractLearnedOptimizer,
+    AbstractRule,
+)
+from lopt.core.task import AbstractStatefulTask, AbstractTask, AbstractTaskFamily
+from lopt.core.unroll import Step, TrainState, loss_of, start, unroll
+
+__all__ = [
+    "AbstractFeatures",
+    "AbstractGradientEstimator",
+    "AbstractLearnedOptimizer",
+    "AbstractRule",
+    "AbstractStatefulTask",
+    "AbstractTask",
+    "AbstractTaskFamily",
+    "Coordinatewise",
+    "CoordinatewiseState",
+    "Episode",
+    "Estimate",
+    "InnerTraining",
+    "MetaTask",
+    "Step",
+    "TrainState",
+    "loss_of",
+    "map_blocks",
+    "start",
+    "train_loss",
+    "unroll",
+    "validation_loss",
+]

@@ -1,0 +1,196 @@
+"""Coordinatewise learned optimizers: one rule for every weight of every network.
+
+Features and rule are exchangeable parts: this is the seam where a symbolic expression can take the
+place of a network. Small tensors are laid end to end, so that the rule is compiled and called
+once for all of them; large ones are worked on in slabs, so that their features never exist at once.
+"""
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from lopt.core.blocks import BLOCK_SIZE, map_blocks
+from lopt.core.learned import (
+    AbstractFeatures,
+    AbstractLearnedOptimizer,
+    AbstractRule,
+    Columns,
+    Tensor,
+)
+from lopt.core.types import Key, Params, Scalar, State, Theta
+
+
+class CoordinatewiseState(eqx.Module):
+    """The state of a coordinatewise optimizer.
+
+    Attributes:
+        step: the number of steps taken.
+        features: accumulators, one entry per tensor, in tree order.
+        memory: the rule's memory, one entry per group of tensors that the rule sees together.
+    """
+
+    step: Int[Array, ""]
+    features: tuple[State, ...]
+    memory: tuple[State, ...]
+
+
+class Coordinatewise(AbstractLearnedOptimizer):
+    """One rule applied to every coordinate: update = scale(rule(features)).
+
+    Attributes:
+        features: what the rule sees.
+        rule: features to outputs.
+        scale: the rule's outputs, stacked in front, to the update that is added to the parameter.
+        normalise: whether each column is given unit second moment over its tensor, that is
+            multiplied by 1 / sqrt(1e-5 + <column^2>).
+        block_size: the number of coordinates that a slab of a larger tensor has, about.
+
+    Theta is `{"features": ..., "rule": ...}`. Accumulators and arithmetic are at least float32.
+    """
+
+    features: AbstractFeatures
+    rule: AbstractRule
+    scale: Callable[[Columns], Tensor]
+    normalise: bool = eqx.field(static=True, default=True)
+    block_size: int = eqx.field(static=True, default=BLOCK_SIZE)
+
+    def __check_init__(self) -> None:
+        if self.block_size < 1:
+            raise ValueError(f"Coordinatewise(block_size={self.block_size}) must be at least 1.")
+
+    def init(self, key: Key) -> Theta:
+        """Returns the initial weights of features and rule."""
+        features_key, rule_key = jax.random.split(key)
+        return {"features": self.features.init(features_key), "rule": self.rule.init(rule_key)}
+
+    def begin(self, theta: Theta, params: Params) -> CoordinatewiseState:
+        """Returns empty accumulators and the rule's initial memory."""
+        tensors = [_tensor(leaf) for leaf in jax.tree.leaves(params)]
+        memory = tuple(
+            self.rule.begin(_cast(theta["rule"], tensors[group[0]]), self._shape(tensors, group))
+            for group in self._groups(tensors)
+        )
+        features = tuple(self.features.begin(tensor) for tensor in tensors)
+        return CoordinatewiseState(jnp.zeros((), jnp.int32), features, memory)
+
+    def update(
+        self,
+        theta: Theta,
+        grads: Params,
+        state: CoordinatewiseState,
+        params: Params | None = None,
+        *,
+        value: Scalar | None = None,
+        **extra: Any,
+    ) -> tuple[Params, CoordinatewiseState]:
+        """Returns updates in the dtype of `params`, and the next state.
+
+        Raises:
+            ValueError: if `params` is missing, or has another structure than `grads`.
+        """
+        if params is None:
+            raise ValueError(
+                "Coordinatewise.update(params=None): its features see the parameters; "
+                "pass them, as in optimizer.update(grads, state, params)."
+            )
+        leaves, structure = jax.tree.flatten(params)
+        tensors = [_tensor(leaf) for leaf in leaves]
+        seen = [
+            self.features.update(_cast(theta["features"], tensor), _tensor(grad), old, tensor)
+            for grad, old, tensor in zip(
+                structure.flatten_up_to(grads), state.features, tensors, strict=True
+            )
+        ]
+        views = [view for view, _ in seen]
+        updates, memories = list(tensors), []
+        for group, memory in zip(self._groups(tensors), state.memory, strict=True):
+            weights = _cast(theta["rule"], tensors[group[0]])
+            shared = self.features.shared(state.step, tensors[group[0]].dtype)
+            work = self._in_slabs if self._is_large(tensors[group[0]]) else self._together
+            parts, memory = work(
+                weights, shared, [views[i] for i in group], memory, [tensors[i] for i in group]
+            )
+            memories.append(memory)
+            for i, part in zip(group, parts, strict=True):
+                updates[i] = part.reshape(leaves[i].shape).astype(leaves[i].dtype)
+        accumulators = tuple(new for _, new in seen)
+        state = CoordinatewiseState(state.step + 1, accumulators, tuple(memories))
+        return structure.unflatten(updates), state
+
+    def _groups(self, tensors: list[Tensor]) -> list[list[int]]:
+        """Returns which tensors the rule sees together: all small ones of a dtype."""
+        together: dict[Any, list[int]] = {}
+        for i, tensor in enumerate(tensors):
+            together.setdefault(i if self._is_large(tensor) else tensor.dtype, []).append(i)
+        return list(together.values())
+
+    def _shape(self, tensors: list[Tensor], group: list[int]) -> tuple[int, ...]:
+        first = tensors[group[0]]
+        return first.shape if self._is_large(first) else (sum(tensors[i].size for i in group),)
+
+    def _is_large(self, tensor: Tensor) -> bool:
+        return tensor.size > self.block_size
+
+    def _together(
+        self,
+        theta: Theta,
+        shared: Float[Array, " shared"],
+        views: list[Any],
+        memory: State,
+        tensors: list[Tensor],
+    ) -> tuple[list[Tensor], State]:
+        """Applies the rule once to small tensors laid end to end."""
+        columns = []
+        for view, tensor in zip(views, tensors, strict=True):
+            column = self.features.columns(view)
+            if self.normalise:
+                axes = tuple(range(1, column.ndim))
+                moment = jnp.mean(column * column, axes, keepdims=True)
+                column = column * jax.lax.rsqrt(1e-5 + moment)
+            columns.append(column.reshape(len(column), tensor.size))
+        outputs, memory = self.rule.apply(theta, jnp.concatenate(columns, 1), shared, memory)
+        ends = list(itertools.accumulate(tensor.size for tensor in tensors))
+        return jnp.split(self.scale(outputs), ends[:-1]), memory
+
+    def _in_slabs(
+        self,
+        theta: Theta,
+        shared: Float[Array, " shared"],
+        views: list[Any],
+        memory: State,
+        tensors: list[Tensor],
+    ) -> tuple[list[Tensor], State]:
+        """Applies the rule to one large tensor; no more than a slab has its features at once."""
+        (view,), (tensor,) = views, tensors
+
+        def sums(view: Any) -> tuple[Tensor, ...]:
+            columns = self.features.columns(view)
+            return tuple(jnp.sum(columns * columns, axis=tuple(range(1, columns.ndim))))
+
+        def apply(arguments: Any) -> tuple[Tensor, State]:
+            view, memory, like = arguments
+            columns = self.features.columns(view) * factors.reshape(-1, *(1,) * like.ndim)
+            outputs, memory = self.rule.apply(theta, columns, shared, memory)
+            return self.scale(outputs), memory
+
+        factors = jnp.ones((), tensor.dtype)
+        if self.normalise:
+            totals = jnp.stack(map_blocks(sums, view, tensor.shape, self.block_size))
+            factors = jax.lax.rsqrt(1e-5 + totals / tensor.size)
+        update, memory = map_blocks(apply, (view, memory, tensor), tensor.shape, self.block_size)
+        return [update], memory
+
+
+def _tensor(leaf: Tensor) -> Tensor:
+    """Gives a scalar one axis, and a half-precision array the precision of accumulators."""
+    array = jnp.atleast_1d(leaf)
+    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+
+
+def _cast(theta: Theta, tensor: Tensor) -> Theta:
+    return jax.tree.map(lambda weight: weight.astype(tensor.dtype), theta)

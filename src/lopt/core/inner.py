@@ -1,0 +1,106 @@
+"""Inner training: how a learned optimizer is judged.
+
+`InnerTraining` says which tasks it trains, for how long, and what counts; an `Episode` is one such
+run in progress. `MetaTask` makes of it a task whose parameters are theta, so that anything that
+trains a network can train an optimizer.
+"""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from lopt.core.learned import AbstractLearnedOptimizer
+from lopt.core.task import AbstractStatefulTask, AbstractTask, AbstractTaskFamily
+from lopt.core.types import Batch, Key, Scalar, Split, Theta
+from lopt.core.unroll import Step, TrainState, start, unroll
+
+
+def train_loss(task: AbstractStatefulTask, step: Step) -> Scalar:
+    """The training loss that this step found, before its update."""
+    return step.loss
+
+
+def validation_loss(task: AbstractStatefulTask, step: Step) -> Scalar:
+    """The loss after this step's update, on a fresh batch of the split "valid_inner"."""
+    batch = task.batch(jax.random.fold_in(step.key, 1), "valid_inner")
+    params = jax.tree.map(jnp.add, step.params, step.updates)
+    return task.loss_and_state(params, step.estimator_state, batch)[0]
+
+
+class Episode(eqx.Module):
+    """One inner training run in progress. It remembers its task's key, not the task's data."""
+
+    task_key: Key
+    train: TrainState
+
+
+class InnerTraining(eqx.Module):
+    """Trains tasks of a family with a learned optimizer, and says how well that went.
+
+    The meta-loss of an episode is the mean of `objective` over its `horizon` steps.
+
+    Attributes:
+        tasks: the tasks to train.
+        learned: the optimizer that trains them.
+        horizon: inner steps per episode.
+        objective: (task, step) to the scalar that is to become small; `train_loss` by default.
+    """
+
+    tasks: AbstractTaskFamily
+    learned: AbstractLearnedOptimizer
+    horizon: int = eqx.field(static=True)
+    objective: Callable[[AbstractStatefulTask, Step], Scalar] = eqx.field(
+        static=True, default=train_loss
+    )
+
+    def __check_init__(self) -> None:
+        if not isinstance(self.horizon, int) or self.horizon < 1:
+            raise ValueError(f"InnerTraining(horizon={self.horizon!r}) must be a positive integer.")
+
+    def begin(self, theta: Theta, key: Key) -> Episode:
+        """Draws a task and its initial parameters, and returns the episode before its first step."""
+        task_key, init_key, run_key = jax.random.split(key, 3)
+        task = self.tasks.draw(task_key)
+        optimizer = self.learned.optimizer(theta)
+        return Episode(task_key, start(task, optimizer, task.init(init_key), run_key))
+
+    def advance(
+        self, theta: Theta, episode: Episode, num_steps: int
+    ) -> tuple[Float[Array, " {num_steps}"], Episode]:
+        """Takes `num_steps` inner steps; returns the objective at each, and the episode."""
+        task = self.tasks.draw(episode.task_key)
+        optimizer = self.learned.optimizer(theta)
+        train, losses = unroll(
+            task, optimizer, episode.train, num_steps, record=lambda s: self.objective(task, s)
+        )
+        return losses, Episode(episode.task_key, train)
+
+    def meta_loss(self, theta: Theta, key: Key) -> Scalar:
+        """Returns the meta-loss of a whole episode."""
+        losses, _ = self.advance(theta, self.begin(theta, key), self.horizon)
+        return jnp.mean(losses)
+
+
+class MetaTask(AbstractTask):
+    """Inner training as a task: parameters are theta, a batch is the key of an episode.
+
+    `unroll(MetaTask(inner), optax.adam(1e-3), state, n)` therefore meta-trains by full
+    backpropagation through the whole horizon.
+    """
+
+    inner: InnerTraining
+
+    def init(self, key: Key) -> Theta:
+        """Returns initial theta."""
+        return self.inner.learned.init(key)
+
+    def batch(self, key: Key, split: Split = "train") -> Batch:
+        """Returns the key of an episode. Splits differ in nothing: episodes are never repeated."""
+        return key
+
+    def loss(self, params: Theta, batch: Batch) -> Scalar:
+        """Returns the meta-loss of the episode with key `batch`."""
+        return self.inner.meta_loss(params, batch)

@@ -1,0 +1,110 @@
+"""Learned optimizers: update rules with weights of their own.
+
+`AbstractLearnedOptimizer` keeps configuration in its fields and its weights, `theta`, beside it,
+so that theta is trained by the same loop as any network. Most published designs are two pieces,
+features of each coordinate and a small rule from features to an update: `lopt.Coordinatewise`
+composes them.
+"""
+
+import abc
+from typing import Any
+
+import equinox as eqx
+import optax
+from jaxtyping import Array, Float, Int
+
+from lopt.core.types import Key, Params, Scalar, State, Theta
+
+
+class AbstractLearnedOptimizer(eqx.Module):
+    """A family of optimizers, one for each `theta`. Fields are configuration, never weights."""
+
+    @abc.abstractmethod
+    def init(self, key: Key) -> Theta:
+        """Returns initial weights."""
+
+    @abc.abstractmethod
+    def begin(self, theta: Theta, params: Params) -> State:
+        """Returns the optimizer's state before its first step on `params`."""
+
+    @abc.abstractmethod
+    def update(
+        self,
+        theta: Theta,
+        grads: Params,
+        state: State,
+        params: Params | None = None,
+        *,
+        value: Scalar | None = None,
+        **extra: Any,
+    ) -> tuple[Params, State]:
+        """Returns updates (added to the parameters, in their dtype) and the next state."""
+
+    def optimizer(self, theta: Theta) -> optax.GradientTransformationExtraArgs:
+        """Returns the Optax optimizer with weights `theta`.
+
+        It is a pytree with the arrays of `theta` as leaves, so it can be an argument of a
+        compiled function: new weights do not compile anything again.
+        """
+        return optax.GradientTransformationExtraArgs(
+            eqx.Partial(self.begin, theta), eqx.Partial(self.update, theta)
+        )
+
+
+Tensor = Float[Array, "..."]
+Columns = Float[Array, "column ..."]
+
+
+class AbstractFeatures(eqx.Module):
+    """What a rule gets to see of the coordinates of one tensor.
+
+    `update` does the work that needs the whole tensor, such as factored moments; `columns` is
+    elementwise, so that it can be computed a slab at a time.
+    """
+
+    @abc.abstractmethod
+    def init(self, key: Key) -> Theta:
+        """Returns the features' own weights, such as learned decays; `()` if there are none."""
+
+    @abc.abstractmethod
+    def begin(self, param: Tensor) -> State:
+        """Returns the accumulators of one tensor before its first gradient."""
+
+    @abc.abstractmethod
+    def update(self, theta: Theta, grad: Tensor, state: State, param: Tensor) -> tuple[Any, State]:
+        """Takes in the gradient of one tensor, of rank at least 1.
+
+        Returns:
+            Views, all that `columns` is given: a pytree of arrays whose last axes broadcast to the
+            tensor's shape, behind any leading axes; or of scalars. And the next accumulators.
+        """
+
+    @abc.abstractmethod
+    def columns(self, views: Any) -> Columns:
+        """Returns the features that differ between coordinates, stacked in front. Elementwise."""
+
+    @abc.abstractmethod
+    def shared(self, step: Int[Array, ""], dtype: Any) -> Float[Array, " shared"]:
+        """Returns the features that all coordinates share, such as time, after `step` steps."""
+
+
+class AbstractRule(eqx.Module):
+    """The map from the features of one coordinate to its outputs.
+
+    `apply` sees the features on the first axis, and any number of coordinates behind it, which it
+    must treat alike and apart from one another.
+    """
+
+    @abc.abstractmethod
+    def init(self, key: Key) -> Theta:
+        """Returns initial weights."""
+
+    @abc.abstractmethod
+    def begin(self, theta: Theta, shape: tuple[int, ...]) -> State:
+        """Returns the memory of some coordinates: arrays whose last axes are `shape`, or `()`."""
+
+    @abc.abstractmethod
+    def apply(
+        self, theta: Theta, columns: Columns, shared: Float[Array, " shared"], memory: State
+    ) -> tuple[Columns, State]:
+        """Returns the outputs for each coordinate, stacked in front, and the next memory."""

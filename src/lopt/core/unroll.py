@@ -1,0 +1,163 @@
+"""The one loop of lopt.
+
+`unroll` trains networks (a task, an optimizer) and optimizers (a meta-gradient estimator, an
+outer optimizer) alike: `n` times, ask the estimator for a gradient, ask the optimizer for an
+update, add it to the parameters. Everything else in the library transforms this function.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int
+
+from lopt.core.estimator import AbstractGradientEstimator
+from lopt.core.types import Key, Params, Record, Scalar, State
+
+
+class TrainState(eqx.Module):
+    """Everything that the rest of a run depends on.
+
+    Attributes:
+        params: the weights being trained.
+        opt_state: the optimizer's state.
+        estimator_state: the gradient estimator's state.
+        key: the run's key; the key of each step is folded in from it.
+        step: the number of steps taken.
+    """
+
+    params: Params
+    opt_state: State
+    estimator_state: State
+    key: Key
+    step: Int[Array, ""]
+
+
+class Step(eqx.Module):
+    """All that one step can see, for `record` to keep what it wants of it.
+
+    Attributes:
+        step: the number of steps taken before this one.
+        key: this step's key.
+        params, opt_state: as this step found them; `loss` and `grads` were taken at `params`.
+        estimator_state: as this step leaves it.
+        loss, grads: the estimate.
+        updates: what was added to `params`.
+    """
+
+    step: Int[Array, ""]
+    key: Key
+    params: Params
+    opt_state: State
+    estimator_state: State
+    loss: Scalar
+    grads: Params
+    updates: Params
+
+
+def loss_of(step: Step) -> Scalar:
+    """Records the loss of each step, and nothing else."""
+    return step.loss
+
+
+@eqx.filter_jit
+def start(
+    estimator: AbstractGradientEstimator,
+    optimizer: optax.GradientTransformation,
+    params: Params,
+    key: Key,
+) -> TrainState:
+    """Returns the state before the first step.
+
+    Args:
+        estimator: a task, or an estimator of a meta-gradient.
+        optimizer: any Optax optimizer.
+        params: a pytree of floating-point arrays.
+        key: the key of the whole run, from `jax.random.key`.
+
+    Raises:
+        TypeError: if a leaf of `params` is not a floating-point array, or `key` is not a key.
+    """
+    if not jnp.issubdtype(jnp.asarray(key).dtype, jax.dtypes.prng_key):
+        raise TypeError(f"start(key={key!r}) needs a typed key; try jax.random.key(0).")
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise TypeError(
+                f"start(params): the leaf {jax.tree_util.keystr(path) or 'params'} has dtype "
+                f"{jnp.result_type(leaf)}; params must be floating-point arrays, try "
+                "equinox.partition(model, equinox.is_inexact_array)[0]."
+            )
+    # A weakly typed leaf would become strongly typed after one step and be traced twice.
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), params)
+    # Steps fold 0, 1, 2, ... into the key; this is none of them, and free if it is not used.
+    prepare_key = jax.random.fold_in(key, 2**32 - 1)
+    return TrainState(
+        params=params,
+        opt_state=optimizer.init(params),
+        estimator_state=estimator.prepare(params, prepare_key),
+        key=key,
+        step=jnp.zeros((), jnp.int32),
+    )
+
+
+@eqx.filter_jit
+def unroll(
+    estimator: AbstractGradientEstimator,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    num_steps: int,
+    *,
+    record: Callable[[Step], Any] = loss_of,
+) -> tuple[TrainState, Record]:
+    """Takes `num_steps` steps of training.
+
+    With g, s' = estimator(params, s) and u, o' = optimizer(g, o, params), one step is
+    params' = params + u. Splitting a run changes nothing: `m + n` steps equal `m` steps followed
+    by `n`. Steps are rematerialised under reverse-mode differentiation, so that its memory grows
+    by one training state per step and not by one network evaluation.
+
+    Args:
+        estimator: a task, or an estimator of a meta-gradient.
+        optimizer: any Optax optimizer; it is passed the loss as `value`.
+        state: from `start`, or from an earlier `unroll`.
+        num_steps: at least 1; a Python integer.
+        record: what to keep of each step, a function from `Step` to any pytree of arrays.
+
+    Returns:
+        The state after the last step, and what was recorded, with a leading axis of length
+        `num_steps` on every array.
+
+    Raises:
+        ValueError: if `num_steps` is not a positive integer.
+    """
+    if not isinstance(num_steps, int) or num_steps < 1:
+        raise ValueError(f"unroll(num_steps={num_steps!r}) must be a positive integer.")
+    optimizer = optax.with_extra_args_support(optimizer)
+
+    def one_step(state: TrainState, _: None) -> tuple[TrainState, Record]:
+        key = jax.random.fold_in(state.key, state.step)
+        estimate, estimator_state = estimator.estimate(state.params, state.estimator_state, key)
+        updates, opt_state = optimizer.update(
+            estimate.grads, state.opt_state, state.params, value=estimate.loss
+        )
+        recorded = record(
+            Step(
+                step=state.step,
+                key=key,
+                params=state.params,
+                opt_state=state.opt_state,
+                estimator_state=estimator_state,
+                loss=estimate.loss,
+                grads=estimate.grads,
+                updates=updates,
+            )
+        )
+        params = optax.apply_updates(state.params, updates)
+        state = TrainState(params, opt_state, estimator_state, state.key, state.step + 1)
+        return state, recorded
+
+    rematerialised = jax.checkpoint(one_step, prevent_cse=False)
+    return jax.lax.scan(rematerialised, state, length=num_steps)

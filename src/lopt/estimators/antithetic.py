@@ -1,0 +1,36 @@
+"""Antithetic pairs: two runs at theta + noise and theta - noise that share all other randomness.
+
+With e ~ N(0, sigma^2 I), e (L(theta + e) - L(theta - e)) / (2 sigma^2) is an unbiased estimate of
+the gradient of E[L(theta + e)] (Salimans et al. 2017, arXiv:1703.03864).
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from lopt.core.types import Key, Scalar, Theta
+
+
+def check_sigma(estimator: object, sigma: float) -> None:
+    """Refuses a perturbation that is not positive."""
+    if not sigma > 0:
+        name = type(estimator).__name__
+        raise ValueError(f"{name}(sigma={sigma!r}) must be positive; try 0.01.")
+
+
+def perturbation(key: Key, theta: Theta, sigma: float) -> Theta:
+    """Returns noise ~ N(0, sigma^2 I) in the shape of theta."""
+    # One draw for all leaves: the generator is most of what a small program takes to compile.
+    flat, unravel = ravel_pytree(theta)
+    return unravel(sigma * jax.random.normal(key, flat.shape, flat.dtype))
+
+
+def pair(theta: Theta, noise: Theta) -> Theta:
+    """Returns theta + noise and theta - noise, stacked on a new leading axis."""
+    return jax.tree.map(lambda t, e: jnp.stack([t + e, t - e]), theta, noise)
+
+
+def score(noise: Theta, positive: Scalar, negative: Scalar, sigma: float) -> Theta:
+    """Returns noise (positive - negative) / (2 sigma^2)."""
+    factor = (positive - negative) / (2 * sigma**2)
+    return jax.tree.map(lambda e: e * factor.astype(e.dtype), noise)

@@ -1,0 +1,26 @@
+"""Where lopt keeps files between runs: downloads, and compiled programs."""
+
+import os
+from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """Returns `$LOPT_CACHE_DIR`, or lopt's folder among the user's caches."""
+    if configured := os.environ.get("LOPT_CACHE_DIR"):
+        return Path(configured)
+    import pooch
+
+    return Path(pooch.os_cache("lopt"))
+
+
+def use_compilation_cache() -> None:
+    """Lets JAX keep compiled programs on disk, so that a second start compiles nothing.
+
+    `JAX_COMPILATION_CACHE_DIR`, if set, is respected.
+    """
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)

@@ -1,0 +1,142 @@
+"""The command line. JAX is imported by the commands, not by their help."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from lopt.experiment.experiment import Experiment
+
+app = tyro.extras.SubcommandApp()
+
+
+@app.command
+def train(
+    recipe: Annotated[str | None, tyro.conf.Positional] = None,
+    *,
+    settings: Annotated[
+        tyro.conf.UseAppendAction[tuple[str, ...]],
+        tyro.conf.arg(name="set", metavar="FIELD=VALUE"),
+    ] = (),
+    run: Path | None = None,
+    resume: Path | None = None,
+) -> None:
+    """Meta-train an optimizer, then evaluate it.
+
+    Args:
+        recipe: the name of a recipe (digits, tutorial), or a Python file that defines one.
+        settings: change a field of the recipe; may be repeated.
+        run: the folder of the new run; runs/RECIPE, numbered if need be, by default.
+        resume: the folder of a run to continue, instead of a recipe.
+    """
+    if (recipe is None) == (resume is None):
+        raise ValueError("lopt train takes a recipe, or --resume RUN: one of the two.")
+    if resume is not None and (settings or run is not None):
+        raise ValueError("lopt train --resume RUN takes no --set and no --run: the run has both.")
+    _prepare_jax()
+    from lopt.experiment.train import create, reopen
+    from lopt.experiment.train import train as meta_train
+
+    if resume is not None:
+        folder, experiment = resume, reopen(resume)
+    else:
+        folder = run if run is not None else _unused_folder(str(recipe))
+        experiment = create(folder, str(recipe), settings)
+    console = Console()
+    console.print(f"Run {folder}", highlight=False)
+    try:
+        meta_train(experiment, folder)
+    except KeyboardInterrupt:
+        console.print(f"Stopped. Continue with: lopt train --resume {folder}", highlight=False)
+        raise
+    _evaluate(experiment, folder, console)
+
+
+@app.command
+def evaluate(run: tyro.conf.Positional[Path]) -> None:
+    """Evaluate a run's latest weights against tuned SGD, momentum and Adam.
+
+    Args:
+        run: the folder of a run.
+    """
+    _prepare_jax()
+    from lopt.experiment.train import reopen
+
+    _evaluate(reopen(run), run, Console())
+
+
+def _evaluate(experiment: "Experiment", folder: Path, console: Console) -> None:
+    import jax
+    from rich.progress import track
+
+    from lopt.experiment.evaluate import compare
+    from lopt.experiment.report import write_report
+    from lopt.experiment.storage import load
+
+    learned, theta = load(folder)
+    if learned != experiment.learned:
+        raise ValueError(
+            f"{folder / 'weights.safetensors'} holds the weights of another optimizer than the "
+            f"recipe of {folder} gives: {learned}."
+        )
+    if not experiment.evaluations:
+        console.print(f"Trained; weights in {folder / 'weights.safetensors'}.", highlight=False)
+        return
+    # Far from the keys of meta-training: these initialisations and batches were never seen.
+    key = jax.random.fold_in(jax.random.key(experiment.seed), 2**32 - 1)
+    comparisons = [
+        compare(evaluation, learned, theta, jax.random.fold_in(key, i))
+        for i, evaluation in enumerate(
+            track(experiment.evaluations, "evaluating", transient=True, console=console)
+        )
+    ]
+    write_report(experiment, comparisons, folder, console)
+    names = ("report.json", "curves.png", "meta_training.png", "weights.safetensors")
+    console.print(f"Wrote {', '.join(names)} in {folder}.", highlight=False)
+
+
+def _unused_folder(recipe: str) -> Path:
+    base = Path("runs") / Path(recipe).stem
+    folder, number = base, 2
+    while (folder / "run.json").exists():
+        folder, number = base.with_name(f"{base.name}-{number}"), number + 1
+    return folder
+
+
+def _prepare_jax() -> None:
+    # A program that asks for a GPU it does not have should say so itself, not through a warning.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
+    from lopt.experiment.cache import use_compilation_cache
+
+    use_compilation_cache()
+
+
+def main() -> None:
+    """Runs the command line; what a user can mend is said in one line, with exit status 2."""
+    run: Callable[[], Any] = lambda: app.cli(prog="lopt", description=_ABOUT)  # noqa: E731
+    try:
+        run()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (ValueError, TypeError, OSError) as error:
+        if os.environ.get("LOPT_TRACEBACK"):
+            raise
+        Console(stderr=True).print(Text(f"lopt: {error}", style="red"), soft_wrap=True)
+        sys.exit(2)
+
+
+_ABOUT = """Learned optimizers: meta-train, evaluate, use.
+
+LOPT_DATA_DIR: a folder with mnist/ and fashion_mnist/ in the official file formats.
+LOPT_CACHE_DIR: where downloads and compiled programs are kept.
+LOPT_TRACEBACK=1: errors with their full traceback."""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,181 @@
+"""Evaluation: the learned optimizer against SGD, momentum and Adam, tuned on the same terms.
+
+All optimizers train from the same initial parameters on the same batches for the same number of
+steps; each baseline's learning rate is the best of 11 for just these runs, which favours it.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float
+
+from lopt.core.learned import AbstractLearnedOptimizer
+from lopt.core.task import AbstractTask
+from lopt.core.types import Key, Theta
+from lopt.core.unroll import start, unroll
+from lopt.experiment.experiment import Evaluation
+from lopt.learned.hyperparameters import learnable
+
+# Half decades, wide enough that the best is never at an end on the tasks of the recipes.
+BASELINES = {
+    "SGD": (optax.sgd, 10.0 ** np.linspace(-3, 2, 11)),
+    "momentum": (functools.partial(optax.sgd, momentum=0.9), 10.0 ** np.linspace(-4, 1, 11)),
+    "Adam": (optax.adam, 10.0 ** np.linspace(-4.5, 0.5, 11)),
+}
+DEFAULT_ADAM = 1e-3
+SMOOTHING = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Runs:
+    """Training runs of one optimizer, one row per seed.
+
+    Attributes:
+        name: of the optimizer.
+        learning_rate: the tuned one; None for the learned optimizer.
+        at_edge: whether the tuned one was the smallest or largest of those tried.
+        losses: the training loss before each step.
+        final_loss: the loss over the whole training split after the last step.
+        accuracy: the accuracy on the test split after the last step.
+    """
+
+    name: str
+    learning_rate: float | None
+    at_edge: bool
+    losses: Float[np.ndarray, "seed step"]
+    final_loss: Float[np.ndarray, " seed"]
+    accuracy: Float[np.ndarray, " seed"]
+
+    def steps_to_reach(self, level: float) -> list[int | None]:
+        """Returns, per seed, the steps until the loss, averaged over 10 steps, is at `level`."""
+        width = min(SMOOTHING, self.losses.shape[1])
+        means = np.lib.stride_tricks.sliding_window_view(self.losses, width, axis=1).mean(-1)
+        reached = means <= level
+        first = reached.argmax(axis=1) + width
+        return [int(n) if hit.any() else None for n, hit in zip(first, reached, strict=True)]
+
+    def final_level(self) -> float:
+        """Returns the mean over seeds of the training loss over the last 10 steps."""
+        return float(self.losses[:, -SMOOTHING:].mean())
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """The runs of all optimizers on one evaluation; the learned one comes first."""
+
+    evaluation: Evaluation
+    runs: tuple[Runs, ...]
+
+    def of(self, name: str) -> Runs:
+        """Returns the runs of one optimizer."""
+        return next(runs for runs in self.runs if runs.name == name)
+
+    def summary(self) -> dict[str, Any]:
+        """Returns the numbers of the report."""
+        learned, adam, default = self.of("learned"), self.of("Adam"), self.of("Adam 0.001")
+        difference = learned.final_loss - adam.final_loss
+        level = adam.final_level()
+        rows = []
+        for runs in self.runs:
+            steps = runs.steps_to_reach(level)
+            hits = [n for n in steps if n is not None]
+            rows.append(
+                {
+                    "optimizer": runs.name,
+                    "learning_rate": runs.learning_rate,
+                    "learning_rate_at_edge_of_grid": runs.at_edge,
+                    "final_loss": _mean_and_error(runs.final_loss),
+                    "test_accuracy": _mean_and_error(runs.accuracy),
+                    "steps_to_tuned_adams_loss": _mean_and_error(np.asarray(hits, float)),
+                    "seeds_that_reached_it": len(hits),
+                    "final_losses": runs.final_loss.tolist(),
+                }
+            )
+        return {
+            "name": self.evaluation.name,
+            "trained_on": self.evaluation.trained_on,
+            "horizon": self.evaluation.horizon,
+            "seeds": self.evaluation.num_seeds,
+            "rows": rows,
+            "learned_minus_tuned_adam": _mean_and_error(difference),
+            "beats_default_adam_on_every_seed": bool(
+                np.all(learned.final_loss < default.final_loss)
+            ),
+        }
+
+
+def compare(
+    evaluation: Evaluation, learned: AbstractLearnedOptimizer, theta: Theta, key: Key
+) -> Comparison:
+    """Trains the evaluation's task with the learned optimizer and with every baseline."""
+    keys = jax.random.split(key, evaluation.num_seeds)
+    results = [_learned_runs(evaluation, learned, theta, keys)]
+    for name, (factory, rates) in BASELINES.items():
+        results.append(_tuned_runs(evaluation, name, factory, rates, keys))
+    default = learnable(optax.adam, learning_rate=DEFAULT_ADAM)
+    losses, final, accuracy = _train_all(
+        evaluation.task, default, default.init(keys[0]), evaluation.horizon, keys
+    )
+    name = f"Adam {DEFAULT_ADAM:g}"
+    results.append(Runs(name, DEFAULT_ADAM, False, *map(np.asarray, (losses, final, accuracy))))
+    return Comparison(evaluation, tuple(results))
+
+
+def _learned_runs(
+    evaluation: Evaluation, learned: AbstractLearnedOptimizer, theta: Theta, keys: Key
+) -> Runs:
+    arrays = _train_all(evaluation.task, learned, theta, evaluation.horizon, keys)
+    return Runs("learned", None, False, *map(np.asarray, arrays))
+
+
+def _tuned_runs(
+    evaluation: Evaluation, name: str, factory: Any, rates: np.ndarray, keys: Key
+) -> Runs:
+    learned = learnable(factory, learning_rate=1.0)
+    thetas = {"learning_rate": jnp.log(jnp.asarray(rates, float))}
+    many = eqx.filter_jit(eqx.filter_vmap(_train_all, in_axes=(None, None, 0, None, None)))
+    losses, final, accuracy = map(
+        np.asarray, many(evaluation.task, learned, thetas, evaluation.horizon, keys)
+    )
+    means = final.mean(axis=1)
+    best = int(np.argmin(np.where(np.isfinite(means), means, np.inf)))
+    return Runs(
+        name,
+        float(rates[best]),
+        best in (0, len(rates) - 1),
+        losses[best],
+        final[best],
+        accuracy[best],
+    )
+
+
+@eqx.filter_jit
+def _train_all(
+    task: AbstractTask,
+    learned: AbstractLearnedOptimizer,
+    theta: Theta,
+    horizon: int,
+    keys: Key,
+) -> tuple[Float[Array, "seed step"], Float[Array, " seed"], Float[Array, " seed"]]:
+    def train_one(key: Key) -> tuple[Array, Array, Array]:
+        init_key, run_key = jax.random.split(key)
+        optimizer = learned.optimizer(theta)
+        state = start(task, optimizer, task.init(init_key), run_key)
+        state, losses = unroll(task, optimizer, state, horizon)
+        final = task.loss(state.params, task.everything("train"))
+        return losses, final, task.accuracy(state.params, task.everything("test"))
+
+    return jax.vmap(train_one)(keys)
+
+
+def _mean_and_error(values: np.ndarray) -> dict[str, float | None]:
+    """Returns mean and standard error, None where there are too few values for one."""
+    mean = float(np.mean(values)) if len(values) else None
+    error = float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else None
+    return {"mean": mean, "standard_error": error}

@@ -1,0 +1,69 @@
+"""What a recipe returns: everything that one meta-training run consists of."""
+
+import dataclasses
+
+import optax
+
+from lopt.core.estimator import AbstractGradientEstimator
+from lopt.core.learned import AbstractLearnedOptimizer
+from lopt.core.task import AbstractTask
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """One comparison of the learned optimizer with tuned baselines.
+
+    Attributes:
+        name: a few words, the title of its plot.
+        task: the task to train, with `everything(split)` and `accuracy(params, batch)`.
+        horizon: inner steps.
+        num_seeds: the number of initialisations, each with batches of its own; at least 5.
+        trained_on: whether meta-training drew this task (with other initialisations).
+    """
+
+    name: str
+    task: AbstractTask
+    horizon: int
+    num_seeds: int = 5
+    trained_on: bool = False
+
+    def __post_init__(self) -> None:
+        if self.horizon < 1:
+            raise ValueError(f"Evaluation(horizon={self.horizon}) must be at least 1.")
+        if self.num_seeds < 5:
+            raise ValueError(
+                f"Evaluation(num_seeds={self.num_seeds}) must be at least 5, "
+                "for standard errors that mean something."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A meta-training run and its evaluation.
+
+    Attributes:
+        learned: the optimizer to be learned.
+        meta: the estimator of its meta-gradient.
+        outer_optimizer: what theta is trained with; steps whose gradient is not finite are skipped.
+        outer_steps: how long.
+        evaluations: what the result is compared on.
+        seed: everything random about the run.
+        steps_per_chunk: outer steps per compiled call; after each, progress and metrics are
+            written and a checkpoint is made.
+        note: a sentence or two for the report, such as why this estimator.
+    """
+
+    learned: AbstractLearnedOptimizer
+    meta: AbstractGradientEstimator
+    outer_optimizer: optax.GradientTransformation
+    outer_steps: int
+    evaluations: tuple[Evaluation, ...] = ()
+    seed: int = 0
+    steps_per_chunk: int = 20
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("outer_steps", "steps_per_chunk"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"Experiment({name}={value!r}) must be a positive integer.")

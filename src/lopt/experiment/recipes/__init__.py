@@ -1,0 +1,1 @@
+"""Recipes that come with lopt: each file defines `experiment(...) -> Experiment`."""

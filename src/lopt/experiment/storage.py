@@ -1,0 +1,162 @@
+"""Weights and states on disk: safetensors for arrays, JSON for structure. Nothing is unpickled."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import safetensors
+import safetensors.numpy
+
+from lopt.core.learned import AbstractLearnedOptimizer
+from lopt.core.types import Theta
+from lopt.experiment.description import describe, restore
+from lopt.experiment.files import read_json, write_bytes, write_json
+
+KEEP = 3
+
+
+def save(path: str | Path, learned: AbstractLearnedOptimizer, theta: Theta) -> None:
+    """Saves a learned optimizer, configuration and weights, in one safetensors file.
+
+    Raises:
+        TypeError: if `learned` is not made of parts of lopt.
+    """
+    metadata = {"lopt": json.dumps(describe(learned))}
+    write_bytes(Path(path), _to_bytes(theta, metadata))
+
+
+def load(path: str | Path) -> tuple[AbstractLearnedOptimizer, Theta]:
+    """Loads what `save` saved.
+
+    Args:
+        path: of the file, or of a run's folder, which holds its latest weights.
+
+    Returns:
+        The learned optimizer and its theta; `learned.optimizer(theta)` is an Optax optimizer.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is damaged, or its weights do not fit its configuration.
+    """
+    path = Path(path)
+    path = path / "weights.safetensors" if path.is_dir() else path
+    arrays, metadata = _read(path)
+    if "lopt" not in metadata:
+        raise ValueError(f"{path} was not written by lopt.save: it describes no optimizer.")
+    learned = restore(json.loads(metadata["lopt"]))
+    if not isinstance(learned, AbstractLearnedOptimizer):
+        raise ValueError(f"{path} describes {learned}, which is not a learned optimizer.")
+    like = eqx.filter_eval_shape(learned.init, jax.random.key(0))
+    return learned, _fill(like, arrays, path, check_dtypes=False)
+
+
+def load_optimizer(path: str | Path) -> optax.GradientTransformationExtraArgs:
+    """Loads saved weights as an Optax optimizer, to be used wherever Optax is used.
+
+    Args, raises: as `load`.
+    """
+    learned, theta = load(path)
+    return learned.optimizer(theta)
+
+
+def save_checkpoint(folder: Path, step: int, state: Any) -> None:
+    """Saves a training state as checkpoint number `step`, and drops all but the last few.
+
+    The arrays are written first; the JSON beside them, with their checksum, makes them count.
+    """
+    content = _to_bytes(state, {})
+    write_bytes(folder / f"{step:08d}.safetensors", content)
+    digest = hashlib.sha256(content).hexdigest()
+    write_json(folder / f"{step:08d}.json", {"step": step, "sha256": digest})
+    for old in checkpoints(folder)[:-KEEP]:
+        (folder / f"{old:08d}.json").unlink(missing_ok=True)
+        (folder / f"{old:08d}.safetensors").unlink(missing_ok=True)
+
+
+def checkpoints(folder: Path) -> list[int]:
+    """Returns the numbers of the checkpoints in a folder, in order."""
+    return sorted(int(path.stem) for path in folder.glob("[0-9]*.json"))
+
+
+def load_checkpoint(folder: Path, step: int, like: Any) -> Any:
+    """Loads checkpoint number `step` into the structure of `like`, a state or its shapes.
+
+    Raises:
+        ValueError: if it is damaged or does not fit.
+    """
+    path = folder / f"{step:08d}.safetensors"
+    digest = read_json(path.with_suffix(".json")).get("sha256")
+    content = path.read_bytes() if path.exists() else b""
+    if hashlib.sha256(content).hexdigest() != digest:
+        others = [number for number in checkpoints(folder) if number < step]
+        remedy = f"to resume from step {others[-1]}" if others else "to start again"
+        raise ValueError(
+            f"The checkpoint {path} is damaged: its checksum is not the one that "
+            f"{path.with_suffix('.json').name} gives; delete both files {remedy}."
+        )
+    arrays, _ = _read(path)
+    return _fill(like, arrays, path, check_dtypes=True)
+
+
+def _named_leaves(tree: Any) -> tuple[list[tuple[str, Any]], Callable[[list[Any]], Any]]:
+    leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
+    named = [(jax.tree_util.keystr(path) or "value", leaf) for path, leaf in leaves]
+    return named, lambda new: jax.tree.unflatten(structure, new)
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _to_bytes(tree: Any, metadata: dict[str, str]) -> bytes:
+    named, _ = _named_leaves(tree)
+    arrays = {
+        # safetensors 0.8.0 scrambles arrays that are not contiguous, without a word.
+        name: np.ascontiguousarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+        for name, leaf in named
+    }
+    return safetensors.numpy.save(arrays, metadata)
+
+
+def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    if not path.exists():
+        raise FileNotFoundError(f"There is no file {path}.")
+    try:
+        with safetensors.safe_open(path, "numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except safetensors.SafetensorError as error:
+        raise ValueError(
+            f"{path} is not a whole safetensors file ({error}); restore it from a copy."
+        ) from error
+
+
+def _fill(like: Any, arrays: dict[str, np.ndarray], path: Path, *, check_dtypes: bool) -> Any:
+    """Puts arrays into the structure of `like`, by name."""
+    named, unflatten = _named_leaves(like)
+    missing = [name for name, _ in named if name not in arrays]
+    extra = sorted(set(arrays) - {name for name, _ in named})
+    if missing or extra:
+        raise ValueError(
+            f"{path} does not fit: it lacks {missing[:3]} and has the unknown {extra[:3]}; "
+            "was it written with another configuration?"
+        )
+    leaves = []
+    for name, leaf in named:
+        array = arrays[name]
+        if _is_key(leaf):
+            leaves.append(jax.random.wrap_key_data(array))
+            continue
+        if array.shape != leaf.shape or (check_dtypes and array.dtype != leaf.dtype):
+            raise ValueError(
+                f"{path} does not fit: {name} is {array.dtype}{list(array.shape)}, expected "
+                f"{leaf.dtype}{list(leaf.shape)}; was it written with another configuration?"
+            )
+        leaves.append(jnp.asarray(array, leaf.dtype))
+    return unflatten(leaves)

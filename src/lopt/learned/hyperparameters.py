@@ -1,0 +1,154 @@
+"""Hand-made optimizers with learned hyperparameters.
+
+Each hyperparameter is learned in the form in which it may take any real value and in which equal
+steps mean equally much: rates by their logarithm, decays by the logarithm of one minus them.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+
+from lopt.core.learned import AbstractLearnedOptimizer
+from lopt.core.types import Key, Params, Scalar, State, Theta
+
+Form = Literal["log", "log_one_minus", "identity"]
+
+# The natural form of each argument that Optax's optimizers share.
+FORMS: dict[str, Form] = {
+    "learning_rate": "log",
+    "eps": "log",
+    "eps_root": "log",
+    "weight_decay": "log",
+    "weight_decay_rate": "log",
+    "initial_accumulator_value": "log",
+    "trust_coefficient": "log",
+    "b1": "log_one_minus",
+    "b2": "log_one_minus",
+    "b3": "log_one_minus",
+    "beta": "log_one_minus",
+    "decay": "log_one_minus",
+    "decay_rate": "log_one_minus",
+    "momentum": "log_one_minus",
+}
+
+_TO_THETA: dict[Form, Callable[[float], Any]] = {
+    "log": jnp.log,
+    "log_one_minus": lambda value: jnp.log1p(-value),
+    "identity": lambda value: value,
+}
+_FROM_THETA: dict[Form, Callable[[Scalar], Scalar]] = {
+    "log": jnp.exp,
+    "log_one_minus": lambda raw: -jnp.expm1(raw),
+    "identity": lambda raw: raw,
+}
+
+
+class Learnable(AbstractLearnedOptimizer):
+    """An Optax optimizer whose chosen arguments are theta; made by `learnable`.
+
+    Attributes:
+        factory: the Optax function, such as `optax.adam`.
+        initial: (name, initial value, form) of each learned argument.
+
+    Theta is `{name: scalar}`, each in its form.
+    """
+
+    factory: Callable[..., optax.GradientTransformation] = eqx.field(static=True)
+    initial: tuple[tuple[str, float, Form], ...] = eqx.field(static=True)
+
+    def init(self, key: Key) -> Theta:
+        """Returns the initial values in their forms; they do not depend on the key."""
+        return {
+            name: jnp.asarray(_TO_THETA[form](value), float) for name, value, form in self.initial
+        }
+
+    def hyperparameters(self, theta: Theta) -> dict[str, Scalar]:
+        """Returns the values that theta stands for, by name."""
+        return {name: _FROM_THETA[form](theta[name]) for name, _, form in self.initial}
+
+    def begin(self, theta: Theta, params: Params) -> State:
+        """Returns the state of the Optax optimizer."""
+        return self._bind(theta).init(params)
+
+    def update(
+        self,
+        theta: Theta,
+        grads: Params,
+        state: State,
+        params: Params | None = None,
+        *,
+        value: Scalar | None = None,
+        **extra: Any,
+    ) -> tuple[Params, State]:
+        """Returns what the Optax optimizer returns."""
+        return self._bind(theta).update(grads, state, params, value=value, **extra)
+
+    def _bind(self, theta: Theta) -> optax.GradientTransformationExtraArgs:
+        return optax.with_extra_args_support(self.factory(**self.hyperparameters(theta)))
+
+
+def learnable(
+    factory: Callable[..., optax.GradientTransformation],
+    **hyperparameters: float | tuple[float, Form],
+) -> Learnable:
+    """Makes chosen arguments of an Optax optimizer learnable.
+
+    Args:
+        factory: any function that returns an Optax optimizer. Arguments that are not to be
+            learned are fixed with `functools.partial`.
+        **hyperparameters: initial values by name. Well-known names have a natural form (log for
+            rates and epsilon, log of one minus for decays); give others as (value, form), with
+            form one of "log", "log_one_minus", "identity".
+
+    Raises:
+        TypeError: if `factory` has no such argument, or cannot take it as an array.
+        ValueError: if no form is known for a name, or a value is outside of its form's range.
+
+    Example:
+        >>> import jax, optax, lopt
+        >>> learned = lopt.learnable(optax.sgd, learning_rate=0.1)
+        >>> learned.init(jax.random.key(0))["learning_rate"].round(3).item()
+        -2.303
+    """
+    if not hyperparameters:
+        raise ValueError("learnable(): name at least one argument, as in learning_rate=1e-3.")
+    known = inspect.signature(factory).parameters
+    initial = []
+    for name, given in hyperparameters.items():
+        if name not in known:
+            raise TypeError(f"learnable({name}=...): {factory} takes only {', '.join(known)}.")
+        if isinstance(given, tuple):
+            value, form = given
+        elif name in FORMS:
+            value, form = given, FORMS[name]
+        else:
+            raise ValueError(
+                f"learnable({name}={given!r}): no natural form is known for it; "
+                f'try {name}=({given!r}, "identity").'
+            )
+        if form not in _TO_THETA:
+            raise ValueError(
+                f"learnable({name}={given!r}): the form must be one of {', '.join(_TO_THETA)}."
+            )
+        if not bool(jnp.isfinite(_TO_THETA[form](value))):
+            condition = "be positive" if form == "log" else "be below one"
+            raise ValueError(
+                f"learnable({name}={value!r}): with form {form!r} it must {condition}."
+            )
+        initial.append((name, float(value), form))
+    learned = Learnable(factory, tuple(initial))
+    try:
+        jax.eval_shape(
+            lambda theta: learned.begin(theta, jnp.zeros(2)), learned.init(jax.random.key(0))
+        )
+    except jax.errors.ConcretizationTypeError as error:
+        raise TypeError(
+            f"learnable({', '.join(hyperparameters)}): {factory} branches on one of these values, "
+            "so it cannot be an array; fix it with functools.partial instead."
+        ) from error
+    return learned

@@ -1,0 +1,88 @@
+"""Rules: from the features of one coordinate to the outputs that its update is made of.
+
+The multilayer perceptron of Metz et al. (arXiv:1810.10180, arXiv:2203.11860) and the step that
+its two outputs, a direction and a log magnitude, stand for.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from lopt.core.learned import AbstractRule, Columns, Tensor
+from lopt.core.types import Key, State, Theta
+
+
+class MLP(AbstractRule):
+    """A multilayer perceptron with ReLU between its layers.
+
+    Attributes:
+        inputs: the number of features.
+        hidden: the width of each hidden layer.
+        outputs: the number of outputs.
+
+    Weights start as a normal of deviation 1 / sqrt(fan in) cut at two deviations, biases at zero.
+    """
+
+    inputs: int = eqx.field(static=True)
+    hidden: tuple[int, ...] = eqx.field(static=True, default=(32, 32))
+    outputs: int = eqx.field(static=True, default=2)
+
+    def __check_init__(self) -> None:
+        for width in self._sizes():
+            if width < 1:
+                raise ValueError(f"{self}: every layer must have at least one unit.")
+
+    def _sizes(self) -> tuple[int, ...]:
+        return (self.inputs, *self.hidden, self.outputs)
+
+    def init(self, key: Key) -> Theta:
+        """Returns `{"w0": (inputs, hidden), "b0": (hidden,), "w1": ...}`."""
+        theta, sizes = {}, self._sizes()
+        for i, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+            normal = jax.random.truncated_normal(
+                jax.random.fold_in(key, i), -2.0, 2.0, (fan_in, fan_out)
+            )
+            theta |= {f"w{i}": normal / fan_in**0.5, f"b{i}": jnp.zeros(fan_out)}
+        return theta
+
+    def begin(self, theta: Theta, shape: tuple[int, ...]) -> State:
+        """Returns no memory."""
+        return ()
+
+    def apply(
+        self, theta: Theta, columns: Columns, shared: Float[Array, " shared"], memory: State
+    ) -> tuple[Columns, State]:
+        """Returns `outputs` columns.
+
+        Raises:
+            ValueError: if there are not `inputs` features.
+        """
+        if len(columns) + len(shared) != self.inputs:
+            raise ValueError(
+                f"{self} was given {len(columns)} + {len(shared)} features; "
+                f"try inputs={len(columns) + len(shared)}."
+            )
+        # What all coordinates share is multiplied once and joins the bias.
+        own, common = theta["w0"][: len(columns)], theta["w0"][len(columns) :]
+        layer = _dense(own, theta["b0"] + shared @ common, columns)
+        for i in range(1, len(self.hidden) + 1):
+            layer = _dense(theta[f"w{i}"], theta[f"b{i}"], jax.nn.relu(layer))
+        return layer, memory
+
+
+def _dense(weights: Tensor, bias: Tensor, layer: Columns) -> Columns:
+    product = jnp.tensordot(weights, layer, axes=(0, 0))
+    return product + bias.reshape(-1, *(1,) * (product.ndim - 1))
+
+
+class DirectionMagnitude(eqx.Module):
+    """The step -d exp(exp_multiplier * m) * step_multiplier of the outputs d and m."""
+
+    exp_multiplier: float = eqx.field(static=True, default=0.001)
+    step_multiplier: float = eqx.field(static=True, default=0.001)
+
+    def __call__(self, outputs: Columns) -> Tensor:
+        """Returns the update, which is added to the parameter."""
+        direction, magnitude = outputs
+        return -direction * jnp.exp(magnitude * self.exp_multiplier) * self.step_multiplier

@@ -1,0 +1,32 @@
+"""Tasks: what optimizers are asked to do, and families to draw them from."""
+
+from lopt.tasks.augment import InitialScale, InputScale, Reparameterization
+from lopt.tasks.batch_norm import BatchNormClassification
+from lopt.tasks.classification import Classification, MultilayerPerceptron, mlp_classification
+from lopt.tasks.data import Examples, ImageData, Labelled, image_data, resize
+from lopt.tasks.landscapes import Ackley, Beale, Rosenbrock, StyblinskiTang
+from lopt.tasks.quadratics import Quadratic, QuadraticFamily
+from lopt.tasks.subsets import Choice, DataSubset
+
+__all__ = [
+    "Ackley",
+    "BatchNormClassification",
+    "Beale",
+    "Choice",
+    "Classification",
+    "DataSubset",
+    "Examples",
+    "ImageData",
+    "InitialScale",
+    "InputScale",
+    "Labelled",
+    "MultilayerPerceptron",
+    "Quadratic",
+    "QuadraticFamily",
+    "Reparameterization",
+    "Rosenbrock",
+    "StyblinskiTang",
+    "image_data",
+    "mlp_classification",
+    "resize",
+]

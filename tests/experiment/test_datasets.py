@@ -1,0 +1,175 @@
+"""Data sets: real files, initial losses on them, and every way in which a file can be wrong."""
+
+import gzip
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from lopt.core.types import SPLITS
+from lopt.experiment import datasets
+from lopt.experiment.datasets import FILES, available, load_images
+from lopt.tasks import mlp_classification
+
+BESIDE = Path(__file__).parents[3] / "shared" / "data"
+DATA = Path(os.environ.get("LOPT_DATA_DIR", BESIDE))
+needs_data = pytest.mark.skipif(
+    not DATA.is_dir(), reason=f"LOPT_DATA_DIR is not set and there is no {BESIDE}"
+)
+
+
+def idx(array):
+    """The IDX file of an array of bytes."""
+    header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">i4").tobytes()
+    return header + array.astype(np.uint8).tobytes()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Four good files, for tests to spoil."""
+    generator = np.random.default_rng(0)
+    for name, num in zip(FILES, (30, 30, 12, 12), strict=True):
+        shape = (num, 28, 28) if "images" in name else (num,)
+        array = generator.integers(0, 256, shape) if "images" in name else np.arange(num) % 10
+        (tmp_path / name).write_bytes(gzip.compress(idx(array)))
+    return tmp_path
+
+
+def test_digits():
+    data = load_images("digits")
+    assert [int(data.split(name).count) for name in SPLITS] == [1260, 179, 179, 179]
+    assert data.train.images.max() == 1
+    assert data.train.images.min() == 0
+    # Shuffled splits have all classes, about equally often.
+    for name in SPLITS:
+        assert np.bincount(data.split(name).labels, minlength=10).min() >= 8
+    assert available("digits")
+    again = load_images("digits")
+    np.testing.assert_array_equal(data.test.images, again.test.images)
+
+
+@needs_data
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [("mnist", [6400, 800, 800, 2000]), ("fashion_mnist", [4800, 600, 600, 2058])],
+)
+def test_real_files_are_read_in_step(name, sizes, monkeypatch):
+    monkeypatch.setenv("LOPT_DATA_DIR", str(DATA))
+    assert available(name)
+    data = load_images(name, size=14)
+    assert [int(data.split(split).count) for split in SPLITS] == sizes
+    assert data.image_shape == (14, 14, 1)
+    # If images and labels were out of step, class means would tell nothing about test images.
+    means = np.stack([data.train.images[data.train.labels == c].mean(0) for c in range(10)])
+    test = np.asarray(data.test.images)[:500]
+    distances = ((test[:, None] - means[None]) ** 2).sum((2, 3, 4))
+    accuracy = np.mean(distances.argmin(1) == np.asarray(data.test.labels)[:500])
+    assert accuracy > (0.75 if name == "mnist" else 0.6)
+
+
+@needs_data
+def test_initial_loss_on_fashion_mnist_is_the_published_one():
+    # 64-32-10 over 64 keys: mean 2.333, standard deviation 0.039.
+    task = mlp_classification(load_images("fashion_mnist", 8, DATA / "fashion_mnist"))
+    keys = jax.random.split(jax.random.key(0), 256)
+    losses = np.asarray(jax.vmap(lambda key: task.loss(task.init(key), task.batch(key)))(keys))
+    assert abs(losses.mean() - 2.333) < 4 * 0.039 * np.sqrt(1 / 64 + 1 / 256)
+    assert abs(losses.std() - 0.039) < 4 * 0.039 * np.sqrt((1 / 64 + 1 / 256) / 2)
+
+
+def test_own_files(folder, monkeypatch):
+    data = load_images("mnist", 28, folder)
+    assert [int(data.split(name).count) for name in SPLITS] == [24, 3, 3, 12]
+    (folder / "mnist").mkdir()
+    for name in FILES:
+        (folder / name).rename(folder / "mnist" / name)
+    monkeypatch.setenv("LOPT_DATA_DIR", str(folder))
+    np.testing.assert_array_equal(load_images("mnist", 28).test.images, data.test.images)
+
+
+def rewrite(folder, number, change):
+    path = folder / FILES[number]
+    path.write_bytes(change(path.read_bytes()))
+
+
+def repack(array):
+    return lambda _: gzip.compress(idx(array))
+
+
+@pytest.mark.parametrize(
+    ("number", "change", "words"),
+    [
+        (0, lambda _: b"<html>not found</html>", "no readable gzip"),
+        (0, lambda old: old[: len(old) // 2], "no readable gzip"),
+        (2, lambda _: gzip.compress(b""), "magic number"),
+        (1, lambda old: gzip.compress(b"\0\0\x0d\1" + gzip.decompress(old)[4:]), "magic number"),
+        (0, repack(np.zeros(30)), "magic number"),
+        (2, lambda old: gzip.compress(gzip.decompress(old)[:-1]), "9407 bytes of data.*9408"),
+        (0, repack(np.zeros((30, 32, 32))), "32 x 32 pixels.*28 x 28"),
+        (3, repack(np.arange(11) % 10), "11 labels.*12 images"),
+        (1, repack(np.arange(30)), "label 29.*0 to 9"),
+    ],
+)
+def test_bad_files_are_named(folder, number, change, words):
+    rewrite(folder, number, change)
+    with pytest.raises(ValueError, match=words) as caught:
+        load_images("mnist", 8, folder)
+    assert FILES[number] in str(caught.value)
+
+
+def test_missing_files_are_named(folder, monkeypatch):
+    (folder / FILES[3]).unlink()
+    with pytest.raises(FileNotFoundError, match=f"lacks {FILES[3]}; put"):
+        load_images("mnist", 8, folder)
+    assert not available("mnist", folder)
+    (folder / "mnist").symlink_to(folder)
+    monkeypatch.setenv("LOPT_DATA_DIR", str(folder))
+    with pytest.raises(FileNotFoundError, match=f"lacks {FILES[3]}; put"):
+        load_images("mnist", 8)
+
+
+def test_a_failed_download_names_the_remedy(tmp_path, monkeypatch):
+    monkeypatch.delenv("LOPT_DATA_DIR", raising=False)
+    monkeypatch.setenv("LOPT_CACHE_DIR", str(tmp_path))
+    # Nothing listens on port 9, so this fails at once and without a network.
+    monkeypatch.setitem(datasets.ADDRESSES, "mnist", "http://127.0.0.1:9/")
+    assert not available("mnist")
+    with pytest.raises(RuntimeError, match="LOPT_DATA_DIR"):
+        load_images("mnist")
+
+
+def test_downloads_are_checked_and_kept(folder, tmp_path_factory, monkeypatch):
+    cache = tmp_path_factory.mktemp("cache")
+    monkeypatch.delenv("LOPT_DATA_DIR", raising=False)
+    monkeypatch.setenv("LOPT_CACHE_DIR", str(cache))
+    (cache / "mnist").mkdir()
+    for name in FILES:
+        (cache / "mnist" / name).write_bytes((folder / name).read_bytes())
+    assert available("mnist")
+    # They are not the official files, so the download is tried again, and fails.
+    monkeypatch.setitem(datasets.ADDRESSES, "mnist", "http://127.0.0.1:9/")
+    with pytest.raises(RuntimeError, match="LOPT_DATA_DIR"):
+        load_images("mnist")
+    sums = tuple(hashlib.md5((folder / name).read_bytes()).hexdigest() for name in FILES)
+    monkeypatch.setitem(datasets.CHECKSUMS, "mnist", sums)
+    assert load_images("mnist").test.count == 12
+
+
+@pytest.mark.parametrize("call", [load_images, available])
+def test_unknown_name(call):
+    with pytest.raises(ValueError, match=r"'cifar'.*digits, mnist, fashion_mnist"):
+        call("cifar")
+
+
+def test_scikit_learn_and_pooch_are_imported_late():
+    code = (
+        "import lopt.experiment.datasets, sys;print({'sklearn', 'pooch'}.isdisjoint(sys.modules))"
+    )
+    command = [sys.executable, "-c", code]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "True"

@@ -1,0 +1,221 @@
+"""Families of families: what each changes, and that draws can be mapped."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import lopt
+from lopt.core.types import SPLITS
+from lopt.tasks import (
+    BatchNormClassification,
+    Choice,
+    DataSubset,
+    InitialScale,
+    InputScale,
+    Quadratic,
+    QuadraticFamily,
+    Reparameterization,
+    image_data,
+    mlp_classification,
+)
+
+KEY = jax.random.key(0)
+KEYS = jax.random.split(KEY, 200)
+
+
+def make_data(num=100, value=None, size=4):
+    generator = np.random.default_rng(num)
+    images = generator.uniform(0.1, 1, (num, size, size, 1))
+    images = images if value is None else np.full_like(images, value)
+    return image_data(images, np.arange(num) % 3, None, None, 3, size)
+
+
+def make_task(num=100, value=None, **options):
+    return mlp_classification(make_data(num, value), widths=(5,), batch_size=8, **options)
+
+
+def test_data_subset_is_a_window_that_moves():
+    # Not mapped with vmap, which would copy the images for every draw.
+    task = make_task()
+    family = DataSubset(task, 10)
+    windows = jax.vmap(lambda key: (lambda t: (t.first, t.count))(family.draw(key).data.train))
+    first, count = windows(KEYS)
+    assert np.all(count == 10)
+    assert first.min() >= 0
+    assert first.max() <= 60
+    assert len(np.unique(first)) > 40
+    drawn = family.draw(KEYS[0])
+    images = np.concatenate([np.asarray(drawn.batch(key).images) for key in KEYS[:40]])
+    assert len(np.unique(images.reshape(len(images), -1), axis=0)) == 10
+    assert drawn.data.test.count == task.data.test.count
+
+
+def test_data_subset_of_a_subset_lies_within_it():
+    outer = DataSubset(make_task(), 20)
+    for key in KEYS[:5]:
+        outer_key, _ = jax.random.split(key)
+        window = outer.draw(outer_key).data.train
+        inner = DataSubset(outer, 5).draw(key).data.train
+        assert window.first <= inner.first
+        assert inner.first + 5 <= window.first + 20
+
+
+def test_data_subset_reaches_through_other_families_and_stateful_tasks():
+    family = DataSubset(InputScale(make_task(), 2.0, 2.0), 10)
+    assert family.draw(KEY).task.data.train.count == 10
+    stateful = BatchNormClassification(make_data())
+    assert DataSubset(stateful, 10).draw(KEY).data.train.count == 10
+
+
+def test_input_scale():
+    task = make_task()
+    scaled = InputScale(task, 3.0, 3.0).draw(KEY)
+    batch, plain = scaled.batch(KEY, "test"), task.batch(KEY, "test")
+    np.testing.assert_allclose(batch.images, 3 * plain.images, rtol=1e-6)
+    np.testing.assert_array_equal(batch.labels, plain.labels)
+    params = task.init(KEY)
+    np.testing.assert_allclose(scaled.loss(params, batch), task.loss(params, batch))
+
+
+def test_factors_are_log_uniform():
+    factors = jax.vmap(lambda key: InitialScale(QuadraticFamily(2), 0.01, 100.0).draw(key).factor)
+    logs = np.log10(factors(jax.random.split(KEY, 4000))) / 4 + 0.5
+    assert logs.min() >= 0
+    assert logs.max() <= 1
+    assert abs(logs.mean() - 0.5) < 4 / np.sqrt(12 * logs.size)
+    assert abs(np.mean(logs < 0.25) - 0.25) < 4 * np.sqrt(0.25 * 0.75 / logs.size)
+
+
+def test_initial_scale():
+    task = make_task()
+    scaled = InitialScale(task, 0.5, 0.5).draw(KEY)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, 0.5 * b), scaled.init(KEY), task.init(KEY)
+    )
+    batch = task.batch(KEY)
+    params = task.init(KEY)
+    np.testing.assert_allclose(scaled.loss(params, scaled.batch(KEY)), task.loss(params, batch))
+
+
+@pytest.mark.parametrize("per", ["tensor", "task"])
+def test_reparameterization_changes_units_only(per):
+    task = make_task()
+    family = Reparameterization(task, 0.01, 100.0, per=per)
+    scaled, params, batch = family.draw(KEY), task.init(KEY), task.batch(KEY)
+    assert scaled.factors.shape == ((4,) if per == "tensor" else (1,))
+    own = scaled.init(KEY)
+    np.testing.assert_allclose(scaled.loss(own, batch), task.loss(params, batch))
+    jax.tree.map(np.testing.assert_allclose, scaled.original(own), params)
+    # Chain rule: gradients are s times as large.
+    grads = jax.tree.leaves(jax.grad(scaled.loss)(own, batch))
+    factors = jnp.broadcast_to(scaled.factors, (4,))
+    for grad, plain, factor in zip(
+        grads, jax.tree.leaves(jax.grad(task.loss)(params, batch)), factors, strict=True
+    ):
+        np.testing.assert_allclose(grad, factor * plain, rtol=1e-6)
+
+
+def test_reparameterized_sgd_is_sgd_at_another_rate():
+    quadratic = Quadratic(jnp.array([1.0, 0.5]), jnp.ones(2))
+    scaled = Reparameterization(quadratic, 3.0, 3.0).draw(KEY)
+    optimizer, own = optax.sgd(0.01), scaled.init(KEY)
+    state, _ = lopt.unroll(scaled, optimizer, lopt.start(scaled, optimizer, own, KEY), 5)
+    expected = quadratic.sgd_params(quadratic.init(KEY), 0.01 * 9, 5)
+    np.testing.assert_allclose(scaled.original(state.params), expected)
+
+
+def test_choice_shows_one_task_at_a_time():
+    values = (0.25, 0.5, 1.0)
+    tasks = tuple(make_task(num, value) for num, value in zip((40, 90, 60), values, strict=True))
+    family = Choice(tasks)
+
+    def seen(key):
+        task = family.draw(key)
+        batches = [task.batch(key, name).images for name in SPLITS]
+        return jnp.stack([f(batch) for batch in batches for f in (jnp.min, jnp.max)])
+
+    found = np.asarray(jax.vmap(seen)(KEYS))
+    assert np.all(found == found[:, :1]), "a batch mixed images of two tasks"
+    shares = np.array([np.mean(found[:, 0] == np.float32(value)) for value in values])
+    assert abs(shares.sum() - 1) < 1e-6
+    assert np.all(np.abs(shares - 1 / 3) < 4 * np.sqrt(2 / 9 / len(KEYS)))
+    # The whole split of a drawn task is the whole split of one of the tasks.
+    drawn = family.draw(KEY)
+    batch = drawn.everything("test")
+    assert batch.mean(batch.images)[0, 0, 0] in np.float32(values)
+    assert drawn.data.train.count in [task.data.train.count for task in tasks]
+
+
+def test_nested_families_train_under_vmap():
+    family = InputScale(Choice((make_task(50), make_task(80))), 0.5, 2.0)
+    family = InitialScale(Reparameterization(family, 0.5, 2.0), 0.5, 2.0)
+    family = DataSubset(family, 12)
+    optimizer = optax.adam(0.01)
+
+    def train(key):
+        task = family.draw(key)
+        state = lopt.start(task, optimizer, task.init(key), key)
+        return lopt.unroll(task, optimizer, state, 5)[1]
+
+    losses = eqx.filter_jit(jax.vmap(train))(KEYS[:4])
+    assert losses.shape == (4, 5)
+    assert np.all(np.isfinite(losses))
+    assert len(np.unique(losses[:, 0])) == 4
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        DataSubset(make_task(), 10),
+        InputScale(make_task(), 0.1, 10.0),
+        InitialScale(make_task(), 0.1, 10.0),
+        Reparameterization(make_task(), 0.1, 10.0),
+        Choice((make_task(50), make_task(80))),
+    ],
+    ids=lambda family: type(family).__name__,
+)
+def test_draw_can_be_mapped_and_tasks_handed_on(family):
+    tasks = jax.vmap(family.draw)(KEYS[:3])
+    losses = jax.vmap(lambda task, key: task.loss(task.init(key), task.batch(key)))(tasks, KEYS[:3])
+    for key, loss in zip(KEYS[:3], losses, strict=True):
+        task = family.draw(key)
+        np.testing.assert_allclose(loss, task.loss(task.init(key), task.batch(key)), rtol=1e-6)
+
+
+def choice_of(other):
+    return lambda: Choice((make_task(), other))
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (lambda: DataSubset(make_task(), 71), "DataSubset.*size=71.*70 examples.*try size=70"),
+        (lambda: DataSubset(make_task(), 0), "DataSubset.*size=0.*try"),
+        (lambda: DataSubset(QuadraticFamily(3), 5), "DataSubset.*QuadraticFamily.*try"),
+        (lambda: DataSubset(Choice((make_task(), make_task(50))), 36), "the 35 examples"),
+        (lambda: InputScale(QuadraticFamily(3), 1.0, 2.0), "InputScale.*QuadraticFamily"),
+        (lambda: InputScale(make_task(), 0.0, 2.0), "InputScale.*low=0.0.*try"),
+        (lambda: InitialScale(make_task(), 3.0, 2.0), "InitialScale.*low=3.0.*try"),
+        (lambda: Reparameterization(make_task(), -1.0, 2.0), "Reparameterization.*low=-1.0"),
+        (
+            lambda: InputScale(BatchNormClassification(make_data()), 1.0, 2.0).draw(KEY),
+            "InputScale.*BatchNormClassification.*state.*try",
+        ),
+        (lambda: Choice(()), "at least one"),
+        (choice_of(mlp_classification(make_data(), (6,), batch_size=8)), "different network"),
+        (choice_of(mlp_classification(make_data(), (5,), batch_size=9)), "different batch_size"),
+        (choice_of(mlp_classification(make_data(size=5), (5,))), "different image shape"),
+    ],
+)
+def test_bad_input(build, words):
+    with pytest.raises(ValueError, match=words):
+        build()
+
+
+def test_unknown_unit():
+    # The type checker of the tests objects to the literal as well.
+    with pytest.raises((ValueError, TypeError)):
+        Reparameterization(make_task(), 1.0, 2.0, per="layer")

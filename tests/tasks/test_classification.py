@@ -1,0 +1,120 @@
+"""Classification: initial statistics, losses against plain formulas, gradients, any network."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.test_util import check_grads
+
+import lopt
+from lopt.tasks import Classification, MultilayerPerceptron, image_data, mlp_classification
+
+KEY = jax.random.key(0)
+
+
+def make_data(num=200, size=8, num_classes=10):
+    """Noise, with a bright pixel that tells the class."""
+    generator = np.random.default_rng(0)
+    images = generator.uniform(0, 0.5, (num, size, size, 1))
+    labels = generator.integers(0, num_classes, num)
+    images[np.arange(num), labels % size, labels // size, 0] = 1
+    return image_data(images, labels, None, None, num_classes, size)
+
+
+def test_initial_weights_have_the_published_statistics():
+    # 64-32-10 over 64 keys: standard deviations 0.1102 and 0.1561, cut at 2 / sqrt(fan in).
+    task = mlp_classification(make_data())
+    params = jax.vmap(task.init)(jax.random.split(KEY, 64))
+    for layer, fan_in, deviation in zip(params.layers, (64, 32), (0.1102, 0.1561), strict=True):
+        weights = np.asarray(layer.weight)
+        error = deviation / np.sqrt(2 * weights.size)
+        assert abs(weights.std() - deviation) < 5 * error + 1e-4
+        assert abs(weights.mean()) < 5 * deviation / np.sqrt(weights.size)
+        assert 0.99 * 2 / fan_in**0.5 < np.abs(weights).max() <= 2 / fan_in**0.5
+        assert not np.any(layer.bias)
+    # Layers are different parts of the draw.
+    first, second = (np.asarray(layer.weight).ravel() for layer in params.layers)
+    assert abs(np.corrcoef(first[: second.size], second)[0, 1]) < 5 / np.sqrt(second.size)
+
+
+def test_loss_and_accuracy_equal_plain_numpy():
+    task = mlp_classification(make_data(), widths=(7, 5), activation=jnp.tanh, batch_size=6)
+    params, batch = task.init(KEY), task.batch(KEY)
+    params = jax.tree.map(lambda leaf: leaf + 0.1, params)  # so that biases count
+    rows = np.asarray(batch.images, np.float64).reshape(6, -1)
+    for i, layer in enumerate(params.layers):
+        rows = (np.tanh(rows) if i else rows) @ np.asarray(layer.weight).T + np.asarray(layer.bias)
+    probabilities = np.exp(rows) / np.exp(rows).sum(1, keepdims=True)
+    loss = -np.mean(np.log(probabilities[np.arange(6), batch.labels]))
+    np.testing.assert_allclose(task.loss(params, batch), loss, rtol=1e-6)
+    accuracy = np.mean(rows.argmax(1) == np.asarray(batch.labels))
+    np.testing.assert_allclose(task.accuracy(params, batch), accuracy)
+
+
+@pytest.mark.parametrize("widths", [(), (4,), (5, 4)])
+def test_gradient(widths):
+    task = mlp_classification(make_data(), widths, activation=jnp.tanh, batch_size=8)
+    params, batch = task.init(KEY), task.batch(KEY)
+    assert len(params.layers) == len(widths) + 1
+    check_grads(lambda p: task.loss(p, batch), (params,), order=1, modes=["rev"], rtol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_loss_has_the_dtype_of_the_parameters(dtype):
+    task = mlp_classification(make_data(), batch_size=8)
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), task.init(KEY))
+    for batch in (task.batch(KEY, "test"), task.everything("valid_inner")):
+        assert task.loss(params, batch).dtype == dtype
+        assert task.accuracy(params, batch).dtype == dtype
+
+
+def test_training_learns_and_does_not_compile_again():
+    task, optimizer = mlp_classification(make_data(), batch_size=64), optax.adam(0.01)
+    state = lopt.start(task, optimizer, task.init(KEY), KEY)
+    state, losses = lopt.unroll(task, optimizer, state, 150)
+    assert losses[-1] < 0.3 * losses[0]
+    assert task.accuracy(state.params, task.everything("test")) > 0.5
+    # Another task of the same shape is the same program.
+    assert jax.tree.structure(task) == jax.tree.structure(
+        mlp_classification(make_data(), batch_size=64)
+    )
+
+
+class Listed(eqx.Module):
+    """A network as users write them: with a list, and with functions among its fields."""
+
+    parts: list
+
+    def __init__(self, key):
+        self.parts = [eqx.nn.Linear(64, 10, key=key), jnp.tanh]
+
+    def __call__(self, image):
+        return self.parts[1](self.parts[0](image))
+
+
+def test_any_network_can_be_trained():
+    task, optimizer = Classification(make_data(), Listed, 16), optax.sgd(0.1)
+    state = lopt.start(task, optimizer, task.init(KEY), KEY)
+    _, losses = lopt.unroll(task, optimizer, state, 2)
+    assert np.all(np.isfinite(losses))
+
+
+def with_integers(key):
+    return eqx.tree_at(lambda n: n.parts[1], Listed(key), jnp.arange(3))
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (lambda: mlp_classification(make_data(), batch_size=0), "Classification.*batch_size=0"),
+        (lambda: mlp_classification(make_data(), widths=(8, 0)), "Perceptron.*width=0.*try"),
+        (lambda: Classification(make_data(num_classes=3), Listed), "shape .10,.*3 classes"),
+        (lambda: Classification(make_data(), with_integers), "dtype int.*floating-point"),
+        (lambda: MultilayerPerceptron(0, (), 3, jnp.tanh, KEY), "inputs=0"),
+    ],
+)
+def test_bad_input(build, words):
+    with pytest.raises(ValueError, match=words):
+        build()
