@@ -153,7 +153,7 @@ def test_nested_families_train_under_vmap():
     family = InputScale(Choice((make_task(50), make_task(80))), 0.5, 2.0)
     family = InitialScale(Reparameterization(family, 0.5, 2.0), 0.5, 2.0)
     family = DataSubset(family, 12)
-    optimizer = optax.adam(0.01)
+    optimizer = optax.sgd(0.01)
 
     def train(key):
         task = family.draw(key)

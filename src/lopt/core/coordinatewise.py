@@ -99,11 +99,17 @@ class Coordinatewise(AbstractLearnedOptimizer):
                 "pass them, as in optimizer.update(grads, state, params)."
             )
         leaves, structure = jax.tree.flatten(params)
+        found: Any = jax.tree.structure(grads)
+        if found != structure:
+            raise ValueError(
+                f"Coordinatewise.update(grads) has structure {found}, but params has {structure}; "
+                "differentiate with respect to the same pytree that is passed as params."
+            )
         tensors = [_tensor(leaf) for leaf in leaves]
         seen = [
             self.features.update(_cast(theta["features"], tensor), _tensor(grad), old, tensor)
             for grad, old, tensor in zip(
-                structure.flatten_up_to(grads), state.features, tensors, strict=True
+                jax.tree.leaves(grads), state.features, tensors, strict=True
             )
         ]
         views = [view for view, _ in seen]
@@ -120,7 +126,7 @@ class Coordinatewise(AbstractLearnedOptimizer):
                 updates[i] = part.reshape(leaves[i].shape).astype(leaves[i].dtype)
         accumulators = tuple(new for _, new in seen)
         state = CoordinatewiseState(state.step + 1, accumulators, tuple(memories))
-        return structure.unflatten(updates), state
+        return jax.tree.unflatten(structure, updates), state
 
     def _groups(self, tensors: list[Tensor]) -> list[list[int]]:
         """Returns which tensors the rule sees together: all small ones of a dtype."""

@@ -61,7 +61,7 @@ class InnerTraining(eqx.Module):
             raise ValueError(f"InnerTraining(horizon={self.horizon!r}) must be a positive integer.")
 
     def begin(self, theta: Theta, key: Key) -> Episode:
-        """Draws a task and its initial parameters, and returns the episode before its first step."""
+        """Draws a task and its initial parameters; returns the episode before its first step."""
         task_key, init_key, run_key = jax.random.split(key, 3)
         task = self.tasks.draw(task_key)
         optimizer = self.learned.optimizer(theta)

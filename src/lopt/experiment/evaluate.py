@@ -16,11 +16,11 @@ import optax
 from jaxtyping import Array, Float
 
 from lopt.core.learned import AbstractLearnedOptimizer
-from lopt.core.task import AbstractTask
 from lopt.core.types import Key, Theta
 from lopt.core.unroll import start, unroll
 from lopt.experiment.experiment import Evaluation
 from lopt.learned.hyperparameters import learnable
+from lopt.tasks.classification import Classification
 
 # Half decades, wide enough that the best is never at an end on the tasks of the recipes.
 BASELINES = {
@@ -157,7 +157,7 @@ def _tuned_runs(
 
 @eqx.filter_jit
 def _train_all(
-    task: AbstractTask,
+    task: Classification,
     learned: AbstractLearnedOptimizer,
     theta: Theta,
     horizon: int,

@@ -6,7 +6,7 @@ import optax
 
 from lopt.core.estimator import AbstractGradientEstimator
 from lopt.core.learned import AbstractLearnedOptimizer
-from lopt.core.task import AbstractTask
+from lopt.tasks.classification import Classification
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,14 +15,14 @@ class Evaluation:
 
     Attributes:
         name: a few words, the title of its plot.
-        task: the task to train, with `everything(split)` and `accuracy(params, batch)`.
+        task: the task to train.
         horizon: inner steps.
         num_seeds: the number of initialisations, each with batches of its own; at least 5.
         trained_on: whether meta-training drew this task (with other initialisations).
     """
 
     name: str
-    task: AbstractTask
+    task: Classification
     horizon: int
     num_seeds: int = 5
     trained_on: bool = False

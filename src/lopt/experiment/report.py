@@ -1,4 +1,4 @@
-"""The report of a run: a table in the terminal, `report.json`, `curves.png`, `meta_training.png`."""
+"""The report of a run: tables in the terminal, `report.json` and two figures."""
 
 import io
 from pathlib import Path

@@ -151,7 +151,7 @@ def _fill(like: Any, arrays: dict[str, np.ndarray], path: Path, *, check_dtypes:
     for name, leaf in named:
         array = arrays[name]
         if _is_key(leaf):
-            leaves.append(jax.random.wrap_key_data(array))
+            leaves.append(jax.random.wrap_key_data(jnp.asarray(array)))
             continue
         if array.shape != leaf.shape or (check_dtypes and array.dtype != leaf.dtype):
             raise ValueError(

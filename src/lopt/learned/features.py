@@ -109,8 +109,7 @@ class AdafactorViews(eqx.Module):
 
 
 class AdafactorFeatures(AbstractFeatures):
-    """Momentum, RMS and factored second moments and their quotients; 28 columns; shared are
-    11 of time.
+    """Momentum, RMS, factored second moments and quotients: 28 columns, and 11 shared of time.
 
     The decays are learned: decay = 1 - exp(10 (log(1 - initial) / 10 + theta)), theta starting
     at zero; the factor 10 lets a meta-step of fixed size move a decay further.
@@ -178,6 +177,7 @@ class AdafactorFeatures(AbstractFeatures):
         else:
             second, largest = axes
             row = accumulate(factored, state.row, jnp.mean(square, largest))
+            assert state.col is not None  # as `begin` made it
             col = accumulate(factored, state.col, jnp.mean(square, second))
             # Banks have the decays in front, and `row` lacks the largest axis.
             second_in_row = 1 + second - (second > largest)

@@ -4,6 +4,8 @@ The multilayer perceptron of Metz et al. (arXiv:1810.10180, arXiv:2203.11860) an
 its two outputs, a direction and a log magnitude, stand for.
 """
 
+import itertools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -38,8 +40,8 @@ class MLP(AbstractRule):
 
     def init(self, key: Key) -> Theta:
         """Returns `{"w0": (inputs, hidden), "b0": (hidden,), "w1": ...}`."""
-        theta, sizes = {}, self._sizes()
-        for i, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+        theta: dict[str, Tensor] = {}
+        for i, (fan_in, fan_out) in enumerate(itertools.pairwise(self._sizes())):
             normal = jax.random.truncated_normal(
                 jax.random.fold_in(key, i), -2.0, 2.0, (fan_in, fan_out)
             )

@@ -154,8 +154,8 @@ class Reparameterized(AbstractTask):
     def _scale(self, params: Params, factors: Float[Array, " tensor"]) -> Params:
         leaves, structure = jax.tree.flatten(params)
         factors = jnp.broadcast_to(factors, (len(leaves),))
-        return structure.unflatten(
-            [leaf * factors[i].astype(leaf.dtype) for i, leaf in enumerate(leaves)]
+        return jax.tree.unflatten(
+            structure, [leaf * factors[i].astype(leaf.dtype) for i, leaf in enumerate(leaves)]
         )
 
 

@@ -23,7 +23,7 @@ from lopt.tasks.classification import (
 from lopt.tasks.data import ImageData, Images, Labelled
 from lopt.tasks.ranges import check_count
 
-Statistics = tuple[Float[Array, " width"], ...]
+Statistics = tuple[Float[Array, " _"], ...]
 
 
 class RunningStatistics(eqx.Module):
@@ -88,11 +88,11 @@ class BatchNormClassification(AbstractStatefulTask):
             self.activation,
             key,
         )
-        biases = tuple(layer.bias for layer in network.layers[:-1])
+        weights = [layer.weight for layer in network.layers[:-1]]
         return {
             "network": network,
-            "gain": tuple(jnp.ones_like(bias) for bias in biases),
-            "shift": tuple(jnp.zeros_like(bias) for bias in biases),
+            "gain": tuple(jnp.ones(len(weight), weight.dtype) for weight in weights),
+            "shift": tuple(jnp.zeros(len(weight), weight.dtype) for weight in weights),
         }
 
     def prepare(self, params: Params, key: Key) -> RunningStatistics:

@@ -44,7 +44,8 @@ class DataSubset(AbstractTaskFamily):
                 return leaf
             size = jnp.minimum(jnp.asarray(self.size, jnp.int32), leaf.train.count)
             first = leaf.train.first + _below(place_key, leaf.train.count - size + 1)
-            return eqx.tree_at(_train_window, leaf, (first, size))
+            window = first, size
+            return eqx.tree_at(lambda d: (d.train.first, d.train.count), leaf, window)
 
         return jax.tree.map(narrow, self.family.draw(task_key), is_leaf=_is_image_data)
 
@@ -93,7 +94,9 @@ class Choice(AbstractTaskFamily):
                     count[-1][smallest],
                 )
             )
-        data = ImageData(*splits, num_classes=tasks[0].data.num_classes)
+        train, valid_inner, valid_outer, test = splits
+        classes = tasks[0].data.num_classes
+        data = ImageData(train, valid_inner, valid_outer, test, classes)
         self.joined = eqx.tree_at(lambda task: task.data, tasks[0], data)
         self.first, self.count = jnp.stack(first), jnp.stack(count)
 
@@ -135,10 +138,6 @@ def _below(key: Key, count: Int[Array, ""]) -> Int[Array, ""]:
 
 def _is_image_data(leaf: object) -> bool:
     return isinstance(leaf, ImageData)
-
-
-def _train_window(data: ImageData) -> tuple[Int[Array, ""], Int[Array, ""]]:
-    return data.train.first, data.train.count
 
 
 def _check_alike(one: Classification, other: Classification) -> None:
