@@ -139,7 +139,7 @@ def test_a_failed_download_names_the_remedy(tmp_path, monkeypatch):
     # Nothing listens on port 9, so this fails at once and without a network.
     monkeypatch.setitem(datasets.ADDRESSES, "mnist", "http://127.0.0.1:9/")
     assert not available("mnist")
-    with pytest.raises(RuntimeError, match="LOPT_DATA_DIR"):
+    with pytest.raises(ConnectionError, match="LOPT_DATA_DIR"):
         load_images("mnist")
 
 
@@ -153,7 +153,7 @@ def test_downloads_are_checked_and_kept(folder, tmp_path_factory, monkeypatch):
     assert available("mnist")
     # They are not the official files, so the download is tried again, and fails.
     monkeypatch.setitem(datasets.ADDRESSES, "mnist", "http://127.0.0.1:9/")
-    with pytest.raises(RuntimeError, match="LOPT_DATA_DIR"):
+    with pytest.raises(ConnectionError, match="LOPT_DATA_DIR"):
         load_images("mnist")
     sums = tuple(hashlib.md5((folder / name).read_bytes()).hexdigest() for name in FILES)
     monkeypatch.setitem(datasets.CHECKSUMS, "mnist", sums)

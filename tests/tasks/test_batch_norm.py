@@ -17,7 +17,7 @@ KEY = jax.random.key(0)
 def make_data(num=200):
     generator = np.random.default_rng(0)
     labels = generator.integers(0, 3, num)
-    images = generator.uniform(0, 0.5, (num, 4, 4, 1)) + labels[:, None, None, None] / 8
+    images = generator.uniform(0, 0.5, (num, 4, 4, 1)) + labels[:, None, None, None] / 4
     return image_data(images, labels, None, None, 3, 4)
 
 
@@ -82,7 +82,7 @@ def test_many_particles_train_and_statistics_travel(dtype):
 
     def train(key):
         params = jax.tree.map(lambda leaf: leaf.astype(dtype), task.init(key))
-        state, losses = lopt.unroll(task, optimizer, lopt.start(task, optimizer, params, key), 60)
+        state, losses = lopt.unroll(task, optimizer, lopt.start(task, optimizer, params, key), 300)
         statistics, test = state.estimator_state, task.everything("test")
         return losses, statistics, task.accuracy(state.params, statistics, test)
 
@@ -90,7 +90,8 @@ def test_many_particles_train_and_statistics_travel(dtype):
     assert losses.dtype == dtype
     assert statistics.mean[0].dtype == dtype
     assert np.all(losses[:, -1] < 0.5 * losses[:, 0])
-    assert np.all(accuracy > 0.7)
+    # Running averages lag behind the weights, so inference is good later than training is.
+    assert np.all(accuracy > 0.9)
     # Running means left zero and particles differ.
     assert np.all(np.abs(statistics.mean[0]).max(1) > 0.1)
     assert not np.allclose(statistics.mean[0][0], statistics.mean[0][1])

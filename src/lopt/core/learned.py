@@ -7,6 +7,7 @@ composes them.
 """
 
 import abc
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -47,12 +48,30 @@ class AbstractLearnedOptimizer(eqx.Module):
         compiled function: new weights do not compile anything again.
         """
         return optax.GradientTransformationExtraArgs(
-            eqx.Partial(self.begin, theta), eqx.Partial(self.update, theta)
+            Bound(self.begin, theta), Bound(self.update, theta)
         )
 
 
+class Bound(eqx.Module):
+    """A method with its theta in place.
+
+    Like any function, and unlike other modules, it is equal to itself only and can be hashed, so
+    that `jax.jit(optimizer.update)` works as it does for every optimizer of Optax.
+    """
+
+    method: Callable[..., Any]
+    theta: Theta
+
+    def __call__(self, *args: Any, **keywords: Any) -> Any:
+        """Returns `method(theta, ...)`."""
+        return self.method(self.theta, *args, **keywords)
+
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+
 Tensor = Float[Array, "..."]
-Columns = Float[Array, "column ..."]
+Columns = Float[Array, "_column ..."]
 
 
 class AbstractFeatures(eqx.Module):

@@ -7,7 +7,6 @@ them as its estimator state.
 """
 
 import abc
-from typing import Self
 
 import equinox as eqx
 import jax
@@ -53,7 +52,7 @@ class AbstractStatefulTask(AbstractGradientEstimator, AbstractTaskFamily):
         (loss, state), grads = differentiate(params, state, batch)
         return Estimate(loss, grads), state
 
-    def draw(self, key: Key) -> Self:
+    def draw(self, key: Key) -> "AbstractStatefulTask":
         """Returns the task itself: a task is a family of one."""
         return self
 

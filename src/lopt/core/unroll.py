@@ -12,7 +12,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, PyTree
 
 from lopt.core.estimator import AbstractGradientEstimator
 from lopt.core.types import Key, Params, Record, Scalar, State
@@ -67,7 +67,7 @@ def loss_of(step: Step) -> Scalar:
 def start(
     estimator: AbstractGradientEstimator,
     optimizer: optax.GradientTransformation,
-    params: Params,
+    params: PyTree,
     key: Key,
 ) -> TrainState:
     """Returns the state before the first step.

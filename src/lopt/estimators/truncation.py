@@ -15,11 +15,13 @@ def check_truncation(estimator: object, inner: InnerTraining, truncation: int) -
         raise ValueError(f"{name}(truncation={truncation!r}) must be a positive integer.")
     if horizon % truncation:
         divisors = [d for d in range(1, horizon + 1) if horizon % d == 0]
-        below = max((d for d in divisors if d < truncation), default=1)
-        above = min(d for d in divisors if d > truncation) if truncation < horizon else horizon
+        near = [
+            max(d for d in divisors if d < truncation),
+            *(d for d in divisors if d > truncation),
+        ]
         raise ValueError(
             f"{name}(truncation={truncation}) must divide InnerTraining(horizon={horizon}); "
-            f"try {below} or {above}."
+            f"try {' or '.join(map(str, near[:2]))}."
         )
 
 

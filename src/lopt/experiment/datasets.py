@@ -58,7 +58,7 @@ def load_images(name: str, size: int = 8, folder: str | os.PathLike | None = Non
     Raises:
         ValueError: if the name is unknown, or a file is not what it should be.
         FileNotFoundError: if `folder`, or an incomplete `$LOPT_DATA_DIR/<name>`, lacks a file.
-        RuntimeError: if a download fails.
+        ConnectionError: if a download fails.
 
     Example:
         >>> from lopt.experiment.datasets import load_images
@@ -140,7 +140,7 @@ def _download(name: str) -> list[Path]:
     """Returns the paths of downloaded files, from the cache if they are there already.
 
     Raises:
-        RuntimeError: if a file cannot be had, or is not the official one.
+        ConnectionError: if a file cannot be had, or is not the official one.
     """
     import pooch
 
@@ -152,7 +152,7 @@ def _download(name: str) -> list[Path]:
         ]
     # Requests raises OSErrors, pooch ValueErrors on a wrong checksum.
     except (OSError, ValueError) as error:
-        raise RuntimeError(
+        raise ConnectionError(
             f"load_images({name!r}) could not download from {ADDRESSES[name]} into {folder}: "
             f"{error} Without a network, put {', '.join(FILES)} in a folder {name!r} and point "
             "the environment variable LOPT_DATA_DIR at the folder above it."

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float
+from jaxtyping import Key as KeyArray
 
 from lopt.core.learned import AbstractLearnedOptimizer
 from lopt.core.types import Key, Theta
@@ -30,6 +31,8 @@ BASELINES = {
 }
 DEFAULT_ADAM = 1e-3
 SMOOTHING = 10
+
+Keys = KeyArray[Array, " seed"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,14 +131,14 @@ def compare(
 
 
 def _learned_runs(
-    evaluation: Evaluation, learned: AbstractLearnedOptimizer, theta: Theta, keys: Key
+    evaluation: Evaluation, learned: AbstractLearnedOptimizer, theta: Theta, keys: Keys
 ) -> Runs:
     arrays = _train_all(evaluation.task, learned, theta, evaluation.horizon, keys)
     return Runs("learned", None, False, *map(np.asarray, arrays))
 
 
 def _tuned_runs(
-    evaluation: Evaluation, name: str, factory: Any, rates: np.ndarray, keys: Key
+    evaluation: Evaluation, name: str, factory: Any, rates: np.ndarray, keys: Keys
 ) -> Runs:
     learned = learnable(factory, learning_rate=1.0)
     thetas = {"learning_rate": jnp.log(jnp.asarray(rates, float))}
@@ -161,7 +164,7 @@ def _train_all(
     learned: AbstractLearnedOptimizer,
     theta: Theta,
     horizon: int,
-    keys: Key,
+    keys: Keys,
 ) -> tuple[Float[Array, "seed step"], Float[Array, " seed"], Float[Array, " seed"]]:
     def train_one(key: Key) -> tuple[Array, Array, Array]:
         init_key, run_key = jax.random.split(key)

@@ -119,7 +119,7 @@ def _to_bytes(tree: Any, metadata: dict[str, str]) -> bytes:
     named, _ = _named_leaves(tree)
     arrays = {
         # safetensors 0.8.0 scrambles arrays that are not contiguous, without a word.
-        name: np.ascontiguousarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+        name: np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf, order="C")
         for name, leaf in named
     }
     return safetensors.numpy.save(arrays, metadata)

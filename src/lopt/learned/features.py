@@ -18,7 +18,7 @@ from lopt.core.types import Key, State, Theta
 
 TIME_SCALES = (1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000, 30_000, 100_000)
 
-Bank = Float[Array, "decay ..."]
+Bank = Float[Array, "_decay ..."]
 Decays = Float[Array, " decay"]
 
 
@@ -30,7 +30,7 @@ def time_embedding(step: Int[Array, ""], dtype: Any) -> Float[Array, "11"]:
 def accumulate(decays: Decays, bank: Bank, value: Tensor) -> Bank:
     """Returns decay * bank + (1 - decay) * value for each decay."""
     decays = decays.reshape(-1, *(1,) * value.ndim)
-    return decays * bank + (1 - decays) * value
+    return decays * bank + (1 - decays) * value[None]
 
 
 def factored_axes(shape: tuple[int, ...]) -> tuple[int, int] | None:
@@ -116,7 +116,8 @@ class AdafactorFeatures(AbstractFeatures):
 
     Attributes:
         momentum_decays, rms_decays, adafactor_decays: initial decays; momenta and factored
-            moments are paired, so there are as many of the one as of the other.
+            moments are paired, so there are as many of the one as of the other. Momenta are
+            divided by the root of their own second moment, or all by that of the only one.
 
     Reference: Metz et al. 2022, arXiv:2203.11860, `small_fc_lopt`.
     """
@@ -131,8 +132,11 @@ class AdafactorFeatures(AbstractFeatures):
                 f"AdafactorFeatures(momentum_decays={self.momentum_decays}, "
                 f"adafactor_decays={self.adafactor_decays}) must be equally many."
             )
-        if len(self.rms_decays) != 1:
-            raise ValueError(f"AdafactorFeatures(rms_decays={self.rms_decays}) must be one decay.")
+        if len(self.rms_decays) not in (1, len(self.momentum_decays)):
+            raise ValueError(
+                f"AdafactorFeatures(rms_decays={self.rms_decays}) must be one decay, or one for "
+                f"each of momentum_decays={self.momentum_decays}."
+            )
 
     def init(self, key: Key) -> Theta:
         """Returns zeros: the decays as configured."""
@@ -207,7 +211,7 @@ class AdafactorFeatures(AbstractFeatures):
             views.rms,
             views.momentum * inverse_root,
             inverse_root,
-            views.grad * factor,
+            views.grad[None] * factor,
             views.row,
             views.col,
             jax.lax.rsqrt(views.row + 1e-8),

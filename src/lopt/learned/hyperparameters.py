@@ -55,7 +55,8 @@ class Learnable(AbstractLearnedOptimizer):
         factory: the Optax function, such as `optax.adam`.
         initial: (name, initial value, form) of each learned argument.
 
-    Theta is `{name: scalar}`, each in its form.
+    Theta is `{name: scalar}`, each in its form. Its precision is that of state and arithmetic, at
+    least; updates have the dtypes of the gradients.
     """
 
     factory: Callable[..., optax.GradientTransformation] = eqx.field(static=True)
@@ -73,7 +74,8 @@ class Learnable(AbstractLearnedOptimizer):
 
     def begin(self, theta: Theta, params: Params) -> State:
         """Returns the state of the Optax optimizer."""
-        return self._bind(theta).init(params)
+        with jax.numpy_dtype_promotion("standard"):
+            return self._bind(theta).init(_in_precision_of(theta, params))
 
     def update(
         self,
@@ -85,11 +87,21 @@ class Learnable(AbstractLearnedOptimizer):
         value: Scalar | None = None,
         **extra: Any,
     ) -> tuple[Params, State]:
-        """Returns what the Optax optimizer returns."""
-        return self._bind(theta).update(grads, state, params, value=value, **extra)
+        """Returns what the Optax optimizer returns, in the dtypes of `grads`."""
+        wide, params = (_in_precision_of(theta, tree) for tree in (grads, params))
+        # Optax mixes dtypes where an argument is an array: decay ** count, for example.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, state = self._bind(theta).update(wide, state, params, value=value, **extra)
+        return jax.tree.map(lambda u, g: u.astype(g.dtype), updates, grads), state
 
     def _bind(self, theta: Theta) -> optax.GradientTransformationExtraArgs:
         return optax.with_extra_args_support(self.factory(**self.hyperparameters(theta)))
+
+
+def _in_precision_of(theta: Theta, tree: Params | None) -> Params | None:
+    """Gives arrays at least the precision of theta: in bfloat16 a decay of 0.999 is one."""
+    dtype = jnp.result_type(*jax.tree.leaves(theta))
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, dtype)), tree)
 
 
 def learnable(

@@ -33,15 +33,15 @@ def adafactor_mlp(
     exp_multiplier: float = 0.001,
     step_multiplier: float = 0.001,
     momentum_decays: tuple[float, ...] = (0.9, 0.99, 0.999),
-    rms_decay: float = 0.999,
+    rms_decays: tuple[float, ...] = (0.999,),
     adafactor_decays: tuple[float, ...] = (0.9, 0.99, 0.999),
 ) -> Coordinatewise:
     """The Adafactor-features rule: 39 inputs, 197 weights, seven of them decays.
 
     Reference: Metz et al. 2022, arXiv:2203.11860.
     """
-    features = AdafactorFeatures(momentum_decays, (rms_decay,), adafactor_decays)
-    inputs = 4 + 8 * len(momentum_decays) + len(TIME_SCALES)
+    features = AdafactorFeatures(momentum_decays, rms_decays, adafactor_decays)
+    inputs = 2 + 8 * len(momentum_decays) + 2 * len(rms_decays) + len(TIME_SCALES)
     return Coordinatewise(
         features, MLP(inputs, hidden), DirectionMagnitude(exp_multiplier, step_multiplier)
     )

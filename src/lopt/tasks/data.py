@@ -37,7 +37,7 @@ class Labelled(eqx.Module):
         if self.weights is None:
             return jnp.mean(values, axis=0)
         weights = self.weights.astype(values.dtype)
-        return jnp.tensordot(weights / jnp.sum(weights), values, axes=1)
+        return jnp.tensordot(weights, values, axes=1) / jnp.sum(weights)
 
 
 class Examples(eqx.Module):

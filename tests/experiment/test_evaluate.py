@@ -1,0 +1,110 @@
+import io
+
+import jax
+import numpy as np
+import optax
+import pytest
+from rich.console import Console
+
+import lopt
+from lopt.experiment.evaluate import BASELINES, Runs, compare
+from lopt.experiment.files import read_json, to_line, write_bytes
+from lopt.experiment.report import write_report
+
+# Adam.
+pytestmark = pytest.mark.standard_promotion
+
+
+@pytest.fixture(scope="module")
+def comparison():
+    """Adam at one of the rates of the grid in the place of the learned optimizer."""
+    task = lopt.tasks.mlp_classification(lopt.load_images("digits"), (8,), batch_size=32)
+    evaluation = lopt.Evaluation("digits", task, horizon=30, trained_on=True)
+    learned = lopt.learnable(optax.adam, learning_rate=float(BASELINES["Adam"][1][5]))
+    theta = learned.init(jax.random.key(0))
+    return compare(evaluation, learned, theta, jax.random.key(1))
+
+
+def test_all_train_from_the_same_weights_on_the_same_batches(comparison):
+    first = [runs.losses[:, 0] for runs in comparison.runs]
+    assert [runs.name for runs in comparison.runs] == [
+        "learned", "SGD", "momentum", "Adam", "Adam 0.001"
+    ]  # fmt: skip
+    for losses in first:
+        np.testing.assert_allclose(losses, first[0], rtol=1e-12)
+    assert len(set(np.asarray(first[0]).tolist())) == 5
+
+
+def test_the_tuned_rate_is_the_best_of_the_grid(comparison):
+    """No run of Adam at a rate of the grid ends lower than the tuned one."""
+    adam, learned = comparison.of("Adam"), comparison.of("learned")
+    assert not adam.at_edge
+    assert adam.final_loss.mean() <= learned.final_loss.mean() + 1e-12
+    if adam.learning_rate == BASELINES["Adam"][1][5]:
+        np.testing.assert_allclose(adam.losses, learned.losses, rtol=1e-9)
+
+
+def test_an_evaluated_run_is_a_plain_training_loop(comparison):
+    """The twin: a Python loop with Optax for the first seed."""
+    task, key = comparison.evaluation.task, jax.random.split(jax.random.key(1), 5)[0]
+    init_key, run_key = jax.random.split(key)
+    optimizer, params = optax.adam(float(BASELINES["Adam"][1][5])), task.init(init_key)
+    state, losses = optimizer.init(params), []
+    step = jax.jit(lambda p, b: jax.value_and_grad(task.loss)(p, b))
+    for i in range(30):
+        loss, grads = step(params, task.batch(jax.random.fold_in(run_key, i)))
+        updates, state = optimizer.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        losses.append(float(loss))
+    learned = comparison.of("learned")
+    np.testing.assert_allclose(learned.losses[0], losses, rtol=1e-6)
+    final = task.loss(params, task.everything("train"))
+    np.testing.assert_allclose(learned.final_loss[0], final, rtol=1e-6)
+
+
+def test_steps_to_reach_is_the_end_of_the_first_window_below():
+    losses = np.stack([np.linspace(3, 0, 31), np.full(31, 2.0)])
+    runs = Runs("x", None, False, losses, losses[:, -1], losses[:, -1])
+    # The mean of ten steps that end at n is 3 - 0.1 (n - 5.5).
+    assert runs.steps_to_reach(1.0) == [26, None]
+    np.testing.assert_allclose(runs.final_level(), (0.45 + 2.0) / 2)
+
+
+def test_the_report_is_written(comparison, tmp_path):
+    lines = [
+        {"step": i, "meta_loss": 2.0 / (i + 1), "finite": float(i != 3), "seconds": 0.1}
+        for i in range(20)
+    ]
+    write_bytes(tmp_path / "metrics.jsonl", "".join(map(to_line, lines)).encode())
+    learned = lopt.LearnableSGD()
+    inner = lopt.InnerTraining(comparison.evaluation.task, learned, 2)
+    experiment = lopt.Experiment(learned, lopt.MetaTask(inner), optax.sgd(0.1), 20, note="Why.")
+    output = io.StringIO()
+    console = Console(file=output, width=120)
+    write_report(experiment, [comparison], tmp_path, console)
+    text = output.getvalue()
+    for words in ("tuned Adam", "±", "momentum", "Why.", "Skipped outer steps: 1"):
+        assert words in text
+    report = read_json(tmp_path / "report.json")
+    (evaluation,) = report["evaluations"]
+    row = evaluation["rows"][0]
+    values = np.asarray(row["final_losses"])
+    np.testing.assert_allclose(row["final_loss"]["mean"], values.mean())
+    np.testing.assert_allclose(
+        row["final_loss"]["standard_error"], values.std(ddof=1) / 5**0.5, rtol=1e-12
+    )
+    for name in ("curves.png", "meta_training.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"), [({"horizon": 0}, "horizon=0"), ({"num_seeds": 4}, "num_seeds=4")]
+)
+def test_bad_evaluations_are_refused(comparison, fields, message):
+    arguments = {"name": "x", "task": comparison.evaluation.task, "horizon": 5} | fields
+    with pytest.raises(ValueError, match=message):
+        lopt.Evaluation(**arguments)
+
+
+def test_losses_that_are_not_finite_become_null():
+    assert to_line({"a": float("nan"), "b": [float("inf")]}) == '{"a": null, "b": [null]}\n'

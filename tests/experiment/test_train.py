@@ -1,0 +1,189 @@
+"""Runs as a user starts them: killed at any moment, resumed, and given bad input."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from lopt.experiment import storage
+from lopt.experiment.files import read_json, read_lines, write_json
+from lopt.experiment.registry import build, recipe_names
+from lopt.experiment.train import create, reopen, skipped_steps, train
+
+RECIPE = Path(__file__).with_name("tiny_recipe.py")
+
+# Adam.
+pytestmark = pytest.mark.standard_promotion
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "lopt.experiment.cli", *map(str, arguments)]
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory):
+    return os.environ | {"LOPT_CACHE_DIR": str(tmp_path_factory.mktemp("cache"))}
+
+
+def lopt(environment, *arguments):
+    return subprocess.run(
+        command(*arguments), env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
+def values(folder):
+    """Everything that a run logs but the time that it took."""
+    return [
+        {name: value for name, value in line.items() if name != "seconds"}
+        for line in read_lines(folder / "metrics.jsonl")
+    ]
+
+
+def test_a_run_killed_at_several_moments_continues_bit_for_bit(tmp_path, environment):
+    whole = tmp_path / "whole"
+    done = lopt(environment, "train", RECIPE, "--run", whole)
+    assert done.returncode == 0, done.stderr
+    assert len(values(whole)) == 60
+
+    killed = tmp_path / "killed"
+    arguments = ("train", RECIPE, "--run", killed)
+    # As soon as the folder is a run; after some log lines; in the midst of writing checkpoints.
+    moments = [
+        lambda: (killed / "run.json").exists(),
+        lambda: len(read_lines(killed / "metrics.jsonl")) >= 6,
+        lambda: (
+            len(read_lines(killed / "metrics.jsonl")) >= 20
+            and any(killed.glob("checkpoints/.*.safetensors.*"))
+        ),
+        lambda: len(read_lines(killed / "metrics.jsonl")) >= 40,
+    ]
+    for moment in moments:
+        process = subprocess.Popen(
+            command(*arguments), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        while process.poll() is None and not moment():
+            time.sleep(0.0005)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() in (-signal.SIGKILL, 0), process.stderr.read()
+        process.stderr.close()
+        arguments = ("train", "--resume", killed)
+    done = lopt(environment, *arguments)
+    assert done.returncode == 0, done.stderr
+
+    assert values(killed) == values(whole)
+    ours, theirs = (
+        safetensors.numpy.load_file(folder / "weights.safetensors") for folder in (killed, whole)
+    )
+    for name, array in theirs.items():
+        np.testing.assert_array_equal(ours[name], array)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A finished run of ten outer steps."""
+    folder = tmp_path / "run"
+    train(create(folder, str(RECIPE), ["outer_steps=10"]), folder, show_progress=False)
+    return folder
+
+
+def test_a_run_keeps_its_last_checkpoints_and_its_weights(run):
+    assert storage.checkpoints(run / "checkpoints") == [6, 8, 10]
+    learned, theta = storage.load(run)
+    assert learned == build(str(RECIPE)).learned
+    assert set(theta) == {"learning_rate"}
+    optimizer = storage.load_optimizer(run)
+    assert optimizer.init({"w": np.zeros(2)}) is not None
+
+
+def test_resuming_a_finished_run_changes_nothing(run):
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    train(reopen(run), run, show_progress=False)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_torn_line_and_a_checkpoint_without_its_json_are_passed_over(run):
+    expected = values(run)
+    (run / "checkpoints" / "00000010.json").unlink()
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 10, "meta_')
+    train(reopen(run), run, show_progress=False)
+    assert values(run) == expected
+
+
+def test_a_damaged_checkpoint_is_named(run):
+    path = run / "checkpoints" / "00000010.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"00000010\.safetensors is damaged.*resume from step 8"):
+        train(reopen(run), run, show_progress=False)
+    path.write_bytes(content[:40])
+    with pytest.raises(ValueError, match=r"00000010\.safetensors is damaged"):
+        train(reopen(run), run, show_progress=False)
+
+
+def test_a_recipe_that_was_edited_is_refused(run):
+    config = read_json(run / "run.json")
+    write_json(run / "run.json", config | {"settings": ["outer_steps=10", "truncation=4"]})
+    with pytest.raises(ValueError, match="no longer gives the experiment"):
+        reopen(run)
+
+
+def test_steps_that_are_not_finite_are_skipped_and_counted(tmp_path):
+    folder = tmp_path / "run"
+    settings = ["outer_steps=6", "poison=True"]
+    experiment = create(folder, str(RECIPE), settings)
+    train(experiment, folder, show_progress=False)
+    lines = read_lines(folder / "metrics.jsonl")
+    bad = [line for line in lines if line["meta_loss"] is None or line["finite"] == 0]
+    assert skipped_steps(folder) == len([line for line in lines if line["finite"] == 0]) > 0
+    assert all(line["update_norm"] == 0 for line in bad if line["finite"] == 0)
+    _, theta = storage.load(folder)
+    assert np.isfinite(theta["learning_rate"])
+
+
+class TestBadInput:
+    """One clear line, exit status 2, nothing written."""
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (["train", "nonsense"], ["nonsense", "digits"]),
+            (["train", "nowhere/recipe.py"], ["nowhere/recipe.py"]),
+            (["train", RECIPE, "--set", "size=3"], ["size", "outer_steps"]),
+            (["train", RECIPE, "--set", "outer_steps"], ["field=value"]),
+            (["train", RECIPE, "--set", "outer_steps=many"], ["many"]),
+            (["train", RECIPE, "--set", "outer_steps=0"], ["outer_steps=0"]),
+            (["train", RECIPE, "--set", "outer_steps=2.5"], ["float", "int"]),
+            (["train", RECIPE, "--set", "truncation=3"], ["truncation=3", "try 2 or 4"]),
+            (["train", "--resume", "nowhere"], ["nowhere"]),
+            (["evaluate", "nowhere"], ["nowhere"]),
+            (["train"], ["recipe"]),
+        ],
+    )
+    def test_is_refused_before_anything_is_written(
+        self, arguments, words, tmp_path, environment, monkeypatch
+    ):
+        monkeypatch.chdir(tmp_path)
+        done = lopt(environment, *arguments)
+        assert done.returncode == 2, done.stderr
+        assert "Traceback" not in done.stderr
+        for word in words:
+            assert word in done.stderr
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_folder_that_holds_a_run_is_not_overwritten(self, run):
+        with pytest.raises(FileExistsError, match="--resume"):
+            create(run, str(RECIPE))
+
+
+def test_recipes_that_come_along_can_be_built():
+    assert "digits" in recipe_names()
+    for name in recipe_names():
+        assert build(name).outer_steps > 0
