@@ -1,7 +1,4 @@
-"""From a task to a trained optimizer, in half a minute: python examples/tutorial.py.
-
-It takes Fashion-MNIST if its files are at hand, otherwise the digits that come with scikit-learn.
-"""
+"""From a task to a trained optimizer; on Fashion-MNIST if its files are there, else digits."""
 # ruff: noqa: D102
 
 import jax
@@ -21,6 +18,7 @@ class SmallImages(lopt.AbstractTask):
     """A task: a perceptron with one hidden layer classifies images of 8x8 pixels."""
 
     data: lopt.tasks.ImageData
+    seen: lopt.tasks.Labelled | None = None  # if given, the batch of every step
 
     def init(self, key):
         one, two = jax.random.split(key)
@@ -29,7 +27,7 @@ class SmallImages(lopt.AbstractTask):
         return {"w1": first, "b1": jnp.zeros(HIDDEN), "w2": second, "b2": jnp.zeros(10)}
 
     def batch(self, key, split="train"):  # everything that is random about one step
-        return self.data.split(split).draw(key, BATCH_SIZE)
+        return self.seen or self.data.split(split).draw(key, BATCH_SIZE)
 
     def loss(self, params, batch):  # deterministic
         hidden = jax.nn.relu(batch.images.reshape(-1, 64) @ params["w1"] + params["b1"])
@@ -56,18 +54,16 @@ class LossAfterSteps(lopt.AbstractTask):
     def init(self, key):
         return self.learned.init(key)
 
-    def batch(self, key, split="train"):  # a new network, and images for it
+    def batch(self, key, split="train"):  # a new network, and the images that it sees
         init_key, batch_key = jax.random.split(key)
         return self.task.init(init_key), self.task.batch(batch_key, split)
 
     def loss(self, theta, batch):
         (params, images), optimizer = batch, self.learned.optimizer(theta)
-        state = optimizer.init(params)
-        for _ in range(INNER_STEPS):
-            grads = jax.grad(self.task.loss)(params, images)
-            updates, state = optimizer.update(grads, state, params)
-            params = optax.apply_updates(params, updates)
-        return self.task.loss(params, images)
+        task = SmallImages(self.task.data, images)
+        state = lopt.start(task, optimizer, params, jax.random.key(0))
+        state, _ = lopt.unroll(task, optimizer, state, INNER_STEPS)
+        return task.loss(state.params, images)
 
 
 def main(data=DATA):

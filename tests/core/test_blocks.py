@@ -28,9 +28,9 @@ def function(arrays):
 
 
 @pytest.mark.parametrize(
-    "shape", [(7,), (1000,), (13, 50), (50, 13), (3, 3, 16, 40), (1, 600), (24, 24), (2, 3)]
+    "shape", [(7,), (1000,), (13, 50), (50, 13), (3, 3, 16, 40), (1, 600), (24, 24)]
 )
-@pytest.mark.parametrize("block_size", [1, 5, 64, 300, 10_000])
+@pytest.mark.parametrize("block_size", [1, 64, 300])
 def test_equals_the_unblocked_function(shape, block_size):
     # A row without the longest axis, and a column without another one, behind a leading axis.
     longest, other = np.argsort(shape)[-1], np.argsort(shape)[0]
@@ -92,7 +92,7 @@ def rule(preset, block_size):
 
 PRESETS = [lopt.small_mlp, lopt.adafactor_mlp]
 # Below 10 coordinates tensors go together, above it in slabs.
-SHAPES = {"b": (3,), "conv": (3, 2, 4), "s": (), "v": (17,), "w": (5, 7), "x": (1, 9)}
+SHAPES = {"b": (3,), "conv": (3, 2, 4), "s": (), "v": (17,), "x": (1, 9)}
 
 
 def trajectory(learned, theta, params, grads):
@@ -105,11 +105,11 @@ def trajectory(learned, theta, params, grads):
     return optimizer.update(grads, state, params)
 
 
-def example(preset):
+def example(preset, names=tuple(SHAPES)):
     theta = rule(preset, 10).init(KEY)
     theta = jax.tree.map(lambda leaf: leaf + 0.05 * normal(leaf.size, leaf.shape), theta)
-    params = {name: normal(i, shape) for i, (name, shape) in enumerate(SHAPES.items())}
-    grads = {name: normal(10 + i, shape) for i, (name, shape) in enumerate(SHAPES.items())}
+    params = {name: normal(i, SHAPES[name]) for i, name in enumerate(names)}
+    grads = {name: normal(10 + i, SHAPES[name]) for i, name in enumerate(names)}
     return theta, params, grads
 
 
@@ -133,7 +133,7 @@ def test_block_size_changes_nothing(preset):
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_block_size_changes_no_meta_gradient(preset):
-    theta, params, grads = example(preset)
+    theta, params, grads = example(preset, ("b", "conv"))
 
     def run(block_size):
         def loss(theta, params, grads):
@@ -147,7 +147,7 @@ def test_block_size_changes_no_meta_gradient(preset):
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_block_size_changes_nothing_under_vmap(preset):
-    theta, params, grads = example(preset)
+    theta, params, grads = example(preset, ("b", "conv"))
     thetas = jax.tree.map(lambda leaf: jnp.stack([leaf, 0.5 * leaf]), theta)
 
     def run(block_size, theta):
@@ -160,13 +160,13 @@ def test_block_size_changes_nothing_under_vmap(preset):
 
 
 MEMORY = """
-import json, resource, sys
+import json, sys
 import jax, jax.numpy as jnp
 import lopt
 
-def resident():
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * resource.getpagesize()
+def memory(field):
+    with open("/proc/self/status") as file:
+        return 1024 * next(int(line.split()[1]) for line in file if line.startswith(field))
 
 shape = tuple(json.loads(sys.argv[1]))
 learned = lopt.adafactor_mlp()
@@ -181,10 +181,11 @@ def update(theta, grads, state, params):
 compiled = jax.jit(update, donate_argnums=2).lower(theta, grads, state, params).compile()
 size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
 jax.block_until_ready((params, grads, state))
-before = resident()
+before = memory("VmRSS")
 updates, state = jax.block_until_ready(compiled(theta, grads, state, params))
-# The peak counts since the process began, with the compiler and the random numbers.
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+# The peak since the process began, with the compiler and the random numbers. (That of
+# resource.getrusage would count what the parent process held when it started this one.)
+peak = memory("VmHWM")
 print(json.dumps({
     "state": size,
     "temporary": compiled.memory_analysis().temp_size_in_bytes,
@@ -196,13 +197,13 @@ print(json.dumps({
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc and ru_maxrss in kB")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize("shape", [(2500, 4000), (10_000_000,)])
 def test_ten_million_weights_take_less_than_a_gigabyte_beyond_their_state(shape):
     command = [sys.executable, "-c", MEMORY, json.dumps(shape)]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    measured = json.loads(output)
-    print({name: f"{n / 1e6:.0f} MB" for name, n in measured.items() if name != "finite"})
+    finished = subprocess.run(command, check=True, capture_output=True, text=True)
+    measured = json.loads(finished.stdout)
+    print(measured)
     assert measured["finite"]
     assert measured["moved"] > 0
     assert measured["temporary"] < 1e9

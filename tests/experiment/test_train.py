@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -98,7 +99,7 @@ def test_a_run_keeps_its_last_checkpoints_and_its_weights(run):
     assert learned == build(str(RECIPE)).learned
     assert set(theta) == {"learning_rate"}
     optimizer = storage.load_optimizer(run)
-    assert optimizer.init({"w": np.zeros(2)}) is not None
+    assert optimizer.init({"w": jnp.zeros(2)}) is not None
 
 
 def test_resuming_a_finished_run_changes_nothing(run):

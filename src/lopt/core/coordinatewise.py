@@ -195,7 +195,7 @@ class Coordinatewise(AbstractLearnedOptimizer):
 def _tensor(leaf: Tensor) -> Tensor:
     """Gives a scalar one axis, and a half-precision array the precision of accumulators."""
     array = jnp.atleast_1d(leaf)
-    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+    return array.astype(jnp.float32) if jnp.finfo(array.dtype).bits < 32 else array
 
 
 def _cast(theta: Theta, tensor: Tensor) -> Theta:

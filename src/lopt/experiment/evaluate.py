@@ -120,13 +120,7 @@ def compare(
     keys = jax.random.split(key, evaluation.num_seeds)
     results = [_learned_runs(evaluation, learned, theta, keys)]
     for name, (factory, rates) in BASELINES.items():
-        results.append(_tuned_runs(evaluation, name, factory, rates, keys))
-    default = learnable(optax.adam, learning_rate=DEFAULT_ADAM)
-    losses, final, accuracy = _train_all(
-        evaluation.task, default, default.init(keys[0]), evaluation.horizon, keys
-    )
-    name = f"Adam {DEFAULT_ADAM:g}"
-    results.append(Runs(name, DEFAULT_ADAM, False, *map(np.asarray, (losses, final, accuracy))))
+        results += _tuned_runs(evaluation, name, factory, rates, keys)
     return Comparison(evaluation, tuple(results))
 
 
@@ -139,23 +133,24 @@ def _learned_runs(
 
 def _tuned_runs(
     evaluation: Evaluation, name: str, factory: Any, rates: np.ndarray, keys: Keys
-) -> Runs:
+) -> list[Runs]:
+    """Returns the runs at the best of `rates`; for Adam also those at its default rate."""
     learned = learnable(factory, learning_rate=1.0)
-    thetas = {"learning_rate": jnp.log(jnp.asarray(rates, float))}
+    tried = np.append(rates, DEFAULT_ADAM) if name == "Adam" else rates
+    thetas = {"learning_rate": jnp.log(jnp.asarray(tried, float))}
     many = eqx.filter_jit(eqx.filter_vmap(_train_all, in_axes=(None, None, 0, None, None)))
     losses, final, accuracy = map(
         np.asarray, many(evaluation.task, learned, thetas, evaluation.horizon, keys)
     )
-    means = final.mean(axis=1)
+    means = final[: len(rates)].mean(axis=1)
     best = int(np.argmin(np.where(np.isfinite(means), means, np.inf)))
-    return Runs(
-        name,
-        float(rates[best]),
-        best in (0, len(rates) - 1),
-        losses[best],
-        final[best],
-        accuracy[best],
-    )
+
+    def runs(i: int, name: str) -> Runs:
+        at_edge = i in (0, len(rates) - 1)
+        return Runs(name, float(tried[i]), at_edge, losses[i], final[i], accuracy[i])
+
+    default = [runs(i, f"Adam {tried[i]:g}") for i in range(len(rates), len(tried))]
+    return [runs(best, name), *default]
 
 
 @eqx.filter_jit

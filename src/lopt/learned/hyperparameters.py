@@ -100,8 +100,12 @@ class Learnable(AbstractLearnedOptimizer):
 
 def _in_precision_of(theta: Theta, tree: Params | None) -> Params | None:
     """Gives arrays at least the precision of theta: in bfloat16 a decay of 0.999 is one."""
-    dtype = jnp.result_type(*jax.tree.leaves(theta))
-    return jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, dtype)), tree)
+
+    def bits(dtype: Any) -> int:
+        return jnp.finfo(dtype).bits
+
+    widest = max((leaf.dtype for leaf in jax.tree.leaves(theta)), key=bits)
+    return jax.tree.map(lambda leaf: leaf.astype(max(leaf.dtype, widest, key=bits)), tree)
 
 
 def learnable(

@@ -1,0 +1,90 @@
+"""Speed of meta-training: estimators by rules by tasks. Run by hand; arguments select rows.
+
+16 particles, truncation 20, horizon 100. Steps count every unrolled inner step of every particle
+and of both antithetic partners. Each row is a process of its own. For example:
+
+    python benchmarks/meta_training.py PES adafactor_mlp
+"""
+
+import json
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from common import in_own_process, measure, show
+
+import lopt
+
+PARTICLES, TRUNCATION, HORIZON = 16, 20, 100
+TASKS = ("quadratic", "8x8 MLP")
+RULES = ("small_mlp", "adafactor_mlp")
+ESTIMATORS = ("PES", "ES", "TruncatedBackprop")
+
+
+def build_task(name: str) -> lopt.AbstractTask:
+    if name == "quadratic":
+        return lopt.tasks.Quadratic(jnp.full(10, 2.0), jnp.zeros(10))
+    images = np.random.default_rng(0).integers(0, 256, (1500, 8, 8, 1), np.uint8)
+    data = lopt.tasks.image_data(images, np.arange(1500) % 10, None, None, 10, 8)
+    return lopt.tasks.mlp_classification(data, (32,), batch_size=128)
+
+
+def row(estimator: str, rule: str, task: str, at_once: str) -> dict:
+    learned, key = getattr(lopt, rule)(), jax.random.key(0)
+    inner = lopt.InnerTraining(build_task(task), learned, HORIZON)
+    one, steps = {
+        "PES": (lambda: lopt.PES(inner, TRUNCATION), 2 * TRUNCATION),
+        "ES": (lambda: lopt.ES(inner), 2 * HORIZON),
+        "TruncatedBackprop": (lambda: lopt.TruncatedBackprop(inner, TRUNCATION), TRUNCATION),
+    }[estimator]
+    meta = lopt.Mean(one(), PARTICLES, int(at_once) or None)
+    optimizer = optax.adam(1e-3)
+    state = lopt.start(meta, optimizer, learned.init(key), key)
+    outer_steps = 50 if task == "quadratic" else 3
+    result = measure(
+        lopt.unroll,
+        (meta, optimizer, state, outer_steps),
+        lambda arguments, outputs: (*arguments[:2], outputs[0], arguments[3]),
+    )
+    total = outer_steps * PARTICLES * steps
+    return result | {
+        "outer": outer_steps / result["seconds"],
+        "inner": total / result["seconds"],
+        "slowest_inner": total / result["slowest"],
+        "fastest_inner": total / result["fastest"],
+    }
+
+
+def main(selected: list[str]) -> None:
+    at_once = next((word for word in selected if word.isdigit()), "0")
+    selected = [word for word in selected if not word.isdigit()]
+    rows = []
+    for task in TASKS:
+        for rule in RULES:
+            for estimator in ESTIMATORS:
+                if not set(selected) <= {task, rule, estimator}:
+                    continue
+                result = in_own_process(__file__, estimator, rule, task, at_once)
+                rows.append(
+                    [
+                        f"{estimator}, {rule}, {task}",
+                        f"{result['outer']:,.1f}",
+                        f"{result['inner']:,.0f}",
+                        f"{result['slowest_inner']:,.0f} to {result['fastest_inner']:,.0f}",
+                        f"{result['trace']:.1f} + {result['compile']:.1f}",
+                        f"{result['temporary_mb']:.0f}",
+                        f"{result['mb_beyond_process']:.0f}",
+                    ]
+                )
+    headings = ["estimator, rule, task", "outer steps/s", "inner steps/s", "from, to"]
+    headings += ["trace + compile s", "temporary MB", "MB beyond process"]
+    show("Meta-training: 16 particles, truncation 20", headings, rows)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--row"]:
+        print(json.dumps(row(*sys.argv[2:])))
+    else:
+        main(sys.argv[1:])

@@ -1,0 +1,116 @@
+"""What README.md and docs/ say is true: their Python runs, their links and commands work."""
+
+import itertools
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lopt.experiment.registry import build, recipe_names
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+IDS = [page.stem for page in PAGES]
+
+# A run like that of `make demo`, but tiny.
+TINY_RUN = """
+from pathlib import Path
+from lopt.experiment.cache import use_compilation_cache
+from lopt.experiment.train import create, train
+use_compilation_cache()
+folder = Path("runs/digits")
+settings = ("outer_steps=2", "horizon=4", "truncation=2", "particles=2")
+train(create(folder, "digits", settings), folder, show_progress=False)
+"""
+
+
+def python_of(page: Path) -> str:
+    """Returns the Python of a page, every line of it at its place, so that tracebacks fit."""
+    lines, inside = [], False
+    for line in page.read_text().splitlines():
+        if line.startswith("```"):
+            inside = line == "```python"
+            lines.append("")
+        else:
+            lines.append(line if inside else "")
+    return "\n".join(lines)
+
+
+def commands_of(page: Path) -> list[list[str]]:
+    """Returns the lopt commands of a page, as lists of words."""
+    blocks = re.findall(r"^```(?:sh|console)\n(.*?)^```", page.read_text(), re.DOTALL | re.M)
+    lines = [line.removeprefix("$ ") for block in blocks for line in block.splitlines()]
+    return [shlex.split(line, comments=True) for line in lines if line.startswith("lopt ")]
+
+
+def execute(script: str, folder: Path) -> None:
+    environment = {
+        "PATH": "/usr/bin:/bin",
+        "HOME": str(folder),
+        "LOPT_CACHE_DIR": str(folder),
+        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+    }
+    path = folder / "page.py"
+    path.write_text(script)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", path],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny_run")
+    execute(TINY_RUN, folder)
+    return folder / "runs"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_python_runs(page, request, tmp_path):
+    script = python_of(page)
+    if not script.strip():
+        return
+    if "runs/digits" in script:
+        shutil.copytree(request.getfixturevalue("tiny_run"), tmp_path / "runs")
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    execute(script, tmp_path)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_commands_name_recipes_and_their_fields(page):
+    for words in commands_of(page):
+        assert words[1] in ("train", "evaluate", "--help"), words
+        settings = [after for word, after in itertools.pairwise(words) if word == "--set"]
+        if words[1] == "train" and words[2] in recipe_names():
+            build(words[2], settings)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)", page.read_text()):
+        if "://" not in target and not target.startswith("#"):
+            assert (page.parent / target.partition("#")[0]).exists(), target
+
+
+def test_readme_names_the_targets_of_the_makefile():
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M)
+    for target in re.findall(r"`make ([a-z]+)", (ROOT / "README.md").read_text()):
+        assert target in targets, target
+
+
+def test_sphinx_builds_without_a_warning(tmp_path):
+    pytest.importorskip("myst_parser")
+    command = [sys.executable, "-m", "sphinx", "--fail-on-warning", "-q", ROOT / "docs", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,77 @@
+"""Examples run as a user runs them: in a process of their own, with JAX as it comes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+
+# Runs an example's main and prints what it returns.
+CALL = """
+import json, runpy, sys
+import numpy as np
+results = runpy.run_path(sys.argv[1])["main"](*sys.argv[2:])
+print(json.dumps({name: np.asarray(value).tolist() for name, value in results.items()}))
+"""
+
+
+def run(*arguments: str | Path, **environment: str) -> str:
+    """Runs Python, warnings as errors, with a compilation cache; returns what it prints."""
+    own = {
+        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+    }
+    command = [sys.executable, "-W", "error", *map(str, arguments)]
+    done = subprocess.run(
+        command, env=os.environ | own | environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def tutorial(data: str, **environment: str) -> dict[str, np.ndarray]:
+    printed = run("-c", CALL, ROOT / "examples" / "tutorial.py", data, **environment)
+    results = json.loads(printed.splitlines()[-1])
+    return {name: np.asarray(value) for name, value in results.items()}
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_examples_are_short(path):
+    assert len(path.read_text().splitlines()) <= 100
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_examples_run(path):
+    if path.stem != "tutorial":  # it has tests of its own
+        run(path)
+
+
+def test_tutorial_on_digits():
+    found = tutorial("digits")
+    for name in ("sgd", "own"):
+        assert found[name].shape == (1000,)
+        assert abs(found[name][0] - 2.3) < 0.2
+        assert found[name][-100:].mean() < 0.2
+    assert found["own"][-100:].mean() < found["sgd"][-100:].mean()
+    assert found["slope"] < 0  # a larger rate would help
+    assert found["meta"][-500:].mean() < 0.6 * found["meta"][:20].mean()
+    assert abs(found["rates"][0] - 1e-3) < 1e-6
+    assert found["rates"][-1] > 0.03
+
+
+def test_tutorial_gives_the_published_figures_on_fashion_mnist(data_folder):
+    found = tutorial("fashion_mnist", LOPT_DATA_DIR=str(data_folder))
+    assert abs(found["sgd"][0] - 2.34) < 0.12
+    assert abs(found["sgd"][-100:].mean() - 0.6) < 0.12
+    assert abs(found["slope"] + 0.0405) < 0.015
+    assert abs(found["meta"][:20].mean() - 2.25) < 0.05
+    assert abs(found["meta"][-500:].mean() - 1.23) < 0.03
+    assert abs(found["rates"][0] - 1e-3) < 1e-6
+    assert abs(found["rates"][-500:].mean() - 0.055) < 0.01
