@@ -1,15 +1,16 @@
 # Two commands: `make demo` runs the main job, `make test` the tests. Both set up .venv first.
-# `make test PYTHON=python3.13 VENV=.venv313` does so with another Python.
+# `make test PYTHON=python3.13` does so with another Python, in place of the .venv that is there.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+STAMP := $(VENV)/.installed-$(VERSION)
 
 .PHONY: demo test slow check docs clean
 
 demo: $(STAMP)
-	$(BIN)/lopt train digits --run runs/digits
+	$(BIN)/lopt train digits
 
 test: $(STAMP) check
 	$(BIN)/python -m pytest -m "not slow"
@@ -26,11 +27,12 @@ docs: $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going docs docs/_build
 
-# The version of the interpreter is part of the name, so that another PYTHON makes another .venv.
+# Debian keeps ensurepip in a package of its own; without it, the pip at hand installs another.
 $(STAMP): pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lopt needs Python 3.11 or newer; try make PYTHON=python3.11")'
-	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lopt needs Python 3.11 or newer; try make $(MAKECMDGOALS) PYTHON=python3.11")'
+	$(PYTHON) -m venv --clear $(VENV) || { \
+		$(PYTHON) -m venv --clear --without-pip $(VENV) && \
+		$(PYTHON) -m pip --python $(BIN)/python install --quiet pip; }
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	touch $@
 

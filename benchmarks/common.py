@@ -1,12 +1,13 @@
 """What both benchmarks share: rows in processes of their own, medians, a table."""
 
 import json
-import resource
+import re
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,8 +16,12 @@ from rich.table import Table
 
 
 def megabytes() -> float:
-    """Peak resident memory of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Peak resident memory of this process so far.
+
+    Not `getrusage`: a child inherits its parent's peak from it.
+    """
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
 
 
 def measure(function: Any, arguments: tuple[Any, ...], carry: Callable, repeats: int = 7) -> dict:

@@ -13,7 +13,10 @@ from common import in_own_process, measure, show
 
 import lopt
 
-NETWORKS = {"8x8 MLP (2,410 weights)": (8, (32,), 200), "MLP of 992,960 weights": (28, (800, 450), 5)}
+NETWORKS = {
+    "8x8 MLP (2,410 weights)": (8, (32,), 200),
+    "MLP of 992,960 weights": (28, (800, 450), 5),
+}
 OPTIMIZERS = ("Adam", "small_mlp", "adafactor_mlp")
 
 

@@ -1,5 +1,4 @@
 """From a task to a trained optimizer; on Fashion-MNIST if its files are there, else digits."""
-# ruff: noqa: D102
 
 import jax
 import jax.numpy as jnp

@@ -28,9 +28,12 @@ RULES = {"small_mlp": lopt.small_mlp((4,)), "adafactor_mlp": lopt.adafactor_mlp(
 ALL = HAND_MADE | RULES
 each = pytest.mark.parametrize("name", ALL)
 
-PARAMS = {"a": jnp.array([0.5, -1.0, 2.0]), "deep": [{"w": jnp.ones((2, 3))}, (jnp.array(0.3),)]}
+PARAMS = {
+    "a": jnp.array([0.5, -1.0, 2.0]),
+    "deep": [{"w": jnp.ones((2, 3))}, (jnp.array(0.3, float),)],
+}
 GRADS = jax.tree.map(lambda leaf: jnp.cos(3 * leaf), PARAMS)
-VALUE = jnp.array(1.7)
+VALUE = jnp.array(1.7, float)
 
 
 def assert_close(ours, theirs):

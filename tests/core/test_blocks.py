@@ -85,9 +85,7 @@ def test_derivatives_of_slabs():
 def rule(preset, block_size):
     """Returns the preset with slabs of a few coordinates, and steps that are not tiny."""
     learned = preset(hidden=(5,), exp_multiplier=0.1, step_multiplier=0.1)
-    return lopt.Coordinatewise(
-        learned.features, learned.rule, learned.scale, block_size=block_size
-    )
+    return lopt.Coordinatewise(learned.features, learned.rule, learned.scale, block_size=block_size)
 
 
 PRESETS = [lopt.small_mlp, lopt.adafactor_mlp]

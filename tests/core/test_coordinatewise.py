@@ -91,8 +91,7 @@ def perceptron(theta, inputs):
     for i in range(last + 1):
         weights, bias = np.asarray(theta[f"w{i}"]), np.asarray(theta[f"b{i}"])
         inputs = [
-            sum(x * weights[j, k] for j, x in enumerate(inputs)) + bias[k]
-            for k in range(len(bias))
+            sum(x * weights[j, k] for j, x in enumerate(inputs)) + bias[k] for k in range(len(bias))
         ]
         if i < last:
             inputs = [max(0.0, x) for x in inputs]
@@ -208,7 +207,7 @@ def test_bad_input_is_refused():
     state = learned.begin(theta, params)
     with pytest.raises(ValueError, match=r"params=None.*pass them"):
         learned.optimizer(theta).update(params, state)
-    with pytest.raises(ValueError, match=r"structure.*must be that of params"):
+    with pytest.raises(ValueError, match=r"structure.*but params has.*same pytree"):
         learned.update(theta, {"b": jnp.ones(3)}, state, params)
     with pytest.raises(ValueError, match=r"block_size=0\) must be at least 1"):
         lopt.Coordinatewise(learned.features, learned.rule, learned.scale, block_size=0)
@@ -225,10 +224,10 @@ def test_bad_input_is_refused():
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32, jnp.float64])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
 def test_updates_have_the_dtype_of_params(preset, dtype):
     learned, theta = build(preset)
-    params = {"b": normal(0, (3,), dtype), "other": jnp.ones(2, jnp.float32), "s": normal(1, (), dtype)}
+    params = {"b": normal(0, (3,), dtype), "s": normal(1, (), dtype), "x": jnp.ones(2, jnp.float32)}
     grads = jax.tree.map(jnp.cos, params)
     optimizer = learned.optimizer(theta)
     state = optimizer.init(params)
@@ -239,13 +238,13 @@ def test_updates_have_the_dtype_of_params(preset, dtype):
         assert all(jax.tree.leaves(same))
         state = new
     for leaf in jax.tree.leaves(state.features):
-        assert leaf.dtype in (jnp.float32, jnp.float64)
+        assert leaf.dtype == jnp.float32
     # In half precision the update is that of single precision, rounded.
     single = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), (params, grads))
     state = optimizer.init(single[0])
     for _ in range(2):
         expected, state = optimizer.update(single[1], state, single[0])
-    rtol = 1e-4 if dtype in (jnp.float32, jnp.float64) else float(jnp.finfo(dtype).eps)
+    rtol = max(1e-4, float(jnp.finfo(dtype).eps))
     for name, update in updates.items():
         np.testing.assert_allclose(update.astype(float), expected[name], rtol=rtol, atol=1e-5)
 

@@ -162,6 +162,7 @@ class TestBadInput:
             (["train", RECIPE, "--set", "outer_steps=many"], ["many"]),
             (["train", RECIPE, "--set", "outer_steps=0"], ["outer_steps=0"]),
             (["train", RECIPE, "--set", "outer_steps=2.5"], ["float", "int"]),
+            (["train", "digits", "--set", "estimator=guess"], ["guess", "pes"]),
             (["train", RECIPE, "--set", "truncation=3"], ["truncation=3", "try 2 or 4"]),
             (["train", "--resume", "nowhere"], ["nowhere"]),
             (["evaluate", "nowhere"], ["nowhere"]),
@@ -188,3 +189,47 @@ def test_recipes_that_come_along_can_be_built():
     assert "digits" in recipe_names()
     for name in recipe_names():
         assert build(name).outer_steps > 0
+
+
+def test_a_run_is_evaluated_and_a_second_start_compiles_nothing(tmp_path, environment):
+    arguments = ["train", RECIPE, "--set", "outer_steps=4", "--set", "evaluate=True"]
+    compiled = Path(environment["LOPT_CACHE_DIR"]) / "compiled"
+    programs = []
+    for name in ("first", "second"):
+        done = lopt(environment, *arguments, "--run", tmp_path / name)
+        assert done.returncode == 0, done.stderr
+        assert "tuned Adam" in done.stdout
+        programs.append({path.name for path in compiled.iterdir() if "atime" not in path.name})
+    assert programs[0] == programs[1] != set()
+    assert values(tmp_path / "first") == values(tmp_path / "second")
+    report = read_json(tmp_path / "first" / "report.json")
+    done = lopt(environment, "evaluate", tmp_path / "first")
+    assert done.returncode == 0, done.stderr
+    assert read_json(tmp_path / "first" / "report.json") == report
+
+
+def test_a_rule_of_ones_own_is_trained_and_loaded_with_its_recipe(tmp_path):
+    folder = tmp_path / "run"
+    experiment = create(folder, str(RECIPE), ["outer_steps=4", "own=True"])
+    theta = train(experiment, folder, show_progress=False)
+    with pytest.raises(ValueError, match="describes no optimizer"):
+        storage.load(folder)
+    _, again = storage.load(folder, experiment.learned)
+    assert again == theta
+    other = build("digits", ["outer_steps=1"]).learned
+    with pytest.raises(ValueError, match="does not fit"):
+        storage.load(folder, other)
+
+
+@pytest.mark.slow
+def test_the_main_job_runs_from_the_command_line_to_its_report(tmp_path, environment):
+    """Four outer steps of it, on digits only: what else is found differs between machines."""
+    settings = ["outer_steps=4", "particles=2", "horizon=10", "truncation=5", "hidden=4"]
+    arguments = [word for setting in settings for word in ("--set", setting)]
+    quiet = environment | {"LOPT_DATA_DIR": str(tmp_path)}
+    done = lopt(quiet, "train", "digits", *arguments, "--run", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    report = read_json(tmp_path / "run" / "report.json")
+    assert [e["trained_on"] for e in report["evaluations"]].count(True) == 1
+    for name in ("curves.png", "meta_training.png"):
+        assert (tmp_path / "run" / name).stat().st_size > 10_000

@@ -30,7 +30,7 @@ def train(
     """Meta-train an optimizer, then evaluate it.
 
     Args:
-        recipe: the name of a recipe (digits, tutorial), or a Python file that defines one.
+        recipe: the name of a recipe, such as digits, or a Python file that defines one.
         settings: change a field of the recipe; may be repeated.
         run: the folder of the new run; runs/RECIPE, numbered if need be, by default.
         resume: the folder of a run to continue, instead of a recipe.
@@ -79,12 +79,7 @@ def _evaluate(experiment: "Experiment", folder: Path, console: Console) -> None:
     from lopt.experiment.report import write_report
     from lopt.experiment.storage import load
 
-    learned, theta = load(folder)
-    if learned != experiment.learned:
-        raise ValueError(
-            f"{folder / 'weights.safetensors'} holds the weights of another optimizer than the "
-            f"recipe of {folder} gives: {learned}."
-        )
+    learned, theta = load(folder, experiment.learned)
     if not experiment.evaluations:
         console.print(f"Trained; weights in {folder / 'weights.safetensors'}.", highlight=False)
         return

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from lopt.experiment.cache import cache_folder
 from lopt.tasks.data import ImageData, image_data
 
 NAMES = ("digits", "mnist", "fashion_mnist")
@@ -81,7 +82,7 @@ def available(name: str, folder: str | os.PathLike | None = None) -> bool:
         ValueError: if the name is unknown.
     """
     _check_name("available", name)
-    places = [Path(folder)] if folder is not None else [*_data_folder(name), _cache_folder(name)]
+    places = [Path(folder)] if folder is not None else [*_data_folder(name), cache_folder() / name]
     return name == "digits" or any(not _missing(place) for place in places)
 
 
@@ -103,15 +104,6 @@ def _data_folder(name: str) -> list[Path]:
     """Returns `$LOPT_DATA_DIR/<name>`, or nothing if it is not set."""
     root = os.environ.get("LOPT_DATA_DIR")
     return [Path(root) / name] if root else []
-
-
-def _cache_folder(name: str) -> Path:
-    root = os.environ.get("LOPT_CACHE_DIR")
-    if root:
-        return Path(root) / name
-    import pooch
-
-    return Path(pooch.os_cache("lopt")) / name
 
 
 def _missing(folder: Path) -> list[str]:
@@ -144,7 +136,7 @@ def _download(name: str) -> list[Path]:
     """
     import pooch
 
-    folder = _cache_folder(name)
+    folder = cache_folder() / name
     try:
         return [
             Path(pooch.retrieve(ADDRESSES[name] + file, f"md5:{checksum}", file, folder))

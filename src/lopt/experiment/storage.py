@@ -32,11 +32,26 @@ def save(path: str | Path, learned: AbstractLearnedOptimizer, theta: Theta) -> N
     write_bytes(Path(path), _to_bytes(theta, metadata))
 
 
-def load(path: str | Path) -> tuple[AbstractLearnedOptimizer, Theta]:
+def save_weights(path: Path, learned: AbstractLearnedOptimizer, theta: Theta) -> None:
+    """Saves weights also of an optimizer that has parts from elsewhere.
+
+    Its configuration is then not in the file: `load` needs to be given the learned optimizer.
+    """
+    try:
+        save(path, learned, theta)
+    except TypeError:
+        write_bytes(path, _to_bytes(theta, {}))
+
+
+def load(
+    path: str | Path, learned: AbstractLearnedOptimizer | None = None
+) -> tuple[AbstractLearnedOptimizer, Theta]:
     """Loads what `save` saved.
 
     Args:
         path: of the file, or of a run's folder, which holds its latest weights.
+        learned: the learned optimizer, for weights of one that has parts from outside of lopt;
+            by default it is made as the file describes.
 
     Returns:
         The learned optimizer and its theta; `learned.optimizer(theta)` is an Optax optimizer.
@@ -48,21 +63,33 @@ def load(path: str | Path) -> tuple[AbstractLearnedOptimizer, Theta]:
     path = Path(path)
     path = path / "weights.safetensors" if path.is_dir() else path
     arrays, metadata = _read(path)
-    if "lopt" not in metadata:
-        raise ValueError(f"{path} was not written by lopt.save: it describes no optimizer.")
-    learned = restore(json.loads(metadata["lopt"]))
+    if learned is None and "lopt" not in metadata:
+        raise ValueError(
+            f"{path} describes no optimizer (lopt.save did not write it, or its optimizer has "
+            "parts from outside of lopt); give it, as in load(path, learned)."
+        )
+    if learned is None:
+        learned = restore(json.loads(metadata["lopt"]))
     if not isinstance(learned, AbstractLearnedOptimizer):
         raise ValueError(f"{path} describes {learned}, which is not a learned optimizer.")
     like = eqx.filter_eval_shape(learned.init, jax.random.key(0))
     return learned, _fill(like, arrays, path, check_dtypes=False)
 
 
-def load_optimizer(path: str | Path) -> optax.GradientTransformationExtraArgs:
+def load_optimizer(
+    path: str | Path, learned: AbstractLearnedOptimizer | None = None
+) -> optax.GradientTransformationExtraArgs:
     """Loads saved weights as an Optax optimizer, to be used wherever Optax is used.
 
-    Args, raises: as `load`.
+    Args:
+        path: as for `load`.
+        learned: as for `load`.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is damaged, or its weights do not fit.
     """
-    learned, theta = load(path)
+    learned, theta = load(path, learned)
     return learned.optimizer(theta)
 
 

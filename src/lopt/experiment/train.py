@@ -121,7 +121,7 @@ def train(experiment: Experiment, folder: Path, *, show_progress: bool = True) -
             log.flush()
             done += num_steps
             storage.save_checkpoint(folder / "checkpoints", done, state)
-            storage.save(folder / "weights.safetensors", experiment.learned, state.params)
+            storage.save_weights(folder / "weights.safetensors", experiment.learned, state.params)
             skipped = int(state.opt_state.total_notfinite)
             advance(num_steps, float(np.mean(record["meta_loss"])), skipped)
     return state.params

@@ -1,0 +1,294 @@
+"""Exported means tested: what every task, every estimator and every learned optimizer must do.
+
+The tests go through `__all__` of each wing. Whatever is exported and cannot be built without
+arguments needs a line in one of the tables below; a test fails if it has none.
+"""
+
+import inspect
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import lopt
+from lopt.core import (
+    AbstractGradientEstimator,
+    AbstractLearnedOptimizer,
+    AbstractStatefulTask,
+    AbstractTaskFamily,
+)
+
+KEY = jax.random.key(0)
+
+
+def exported(wing, kind):
+    """Returns the names of concrete classes of a kind, and of functions that return one."""
+    names = []
+    for name in wing.__all__:
+        thing = getattr(wing, name)
+        made = thing if isinstance(thing, type) else inspect.signature(thing).return_annotation
+        abstract = inspect.isabstract(thing)
+        if isinstance(made, type) and issubclass(made, kind) and not abstract:
+            names.append(name)
+    return names
+
+
+def count_traces():
+    """Returns a function to record losses with, and the list that grows when it is traced."""
+    traces = []
+
+    def record(step):
+        traces.append(step)
+        return step.loss
+
+    return record, traces
+
+
+def assert_like(ours, theirs):
+    """Checks structure, shapes and dtypes."""
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+
+
+def assert_equal(ours, theirs):
+    """Checks that two trees are the same to the last bit, keys included."""
+    assert_like(ours, theirs)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            a, b = jax.random.key_data(a), jax.random.key_data(b)
+        np.testing.assert_array_equal(a, b)
+
+
+def is_finite(tree):
+    return all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(tree))
+
+
+# ---------------------------------------------------------------------------------------------
+# Learned optimizers
+# ---------------------------------------------------------------------------------------------
+
+LEARNED = {
+    "learnable": lambda: lopt.learnable(optax.sgd, learning_rate=0.1),
+    "Learnable": lambda: lopt.learnable(optax.adam, learning_rate=0.1, b1=0.8),
+}
+
+
+@pytest.mark.parametrize("name", exported(lopt.learned, AbstractLearnedOptimizer))
+def test_every_learned_optimizer(name):
+    learned = LEARNED.get(name, getattr(lopt.learned, name))()
+    theta = learned.init(KEY)
+    for leaf in jax.tree.leaves(theta):
+        assert jnp.issubdtype(leaf.dtype, jnp.floating)
+        assert not leaf.weak_type
+    assert_equal(learned.init(KEY), theta)
+    params = {
+        "a": [jnp.ones((2, 3)), (jnp.full((), 0.5, float),)],
+        "b": {"c": jnp.zeros(4), "d": None},
+    }
+    state, traces = learned.optimizer(theta).init(params), 0
+
+    @jax.jit
+    def update(*args, **keywords):
+        nonlocal traces
+        traces += 1
+        return learned.update(*args, **keywords)
+
+    for step in range(3):
+        grads = jax.tree.map(lambda p, step=step: jnp.cos(p + step), params)
+        updates, new = update(theta, grads, state, params, value=jnp.full((), 1.0, float))
+        assert_like(updates, params)
+        assert_like(new, state)
+        assert is_finite((updates, new))
+        assert any(jnp.abs(leaf).max() > 0 for leaf in jax.tree.leaves(updates))
+        params, state = optax.apply_updates(params, updates), new
+    assert traces == 1
+
+
+@pytest.mark.parametrize("name", exported(lopt.learned, AbstractLearnedOptimizer))
+def test_every_learned_optimizer_has_a_meta_gradient(name):
+    learned = LEARNED.get(name, getattr(lopt.learned, name))()
+    meta = lopt.MetaTask(lopt.InnerTraining(lopt.tasks.QuadraticFamily(2), learned, 3))
+    theta = meta.init(KEY)
+    # The derivative of JAX's own `pow` does not go with strict promotion.
+    with jax.numpy_dtype_promotion("standard"):
+        loss, grads = jax.jit(jax.value_and_grad(meta.loss))(theta, meta.batch(KEY))
+    assert is_finite((loss, grads))
+    assert_like(grads, theta)
+    assert any(jnp.abs(leaf).max() > 0 for leaf in jax.tree.leaves(grads))
+
+
+# ---------------------------------------------------------------------------------------------
+# Estimators
+# ---------------------------------------------------------------------------------------------
+
+INNER = lopt.InnerTraining(lopt.tasks.QuadraticFamily(2), lopt.LearnableSGD(0.1), horizon=4)
+META = optax.sgd(0.01, momentum=0.9)  # Adam's b1 ** count does not go with strict promotion
+
+ESTIMATORS = {
+    "ES": lambda: lopt.ES(INNER),
+    "Mean": lambda: lopt.Mean(lopt.ES(INNER), 4, at_once=2),
+    "PES": lambda: lopt.PES(INNER, truncation=2),
+    "TruncatedBackprop": lambda: lopt.TruncatedBackprop(INNER, truncation=2),
+}
+
+
+def test_every_estimator_is_in_the_table():
+    assert set(exported(lopt.estimators, AbstractGradientEstimator)) <= set(ESTIMATORS)
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_every_estimator(name):
+    estimator, theta = ESTIMATORS[name](), INNER.learned.init(KEY)
+    state = estimator.prepare(theta, KEY)
+    traces = 0
+
+    @jax.jit
+    def estimate(*args):
+        nonlocal traces
+        traces += 1
+        return estimator.estimate(*args)
+
+    first = estimate(theta, state, KEY)
+    assert_like(first[0].grads, theta)
+    assert first[0].loss.shape == ()
+    assert_like(first[1], state)
+    assert is_finite(first[0])
+    assert_equal(estimate(theta, state, KEY), first)  # all that is random comes from the key
+    other, _ = estimate(theta, state, jax.random.key(1))
+    later, _ = estimate(theta, first[1], jax.random.key(1))
+    # A window of truncated backpropagation needs its key only if the episode is over.
+    assert any(
+        bool(jnp.any(a.grads["learning_rate"] != first[0].grads["learning_rate"]))
+        for a in (other, later)
+    )
+    assert traces == 1
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_every_estimator_in_a_mean_and_in_halves(name):
+    estimator, theta = lopt.Mean(ESTIMATORS[name](), 3), INNER.learned.init(KEY)
+    record, traces = count_traces()
+    begin = lopt.start(estimator, META, theta, KEY)
+    assert_like(begin.params, theta)
+    half, first = lopt.unroll(estimator, META, begin, 2, record=record)
+    assert_like(half, begin)
+    count = len(traces)
+    halves, second = lopt.unroll(estimator, META, half, 2, record=record)
+    assert len(traces) == count, "the second call was traced again"
+    whole, losses = lopt.unroll(estimator, META, begin, 4, record=record)
+    assert_equal(halves, whole)
+    np.testing.assert_array_equal(jnp.concatenate([first, second]), losses)
+    assert is_finite(losses)
+
+
+# ---------------------------------------------------------------------------------------------
+# Tasks
+# ---------------------------------------------------------------------------------------------
+
+
+def digits(seed):
+    """Returns noise in the shape of images, which is all that these tests need."""
+    generator = np.random.default_rng(seed)
+    images = generator.integers(0, 256, (40, 4, 4, 1), dtype=np.uint8)
+    return lopt.tasks.image_data(
+        images, generator.integers(0, 3, 40), None, None, num_classes=3, size=4
+    )
+
+
+def classification(seed=0):
+    return lopt.tasks.mlp_classification(digits(seed), (5,), jnp.tanh, batch_size=6)
+
+
+QUADRATIC = lopt.tasks.Quadratic(jnp.array([1.0, 0.3]), jnp.array([0.5, -1.0]), 0.1)
+
+TASKS = {
+    "Ackley": lopt.tasks.Ackley,
+    "BatchNormClassification": lambda: lopt.tasks.BatchNormClassification(
+        digits(0), (5,), jnp.tanh, batch_size=6
+    ),
+    "Beale": lopt.tasks.Beale,
+    "Choice": lambda: lopt.tasks.Choice((classification(0), classification(1))),
+    "Classification": lambda: lopt.tasks.Classification(
+        digits(0), lambda key: eqx.nn.MLP(16, 3, 4, 2, jnp.tanh, key=key), batch_size=6
+    ),
+    "DataSubset": lambda: lopt.tasks.DataSubset(classification(), 10),
+    "InitialScale": lambda: lopt.tasks.InitialScale(QUADRATIC, 0.5, 2.0),
+    "InputScale": lambda: lopt.tasks.InputScale(classification(), 0.5, 2.0),
+    "Quadratic": lambda: QUADRATIC,
+    "QuadraticFamily": lambda: lopt.tasks.QuadraticFamily(3, noise_scale=0.1),
+    "Reparameterization": lambda: lopt.tasks.Reparameterization(classification(), 0.5, 2.0),
+    "Rosenbrock": lopt.tasks.Rosenbrock,
+    "StyblinskiTang": lopt.tasks.StyblinskiTang,
+    "mlp_classification": classification,
+}
+
+
+def test_every_task_is_in_the_table():
+    assert set(exported(lopt.tasks, AbstractTaskFamily)) <= set(TASKS)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task(name):
+    family = TASKS[name]()
+    task = family.draw(KEY)
+    assert isinstance(task, AbstractStatefulTask)
+    assert_equal(eqx.filter(family.draw(KEY), eqx.is_array), eqx.filter(task, eqx.is_array))
+    params = task.init(KEY)
+    assert all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(params))
+    state = task.prepare(params, KEY)
+    for split in lopt.core.types.SPLITS:
+        batch = task.batch(KEY, split)
+        loss, new = task.loss_and_state(params, state, batch)
+        assert loss.shape == ()
+        assert_like(new, state)
+        assert is_finite((loss, new))
+        assert_equal(task.batch(KEY, split), batch)
+
+    estimate, _ = task.estimate(params, state, KEY)
+    assert_like(estimate.grads, params)
+    # The gradient against central differences along a random direction, in 64 bits.
+    flat, unravel = jax.flatten_util.ravel_pytree(params)
+    assert flat.dtype == jnp.float64
+    direction = jax.random.normal(jax.random.key(1), flat.shape)
+    batch = task.batch(KEY)
+    along = [
+        task.loss_and_state(unravel(flat + step * direction), state, batch)[0]
+        for step in (1e-5, -1e-5)
+    ]
+    gradient = jax.flatten_util.ravel_pytree(estimate.grads)[0]
+    np.testing.assert_allclose(
+        jnp.dot(gradient, direction), (along[0] - along[1]) / 2e-5, rtol=1e-5, atol=1e-7
+    )
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_family_is_mapped_over_and_trained(name):
+    family = TASKS[name]()
+    optimizer = optax.sgd(1e-5)
+    record, traces = count_traces()
+
+    def train(key):
+        task = family.draw(key)
+        state = lopt.start(task, optimizer, task.init(key), key)
+        return lopt.unroll(task, optimizer, state, 2, record=record)
+
+    keys = jax.random.split(KEY, 3)
+    mapped = eqx.filter_jit(eqx.filter_vmap(train))
+    state, losses = mapped(keys)
+    assert losses.shape == (3, 2)
+    assert is_finite((losses, state.params))
+    count = len(traces)
+    _, others = mapped(jax.random.split(jax.random.key(1), 3))
+    assert len(traces) == count, "the second call was traced again"
+    assert is_finite(others)
+    _, alone = train(keys[1])
+    np.testing.assert_allclose(losses[1], alone, rtol=1e-8)
+
+    # One after another: a second draw of the same family is not traced again.
+    count = len(traces)
+    train(keys[2])
+    assert len(traces) == count, "another draw was traced again"
