@@ -91,7 +91,7 @@ def perceptron(theta, inputs):
     for i in range(last + 1):
         weights, bias = np.asarray(theta[f"w{i}"]), np.asarray(theta[f"b{i}"])
         inputs = [
-            sum(x * weights[j, k] for j, x in enumerate(inputs)) + bias[k] for k in range(len(bias))
+            sum(x * weights[k, j] for j, x in enumerate(inputs)) + bias[k] for k in range(len(bias))
         ]
         if i < last:
             inputs = [max(0.0, x) for x in inputs]

@@ -38,9 +38,9 @@ def decays_first(golden, shape):
 
 
 def perceptron(theta):
-    """Returns our names for the weights of either perceptron."""
+    """Returns our names for the weights of either perceptron, matrices with outputs first."""
     return {
-        (name if "/" not in name else name[-1] + name.split("/")[0][-1]): weights
+        (name if "/" not in name else name[-1] + name.split("/")[0][-1]): weights.T
         for name, weights in theta.items()
     }
 
@@ -412,7 +412,8 @@ def test_sines_as_weights(name):
         like = (leaves | decays)[leaf]
         if leaf in leaves:  # decays stay zero, but are counted
             k = jnp.arange(count, count + like.size)
-            leaves[leaf] = 0.5 * jnp.sin(0.37 * k.astype(float) + 0.1).reshape(like.shape)
+            values = 0.5 * jnp.sin(0.37 * k.astype(float) + 0.1)
+            leaves[leaf] = values.reshape(like.shape[::-1]).T  # there, inputs come first
         count += like.size
     theta = single({"features": theta["features"], "rule": leaves})
     params = single({"b": np.array([0.1, -0.2, 0.3]), "w": np.linspace(-1, 1, 6).reshape(2, 3)})

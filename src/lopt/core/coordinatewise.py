@@ -153,12 +153,9 @@ class Coordinatewise(AbstractLearnedOptimizer):
         """Applies the rule once to small tensors laid end to end."""
         columns = []
         for view, tensor in zip(views, tensors, strict=True):
-            column = self.features.columns(view)
-            if self.normalise:
-                axes = tuple(range(1, column.ndim))
-                moment = jnp.mean(column * column, axes, keepdims=True)
-                column = column * jax.lax.rsqrt(1e-5 + moment)
-            columns.append(column.reshape(len(column), tensor.size))
+            stacks = self.features.columns(view)
+            factors = [self._factor(_sums(s) / (s.size // len(s))) for s in stacks]
+            columns.append(_concatenate(stacks, factors, tensor.shape).reshape(-1, tensor.size))
         outputs, memory = self.rule.apply(theta, jnp.concatenate(columns, 1), shared, memory)
         ends = list(itertools.accumulate(tensor.size for tensor in tensors))
         return jnp.split(self.scale(outputs), ends[:-1]), memory
@@ -174,22 +171,44 @@ class Coordinatewise(AbstractLearnedOptimizer):
         """Applies the rule to one large tensor; no more than a slab has its features at once."""
         (view,), (tensor,) = views, tensors
 
-        def sums(view: Any) -> tuple[Tensor, ...]:
-            columns = self.features.columns(view)
-            return tuple(jnp.sum(columns * columns, axis=tuple(range(1, columns.ndim))))
+        def sums(arguments: Any) -> list[tuple[Tensor, ...]]:
+            view, like = arguments
+            # A stack with fewer entries than coordinates stands for several of them in each.
+            return [
+                tuple(_sums(stack) * (like.size * len(stack) / stack.size))
+                for stack in self.features.columns(view)
+            ]
 
         def apply(arguments: Any) -> tuple[Tensor, State]:
             view, memory, like = arguments
-            columns = self.features.columns(view) * factors.reshape(-1, *(1,) * like.ndim)
+            columns = _concatenate(self.features.columns(view), factors, like.shape)
             outputs, memory = self.rule.apply(theta, columns, shared, memory)
             return self.scale(outputs), memory
 
-        factors = jnp.ones((), tensor.dtype)
-        if self.normalise:
-            totals = jnp.stack(map_blocks(sums, view, tensor.shape, self.block_size))
-            factors = jax.lax.rsqrt(1e-5 + totals / tensor.size)
+        totals = map_blocks(sums, (view, tensor), tensor.shape, self.block_size)
+        factors = [self._factor(jnp.stack(total) / tensor.size) for total in totals]
         update, memory = map_blocks(apply, (view, memory, tensor), tensor.shape, self.block_size)
         return [update], memory
+
+    def _factor(self, moments: Tensor) -> Tensor:
+        """Returns what gives features of these second moments unit ones, or ones."""
+        return jax.lax.rsqrt(1e-5 + moments) if self.normalise else jnp.ones_like(moments)
+
+
+def _sums(stack: Columns) -> Tensor:
+    """Returns the sum of squares of each feature of a stack."""
+    return jnp.sum(stack * stack, axis=tuple(range(1, stack.ndim)))
+
+
+def _concatenate(
+    stacks: tuple[Columns, ...], factors: list[Tensor], shape: tuple[int, ...]
+) -> Columns:
+    """Returns all features, each times its factor, with the coordinates' shape behind them."""
+    scaled = (
+        stack * factor.reshape(-1, *(1,) * len(shape))
+        for stack, factor in zip(stacks, factors, strict=True)
+    )
+    return jnp.concatenate([jnp.broadcast_to(s, (len(s), *shape)) for s in scaled])
 
 
 def _tensor(leaf: Tensor) -> Tensor:

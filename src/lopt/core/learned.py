@@ -99,8 +99,12 @@ class AbstractFeatures(eqx.Module):
         """
 
     @abc.abstractmethod
-    def columns(self, views: Any) -> Columns:
-        """Returns the features that differ between coordinates, stacked in front. Elementwise."""
+    def columns(self, views: Any) -> tuple[Columns, ...]:
+        """Returns the features that differ between coordinates, in stacks. Elementwise.
+
+        The first axis of each stack counts its features, the others broadcast to the coordinates:
+        what is the same along an axis of the tensor need not be repeated along it.
+        """
 
     @abc.abstractmethod
     def shared(self, step: Int[Array, ""], dtype: Any) -> Float[Array, " shared"]:

@@ -78,9 +78,9 @@ class MomentumFeatures(AbstractFeatures):
         momentum = accumulate(jnp.asarray(self.decays, grad.dtype), state, grad)
         return MomentumViews(grad, param, momentum), momentum
 
-    def columns(self, views: MomentumViews) -> Columns:
+    def columns(self, views: MomentumViews) -> tuple[Columns, ...]:
         """Returns gradient, parameter, momenta."""
-        return jnp.concatenate([views.grad[None], views.param[None], views.momentum])
+        return views.grad[None], views.param[None], views.momentum
 
     def shared(self, step: Int[Array, ""], dtype: Any) -> Float[Array, "11"]:
         """Returns the time embedding."""
@@ -195,7 +195,7 @@ class AdafactorFeatures(AbstractFeatures):
         views = AdafactorViews(grad, param, momentum, rms, tiled_row, tiled_col, precondition)
         return views, AdafactorState(momentum, rms, row, col)
 
-    def columns(self, views: AdafactorViews) -> Columns:
+    def columns(self, views: AdafactorViews) -> tuple[Columns, ...]:
         """Returns the columns in the order of the published design."""
         if isinstance(views.precondition, tuple):
             row_factor, col_factor = views.precondition
@@ -204,7 +204,7 @@ class AdafactorFeatures(AbstractFeatures):
             factor = _floored_rsqrt(views.precondition + 1e-9)
             momentum_factor = jax.lax.rsqrt(views.precondition + 1e-6)
         inverse_root = jax.lax.rsqrt(views.rms + 1e-6)
-        stacks = (
+        return (
             views.grad[None],
             views.param[None],
             views.momentum,
@@ -218,8 +218,6 @@ class AdafactorFeatures(AbstractFeatures):
             jax.lax.rsqrt(views.col + 1e-8),
             views.momentum * momentum_factor,
         )
-        shape = views.grad.shape
-        return jnp.concatenate([jnp.broadcast_to(stack, (len(stack), *shape)) for stack in stacks])
 
     def shared(self, step: Int[Array, ""], dtype: Any) -> Float[Array, "11"]:
         """Returns the time embedding."""

@@ -39,11 +39,11 @@ class MLP(AbstractRule):
         return (self.inputs, *self.hidden, self.outputs)
 
     def init(self, key: Key) -> Theta:
-        """Returns `{"w0": (inputs, hidden), "b0": (hidden,), "w1": ...}`."""
+        """Returns `{"w0": (hidden, inputs), "b0": (hidden,), "w1": ...}`, outputs first."""
         theta: dict[str, Tensor] = {}
         for i, (fan_in, fan_out) in enumerate(itertools.pairwise(self._sizes())):
             normal = jax.random.truncated_normal(
-                jax.random.fold_in(key, i), -2.0, 2.0, (fan_in, fan_out)
+                jax.random.fold_in(key, i), -2.0, 2.0, (fan_out, fan_in)
             )
             theta |= {f"w{i}": normal / fan_in**0.5, f"b{i}": jnp.zeros(fan_out)}
         return theta
@@ -66,7 +66,7 @@ class MLP(AbstractRule):
                 f"try inputs={len(columns) + len(shared)}."
             )
         # What all coordinates share is multiplied once and joins the bias.
-        own, common = theta["w0"][: len(columns)], theta["w0"][len(columns) :]
+        own, common = theta["w0"][:, : len(columns)], theta["w0"][:, len(columns) :].T
         layer = _dense(own, theta["b0"] + shared @ common, columns)
         for i in range(1, len(self.hidden) + 1):
             layer = _dense(theta[f"w{i}"], theta[f"b{i}"], jax.nn.relu(layer))
@@ -74,7 +74,7 @@ class MLP(AbstractRule):
 
 
 def _dense(weights: Tensor, bias: Tensor, layer: Columns) -> Columns:
-    product = jnp.tensordot(weights, layer, axes=(0, 0))
+    product = jnp.tensordot(weights, layer, axes=(1, 0))
     return product + bias.reshape(-1, *(1,) * (product.ndim - 1))
 
 
