@@ -3,7 +3,14 @@
 from lopt.core.blocks import map_blocks
 from lopt.core.coordinatewise import Coordinatewise, CoordinatewiseState
 from lopt.core.estimator import AbstractGradientEstimator, Estimate
-from lopt.core.inner import Episode, InnerTraining, MetaTask, train_loss, validation_loss
+from lopt.core.inner import (
+    Episode,
+    InnerTraining,
+    MetaTask,
+    log_train_loss,
+    train_loss,
+    validation_loss,
+)
 from lopt.core.learned import (
     AbstractFeatures,
     AbstractLearnedOptimizer,
@@ -28,6 +35,7 @@ __all__ = [
     "MetaTask",
     "Step",
     "TrainState",
+    "log_train_loss",
     "loss_of",
     "map_blocks",
     "start",

@@ -23,6 +23,14 @@ def train_loss(task: AbstractStatefulTask, step: Step) -> Scalar:
     return step.loss
 
 
+def log_train_loss(task: AbstractStatefulTask, step: Step) -> Scalar:
+    """log(0.01 + training loss): tenfold progress counts alike early and late, down to 0.01.
+
+    The plain mean over an episode is ruled by its first steps, in which losses are large.
+    """
+    return jnp.log(0.01 + step.loss)
+
+
 def validation_loss(task: AbstractStatefulTask, step: Step) -> Scalar:
     """The loss after this step's update, on a fresh batch of the split "valid_inner"."""
     batch = task.batch(jax.random.fold_in(step.key, 1), "valid_inner")

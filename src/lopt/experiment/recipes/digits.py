@@ -58,7 +58,8 @@ def experiment(
         for name, images in data.items()
     }
     learned = lopt.adafactor_mlp(step_multiplier=0.01)
-    inner = lopt.InnerTraining(Choice(tuple(tasks.values())), learned, horizon)
+    family = Choice(tuple(tasks.values()))
+    inner = lopt.InnerTraining(family, learned, horizon, lopt.log_train_loss)
     estimators = {
         "pes": lambda: lopt.PES(inner, truncation, sigma),
         "es": lambda: lopt.ES(inner, sigma),
