@@ -15,9 +15,9 @@ from .core import Episode as Episode
 from .core import Estimate as Estimate
 from .core import InnerTraining as InnerTraining
 from .core import MetaTask as MetaTask
+from .core import RampedLoss as RampedLoss
 from .core import Step as Step
 from .core import TrainState as TrainState
-from .core import log_train_loss as log_train_loss
 from .core import loss_of as loss_of
 from .core import start as start
 from .core import train_loss as train_loss

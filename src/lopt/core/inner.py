@@ -23,19 +23,25 @@ def train_loss(task: AbstractStatefulTask, step: Step) -> Scalar:
     return step.loss
 
 
-def log_train_loss(task: AbstractStatefulTask, step: Step) -> Scalar:
-    """log(0.01 + training loss): tenfold progress counts alike early and late, down to 0.01.
-
-    The plain mean over an episode is ruled by its first steps, in which losses are large.
-    """
-    return jnp.log(0.01 + step.loss)
-
-
 def validation_loss(task: AbstractStatefulTask, step: Step) -> Scalar:
     """The loss after this step's update, on a fresh batch of the split "valid_inner"."""
     batch = task.batch(jax.random.fold_in(step.key, 1), "valid_inner")
     params = jax.tree.map(jnp.add, step.params, step.updates)
     return task.loss_and_state(params, step.estimator_state, batch)[0]
+
+
+class RampedLoss(eqx.Module):
+    """The training loss, weighted more the later: 2 (t + 1) / horizon times that of step t.
+
+    The plain mean over an episode is ruled by its first steps, in which losses are large; with
+    this one, what counts is more nearly where training arrives.
+    """
+
+    horizon: int = eqx.field(static=True)
+
+    def __call__(self, task: AbstractStatefulTask, step: Step) -> Scalar:
+        """Returns the weighted loss."""
+        return step.loss * (2 * (step.step + 1) / self.horizon).astype(step.loss.dtype)
 
 
 class Episode(eqx.Module):

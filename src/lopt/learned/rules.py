@@ -43,9 +43,9 @@ class MLP(AbstractRule):
         theta: dict[str, Tensor] = {}
         for i, (fan_in, fan_out) in enumerate(itertools.pairwise(self._sizes())):
             normal = jax.random.truncated_normal(
-                jax.random.fold_in(key, i), -2.0, 2.0, (fan_out, fan_in)
+                jax.random.fold_in(key, i), -2.0, 2.0, (fan_in, fan_out)
             )
-            theta |= {f"w{i}": normal / fan_in**0.5, f"b{i}": jnp.zeros(fan_out)}
+            theta |= {f"w{i}": normal.T / fan_in**0.5, f"b{i}": jnp.zeros(fan_out)}
         return theta
 
     def begin(self, theta: Theta, shape: tuple[int, ...]) -> State:
