@@ -172,6 +172,15 @@ def test_validation_objective_looks_after_the_step(key):
     assert float(valid[-1]) < float(valid[0])
 
 
+def test_ramped_loss_weighs_the_end_more(key):
+    inner = quadratic_toy(4)
+    ramped = lopt.InnerTraining(inner.tasks, inner.learned, 4, lopt.RampedLoss(4))
+    theta = inner.learned.init(key)
+    plain, _ = inner.advance(theta, inner.begin(theta, key), 4)
+    weighted, _ = ramped.advance(theta, ramped.begin(theta, key), 4)
+    np.testing.assert_allclose(weighted, plain * np.array([0.5, 1.0, 1.5, 2.0]), rtol=1e-12)
+
+
 BAD = [
     (lambda: lopt.PES(linear_toy(100), 30), "truncation=30.*try 25 or 50"),
     (lambda: lopt.PES(linear_toy(10), 0), "truncation=0"),
