@@ -183,7 +183,14 @@ def test_columns_have_unit_second_moment():
         def apply(self, theta, columns, shared, memory):
             return columns[:1], memory
 
-    learned = lopt.Coordinatewise(MomentumFeatures(), Identity(), lambda outputs: outputs[0])
+    with pytest.raises(TypeError, match="scale"):
+        lopt.Coordinatewise(MomentumFeatures(), Identity(), lambda outputs: outputs[0])
+
+    class First(eqx.Module):
+        def __call__(self, outputs):
+            return outputs[0]
+
+    learned = lopt.Coordinatewise(MomentumFeatures(), Identity(), First())
     grads, params = 1e-3 * normal(0, (5, 4)), normal(1, (5, 4))
     optimizer = learned.optimizer(learned.init(KEY))
     updates, _ = optimizer.update(grads, optimizer.init(params), params)

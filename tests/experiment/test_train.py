@@ -1,6 +1,7 @@
 """Runs as a user starts them: killed at any moment, resumed, and given bad input."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import safetensors.numpy
 from lopt.experiment import storage
 from lopt.experiment.files import read_json, read_lines, write_json
 from lopt.experiment.registry import build, recipe_names
-from lopt.experiment.train import create, reopen, skipped_steps, train
+from lopt.experiment.train import create, guarded, reopen, skipped_steps, train
 
 RECIPE = Path(__file__).with_name("tiny_recipe.py")
 
@@ -115,6 +116,76 @@ def test_a_torn_line_and_a_checkpoint_without_its_json_are_passed_over(run):
         file.write('{"step": 10, "meta_')
     train(reopen(run), run, show_progress=False)
     assert values(run) == expected
+
+
+def test_weights_are_those_of_the_last_checkpoint_wherever_a_run_was_killed(run):
+    """Also between the writing of the two."""
+    weights = run / "weights.safetensors"
+    expected = weights.read_bytes()
+    weights.unlink()
+    torn = run / "checkpoints" / ".00000010.safetensors.123"
+    torn.write_bytes(b"half")
+    train(reopen(run), run, show_progress=False)
+    assert weights.read_bytes() == expected
+    assert not torn.exists()
+
+
+@pytest.mark.parametrize("left", ["metrics.jsonl", "weights.safetensors", "checkpoints"])
+def test_what_is_left_of_a_run_is_not_continued_as_another(run, left):
+    for path in list(run.iterdir()):
+        if path.name != left:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(FileExistsError, match="already holds a run"):
+        create(run, str(RECIPE))
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"recipe": "digits"}', '{"step": 10}'])
+@pytest.mark.parametrize("name", ["run.json", "checkpoints/00000010.json"])
+def test_damaged_json_is_named(run, name, text):
+    (run / name).write_text(text)
+    with pytest.raises(ValueError, match=Path(name).stem):
+        train(reopen(run), run, show_progress=False)
+
+
+def test_a_recipe_file_that_was_edited_is_refused(tmp_path):
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text(RECIPE.read_text())
+    create(tmp_path / "run", str(recipe))
+    recipe.write_text(RECIPE.read_text().replace("optax.adam(", "optax.adam(10 * "))
+    with pytest.raises(ValueError, match="edited"):
+        reopen(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["def experiment(:", "import nothing_of_that_name", "experiment = 3", "raise KeyError"],
+)
+def test_a_recipe_that_fails_is_named(source, tmp_path):
+    recipe = tmp_path / "broken.py"
+    recipe.write_text(source)
+    with pytest.raises(ValueError, match=r"broken\.py"):
+        create(tmp_path / "run", str(recipe))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file/run cannot be made"):
+        create(tmp_path / "file" / "run", str(RECIPE))
+
+
+def test_a_gradient_whose_norm_overflows_counts_as_not_finite():
+    """Taken, it would leave an infinity in Adam's second moments, and no step would be any more."""
+    optimizer = guarded(build(str(RECIPE)))
+    theta = {"learning_rate": jnp.zeros((), jnp.float32)}
+    state, sizes = optimizer.init(theta), []
+    for size in (1.0, 1e25, 1.0):
+        grads = {"learning_rate": jnp.asarray(size, jnp.float32)}
+        updates, state = optimizer.update(grads, state, theta)
+        sizes.append(abs(float(updates["learning_rate"])))
+    assert int(state.total_notfinite) == 1
+    assert sizes[1] == 0
+    assert sizes[2] > 0.01
 
 
 def test_a_damaged_checkpoint_is_named(run):

@@ -60,6 +60,11 @@ class Coordinatewise(AbstractLearnedOptimizer):
     block_size: int = eqx.field(static=True, default=BLOCK_SIZE)
 
     def __check_init__(self) -> None:
+        if not isinstance(self.scale, eqx.Module):
+            raise TypeError(
+                f"Coordinatewise(scale={self.scale}) must be an equinox.Module with __call__, "
+                "such as lopt.learned.DirectionMagnitude: a function is no pytree."
+            )
         if self.block_size < 1:
             raise ValueError(f"Coordinatewise(block_size={self.block_size}) must be at least 1.")
 
@@ -91,7 +96,7 @@ class Coordinatewise(AbstractLearnedOptimizer):
         """Returns updates in the dtype of `params`, and the next state.
 
         Raises:
-            ValueError: if `params` is missing, or has another structure than `grads`.
+            ValueError: if `params` is missing, or `grads` or `state` do not belong to it.
         """
         if params is None:
             raise ValueError(
@@ -104,6 +109,17 @@ class Coordinatewise(AbstractLearnedOptimizer):
             raise ValueError(
                 f"Coordinatewise.update(grads) has structure {found}, but params has {structure}; "
                 "differentiate with respect to the same pytree that is passed as params."
+            )
+        for grad, leaf in zip(jax.tree.leaves(grads), leaves, strict=True):
+            if jnp.shape(grad) != jnp.shape(leaf):
+                raise ValueError(
+                    f"Coordinatewise.update(grads) has an array of shape {jnp.shape(grad)} where "
+                    f"params has {jnp.shape(leaf)}; pass the gradient at these params."
+                )
+        if not isinstance(state, CoordinatewiseState) or len(state.features) != len(leaves):
+            raise ValueError(
+                "Coordinatewise.update(state) is not a state of these params; "
+                "begin with optimizer.init(params)."
             )
         tensors = [_tensor(leaf) for leaf in leaves]
         seen = [
@@ -155,7 +171,8 @@ class Coordinatewise(AbstractLearnedOptimizer):
         for view, tensor in zip(views, tensors, strict=True):
             stacks = self.features.columns(view)
             factors = [self._factor(_sums(s) / (s.size // len(s))) for s in stacks]
-            columns.append(_concatenate(stacks, factors, tensor.shape).reshape(-1, tensor.size))
+            joined = _concatenate(stacks, factors, tensor.shape)
+            columns.append(joined.reshape(len(joined), tensor.size))
         outputs, memory = self.rule.apply(theta, jnp.concatenate(columns, 1), shared, memory)
         ends = list(itertools.accumulate(tensor.size for tensor in tensors))
         return jnp.split(self.scale(outputs), ends[:-1]), memory
@@ -214,6 +231,11 @@ def _concatenate(
 def _tensor(leaf: Tensor) -> Tensor:
     """Gives a scalar one axis, and a half-precision array the precision of accumulators."""
     array = jnp.atleast_1d(leaf)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise TypeError(
+            f"A learned optimizer was given an array of dtype {array.dtype}; params must be "
+            "floating-point, try equinox.partition(model, equinox.is_inexact_array)[0]."
+        )
     return array.astype(jnp.float32) if jnp.finfo(array.dtype).bits < 32 else array
 
 

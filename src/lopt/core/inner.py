@@ -72,7 +72,9 @@ class InnerTraining(eqx.Module):
 
     def __check_init__(self) -> None:
         if not isinstance(self.horizon, int) or self.horizon < 1:
-            raise ValueError(f"InnerTraining(horizon={self.horizon!r}) must be a positive integer.")
+            raise ValueError(
+                f"InnerTraining(horizon={self.horizon!r}) must be a positive integer; try 100."
+            )
 
     def begin(self, theta: Theta, key: Key) -> Episode:
         """Draws a task and its initial parameters; returns the episode before its first step."""

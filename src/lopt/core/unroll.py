@@ -134,7 +134,9 @@ def unroll(
         ValueError: if `num_steps` is not a positive integer.
     """
     if not isinstance(num_steps, int) or num_steps < 1:
-        raise ValueError(f"unroll(num_steps={num_steps!r}) must be a positive integer.")
+        raise ValueError(
+            f"unroll(num_steps={num_steps!r}) must be a positive Python integer; try 100."
+        )
     optimizer = optax.with_extra_args_support(optimizer)
 
     def one_step(state: TrainState, _: None) -> tuple[TrainState, Record]:

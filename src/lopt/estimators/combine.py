@@ -24,7 +24,7 @@ class Mean(AbstractGradientEstimator):
 
     def __check_init__(self) -> None:
         if not isinstance(self.num, int) or self.num < 1:
-            raise ValueError(f"Mean(num={self.num!r}) must be a positive integer.")
+            raise ValueError(f"Mean(num={self.num!r}) must be a positive integer; try 16.")
         if self.at_once is not None and (self.at_once < 1 or self.num % self.at_once):
             raise ValueError(f"Mean(at_once={self.at_once}) must divide num={self.num}.")
 

@@ -57,7 +57,7 @@ class PES(AbstractGradientEstimator):
         check_sigma(self, self.sigma)
 
     def prepare(self, params: Theta, key: Key) -> PersistentState:
-        """Begins a pair of episodes."""
+        """Begins a pair of episodes, both with an optimizer state begun at theta itself."""
         age_key, episode_key = jax.random.split(key)
         zero = jax.tree.map(jnp.zeros_like, params)
         return PersistentState(

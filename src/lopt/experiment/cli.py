@@ -97,9 +97,11 @@ def _evaluate(experiment: "Experiment", folder: Path, console: Console) -> None:
 
 
 def _unused_folder(recipe: str) -> Path:
+    from lopt.experiment.train import holds_run
+
     base = Path("runs") / Path(recipe).stem
     folder, number = base, 2
-    while (folder / "run.json").exists():
+    while holds_run(folder):
         folder, number = base.with_name(f"{base.name}-{number}"), number + 1
     return folder
 

@@ -80,10 +80,14 @@ def available(name: str, folder: str | os.PathLike | None = None) -> bool:
 
     Raises:
         ValueError: if the name is unknown.
+        FileNotFoundError: if `$LOPT_DATA_DIR` is no folder, or only some of the files are there.
     """
     _check_name("available", name)
-    places = [Path(folder)] if folder is not None else [*_data_folder(name), cache_folder() / name]
-    return name == "digits" or any(not _missing(place) for place in places)
+    if name == "digits":
+        return True
+    if folder is not None:
+        return not _missing(Path(folder))
+    return bool(_local_paths(name, None)) or not _missing(cache_folder() / name)
 
 
 def _check_name(owner: str, name: str) -> None:
@@ -103,6 +107,11 @@ def _load_digits(size: int) -> ImageData:
 def _data_folder(name: str) -> list[Path]:
     """Returns `$LOPT_DATA_DIR/<name>`, or nothing if it is not set."""
     root = os.environ.get("LOPT_DATA_DIR")
+    if root and not Path(root).is_dir():
+        raise FileNotFoundError(
+            f"LOPT_DATA_DIR={root} is not a folder; point it at the folder that holds "
+            f"{', '.join(NAMES[1:])}, or unset it."
+        )
     return [Path(root) / name] if root else []
 
 

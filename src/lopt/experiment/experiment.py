@@ -66,4 +66,6 @@ class Experiment:
         for name in ("outer_steps", "steps_per_chunk"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
-                raise ValueError(f"Experiment({name}={value!r}) must be a positive integer.")
+                raise ValueError(
+                    f"Experiment({name}={value!r}) must be a positive integer; try 20."
+                )

@@ -38,19 +38,22 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); delete it or restore it.") from error
+        raise ValueError(f"{path} is not valid JSON ({error}); restore it from a copy.") from error
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Reads JSON lines up to the first one that is torn, as a killed writer may leave it."""
+    """Reads numbered JSON lines up to the first torn one, as a killed writer may leave it."""
     if not path.exists():
         return []
-    lines = []
+    lines: list[dict[str, Any]] = []
     for line in path.read_bytes().splitlines():
         try:
-            lines.append(json.loads(line))
+            content = json.loads(line)
         except (json.JSONDecodeError, UnicodeDecodeError):
             break
+        if not isinstance(content, dict) or content.get("step") != len(lines):
+            break
+        lines.append(content)
     return lines
 
 

@@ -5,11 +5,12 @@ parameters are what `--set field=value` may change, converted to the type of the
 """
 
 import ast
+import contextlib
 import importlib
 import importlib.util
 import inspect
 import pkgutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +49,26 @@ def build(recipe: str, settings: Sequence[str] = ()) -> Experiment:
                 f"its fields are {', '.join(fields) or 'none'}."
             )
         values[name] = _convert(setting, text, fields[name].default)
-    experiment = function(**values)
+    missing = [n for n, p in fields.items() if p.default is p.empty and n not in values]
+    if missing:
+        raise ValueError(f"Recipe {recipe} needs {missing[0]}: give --set {missing[0]}=VALUE.")
+    with _naming(recipe):
+        experiment = function(**values)
     if not isinstance(experiment, Experiment):
         raise ValueError(f"Recipe {recipe} returned {type(experiment)}, not a lopt.Experiment.")
     return experiment
+
+
+@contextlib.contextmanager
+def _naming(recipe: str) -> Iterator[None]:
+    """Turns what goes wrong inside of a recipe into an error that names it."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(
+            f"Recipe {recipe} failed with {type(error).__name__}: {error} "
+            "(LOPT_TRACEBACK=1 shows where)"
+        ) from error
 
 
 def _load(recipe: str) -> Callable[..., Any]:
@@ -63,7 +80,8 @@ def _load(recipe: str) -> Callable[..., Any]:
         if spec is None or spec.loader is None:
             raise ValueError(f"{path} cannot be read as Python.")
         module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        with _naming(recipe):
+            spec.loader.exec_module(module)
     elif recipe in recipe_names():
         module = importlib.import_module(f"{_PACKAGE}.{recipe}")
     else:

@@ -21,7 +21,8 @@ def write_report(
     lines = read_lines(folder / "metrics.jsonl")
     report = {
         "note": experiment.note,
-        "outer_steps": len(lines),
+        "outer_steps": experiment.outer_steps,
+        "outer_steps_in_the_log": len(lines),
         "outer_steps_skipped_as_not_finite": skipped_steps(folder),
         "seconds_of_meta_training": sum(line["seconds"] for line in lines),
         "evaluations": [comparison.summary() for comparison in comparisons],
@@ -69,9 +70,10 @@ def _text(value: dict[str, float | None], form: str) -> str:
 def _verdict(summary: dict[str, Any]) -> str:
     difference = summary["learned_minus_tuned_adam"]
     mean, error = difference["mean"], difference["standard_error"]
-    if not np.isfinite(mean):
-        verdict = "diverges, tuned Adam does not"
-    elif mean < -2 * error:
+    if mean is None or not np.isfinite(mean):
+        verdict = "or tuned Adam diverges, so that they cannot be compared"
+        return f"The learned rule {verdict}."
+    if mean < -2 * error:
         verdict = "beats tuned Adam"
     elif mean <= 2 * error:
         verdict = "matches tuned Adam within two standard errors"

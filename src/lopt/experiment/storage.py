@@ -27,8 +27,15 @@ def save(path: str | Path, learned: AbstractLearnedOptimizer, theta: Theta) -> N
 
     Raises:
         TypeError: if `learned` is not made of parts of lopt.
+        ValueError: if `theta` is not of its shape.
     """
     metadata = {"lopt": json.dumps(describe(learned))}
+    like = eqx.filter_eval_shape(learned.init, jax.random.key(0))
+    expected, found = (
+        {name: leaf.shape for name, leaf in _named_leaves(tree)[0]} for tree in (like, theta)
+    )
+    if expected != found:
+        raise ValueError(f"save(theta) is {found}, which does not fit {learned}: {expected}.")
     write_bytes(Path(path), _to_bytes(theta, metadata))
 
 
@@ -69,7 +76,13 @@ def load(
             "parts from outside of lopt); give it, as in load(path, learned)."
         )
     if learned is None:
-        learned = restore(json.loads(metadata["lopt"]))
+        try:
+            learned = restore(json.loads(metadata["lopt"]))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{path} describes an optimizer that cannot be made: {error} Give it, as in "
+                "load(path, learned)."
+            ) from error
     if not isinstance(learned, AbstractLearnedOptimizer):
         raise ValueError(f"{path} describes {learned}, which is not a learned optimizer.")
     like = eqx.filter_eval_shape(learned.init, jax.random.key(0))
@@ -109,7 +122,7 @@ def save_checkpoint(folder: Path, step: int, state: Any) -> None:
 
 def checkpoints(folder: Path) -> list[int]:
     """Returns the numbers of the checkpoints in a folder, in order."""
-    return sorted(int(path.stem) for path in folder.glob("[0-9]*.json"))
+    return sorted(int(path.stem) for path in folder.glob("*.json") if path.stem.isdecimal())
 
 
 def load_checkpoint(folder: Path, step: int, like: Any) -> Any:
@@ -119,14 +132,17 @@ def load_checkpoint(folder: Path, step: int, like: Any) -> Any:
         ValueError: if it is damaged or does not fit.
     """
     path = folder / f"{step:08d}.safetensors"
-    digest = read_json(path.with_suffix(".json")).get("sha256")
+    try:
+        digest = read_json(path.with_suffix(".json"))["sha256"]
+    except (ValueError, TypeError, KeyError):
+        digest = None
     content = path.read_bytes() if path.exists() else b""
     if hashlib.sha256(content).hexdigest() != digest:
         others = [number for number in checkpoints(folder) if number < step]
         remedy = f"to resume from step {others[-1]}" if others else "to start again"
         raise ValueError(
-            f"The checkpoint {path} is damaged: its checksum is not the one that "
-            f"{path.with_suffix('.json').name} gives; delete both files {remedy}."
+            f"The checkpoint {path} is damaged: {path.with_suffix('.json').name} does not give "
+            f"its checksum; delete both files {remedy}."
         )
     arrays, _ = _read(path)
     return _fill(like, arrays, path, check_dtypes=True)
@@ -154,7 +170,9 @@ def _to_bytes(tree: Any, metadata: dict[str, str]) -> bytes:
 
 def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     if not path.exists():
-        raise FileNotFoundError(f"There is no file {path}.")
+        raise FileNotFoundError(
+            f"There is no file {path}; give a file of lopt.save, or the folder of a run."
+        )
     try:
         with safetensors.safe_open(path, "numpy") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118

@@ -5,14 +5,18 @@ per outer step), `checkpoints/`, and `weights.safetensors`, the latest theta. It
 any moment; resumed, it continues as if nothing had happened, bit for bit.
 """
 
+import contextlib
+import hashlib
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float
@@ -25,7 +29,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from lopt.core.types import Theta
+from lopt.core.types import State, Theta
 from lopt.core.unroll import Step, TrainState, start, unroll
 from lopt.experiment import storage
 from lopt.experiment.experiment import Experiment
@@ -40,21 +44,33 @@ def create(folder: Path, recipe: str, settings: Sequence[str] = ()) -> Experimen
         FileExistsError: if the folder already holds a run.
         FileNotFoundError, ValueError: if the recipe or a setting is wrong; nothing is written.
     """
-    if (folder / "run.json").exists():
+    if holds_run(folder):
         raise FileExistsError(
             f"{folder} already holds a run; continue it with lopt train --resume {folder}, "
             "or give another folder with --run."
         )
     experiment = build(recipe, settings)
-    source = str(Path(recipe).resolve()) if recipe.endswith(".py") else recipe
     config = {
-        "recipe": source,
+        "recipe": str(Path(recipe).resolve()) if recipe.endswith(".py") else recipe,
+        "recipe_sha256": source_digest(recipe),
         "settings": list(settings),
-        "versions": {"jax": jax.__version__},
+        "versions": {name: version(name) for name in ("lopt", "jax", "equinox", "optax")},
         "experiment": printed(experiment),
     }
-    write_json(folder / "run.json", config)
+    try:
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        write_json(folder / "run.json", config)
+    except OSError as error:
+        raise type(error)(f"The folder {folder} cannot be made ({error}); try another.") from error
     return experiment
+
+
+def holds_run(folder: Path) -> bool:
+    """Returns whether anything of a run is in a folder."""
+    names = ("run.json", "metrics.jsonl", "weights.safetensors")
+    return any((folder / name).exists() for name in names) or bool(
+        storage.checkpoints(folder / "checkpoints")
+    )
 
 
 def reopen(folder: Path) -> Experiment:
@@ -70,13 +86,27 @@ def reopen(folder: Path) -> Experiment:
             f"lopt train RECIPE --run {folder}."
         )
     config = read_json(folder / "run.json")
+    fields = ("recipe", "recipe_sha256", "settings", "experiment")
+    if not (isinstance(config, dict) and all(field in config for field in fields)):
+        raise ValueError(
+            f"{folder / 'run.json'} is not that of a run: it lacks one of {', '.join(fields)}; "
+            "restore it from a copy, or begin a new run in another folder."
+        )
     experiment = build(config["recipe"], config["settings"])
-    if printed(experiment) != config["experiment"]:
+    edited = source_digest(config["recipe"]) != config["recipe_sha256"]
+    if edited or printed(experiment) != config["experiment"]:
         raise ValueError(
             f"The recipe {config['recipe']} no longer gives the experiment that {folder} began "
             "with (it was edited, or other data files are found now); begin a new run instead."
         )
     return experiment
+
+
+def source_digest(recipe: str) -> str | None:
+    """Returns the checksum of a recipe file; None for recipes that come with lopt."""
+    if not recipe.endswith(".py"):
+        return None
+    return hashlib.sha256(Path(recipe).read_bytes()).hexdigest()
 
 
 def printed(experiment: Experiment) -> str:
@@ -98,6 +128,8 @@ def train(experiment: Experiment, folder: Path, *, show_progress: bool = True) -
     Raises:
         ValueError: if the last checkpoint is damaged or does not fit.
     """
+    for torn in [*folder.glob(".*"), *(folder / "checkpoints").glob(".*")]:
+        torn.unlink()  # what a killed run was writing
     optimizer = guarded(experiment)
     state = _latest_state(experiment, optimizer, folder)
     done = int(state.step)
@@ -120,16 +152,29 @@ def train(experiment: Experiment, folder: Path, *, show_progress: bool = True) -
                 log.write(to_line({"step": done + i, **values, "seconds": seconds}))
             log.flush()
             done += num_steps
-            storage.save_checkpoint(folder / "checkpoints", done, state)
+            # In this order: what has a checkpoint is not computed again, and neither are weights.
             storage.save_weights(folder / "weights.safetensors", experiment.learned, state.params)
+            storage.save_checkpoint(folder / "checkpoints", done, state)
             skipped = int(state.opt_state.total_notfinite)
             advance(num_steps, float(np.mean(record["meta_loss"])), skipped)
+    storage.save_weights(folder / "weights.safetensors", experiment.learned, state.params)
     return state.params
 
 
 def guarded(experiment: Experiment) -> optax.GradientTransformation:
-    """Returns the outer optimizer, skipping (and counting) steps with a gradient not finite."""
-    return optax.apply_if_finite(experiment.outer_optimizer, max_consecutive_errors=2**31 - 1)
+    """Returns the outer optimizer, skipping (and counting) steps with a gradient not finite.
+
+    A gradient whose norm overflows counts as not finite: its square would stay in Adam's second
+    moments as an infinity, and no step would be taken any more.
+    """
+    checked = optax.apply_if_finite(experiment.outer_optimizer, max_consecutive_errors=2**31 - 1)
+
+    def update(grads: Theta, state: State, params: Theta | None = None, **extra: Any) -> Any:
+        healthy = jnp.isfinite(optax.tree.norm(grads))
+        grads = jax.tree.map(lambda g: jnp.where(healthy, g, jnp.nan), grads)
+        return checked.update(grads, state, params, **extra)
+
+    return optax.GradientTransformationExtraArgs(checked.init, update)
 
 
 def skipped_steps(folder: Path) -> int:
@@ -143,7 +188,7 @@ def _metrics(step: Step) -> dict[str, Float[Array, ""]]:
         "meta_loss": step.loss,
         "gradient_norm": norm,
         "update_norm": optax.tree.norm(step.updates),
-        "finite": jax.numpy.isfinite(norm).astype(norm.dtype),
+        "finite": jnp.isfinite(norm).astype(norm.dtype),
     }
 
 
@@ -162,35 +207,26 @@ def _latest_state(
     return storage.load_checkpoint(folder / "checkpoints", numbers[-1], like)
 
 
-class _progress:
-    """A progress bar with meta-loss, speed and skipped steps; or none."""
+@contextlib.contextmanager
+def _progress(total: int, done: int, show: bool) -> Iterator[Callable[[int, float, int], None]]:
+    """Draws a progress bar with meta-loss, speed and skipped steps; or none."""
+    bar = Progress(
+        TextColumn("meta-training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[text]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        disable=not show,
+    )
+    task = bar.add_task("", total=total, completed=done, text="compiling")
+    began = time.perf_counter()
 
-    def __init__(self, total: int, done: int, show: bool) -> None:
-        self.bar = Progress(
-            TextColumn("meta-training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[text]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            disable=not show,
-        )
-        self.task = self.bar.add_task("", total=total, completed=done, text="compiling")
-        self.skipped = 0
-
-    def __enter__(self) -> Any:
-        self.bar.start()
-        self.began = time.perf_counter()
-        self.steps = 0
-        return self.advance
-
-    def __exit__(self, *_: Any) -> None:
-        self.bar.stop()
-
-    def advance(self, steps: int, meta_loss: float, skipped: int) -> None:
-        self.steps += steps
-        speed = self.steps / (time.perf_counter() - self.began)
+    def advance(steps: int, meta_loss: float, skipped: int) -> None:
+        bar.advance(task, steps)
+        speed = (bar.tasks[0].completed - done) / (time.perf_counter() - began)
         text = f"meta-loss {meta_loss:.3f}, {speed:.1f} steps/s"
-        if skipped:
-            text += f", {skipped} skipped (not finite)"
-        self.bar.update(self.task, advance=steps, text=text)
+        bar.update(task, text=text + (f", {skipped} skipped (not finite)" if skipped else ""))
+
+    with bar:
+        yield advance

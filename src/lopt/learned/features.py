@@ -63,6 +63,9 @@ class MomentumFeatures(AbstractFeatures):
 
     decays: tuple[float, ...] = eqx.field(static=True, default=(0.1, 0.5, 0.9, 0.99, 0.999, 0.9999))
 
+    def __check_init__(self) -> None:
+        _check_decays("MomentumFeatures", self.decays)
+
     def init(self, key: Key) -> Theta:
         """Returns no weights."""
         return ()
@@ -127,6 +130,8 @@ class AdafactorFeatures(AbstractFeatures):
     adafactor_decays: tuple[float, ...] = eqx.field(static=True, default=(0.9, 0.99, 0.999))
 
     def __check_init__(self) -> None:
+        for decays in (self.momentum_decays, self.rms_decays, self.adafactor_decays):
+            _check_decays("AdafactorFeatures", decays)
         if len(self.momentum_decays) != len(self.adafactor_decays):
             raise ValueError(
                 f"AdafactorFeatures(momentum_decays={self.momentum_decays}, "
@@ -222,6 +227,12 @@ class AdafactorFeatures(AbstractFeatures):
     def shared(self, step: Int[Array, ""], dtype: Any) -> Float[Array, "11"]:
         """Returns the time embedding."""
         return time_embedding(step, dtype)
+
+
+def _check_decays(name: str, decays: tuple[float, ...]) -> None:
+    for decay in decays:
+        if not 0 <= decay < 1:
+            raise ValueError(f"{name}: the decay {decay} must be at least 0 and below 1; try 0.9.")
 
 
 def _decays(initial: tuple[float, ...], shift: Decays) -> Decays:

@@ -3,6 +3,8 @@
 Where their files are found, MNIST and Fashion-MNIST at 8x8 are trained on as well.
 """
 
+import math
+
 import equinox as eqx
 import jax.numpy as jnp
 import optax
@@ -54,6 +56,13 @@ def experiment(
         seeds: initialisations per evaluation.
         seed: of everything random.
     """
+    positive = {"learning_rate": learning_rate, "gradient_clip": gradient_clip}
+    positive |= {"outer_steps": outer_steps, "horizon": horizon}
+    for name, value in positive.items():
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name}={value} must be positive and finite.")
+    if not 0 <= weight_decay < math.inf:
+        raise ValueError(f"weight_decay={weight_decay} must not be negative.")
     names = [name for name in ("digits", "mnist", "fashion_mnist") if available(name)]
     data = {name: load_images(name, size=8) for name in names}
     tasks = {
