@@ -196,9 +196,7 @@ def test_columns_have_unit_second_moment():
     updates, _ = optimizer.update(grads, optimizer.init(params), params)
     expected = grads / jnp.sqrt(1e-5 + jnp.mean(grads**2))
     np.testing.assert_allclose(updates, expected, rtol=1e-12)
-    raw = lopt.Coordinatewise(
-        MomentumFeatures(), Identity(), lambda outputs: outputs[0], normalise=False
-    )
+    raw = lopt.Coordinatewise(MomentumFeatures(), Identity(), First(), normalise=False)
     optimizer = raw.optimizer(raw.init(KEY))
     for size in (1, 2**18):
         blocks = lopt.Coordinatewise(
