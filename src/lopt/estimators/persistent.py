@@ -105,7 +105,8 @@ def _pair_axes(episodes: Episode) -> Any:
 
     A shared key makes the batches shared: drawn and looked up once for both.
     """
-    shared = (episodes.task_key, episodes.train.key, episodes.train.step)
-    axes = jax.tree.map(lambda _: 0, episodes)
-    where = lambda e: (e.task_key, e.train.key, e.train.step)  # noqa: E731
-    return eqx.tree_at(where, axes, tuple(None for _ in shared))
+    return eqx.tree_at(_shared, jax.tree.map(lambda _: 0, episodes), (None, None, None))
+
+
+def _shared(episodes: Episode) -> tuple[Any, Any, Any]:
+    return episodes.task_key, episodes.train.key, episodes.train.step

@@ -2,9 +2,8 @@
 
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.console import Console
@@ -116,9 +115,8 @@ def _prepare_jax() -> None:
 
 def main() -> None:
     """Runs the command line; what a user can mend is said in one line, with exit status 2."""
-    run: Callable[[], Any] = lambda: app.cli(prog="lopt", description=_ABOUT)  # noqa: E731
     try:
-        run()
+        app.cli(prog="lopt", description=_ABOUT)
     except KeyboardInterrupt:
         sys.exit(130)
     except (ValueError, TypeError, OSError) as error:
