@@ -1,9 +1,11 @@
 """Speed of meta-training: estimators by rules by tasks. Run by hand; arguments select rows.
 
 16 particles, truncation 20, horizon 100. Steps count every unrolled inner step of every particle
-and of both antithetic partners. Each row is a process of its own. For example:
+and of both antithetic partners. Each row is a process of its own. Particles are spread
+over all cores, each a device, as `lopt train` does; with the word "single" they are not. Say:
 
     python benchmarks/meta_training.py PES adafactor_mlp
+    python benchmarks/meta_training.py PES single
 """
 
 import json
@@ -16,6 +18,7 @@ import optax
 from common import in_own_process, measure, show
 
 import lopt
+from lopt.experiment.cache import use_all_cores
 
 PARTICLES, TRUNCATION, HORIZON = 16, 20, 100
 TASKS = ("quadratic", "8x8 MLP")
@@ -31,7 +34,9 @@ def build_task(name: str) -> lopt.AbstractTask:
     return lopt.tasks.mlp_classification(data, (32,), batch_size=128)
 
 
-def row(estimator: str, rule: str, task: str, at_once: str) -> dict:
+def row(estimator: str, rule: str, task: str, at_once: str, single: str) -> dict:
+    if not json.loads(single):
+        use_all_cores()
     learned, key = getattr(lopt, rule)(), jax.random.key(0)
     inner = lopt.InnerTraining(build_task(task), learned, HORIZON)
     one, steps = {
@@ -40,14 +45,16 @@ def row(estimator: str, rule: str, task: str, at_once: str) -> dict:
         "TruncatedBackprop": (lambda: lopt.TruncatedBackprop(inner, TRUNCATION), TRUNCATION),
     }[estimator]
     meta = lopt.Mean(one(), PARTICLES, int(at_once) or None)
-    optimizer = optax.adam(1e-3)
-    state = lopt.start(meta, optimizer, learned.init(key), key)
+    # One update of all of theta at once compiles faster than one for each of its leaves.
+    optimizer = optax.flatten(optax.adam(1e-3))
     outer_steps = 50 if task == "quadratic" else 3
-    result = measure(
-        lopt.unroll,
-        (meta, optimizer, state, outer_steps),
-        lambda arguments, outputs: (*arguments[:2], outputs[0], arguments[3]),
-    )
+    with jax.set_mesh(lopt.particle_mesh(meta)):
+        state = lopt.start(meta, optimizer, learned.init(key), key)
+        result = measure(
+            lopt.unroll,
+            (meta, optimizer, state, outer_steps),
+            lambda arguments, outputs: (*arguments[:2], outputs[0], arguments[3]),
+        )
     total = outer_steps * PARTICLES * steps
     return result | {
         "outer": outer_steps / result["seconds"],
@@ -59,14 +66,15 @@ def row(estimator: str, rule: str, task: str, at_once: str) -> dict:
 
 def main(selected: list[str]) -> None:
     at_once = next((word for word in selected if word.isdigit()), "0")
-    selected = [word for word in selected if not word.isdigit()]
+    single = json.dumps("single" in selected)
+    selected = [word for word in selected if not word.isdigit() and word != "single"]
     rows = []
     for task in TASKS:
         for rule in RULES:
             for estimator in ESTIMATORS:
                 if not set(selected) <= {task, rule, estimator}:
                     continue
-                result = in_own_process(__file__, estimator, rule, task, at_once)
+                result = in_own_process(__file__, estimator, rule, task, at_once, single)
                 rows.append(
                     [
                         f"{estimator}, {rule}, {task}",

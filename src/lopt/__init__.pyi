@@ -18,6 +18,7 @@ from .core import MetaTask as MetaTask
 from .core import RampedLoss as RampedLoss
 from .core import Step as Step
 from .core import TrainState as TrainState
+from .core import join as join
 from .core import loss_of as loss_of
 from .core import start as start
 from .core import train_loss as train_loss
@@ -27,6 +28,7 @@ from .estimators import ES as ES
 from .estimators import PES as PES
 from .estimators import Mean as Mean
 from .estimators import TruncatedBackprop as TruncatedBackprop
+from .estimators import particle_mesh as particle_mesh
 from .experiment.datasets import load_images as load_images
 from .experiment.experiment import Evaluation as Evaluation
 from .experiment.experiment import Experiment as Experiment

@@ -16,6 +16,8 @@ from lopt.learned.hyperparameters import Learnable
 
 KEY = jax.random.key(0)
 TENSORS = ("conv", "mat", "rank3", "row1", "scalar", "square", "vec", "wide")  # in tree order
+# As a rule sees them: those of rank 1 first.
+GROUP = sorted(TENSORS, key=lambda name: name not in ("scalar", "vec"))
 
 
 def single(tree):
@@ -32,9 +34,10 @@ def below(numbers, prefix):
     return {name.removeprefix(prefix): n for name, n in numbers.items() if name.startswith(prefix)}
 
 
-def decays_first(golden, shape):
-    """Returns a bank with the decays on the leading axis; scalars have shape (1,)."""
-    return np.moveaxis(golden, -1, 0).reshape(golden.shape[-1], *(shape or (1,)))
+def check_bank(ours, expected, rtol=1e-5):
+    """Checks a bank of a group of tensors, laid end to end, against those of each tensor."""
+    recorded = [np.moveaxis(golden, -1, 0).reshape(golden.shape[-1], -1) for golden in expected]
+    np.testing.assert_allclose(ours, np.concatenate(recorded, 1), rtol=rtol, atol=1e-7)
 
 
 def perceptron(theta):
@@ -123,9 +126,7 @@ def test_small_mlp_takes_the_recorded_steps(golden, case):
     check_params(steps, below(numbers, f"{case}/params/"), start, atol)
     assert state.step == numbers[f"{case}/final_state/iteration"] == 10
     expected = below(numbers, f"{case}/final_state/rolling_features/m/")
-    for name, momentum in zip(TENSORS, state.features, strict=True):
-        bank = decays_first(expected[name], start[name].shape)
-        np.testing.assert_allclose(momentum, bank, rtol=1e-5, atol=1e-7)
+    check_bank(state.features[0], [expected[name] for name in GROUP])
 
 
 @pytest.mark.parametrize("case", ADAFACTOR_CASES)
@@ -137,21 +138,13 @@ def test_adafactor_mlp_takes_the_recorded_steps(golden, case):
     check_params(steps, below(numbers, f"{case}/params/"), start, atol)
     expected = below(numbers, f"{case}/final_state/")
     assert state.step == expected["iteration"] == 10
-    for name, ours in zip(TENSORS, state.features, strict=True):
-        shape = start[name].shape
-
-        def check(bank, field, shape, name=name):
-            recorded = decays_first(expected[f"{field}/{name}"], shape)
-            np.testing.assert_allclose(bank, recorded, rtol=1e-5, atol=1e-7, err_msg=name)
-
-        check(ours.momentum, "mom_rolling/m", shape)
-        check(ours.rms, "rms_rolling/rms", shape)
-        if len(shape) < 2:
-            assert ours.col is None
-            check(ours.row, "fac_rolling_features/v_diag", shape)
-        else:
-            check(ours.row, "fac_rolling_features/v_row", ours.row.shape[1:])
-            check(ours.col, "fac_rolling_features/v_col", ours.col.shape[1:])
+    (ours,) = state.features
+    check_bank(ours.momentum, [expected[f"mom_rolling/m/{name}"] for name in GROUP])
+    check_bank(ours.rms, [expected[f"rms_rolling/rms/{name}"] for name in GROUP])
+    # What a tensor does not have is recorded as empty.
+    second = [below(expected, f"fac_rolling_features/{v}/") for v in ("v_diag", "v_row", "v_col")]
+    check_bank(ours.row, [second[which][name] for name in GROUP for which in (0, 1)])
+    check_bank(ours.col, [second[2][name] for name in GROUP])
 
 
 @pytest.mark.parametrize(
@@ -226,11 +219,11 @@ def test_factored_moments_and_preconditioned_gradient(golden, which):
         def one_step(states, grad):
             new, columns = {}, {}
             for name, g in grad.items():
-                views, new[name] = features.update(theta, g, states[name], g)
+                views, new[name] = features.update(theta, [g], states[name], [g])
                 columns[name] = features.columns(views)
             return new, (new, columns)
 
-        begin = {name: features.begin(g[0]) for name, g in grads.items()}
+        begin = {name: features.begin([g[0]]) for name, g in grads.items()}
         return jax.lax.scan(one_step, begin, grads)[1]
 
     states, columns = trajectory(single(grads))
@@ -242,7 +235,9 @@ def test_factored_moments_and_preconditioned_gradient(golden, which):
         pairs += [(states[name].col, "v_col")] if factored else []
         for ours, field in pairs:
             recorded = np.moveaxis(expected[f"{field}/{name}"], -1, 1).reshape(ours.shape)
-            np.testing.assert_allclose(ours, recorded, rtol=3e-5, atol=1e-7, err_msg=(field, name))
+            # Decays of zero and below are among the odd ones; there, differences round more.
+            rtol = 6e-5 if which == "odd" else 3e-5
+            np.testing.assert_allclose(ours, recorded, rtol=rtol, atol=1e-7, err_msg=(field, name))
 
 
 NAMES = {

@@ -3,6 +3,7 @@
 from lopt.core.blocks import map_blocks
 from lopt.core.coordinatewise import Coordinatewise, CoordinatewiseState
 from lopt.core.estimator import AbstractGradientEstimator, Estimate
+from lopt.core.groups import join, split
 from lopt.core.inner import (
     Episode,
     InnerTraining,
@@ -36,8 +37,10 @@ __all__ = [
     "RampedLoss",
     "Step",
     "TrainState",
+    "join",
     "loss_of",
     "map_blocks",
+    "split",
     "start",
     "train_loss",
     "unroll",

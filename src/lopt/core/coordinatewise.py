@@ -5,9 +5,8 @@ place of a network. Small tensors are laid end to end, so that the rule is compi
 once for all of them; large ones are worked on in slabs, so that their features never exist at once.
 """
 
-import itertools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from lopt.core.blocks import BLOCK_SIZE, map_blocks
+from lopt.core.groups import join, split
 from lopt.core.learned import (
     AbstractFeatures,
     AbstractLearnedOptimizer,
@@ -30,8 +30,8 @@ class CoordinatewiseState(eqx.Module):
 
     Attributes:
         step: the number of steps taken.
-        features: accumulators, one entry per tensor, in tree order.
-        memory: the rule's memory, one entry per group of tensors that the rule sees together.
+        features: accumulators, one entry per group of tensors.
+        memory: the rule's memory, one entry per group of tensors.
     """
 
     step: Int[Array, ""]
@@ -75,13 +75,15 @@ class Coordinatewise(AbstractLearnedOptimizer):
 
     def begin(self, theta: Theta, params: Params) -> CoordinatewiseState:
         """Returns empty accumulators and the rule's initial memory."""
-        tensors = [_tensor(leaf) for leaf in jax.tree.leaves(params)]
-        memory = tuple(
-            self.rule.begin(_cast(theta["rule"], tensors[group[0]]), self._shape(tensors, group))
-            for group in self._groups(tensors)
+        groups = self._groups([_tensor(leaf) for leaf in jax.tree.leaves(params)])
+        return CoordinatewiseState(
+            jnp.zeros((), jnp.int32),
+            tuple(self.features.begin(group.tensors) for group in groups),
+            tuple(
+                self.rule.begin(_cast(theta["rule"], group.tensors[0]), join(group.tensors).shape)
+                for group in groups
+            ),
         )
-        features = tuple(self.features.begin(tensor) for tensor in tensors)
-        return CoordinatewiseState(jnp.zeros((), jnp.int32), features, memory)
 
     def update(
         self,
@@ -116,77 +118,65 @@ class Coordinatewise(AbstractLearnedOptimizer):
                     f"Coordinatewise.update(grads) has an array of shape {jnp.shape(grad)} where "
                     f"params has {jnp.shape(leaf)}; pass the gradient at these params."
                 )
-        if not isinstance(state, CoordinatewiseState) or len(state.features) != len(leaves):
+        groups = self._groups([_tensor(leaf) for leaf in leaves])
+        if not isinstance(state, CoordinatewiseState) or len(state.features) != len(groups):
             raise ValueError(
                 "Coordinatewise.update(state) is not a state of these params; "
                 "begin with optimizer.init(params)."
             )
-        tensors = [_tensor(leaf) for leaf in leaves]
-        seen = [
-            self.features.update(_cast(theta["features"], tensor), _tensor(grad), old, tensor)
-            for grad, old, tensor in zip(
-                jax.tree.leaves(grads), state.features, tensors, strict=True
+        slopes = [_tensor(grad) for grad in jax.tree.leaves(grads)]
+        updates, accumulators, memories = list(leaves), [], []
+        for group, old, memory in zip(groups, state.features, state.memory, strict=True):
+            like = group.tensors[0]
+            view, new = self.features.update(
+                _cast(theta["features"], like), group.pick(slopes), old, group.tensors
             )
-        ]
-        views = [view for view, _ in seen]
-        updates, memories = list(tensors), []
-        for group, memory in zip(self._groups(tensors), state.memory, strict=True):
-            weights = _cast(theta["rule"], tensors[group[0]])
-            shared = self.features.shared(state.step, tensors[group[0]].dtype)
-            work = self._in_slabs if self._is_large(tensors[group[0]]) else self._together
-            parts, memory = work(
-                weights, shared, [views[i] for i in group], memory, [tensors[i] for i in group]
-            )
+            shared = self.features.shared(state.step, like.dtype)
+            work = self._in_slabs if len(group.tensors) == 1 else self._together
+            update, memory = work(_cast(theta["rule"], like), shared, view, memory, group.tensors)
+            accumulators.append(new)
             memories.append(memory)
-            for i, part in zip(group, parts, strict=True):
+            for i, part in zip(group.places, split(update, group.tensors), strict=True):
                 updates[i] = part.reshape(leaves[i].shape).astype(leaves[i].dtype)
-        accumulators = tuple(new for _, new in seen)
-        state = CoordinatewiseState(state.step + 1, accumulators, tuple(memories))
+        state = CoordinatewiseState(state.step + 1, tuple(accumulators), tuple(memories))
         return jax.tree.unflatten(structure, updates), state
 
-    def _groups(self, tensors: list[Tensor]) -> list[list[int]]:
-        """Returns which tensors the rule sees together: all small ones of a dtype."""
+    def _groups(self, tensors: list[Tensor]) -> list["_Group"]:
+        """Returns the tensors in groups: all small ones of a dtype, and each large one."""
         together: dict[Any, list[int]] = {}
-        for i, tensor in enumerate(tensors):
-            together.setdefault(i if self._is_large(tensor) else tensor.dtype, []).append(i)
-        return list(together.values())
-
-    def _shape(self, tensors: list[Tensor], group: list[int]) -> tuple[int, ...]:
-        first = tensors[group[0]]
-        return first.shape if self._is_large(first) else (sum(tensors[i].size for i in group),)
-
-    def _is_large(self, tensor: Tensor) -> bool:
-        return tensor.size > self.block_size
+        for i in sorted(range(len(tensors)), key=lambda i: tensors[i].ndim > 1):
+            large = tensors[i].size > self.block_size
+            together.setdefault(i if large else tensors[i].dtype, []).append(i)
+        return [_Group(places, [tensors[i] for i in places]) for places in together.values()]
 
     def _together(
         self,
         theta: Theta,
         shared: Float[Array, " shared"],
-        views: list[Any],
+        view: Any,
         memory: State,
         tensors: list[Tensor],
-    ) -> tuple[list[Tensor], State]:
+    ) -> tuple[Tensor, State]:
         """Applies the rule once to small tensors laid end to end."""
-        columns = []
-        for view, tensor in zip(views, tensors, strict=True):
-            stacks = self.features.columns(view)
-            factors = [self._factor(_sums(s) / (s.size // len(s))) for s in stacks]
-            joined = _concatenate(stacks, factors, tensor.shape)
-            columns.append(joined.reshape(len(joined), tensor.size))
-        outputs, memory = self.rule.apply(theta, jnp.concatenate(columns, 1), shared, memory)
-        ends = list(itertools.accumulate(tensor.size for tensor in tensors))
-        return jnp.split(self.scale(outputs), ends[:-1]), memory
+        columns = jnp.concatenate(self.features.columns(view))
+        flat = [tensor.reshape(-1) for tensor in tensors]
+        parts = split(columns, flat)
+        moments = jnp.stack([_sums(part) / part.shape[1] for part in parts], axis=1)
+        factors = jnp.split(self._factor(moments), len(parts), axis=1)
+        columns = join([p * f for p, f in zip(parts, factors, strict=True)], flat)
+        outputs, memory = self.rule.apply(theta, columns, shared, memory)
+        return self.scale(outputs), memory
 
     def _in_slabs(
         self,
         theta: Theta,
         shared: Float[Array, " shared"],
-        views: list[Any],
+        view: Any,
         memory: State,
         tensors: list[Tensor],
-    ) -> tuple[list[Tensor], State]:
+    ) -> tuple[Tensor, State]:
         """Applies the rule to one large tensor; no more than a slab has its features at once."""
-        (view,), (tensor,) = views, tensors
+        (tensor,) = tensors
 
         def sums(arguments: Any) -> list[tuple[Tensor, ...]]:
             view, like = arguments
@@ -204,12 +194,21 @@ class Coordinatewise(AbstractLearnedOptimizer):
 
         totals = map_blocks(sums, (view, tensor), tensor.shape, self.block_size)
         factors = [self._factor(jnp.stack(total) / tensor.size) for total in totals]
-        update, memory = map_blocks(apply, (view, memory, tensor), tensor.shape, self.block_size)
-        return [update], memory
+        return map_blocks(apply, (view, memory, tensor), tensor.shape, self.block_size)
 
     def _factor(self, moments: Tensor) -> Tensor:
         """Returns what gives features of these second moments unit ones, or ones."""
         return jax.lax.rsqrt(1e-5 + moments) if self.normalise else jnp.ones_like(moments)
+
+
+class _Group(NamedTuple):
+    """Tensors that features and rule see together, and their places in tree order."""
+
+    places: list[int]
+    tensors: list[Tensor]
+
+    def pick(self, arrays: list[Tensor]) -> list[Tensor]:
+        return [arrays[i] for i in self.places]
 
 
 def _sums(stack: Columns) -> Tensor:

@@ -7,7 +7,7 @@ composes them.
 """
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -71,14 +71,17 @@ class Bound(eqx.Module):
 
 
 Tensor = Float[Array, "..."]
+Tensors = Sequence[Tensor]
 Columns = Float[Array, "_column ..."]
 
 
 class AbstractFeatures(eqx.Module):
-    """What a rule gets to see of the coordinates of one tensor.
+    """What a rule gets to see of each coordinate.
 
-    `update` does the work that needs the whole tensor, such as factored moments; `columns` is
-    elementwise, so that it can be computed a slab at a time.
+    Features see tensors in groups: several small ones (those of rank 1 first), whose coordinates
+    `lopt.core.join` lays end to end on one axis, or a single large one in its own shape. `update`
+    does the work that needs whole tensors, such as factored moments; `columns` is elementwise, so
+    that it can be computed a slab at a time.
     """
 
     @abc.abstractmethod
@@ -86,16 +89,18 @@ class AbstractFeatures(eqx.Module):
         """Returns the features' own weights, such as learned decays; `()` if there are none."""
 
     @abc.abstractmethod
-    def begin(self, param: Tensor) -> State:
-        """Returns the accumulators of one tensor before its first gradient."""
+    def begin(self, params: Tensors) -> State:
+        """Returns the accumulators of a group of tensors before its first gradients."""
 
     @abc.abstractmethod
-    def update(self, theta: Theta, grad: Tensor, state: State, param: Tensor) -> tuple[Any, State]:
-        """Takes in the gradient of one tensor, of rank at least 1.
+    def update(
+        self, theta: Theta, grads: Tensors, state: State, params: Tensors
+    ) -> tuple[Any, State]:
+        """Takes in the gradients of a group of tensors, each of rank at least 1.
 
         Returns:
             Views, all that `columns` is given: a pytree of arrays whose last axes broadcast to the
-            tensor's shape, behind any leading axes; or of scalars. And the next accumulators.
+            coordinates, behind any leading axes; or of scalars. And the next accumulators.
         """
 
     @abc.abstractmethod
@@ -103,7 +108,7 @@ class AbstractFeatures(eqx.Module):
         """Returns the features that differ between coordinates, in stacks. Elementwise.
 
         The first axis of each stack counts its features, the others broadcast to the coordinates:
-        what is the same along an axis of the tensor need not be repeated along it.
+        what is the same along an axis of a large tensor need not be repeated along it.
         """
 
     @abc.abstractmethod

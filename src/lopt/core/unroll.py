@@ -5,6 +5,7 @@ outer optimizer) alike: `n` times, ask the estimator for a gradient, ask the opt
 update, add it to the parameters. Everything else in the library transforms this function.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,10 @@ from jaxtyping import Array, Int, PyTree
 
 from lopt.core.estimator import AbstractGradientEstimator
 from lopt.core.types import Key, Params, Record, Scalar, State
+
+# What a task gives this name by `jax.ad_checkpoint.checkpoint_name` is kept and not recomputed when
+# steps are differentiated in reverse: small things such as the rows that a batch consists of.
+KEPT = "lopt.kept"
 
 
 class TrainState(eqx.Module):
@@ -139,8 +144,12 @@ def unroll(
         )
     optimizer = optax.with_extra_args_support(optimizer)
 
-    def one_step(state: TrainState, _: None) -> tuple[TrainState, Record]:
-        key = jax.random.fold_in(state.key, state.step)
+    @functools.partial(
+        jax.checkpoint,
+        prevent_cse=False,
+        policy=jax.checkpoint_policies.save_only_these_names(KEPT),
+    )
+    def one_step(state: TrainState, key: Key) -> tuple[TrainState, Record]:
         estimate, estimator_state = estimator.estimate(state.params, state.estimator_state, key)
         updates, opt_state = optimizer.update(
             estimate.grads, state.opt_state, state.params, value=estimate.loss
@@ -161,5 +170,7 @@ def unroll(
         state = TrainState(params, opt_state, estimator_state, state.key, state.step + 1)
         return state, recorded
 
-    rematerialised = jax.checkpoint(one_step, prevent_cse=False)
-    return jax.lax.scan(rematerialised, state, length=num_steps)
+    def keyed_step(state: TrainState, _: None) -> tuple[TrainState, Record]:
+        return one_step(state, jax.random.fold_in(state.key, state.step))
+
+    return jax.lax.scan(keyed_step, state, length=num_steps)

@@ -1,4 +1,4 @@
-"""Where lopt keeps files between runs: downloads, and compiled programs."""
+"""How the command line sets up JAX, and where lopt keeps files between runs."""
 
 import os
 from pathlib import Path
@@ -24,3 +24,14 @@ def use_compilation_cache() -> None:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+def use_all_cores() -> None:
+    """Makes every core that this process may use a device, as far as JAX has not begun yet.
+
+    XLA computes small products on one core; particles spread over devices keep all of them busy.
+    """
+    import jax
+
+    if jax.config.values["jax_num_cpu_devices"] == -1 and hasattr(os, "sched_getaffinity"):
+        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))

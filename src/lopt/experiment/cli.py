@@ -108,9 +108,10 @@ def _unused_folder(recipe: str) -> Path:
 def _prepare_jax() -> None:
     # A program that asks for a GPU it does not have should say so itself, not through a warning.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
-    from lopt.experiment.cache import use_compilation_cache
+    from lopt.experiment.cache import use_all_cores, use_compilation_cache
 
     use_compilation_cache()
+    use_all_cores()
 
 
 def main() -> None:

@@ -31,6 +31,7 @@ from rich.progress import (
 
 from lopt.core.types import State, Theta
 from lopt.core.unroll import Step, TrainState, start, unroll
+from lopt.estimators import particle_mesh
 from lopt.experiment import storage
 from lopt.experiment.experiment import Experiment
 from lopt.experiment.files import read_json, read_lines, to_line, write_bytes, write_json
@@ -131,6 +132,16 @@ def train(experiment: Experiment, folder: Path, *, show_progress: bool = True) -
     for torn in [*folder.glob(".*"), *(folder / "checkpoints").glob(".*")]:
         torn.unlink()  # what a killed run was writing
     optimizer = guarded(experiment)
+    with jax.set_mesh(particle_mesh(experiment.meta)):
+        return _train(experiment, optimizer, folder, show_progress)
+
+
+def _train(
+    experiment: Experiment,
+    optimizer: optax.GradientTransformation,
+    folder: Path,
+    show_progress: bool,
+) -> Theta:
     state = _latest_state(experiment, optimizer, folder)
     done = int(state.step)
     metrics = folder / "metrics.jsonl"

@@ -6,6 +6,7 @@ new leading axis, start at zero and have no bias correction.
 """
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import equinox as eqx
@@ -13,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from lopt.core.learned import AbstractFeatures, Columns, Tensor
+from lopt.core.groups import join, split
+from lopt.core.learned import AbstractFeatures, Columns, Tensor, Tensors
 from lopt.core.types import Key, State, Theta
 
 TIME_SCALES = (1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000, 30_000, 100_000)
@@ -28,9 +30,13 @@ def time_embedding(step: Int[Array, ""], dtype: Any) -> Float[Array, "11"]:
 
 
 def accumulate(decays: Decays, bank: Bank, value: Tensor) -> Bank:
-    """Returns decay * bank + (1 - decay) * value for each decay."""
+    """Returns decay * bank + (1 - decay) * value for each decay.
+
+    Written with one product, which differs in rounding only, and least for decays close to one: its
+    derivative is shorter, and so is its compilation.
+    """
     decays = decays.reshape(-1, *(1,) * value.ndim)
-    return decays * bank + (1 - decays) * value[None]
+    return bank + (1 - decays) * (value[None] - bank)
 
 
 def factored_axes(shape: tuple[int, ...]) -> tuple[int, int] | None:
@@ -45,7 +51,7 @@ def factored_axes(shape: tuple[int, ...]) -> tuple[int, int] | None:
 
 
 class MomentumViews(eqx.Module):
-    """Gradient, parameter and momenta of one tensor."""
+    """Gradient, parameter and momenta."""
 
     grad: Tensor
     param: Tensor
@@ -70,16 +76,17 @@ class MomentumFeatures(AbstractFeatures):
         """Returns no weights."""
         return ()
 
-    def begin(self, param: Tensor) -> Bank:
+    def begin(self, params: Tensors) -> Bank:
         """Returns a bank of zeros."""
-        return jnp.zeros((len(self.decays), *param.shape), param.dtype)
+        return _bank(len(self.decays), join(params))
 
     def update(
-        self, theta: Theta, grad: Tensor, state: State, param: Tensor
+        self, theta: Theta, grads: Tensors, state: State, params: Tensors
     ) -> tuple[MomentumViews, Bank]:
         """Adds the gradient to each momentum."""
+        grad = join(grads)
         momentum = accumulate(jnp.asarray(self.decays, grad.dtype), state, grad)
-        return MomentumViews(grad, param, momentum), momentum
+        return MomentumViews(grad, join(params), momentum), momentum
 
     def columns(self, views: MomentumViews) -> tuple[Columns, ...]:
         """Returns gradient, parameter, momenta."""
@@ -91,7 +98,14 @@ class MomentumFeatures(AbstractFeatures):
 
 
 class AdafactorState(eqx.Module):
-    """Accumulators of one tensor. Below rank 2 `row` holds full second moments."""
+    """Accumulators of a group of tensors.
+
+    Attributes:
+        momentum, rms: of all coordinates.
+        row: second moments, full ones of tensors of rank 1, of others averaged over the largest
+            axis; end to end.
+        col: second moments averaged over the second largest axis; None if all are of rank 1.
+    """
 
     momentum: Bank
     rms: Bank
@@ -99,16 +113,28 @@ class AdafactorState(eqx.Module):
     col: Bank | None
 
 
+class Preconditioner(eqx.Module):
+    """What tells the scales of gradients apart; broadcasts to the coordinates.
+
+    Gradients are multiplied by row_factor * col_factor, momenta by
+    momentum_row_factor * col_factor.
+    """
+
+    row: Bank
+    col: Bank
+    row_factor: Bank
+    momentum_row_factor: Bank
+    col_factor: Bank
+
+
 class AdafactorViews(eqx.Module):
-    """What the 28 columns of one tensor are computed from."""
+    """What the 28 columns are computed from."""
 
     grad: Tensor
     param: Tensor
     momentum: Bank
     rms: Bank
-    row: Bank
-    col: Bank
-    precondition: Bank | tuple[Bank, Bank]
+    preconditioner: Preconditioner
 
 
 class AdafactorFeatures(AbstractFeatures):
@@ -151,64 +177,49 @@ class AdafactorFeatures(AbstractFeatures):
             "rms_decays": jnp.zeros(len(self.rms_decays)),
         }
 
-    def begin(self, param: Tensor) -> AdafactorState:
+    def begin(self, params: Tensors) -> AdafactorState:
         """Returns zeros."""
-
-        def bank(count: int, shape: tuple[int, ...]) -> Bank:
-            return jnp.zeros((count, *shape), param.dtype)
-
-        momentum = bank(len(self.momentum_decays), param.shape)
-        rms = bank(len(self.rms_decays), param.shape)
-        axes, count = factored_axes(param.shape), len(self.adafactor_decays)
-        if axes is None:
-            return AdafactorState(momentum, rms, row=bank(count, param.shape), col=None)
-        row, col = (bank(count, _without(param.shape, axis)) for axis in reversed(axes))
-        return AdafactorState(momentum, rms, row, col)
+        param, count = join(params), len(self.adafactor_decays)
+        rows, cols = _row_and_column_means(_merge_vectors(params))
+        return AdafactorState(
+            _bank(len(self.momentum_decays), param),
+            _bank(len(self.rms_decays), param),
+            _bank(count, join(rows)),
+            _bank(count, join(cols)) if cols else None,
+        )
 
     def update(
-        self,
-        theta: Theta,
-        grad: Tensor,
-        state: AdafactorState,
-        param: Tensor,
+        self, theta: Theta, grads: Tensors, state: AdafactorState, params: Tensors
     ) -> tuple[AdafactorViews, AdafactorState]:
         """Adds the gradient to each accumulator."""
-        decays = {name: _decays(getattr(self, name), shift) for name, shift in theta.items()}
-        momentum = accumulate(decays["momentum_decays"], state.momentum, grad)
-        rms = accumulate(jnp.clip(decays["rms_decays"], 0, 1), state.rms, grad * grad)
-        factored = jnp.clip(decays["adafactor_decays"], 0, 1)
+        grad, (first, rms_decays, second) = join(grads), self._decays(theta)
+        momentum = accumulate(first, state.momentum, grad)
+        rms = accumulate(rms_decays, state.rms, grad * grad)
+
         # 1e-30 keeps what is never touched away from zero over zero.
-        square, axes = grad * grad + 1e-30, factored_axes(grad.shape)
-        if axes is None:
-            row, col = accumulate(factored, state.row, square), state.col
-            tiled_row = tiled_col = row
-            precondition: Bank | tuple[Bank, Bank] = row
-        else:
-            second, largest = axes
-            row = accumulate(factored, state.row, jnp.mean(square, largest))
-            assert state.col is not None  # as `begin` made it
-            col = accumulate(factored, state.col, jnp.mean(square, second))
-            # Banks have the decays in front, and `row` lacks the largest axis.
-            second_in_row = 1 + second - (second > largest)
-            relative = row / (jnp.mean(row, second_in_row, keepdims=True) + 1e-9)
-            tiled_row = jnp.expand_dims(row, 1 + largest)
-            tiled_col = jnp.expand_dims(col, 1 + second)
-            precondition = (
-                jnp.expand_dims(_floored_rsqrt(relative), 1 + largest),
-                _floored_rsqrt(tiled_col),
-            )
-        views = AdafactorViews(grad, param, momentum, rms, tiled_row, tiled_col, precondition)
-        return views, AdafactorState(momentum, rms, row, col)
+        squares = [tensor * tensor + 1e-30 for tensor in _merge_vectors(grads)]
+        rows, cols = _row_and_column_means(squares)
+        row = accumulate(second, state.row, join(rows))
+        col = None if state.col is None else accumulate(second, state.col, join(cols))
+        new = AdafactorState(momentum, rms, row, col)
+        views = AdafactorViews(
+            grad, join(params), momentum, rms, _preconditioner(squares, new, rows, cols)
+        )
+        return views, new
+
+    def _decays(self, theta: Theta) -> list[Decays]:
+        """Returns those of momenta, which may be negative, of the RMS and of factored moments."""
+        initial = (self.momentum_decays, self.rms_decays, self.adafactor_decays)
+        shifts = [theta[name] for name in ("momentum_decays", "rms_decays", "adafactor_decays")]
+        logs = [math.log(1 - decay) / 10 for decays in initial for decay in decays]
+        shift = join(shifts)
+        decays = 1 - jnp.exp(10 * (jnp.asarray(logs, shift.dtype) + shift))
+        lowest = [-math.inf] * len(self.momentum_decays) + [0.0] * (len(logs) - len(initial[0]))
+        return split(jnp.maximum(decays, jnp.asarray(lowest, decays.dtype)), shifts)
 
     def columns(self, views: AdafactorViews) -> tuple[Columns, ...]:
         """Returns the columns in the order of the published design."""
-        if isinstance(views.precondition, tuple):
-            row_factor, col_factor = views.precondition
-            factor = momentum_factor = row_factor * col_factor
-        else:
-            factor = _floored_rsqrt(views.precondition + 1e-9)
-            momentum_factor = jax.lax.rsqrt(views.precondition + 1e-6)
-        inverse_root = jax.lax.rsqrt(views.rms + 1e-6)
+        by, inverse_root = views.preconditioner, jax.lax.rsqrt(views.rms + 1e-6)
         return (
             views.grad[None],
             views.param[None],
@@ -216,12 +227,12 @@ class AdafactorFeatures(AbstractFeatures):
             views.rms,
             views.momentum * inverse_root,
             inverse_root,
-            views.grad[None] * factor,
-            views.row,
-            views.col,
-            jax.lax.rsqrt(views.row + 1e-8),
-            jax.lax.rsqrt(views.col + 1e-8),
-            views.momentum * momentum_factor,
+            views.grad[None] * (by.row_factor * by.col_factor),
+            by.row,
+            by.col,
+            jax.lax.rsqrt(by.row + 1e-8),
+            jax.lax.rsqrt(by.col + 1e-8),
+            views.momentum * (by.momentum_row_factor * by.col_factor),
         )
 
     def shared(self, step: Int[Array, ""], dtype: Any) -> Float[Array, "11"]:
@@ -235,14 +246,53 @@ def _check_decays(name: str, decays: tuple[float, ...]) -> None:
             raise ValueError(f"{name}: the decay {decay} must be at least 0 and below 1; try 0.9.")
 
 
-def _decays(initial: tuple[float, ...], shift: Decays) -> Decays:
-    logs = [math.log(1 - decay) / 10 for decay in initial]
-    return 1 - jnp.exp(10 * (jnp.asarray(logs, shift.dtype) + shift))
+def _bank(count: int, tensor: Tensor) -> Bank:
+    return jnp.zeros((count, *tensor.shape), tensor.dtype)
+
+
+def _merge_vectors(tensors: Tensors) -> list[Tensor]:
+    """Returns all tensors of rank 1 as one, which they are to features, and the others."""
+    vectors = [tensor for tensor in tensors if tensor.ndim == 1]
+    others = [tensor for tensor in tensors if tensor.ndim > 1]
+    return [join(vectors), *others] if vectors else others
+
+
+def _row_and_column_means(tensors: Tensors) -> tuple[list[Tensor], list[Tensor]]:
+    rows, cols = [], []
+    for tensor in tensors:
+        if axes := factored_axes(tensor.shape):
+            second, largest = axes
+            rows.append(jnp.mean(tensor, largest))
+            cols.append(jnp.mean(tensor, second))
+        else:
+            rows.append(tensor)
+    return rows, cols
+
+
+def _preconditioner(
+    tensors: Tensors, state: AdafactorState, rows: Tensors, cols: Tensors
+) -> Preconditioner:
+    parts: list[Preconditioner] = []
+    columns: Iterator[tuple[Bank, Bank]] = iter(())
+    if state.col is not None:
+        columns = zip(split(state.col, cols), split(_floored_rsqrt(state.col), cols), strict=True)
+    for tensor, row in zip(tensors, split(state.row, rows), strict=True):
+        axes = factored_axes(tensor.shape)
+        if axes is None:
+            factor, momentum_factor = _floored_rsqrt(row + 1e-9), jax.lax.rsqrt(row + 1e-6)
+            one = jnp.ones((len(row), 1), row.dtype)
+            parts.append(Preconditioner(row, row, factor, momentum_factor, one))
+            continue
+        # Banks have the decays in front, and `row` lacks the largest axis.
+        second, largest = axes
+        second_in_row = 1 + second - (second > largest)
+        relative = row / (jnp.mean(row, second_in_row, keepdims=True) + 1e-9)
+        row_factor = jnp.expand_dims(_floored_rsqrt(relative), 1 + largest)
+        row = jnp.expand_dims(row, 1 + largest)
+        col, col_factor = (jnp.expand_dims(bank, 1 + second) for bank in next(columns))
+        parts.append(Preconditioner(row, col, row_factor, row_factor, col_factor))
+    return jax.tree.map(lambda *banks: join(banks, like=tensors), *parts)
 
 
 def _floored_rsqrt(x: Bank) -> Bank:
     return jax.lax.rsqrt(jnp.maximum(x, 1e-9))
-
-
-def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
-    return shape[:axis] + shape[axis + 1 :]

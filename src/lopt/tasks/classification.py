@@ -200,7 +200,9 @@ def flatten_images(images: Images, params: Params) -> Float[Array, "n pixel"]:
 
 def cross_entropy(logits: Float[Array, "n label"], batch: Labelled) -> Scalar:
     """Returns the mean softmax cross entropy."""
-    return batch.mean(optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels))
+    # Looked up by index, the label's logit would have a scatter as its derivative: slow on a CPU.
+    targets = jax.nn.one_hot(batch.labels, logits.shape[-1], dtype=logits.dtype)
+    return batch.mean(optax.softmax_cross_entropy(logits, targets))
 
 
 def hit_rate(logits: Float[Array, "n label"], batch: Labelled) -> Scalar:
