@@ -128,11 +128,36 @@ def test_every_learned_optimizer_has_a_meta_gradient(name):
 INNER = lopt.InnerTraining(lopt.tasks.QuadraticFamily(2), lopt.LearnableSGD(0.1), horizon=4)
 META = optax.sgd(0.01, momentum=0.9)  # Adam's b1 ** count does not go with strict promotion
 
+RAMP = lopt.estimators.RampedHorizon(2, 8, outer_steps=4)
 ESTIMATORS = {
     "ES": lambda: lopt.ES(INNER),
+    "ESSingle": lambda: lopt.ESSingle(INNER, truncation=2),
+    "ES, one arm": lambda: lopt.ES(INNER, antithetic=False),
+    "ES, sign": lambda: lopt.ES(INNER, sign=True),
+    "Evosax": lambda: lopt.Evosax(INNER, 4),
+    "Evosax, Open_ES": lambda: lopt.Evosax(INNER, 4, "Open_ES"),
+    "ForwardMode": lambda: lopt.ForwardMode(INNER),
+    "ForwardMode, random": lambda: lopt.ForwardMode(INNER, directions=3, at_once=2),
+    "GPES": lambda: lopt.GPES(INNER, truncation=1, period=2),
+    "GPES, ramped": lambda: lopt.GPES(INNER, truncation=2, period=4, schedule=RAMP),
+    "InverseVariance": lambda: lopt.InverseVariance(
+        lopt.ES(INNER), lopt.Reparameterized(lopt.MetaTask(INNER)), 4
+    ),
     "Mean": lambda: lopt.Mean(lopt.ES(INNER), 4, at_once=2),
+    "NRES": lambda: lopt.NRES(INNER, truncation=2),
+    "OnlineForwardMode": lambda: lopt.OnlineForwardMode(INNER, truncation=2),
+    "OnlineForwardMode, random": lambda: lopt.OnlineForwardMode(INNER, 1, directions=1),
     "PES": lambda: lopt.PES(INNER, truncation=2),
-    "TruncatedBackprop": lambda: lopt.TruncatedBackprop(INNER, truncation=2),
+    "PolicyGradient": lambda: lopt.PolicyGradient(INNER),
+    "RandomSearch": lambda: lopt.RandomSearch(INNER, 8),
+    "RankedES": lambda: lopt.RankedES(lopt.ES(INNER), 4),
+    "Reparameterized": lambda: lopt.Reparameterized(lopt.MetaTask(INNER)),
+    "Reparameterized, window": lambda: lopt.Reparameterized(
+        lopt.TruncatedBackprop(INNER, truncation=2), antithetic=False
+    ),
+    "Sum": lambda: lopt.Sum((lopt.ES(INNER), lopt.NRES(INNER, 2)), (0.5, 0.5)),
+    "TruncatedBackprop": lambda: lopt.TruncatedBackprop(INNER, truncation=2, segments=2),
+    "TruncatedES": lambda: lopt.TruncatedES(INNER, truncation=2, schedule=RAMP),
 }
 
 

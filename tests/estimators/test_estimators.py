@@ -95,12 +95,12 @@ def test_partners_share_everything_but_theta(key):
 
 def test_staggered_particles_restart_at_different_times(key):
     pes = lopt.PES(linear_toy(10), 2, 0.1)
-    ages = jax.vmap(pes.prepare, (None, 0))(jnp.asarray(0.1), jax.random.split(key, 500)).age
+    ages = jax.vmap(pes.prepare, (None, 0))(jnp.asarray(0.1), jax.random.split(key, 500)).clock.age
     values, counts = np.unique(ages, return_counts=True)
     np.testing.assert_array_equal(values, [0, 2, 4, 6, 8])
     assert counts.min() > 60
     state = lopt.PES(linear_toy(10), 2, 0.1, stagger=False).prepare(jnp.asarray(0.1), key)
-    assert int(state.age) == 0
+    assert int(state.clock.age) == 0
 
 
 @pytest.mark.parametrize("name", ["PES", "TruncatedBackprop"])
@@ -114,7 +114,7 @@ def test_a_diverged_episode_restarts_at_the_next_truncation(name, key):
     healthy = {"learning_rate": jnp.log(jnp.asarray(0.1))}
     estimate, state = estimator.estimate(healthy, state, key)
     assert np.isfinite(estimate.loss)
-    assert int(state.age) == 20
+    assert int(state.clock.age) == 20
 
 
 def test_perturbation_has_the_deviation_it_says(key):

@@ -7,6 +7,7 @@ the gradient of a meta-loss. All of them are trained by the same loop, `lopt.unr
 import abc
 
 import equinox as eqx
+from jaxtyping import Array, Int
 
 from lopt.core.types import Key, Params, Scalar, State
 
@@ -17,10 +18,12 @@ class Estimate(eqx.Module):
     Attributes:
         loss: the loss at the parameters (for evolution strategies: the mean over both partners).
         grads: a direction of steepest ascent, same structure, shapes and dtypes as the parameters.
+        dropped: how many particles were left out because they were not finite.
     """
 
     loss: Scalar
     grads: Params
+    dropped: Int[Array, ""] | int = 0
 
 
 class AbstractGradientEstimator(eqx.Module):

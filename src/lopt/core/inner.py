@@ -84,19 +84,27 @@ class InnerTraining(eqx.Module):
         return Episode(task_key, start(task, optimizer, task.init(init_key), run_key))
 
     def advance(
-        self, theta: Theta, episode: Episode, num_steps: int
+        self, theta: Theta, episode: Episode, num_steps: int, segments: int = 1
     ) -> tuple[Float[Array, " {num_steps}"], Episode]:
-        """Takes `num_steps` inner steps; returns the objective at each, and the episode."""
+        """Takes `num_steps` inner steps; returns the objective at each, and the episode.
+
+        `segments` bounds the memory of reverse-mode differentiation, see `lopt.unroll`.
+        """
         task = self.tasks.draw(episode.task_key)
         optimizer = self.learned.optimizer(theta)
         train, losses = unroll(
-            task, optimizer, episode.train, num_steps, record=lambda s: self.objective(task, s)
+            task,
+            optimizer,
+            episode.train,
+            num_steps,
+            record=lambda step: self.objective(task, step),
+            segments=segments,
         )
         return losses, Episode(episode.task_key, train)
 
-    def meta_loss(self, theta: Theta, key: Key) -> Scalar:
+    def meta_loss(self, theta: Theta, key: Key, segments: int = 1) -> Scalar:
         """Returns the meta-loss of a whole episode."""
-        losses, _ = self.advance(theta, self.begin(theta, key), self.horizon)
+        losses, _ = self.advance(theta, self.begin(theta, key), self.horizon, segments)
         return jnp.mean(losses)
 
 
@@ -105,9 +113,15 @@ class MetaTask(AbstractTask):
 
     `unroll(MetaTask(inner), optax.adam(1e-3), state, n)` therefore meta-trains by full
     backpropagation through the whole horizon.
+
+    Attributes:
+        inner: what is measured.
+        segments: checkpoint segments of the horizon, which they divide, see `lopt.unroll`: with
+            about the square root of the horizon, memory grows like that root.
     """
 
     inner: InnerTraining
+    segments: int = eqx.field(static=True, default=1)
 
     def init(self, key: Key) -> Theta:
         """Returns initial theta."""
@@ -119,4 +133,4 @@ class MetaTask(AbstractTask):
 
     def loss(self, params: Theta, batch: Batch) -> Scalar:
         """Returns the meta-loss of the episode with key `batch`."""
-        return self.inner.meta_loss(params, batch)
+        return self.inner.meta_loss(params, batch, self.segments)

@@ -1,8 +1,40 @@
 """Meta-gradients: estimators of the gradient of a meta-loss."""
 
-from lopt.estimators.combine import Mean, particle_mesh
-from lopt.estimators.evolution import ES
-from lopt.estimators.persistent import PES
+from lopt.estimators.blackbox import Evosax, PolicyGradient, RandomSearch
+from lopt.estimators.combine import InverseVariance, Mean, Sum, particle_mesh
+from lopt.estimators.evolution import ES, RankedES, TruncatedES
+from lopt.estimators.forward import ForwardMode, OnlineForwardMode
+from lopt.estimators.persistent import GPES, NRES, PES, ESSingle
+from lopt.estimators.reparameterized import Reparameterized
 from lopt.estimators.truncated import TruncatedBackprop
+from lopt.estimators.truncation import (
+    AbstractHorizonSchedule,
+    ConstantHorizon,
+    LogUniformHorizon,
+    RampedHorizon,
+)
 
-__all__ = ["ES", "PES", "Mean", "TruncatedBackprop", "particle_mesh"]
+__all__ = [
+    "ES",
+    "GPES",
+    "NRES",
+    "PES",
+    "AbstractHorizonSchedule",
+    "ConstantHorizon",
+    "ESSingle",
+    "Evosax",
+    "ForwardMode",
+    "InverseVariance",
+    "LogUniformHorizon",
+    "Mean",
+    "OnlineForwardMode",
+    "PolicyGradient",
+    "RampedHorizon",
+    "RandomSearch",
+    "RankedES",
+    "Reparameterized",
+    "Sum",
+    "TruncatedBackprop",
+    "TruncatedES",
+    "particle_mesh",
+]

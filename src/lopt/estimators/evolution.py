@@ -5,36 +5,171 @@ Salimans et al. 2017, arXiv:1703.03864; for learned optimizers Metz et al. 2019,
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from lopt.core.estimator import AbstractGradientEstimator, Estimate
-from lopt.core.inner import InnerTraining
+from lopt.core.inner import Episode, InnerTraining
 from lopt.core.types import Key, State, Theta
 from lopt.estimators.antithetic import check_sigma, pair, perturbation, score
+from lopt.estimators.truncation import (
+    AbstractHorizonSchedule,
+    Clock,
+    check_truncation,
+    make_windows,
+)
 
 
 class ES(AbstractGradientEstimator):
-    """Antithetic evolution strategies over whole episodes.
+    """Evolution strategies over whole episodes, by the score function.
 
-    Unbiased for E[L(theta + e)], e ~ N(0, sigma^2 I), with L the meta-loss of `inner`.
+    With e ~ N(0, sigma^2 I) and L the meta-loss of `inner`, an antithetic pair gives
+    e (L(theta + e) - L(theta - e)) / (2 sigma^2), a single run e L(theta + e) / sigma^2. Both are
+    unbiased for the gradient of E[L(theta + e)].
 
     Attributes:
         inner: what is measured.
         sigma: standard deviation of the perturbation of theta.
+        antithetic: whether each perturbation is tried in both directions.
+        sign: whether the difference of a pair is replaced by its sign: no longer unbiased, but
+            indifferent to the scale of losses.
     """
 
     inner: InnerTraining
     sigma: float = eqx.field(static=True, default=0.01)
+    antithetic: bool = eqx.field(static=True, default=True)
+    sign: bool = eqx.field(static=True, default=False)
 
     def __check_init__(self) -> None:
         check_sigma(self, self.sigma)
+        if self.sign and not self.antithetic:
+            raise ValueError("ES(sign=True, antithetic=False): a sign needs a pair to compare.")
 
     def prepare(self, params: Theta, key: Key) -> State:
         """Returns the empty state: every estimate runs an episode of its own."""
         return ()
 
     def estimate(self, params: Theta, state: State, key: Key) -> tuple[Estimate, State]:
-        """Runs one antithetic pair of episodes."""
+        """Runs one episode, or an antithetic pair of them."""
+        noise, losses = self.evaluate(params, key)
+        return Estimate(losses.mean(), self.score(noise, losses)), state
+
+    def evaluate(self, params: Theta, key: Key) -> tuple[Theta, Float[Array, " arm"]]:
+        """Returns a perturbation, and the meta-losses at theta + noise and theta - noise."""
         noise_key, episode_key = jax.random.split(key)
         noise = perturbation(noise_key, params, self.sigma)
-        losses = jax.vmap(self.inner.meta_loss, (0, None))(pair(params, noise), episode_key)
-        return Estimate(losses.mean(), score(noise, losses[0], losses[1], self.sigma)), state
+        if not self.antithetic:
+            perturbed = jax.tree.map(jnp.add, params, noise)
+            return noise, self.inner.meta_loss(perturbed, episode_key)[None]
+        both = pair(params, noise)
+        return noise, jax.vmap(self.inner.meta_loss, (0, None))(both, episode_key)
+
+    def score(self, noise: Theta, losses: Float[Array, " arm"]) -> Theta:
+        """Returns the estimate that losses, or utilities in their place, amount to."""
+        if not self.antithetic:
+            return score(noise, 2 * losses[0], jnp.zeros_like(losses[0]), self.sigma)
+        if self.sign:
+            losses = jnp.stack([jnp.sign(losses[0] - losses[1]), jnp.zeros_like(losses[1])])
+        return score(noise, losses[0], losses[1], self.sigma)
+
+
+class RankedES(AbstractGradientEstimator):
+    """Evolution strategies with rank shaping: losses count by their order only.
+
+    The losses of `num` particles, of both arms together, are replaced by utilities equally spaced
+    from -1/2 for the lowest to 1/2 for the highest. Losses that are not finite are the highest.
+
+    Attributes:
+        one: the estimator of each particle.
+        num: particles; with a single arm at least 2.
+
+    Reference: Salimans et al. 2017, arXiv:1703.03864, section 2.1.
+    """
+
+    one: ES
+    num: int = eqx.field(static=True)
+
+    def __check_init__(self) -> None:
+        if not isinstance(self.num, int) or self.num < 2 - self.one.antithetic:
+            raise ValueError(
+                f"RankedES(num={self.num!r}) must be an integer of at least 2, or 1 for "
+                "antithetic pairs; try 16."
+            )
+
+    def prepare(self, params: Theta, key: Key) -> State:
+        """Returns the empty state."""
+        return ()
+
+    def estimate(self, params: Theta, state: State, key: Key) -> tuple[Estimate, State]:
+        """Runs all particles and ranks them."""
+        keys = jax.random.split(key, self.num)
+        noises, losses = jax.vmap(self.one.evaluate, (None, 0))(params, keys)
+        finite = jnp.isfinite(losses)
+        order = jnp.argsort(jnp.argsort(jnp.where(finite, losses, jnp.inf).ravel()))
+        utilities = order.astype(losses.dtype) / (losses.size - 1) - 0.5
+        scores = jax.vmap(self.one.score)(noises, utilities.reshape(losses.shape))
+        grads = jax.tree.map(lambda leaf: leaf.mean(axis=0), scores)
+        loss = jnp.where(finite, losses, 0).sum() / finite.sum().astype(losses.dtype)
+        dropped = self.num - finite.all(axis=1).sum(dtype=jnp.int32)
+        return Estimate(loss, grads, dropped), state
+
+
+class TruncatedESState(eqx.Module):
+    """An episode in progress, and where it is."""
+
+    episode: Episode
+    clock: Clock
+
+
+class TruncatedES(AbstractGradientEstimator):
+    """Antithetic evolution strategies inside a window.
+
+    Both partners start from one state, which counts as data, and the episode goes on as the
+    positive partner did. Like truncated backpropagation it does not see how theta shaped the state
+    that a window starts from, and is biased towards short horizons.
+
+    Attributes:
+        inner: what is measured.
+        truncation: inner steps per estimate; divides `inner.horizon`.
+        sigma: standard deviation of the perturbation of theta.
+        stagger: whether particles start at random windows, so as not to restart in step.
+        schedule: of the length of episodes; always `inner.horizon` by default.
+
+    Reference: the baseline TES of Vicol et al. 2021, arXiv:2112.13835.
+    """
+
+    inner: InnerTraining
+    truncation: int = eqx.field(static=True)
+    sigma: float = eqx.field(static=True, default=0.01)
+    stagger: bool = eqx.field(static=True, default=True)
+    schedule: AbstractHorizonSchedule | None = None
+
+    def __check_init__(self) -> None:
+        check_truncation(self, self.inner, self.truncation, self.schedule)
+        check_sigma(self, self.sigma)
+
+    def prepare(self, params: Theta, key: Key) -> TruncatedESState:
+        """Begins an episode."""
+        clock_key, episode_key = jax.random.split(key)
+        windows = make_windows(self.inner, self.truncation, self.schedule, self.stagger)
+        return TruncatedESState(self.inner.begin(params, episode_key), windows.begin(clock_key))
+
+    def estimate(
+        self, params: Theta, state: TruncatedESState, key: Key
+    ) -> tuple[Estimate, TruncatedESState]:
+        """Runs a pair of windows from the episode's state."""
+        noise_key, episode_key = jax.random.split(key)
+        noise = perturbation(noise_key, params, self.sigma)
+        windows = make_windows(self.inner, self.truncation, self.schedule, self.stagger)
+        clock = windows.restart_if_over(state.clock, jax.random.fold_in(episode_key, 1))
+
+        def window(theta: Theta) -> tuple[Float[Array, " step"], Episode]:
+            fresh, over = self.inner.begin(theta, episode_key), state.clock.over
+            episode = jax.tree.map(lambda new, old: jnp.where(over, new, old), fresh, state.episode)
+            return self.inner.advance(theta, episode, self.truncation)
+
+        losses, episodes = jax.vmap(window)(pair(params, noise))
+        means = jnp.mean(losses, axis=1)
+        estimate = Estimate(means.mean(), score(noise, means[0], means[1], self.sigma))
+        kept = jax.tree.map(lambda leaf: leaf[0], episodes)
+        return estimate, TruncatedESState(kept, windows.advance(clock, losses))

@@ -1,6 +1,7 @@
-"""Persistent evolution strategies: unbiased gradients from truncated unrolls.
+"""Evolution strategies that carry their noise from window to window of an episode.
 
-Vicol et al. 2021, arXiv:2112.13835.
+PES: Vicol et al. 2021, arXiv:2112.13835. NRES and the family GPES between the two: Li et al. 2023,
+arXiv:2304.12180. ES-Single: Vicol 2023, arXiv:2304.11153.
 """
 
 from typing import Any
@@ -8,13 +9,18 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
 from lopt.core.estimator import AbstractGradientEstimator, Estimate
 from lopt.core.inner import Episode, InnerTraining
 from lopt.core.types import Key, Theta
 from lopt.estimators.antithetic import check_sigma, pair, perturbation, score
-from lopt.estimators.truncation import check_truncation, initial_age, next_age
+from lopt.estimators.truncation import (
+    AbstractHorizonSchedule,
+    Clock,
+    check_truncation,
+    make_windows,
+)
 
 
 class PersistentState(eqx.Module):
@@ -22,48 +28,70 @@ class PersistentState(eqx.Module):
 
     Attributes:
         episodes: the two partners, stacked, with one task, one key and one step between them.
-        noise: the sum of all perturbations since the episodes began.
-        age: inner steps taken since then.
+        noise: the perturbation that was applied last.
+        total: the sum of all different perturbations since the episodes began.
+        held: inner steps for which `noise` has been applied.
+        clock: where the episodes are.
     """
 
     episodes: Episode
     noise: Theta
-    age: Int[Array, ""]
+    total: Theta
+    held: Int[Array, ""]
+    clock: Clock
 
 
-class PES(AbstractGradientEstimator):
-    """Antithetic persistent evolution strategies.
+class GPES(AbstractGradientEstimator):
+    """Antithetic persistent evolution strategies whose noise is renewed every `period` inner steps.
 
-    Each estimate draws new noise e, adds it to the sum xi of the episode's noises, runs both
-    partners on for one truncation, and returns xi (L+ - L-) / (2 sigma^2) with L the mean
-    objective over the truncation. Averaged over the windows of an episode that is an unbiased
-    gradient of the meta-loss smoothed by independent noise in each window. Episodes restart, with
-    xi = 0, at the start of the truncation after the one that ended them.
+    Each estimate runs both partners, at theta + e and theta - e, on for one truncation, and returns
+    xi (L+ - L-) / (2 sigma^2) with L the mean objective over the truncation and xi the sum of the
+    different e since the episodes began. Averaged over the windows of an episode that is an
+    unbiased gradient of the meta-loss smoothed by independent noise in each period. Episodes
+    restart, with xi = 0 and new noise, at the start of the truncation after the one that ended
+    them.
+
+    A period of one truncation is PES, one as long as the episode is NRES.
 
     Attributes:
         inner: what is measured.
         truncation: inner steps per estimate; divides `inner.horizon`.
+        period: inner steps for which noise is kept, a multiple of `truncation`; None keeps it for
+            the whole episode.
         sigma: standard deviation of the perturbation of theta.
         stagger: whether particles start at random windows, so as not to restart in step.
+        schedule: of the length of episodes; always `inner.horizon` by default.
+
+    Reference: Li et al. 2023, arXiv:2304.12180.
     """
 
     inner: InnerTraining
     truncation: int = eqx.field(static=True)
+    period: int | None = eqx.field(static=True)
     sigma: float = eqx.field(static=True, default=0.01)
     stagger: bool = eqx.field(static=True, default=True)
+    schedule: AbstractHorizonSchedule | None = None
 
     def __check_init__(self) -> None:
-        check_truncation(self, self.inner, self.truncation)
+        check_truncation(self, self.inner, self.truncation, self.schedule)
         check_sigma(self, self.sigma)
+        if self.period is not None and (self.period < 1 or self.period % self.truncation):
+            raise ValueError(
+                f"GPES(period={self.period}) must be a positive multiple of "
+                f"truncation={self.truncation}; try {2 * self.truncation}, or None."
+            )
 
     def prepare(self, params: Theta, key: Key) -> PersistentState:
         """Begins a pair of episodes, both with an optimizer state begun at theta itself."""
-        age_key, episode_key = jax.random.split(key)
+        clock_key, episode_key = jax.random.split(key)
         zero = jax.tree.map(jnp.zeros_like, params)
+        windows = make_windows(self.inner, self.truncation, self.schedule, self.stagger)
         return PersistentState(
             self._begin(pair(params, zero), episode_key),
             zero,
-            initial_age(age_key, self.inner, self.truncation, self.stagger),
+            zero,
+            jnp.zeros((), jnp.int32),
+            windows.begin(clock_key),
         )
 
     def estimate(
@@ -71,33 +99,89 @@ class PES(AbstractGradientEstimator):
     ) -> tuple[Estimate, PersistentState]:
         """Runs a pair of episodes on for one truncation."""
         noise_key, episode_key = jax.random.split(key)
-        noise = perturbation(noise_key, params, self.sigma)
+        over = state.clock.over
+        due = over | (state.held == 0)
+        fresh = perturbation(noise_key, params, self.sigma)
+        noise = _where(due, fresh, state.noise)
         thetas = pair(params, noise)
-        state = self._restart_if_over(thetas, state, episode_key)
-        total = jax.tree.map(jnp.add, state.noise, noise)
+        # Mapped over particles a conditional computes both sides anyway.
+        episodes = _where(over, self._begin(thetas, episode_key), state.episodes)
+        total = jax.tree.map(
+            lambda xi, e: jnp.where(over, 0, xi) + jnp.where(due, e, 0), state.total, noise
+        )
+        windows = make_windows(self.inner, self.truncation, self.schedule, self.stagger)
+        clock = windows.restart_if_over(state.clock, jax.random.fold_in(episode_key, 1))
 
-        axes = _pair_axes(state.episodes)
+        axes = _pair_axes(episodes)
         losses, episodes = jax.vmap(
             lambda theta, episode: self.inner.advance(theta, episode, self.truncation),
             in_axes=(0, axes),
             out_axes=(0, axes),
-        )(thetas, state.episodes)
+        )(thetas, episodes)
 
         means = jnp.mean(losses, axis=1)
-        age = next_age(state.age, losses, self.inner, self.truncation)
+        held = jnp.where(due, 0, state.held) + self.truncation
+        if self.period is not None:
+            held = jnp.where(held >= self.period, 0, held)
         estimate = Estimate(means.mean(), score(total, means[0], means[1], self.sigma))
-        return estimate, PersistentState(episodes, total, age)
+        clock = windows.advance(clock, losses)
+        return estimate, PersistentState(episodes, noise, total, held, clock)
 
     def _begin(self, thetas: Theta, key: Key) -> Episode:
         one = jax.eval_shape(self.inner.begin, jax.tree.map(lambda t: t[0], thetas), key)
         return jax.vmap(self.inner.begin, (0, None), _pair_axes(one))(thetas, key)
 
-    def _restart_if_over(self, thetas: Theta, state: PersistentState, key: Key) -> PersistentState:
-        # Mapped over particles a conditional computes both sides anyway.
-        zero = jax.tree.map(jnp.zeros_like, state.noise)
-        fresh = PersistentState(self._begin(thetas, key), zero, jnp.zeros_like(state.age))
-        over = state.age >= self.inner.horizon
-        return jax.tree.map(lambda new, old: jnp.where(over, new, old), fresh, state)
+
+def PES(
+    inner: InnerTraining,
+    truncation: int,
+    sigma: float = 0.01,
+    stagger: bool = True,
+    schedule: AbstractHorizonSchedule | None = None,
+) -> GPES:
+    """Antithetic persistent evolution strategies: new noise in every window.
+
+    Unbiased for the meta-loss smoothed by independent noise in each window; its variance grows with
+    the number of windows. Arguments as those of `GPES`.
+
+    Reference: Vicol et al. 2021, arXiv:2112.13835.
+    """
+    return GPES(inner, truncation, truncation, sigma, stagger, schedule)
+
+
+def NRES(
+    inner: InnerTraining,
+    truncation: int,
+    sigma: float = 0.01,
+    stagger: bool = True,
+    schedule: AbstractHorizonSchedule | None = None,
+) -> GPES:
+    """Noise-reuse evolution strategies: one perturbation per episode.
+
+    Unbiased for the same smoothed meta-loss as `ES`, from windows, and of all `GPES` the one with
+    the least variance in most problems. Arguments as those of `GPES`.
+
+    Reference: Li et al. 2023, arXiv:2304.12180.
+    """
+    return GPES(inner, truncation, None, sigma, stagger, schedule)
+
+
+def ESSingle(
+    inner: InnerTraining,
+    truncation: int,
+    sigma: float = 0.01,
+    stagger: bool = True,
+    schedule: AbstractHorizonSchedule | None = None,
+) -> GPES:
+    """ES-Single: one perturbation per inner problem, found independently of `NRES` and equal to it.
+
+    Reference: Vicol 2023, arXiv:2304.11153.
+    """
+    return NRES(inner, truncation, sigma, stagger, schedule)
+
+
+def _where(condition: Bool[Array, ""], new: Any, old: Any) -> Any:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
 
 
 def _pair_axes(episodes: Episode) -> Any:

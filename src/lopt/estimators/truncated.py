@@ -7,19 +7,23 @@ short horizons unless the window is the whole episode (Wu et al. 2018, arXiv:180
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
 
 from lopt.core.estimator import AbstractGradientEstimator, Estimate
 from lopt.core.inner import Episode, InnerTraining
 from lopt.core.types import Key, Scalar, Theta
-from lopt.estimators.truncation import check_truncation, initial_age, next_age
+from lopt.estimators.truncation import (
+    AbstractHorizonSchedule,
+    Clock,
+    check_truncation,
+    make_windows,
+)
 
 
 class TruncatedState(eqx.Module):
-    """An episode in progress, and its age in inner steps."""
+    """An episode in progress, and where it is."""
 
     episode: Episode
-    age: Int[Array, ""]
+    clock: Clock
 
 
 class TruncatedBackprop(AbstractGradientEstimator):
@@ -32,36 +36,44 @@ class TruncatedBackprop(AbstractGradientEstimator):
         inner: what is measured.
         truncation: inner steps per estimate; divides `inner.horizon`.
         stagger: whether particles start at random windows, so as not to restart in step.
+        schedule: of the length of episodes; always `inner.horizon` by default.
+        segments: checkpoint segments of a window, which they divide, see `lopt.unroll`.
     """
 
     inner: InnerTraining
     truncation: int = eqx.field(static=True)
     stagger: bool = eqx.field(static=True, default=True)
+    schedule: AbstractHorizonSchedule | None = None
+    segments: int = eqx.field(static=True, default=1)
 
     def __check_init__(self) -> None:
-        check_truncation(self, self.inner, self.truncation)
+        check_truncation(self, self.inner, self.truncation, self.schedule)
+        if self.segments < 1 or self.truncation % self.segments:
+            raise ValueError(
+                f"TruncatedBackprop(segments={self.segments}) must divide "
+                f"truncation={self.truncation}."
+            )
 
     def prepare(self, params: Theta, key: Key) -> TruncatedState:
         """Begins an episode."""
-        age_key, episode_key = jax.random.split(key)
-        return TruncatedState(
-            self.inner.begin(params, episode_key),
-            initial_age(age_key, self.inner, self.truncation, self.stagger),
-        )
+        clock_key, episode_key = jax.random.split(key)
+        windows = make_windows(self.inner, self.truncation, self.schedule, self.stagger)
+        return TruncatedState(self.inner.begin(params, episode_key), windows.begin(clock_key))
 
     def estimate(
         self, params: Theta, state: TruncatedState, key: Key
     ) -> tuple[Estimate, TruncatedState]:
         """Runs the episode on for one truncation and differentiates it."""
+        clock_key, episode_key = jax.random.split(key)
+        windows = make_windows(self.inner, self.truncation, self.schedule, self.stagger)
+        clock = windows.restart_if_over(state.clock, clock_key)
 
         def window(theta: Theta) -> tuple[Scalar, TruncatedState]:
             # Inside of the derivative: a fresh optimizer state may depend on theta.
-            fresh = TruncatedState(self.inner.begin(theta, key), jnp.zeros_like(state.age))
-            over = state.age >= self.inner.horizon
-            current = jax.tree.map(lambda new, old: jnp.where(over, new, old), fresh, state)
-            losses, episode = self.inner.advance(theta, current.episode, self.truncation)
-            age = next_age(current.age, losses, self.inner, self.truncation)
-            return jnp.mean(losses), TruncatedState(episode, age)
+            fresh, over = self.inner.begin(theta, episode_key), state.clock.over
+            episode = jax.tree.map(lambda new, old: jnp.where(over, new, old), fresh, state.episode)
+            losses, episode = self.inner.advance(theta, episode, self.truncation, self.segments)
+            return jnp.mean(losses), TruncatedState(episode, windows.advance(clock, losses))
 
         (loss, state), grads = jax.value_and_grad(window, has_aux=True)(params)
         return Estimate(loss, grads), state

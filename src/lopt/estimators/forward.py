@@ -1,0 +1,207 @@
+"""Forward-mode meta-gradients: derivatives carried along with the run.
+
+Memory does not grow with the horizon; time grows with the number of directions (Franceschi et al.
+2017, arXiv:1703.01785). Random directions trade variance for time (Silver et al. 2022,
+arXiv:2108.08052). Carried from step to step of one endless run they are real-time recurrent
+learning (Williams & Zipser 1989).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float
+
+from lopt.core.estimator import AbstractGradientEstimator, Estimate
+from lopt.core.inner import Episode, InnerTraining
+from lopt.core.types import Key, Scalar, State, Theta
+from lopt.estimators.truncation import (
+    AbstractHorizonSchedule,
+    Clock,
+    check_truncation,
+    make_windows,
+)
+
+Directions = Float[Array, "direction weight"]
+
+
+class ForwardMode(AbstractGradientEstimator):
+    """The gradient of the meta-loss of a whole episode, by forward-mode differentiation.
+
+    Exact with all directions. With k random ones v ~ N(0, I), the mean of v (v . gradient) is
+    unbiased.
+
+    Attributes:
+        inner: what is measured.
+        directions: random directions per estimate; None takes all of theta's.
+        at_once: directions computed side by side, all of them by default; fewer take less memory,
+            and repeat the run itself for each slice.
+    """
+
+    inner: InnerTraining
+    directions: int | None = eqx.field(static=True, default=None)
+    at_once: int | None = eqx.field(static=True, default=None)
+
+    def __check_init__(self) -> None:
+        _check_directions(self, self.directions, self.at_once)
+
+    def prepare(self, params: Theta, key: Key) -> State:
+        """Returns the empty state: every estimate runs an episode of its own."""
+        return ()
+
+    def estimate(self, params: Theta, state: State, key: Key) -> tuple[Estimate, State]:
+        """Runs one episode with its derivatives."""
+        flat, unravel = ravel_pytree(params)
+        directions = _directions(jax.random.fold_in(key, 1), flat, self.directions)
+
+        def push(slice_: Directions) -> tuple[Scalar, Float[Array, " direction"]]:
+            def along(direction: Float[Array, " weight"]) -> tuple[Scalar, Scalar]:
+                return jax.jvp(
+                    lambda theta: self.inner.meta_loss(theta, key), (params,), (unravel(direction),)
+                )
+
+            # The run itself is not mapped: its part of the work is done once per slice.
+            return jax.vmap(along, out_axes=(None, 0))(slice_)
+
+        loss, slopes = _in_slices(push, directions, self.at_once)
+        return Estimate(loss, unravel(_combine(slopes, directions, self.directions))), state
+
+
+class OnlineState(eqx.Module):
+    """An episode in progress with its derivatives.
+
+    Attributes:
+        episode: the run.
+        tangents: the derivative of each floating-point array of the episode along each direction,
+            on a new leading axis; None for other leaves.
+        directions: those directions; with all of theta's, an identity that is never stored.
+        clock: where the episode is.
+    """
+
+    episode: Episode
+    tangents: Any
+    directions: Directions | None
+    clock: Clock
+
+
+class OnlineForwardMode(AbstractGradientEstimator):
+    """The gradient of the next window, with derivatives carried along from window to window.
+
+    Unlike truncated backpropagation it sees how theta shaped the state that a window starts from:
+    averaged over the windows of an episode at constant theta it is the exact gradient of the
+    meta-loss. As theta changes while an episode runs, carried derivatives belong to the thetas of
+    their time; no episode ever has to end.
+
+    Attributes:
+        inner: what is measured.
+        truncation: inner steps per estimate; divides `inner.horizon`.
+        directions: random directions, drawn when an episode begins; None takes all of theta's.
+            A single one is the cheapest unbiased online estimate, of rank one.
+        stagger: whether particles start at random windows, so as not to restart in step.
+        schedule: of the length of episodes; always `inner.horizon` by default.
+    """
+
+    inner: InnerTraining
+    truncation: int = eqx.field(static=True)
+    directions: int | None = eqx.field(static=True, default=None)
+    stagger: bool = eqx.field(static=True, default=True)
+    schedule: AbstractHorizonSchedule | None = None
+
+    def __check_init__(self) -> None:
+        check_truncation(self, self.inner, self.truncation, self.schedule)
+        _check_directions(self, self.directions, None)
+
+    def prepare(self, params: Theta, key: Key) -> OnlineState:
+        """Begins an episode."""
+        clock_key, episode_key = jax.random.split(key)
+        flat, unravel = ravel_pytree(params)
+        directions = _directions(jax.random.fold_in(key, 1), flat, self.directions)
+        episode, tangents = self._begin(params, directions, episode_key, unravel)
+        windows = make_windows(self.inner, self.truncation, self.schedule, self.stagger)
+        kept = None if self.directions is None else directions
+        return OnlineState(episode, tangents, kept, windows.begin(clock_key))
+
+    def estimate(self, params: Theta, state: OnlineState, key: Key) -> tuple[Estimate, OnlineState]:
+        """Runs the episode and its derivatives on for one truncation."""
+        clock_key, episode_key = jax.random.split(key)
+        flat, unravel = ravel_pytree(params)
+        over = state.clock.over
+        directions = fresh_directions = _directions(
+            jax.random.fold_in(key, 1), flat, self.directions
+        )
+        if state.directions is not None:
+            directions = jnp.where(over, fresh_directions, state.directions)
+        fresh = self._begin(params, fresh_directions, episode_key, unravel)
+        episode, tangents = jax.tree.map(
+            lambda new, old: jnp.where(over, new, old), fresh, (state.episode, state.tangents)
+        )
+        windows = make_windows(self.inner, self.truncation, self.schedule, self.stagger)
+        clock = windows.restart_if_over(state.clock, clock_key)
+        floats, others = eqx.partition(episode, eqx.is_inexact_array)
+
+        def window(theta: Theta, floats: Any) -> tuple[tuple[Scalar, Any], tuple[Any, Any]]:
+            episode = eqx.combine(floats, others)
+            losses, episode = self.inner.advance(theta, episode, self.truncation)
+            floats, rest = eqx.partition(episode, eqx.is_inexact_array)
+            return (jnp.mean(losses), floats), (rest, losses)
+
+        def along(direction: Float[Array, " weight"], tangent: Any) -> Any:
+            return jax.jvp(window, (params, floats), (unravel(direction), tangent), has_aux=True)
+
+        (loss, floats), (slopes, tangents), (rest, losses) = jax.vmap(
+            along, out_axes=(None, 0, None)
+        )(directions, tangents)
+        grads = unravel(_combine(slopes, directions, self.directions))
+        kept = None if self.directions is None else directions
+        episode = eqx.combine(floats, rest)
+        return Estimate(loss, grads), OnlineState(
+            episode, tangents, kept, windows.advance(clock, losses)
+        )
+
+    def _begin(
+        self, theta: Theta, directions: Directions, key: Key, unravel: Callable[[Array], Theta]
+    ) -> tuple[Episode, Any]:
+        def begin(theta: Theta) -> tuple[Any, Any]:
+            return eqx.partition(self.inner.begin(theta, key), eqx.is_inexact_array)
+
+        def along(direction: Float[Array, " weight"]) -> tuple[Any, Any, Any]:
+            return jax.jvp(begin, (theta,), (unravel(direction),), has_aux=True)
+
+        floats, tangents, others = jax.vmap(along, out_axes=(None, 0, None))(directions)
+        return eqx.combine(floats, others), tangents
+
+
+def _check_directions(estimator: object, directions: int | None, at_once: int | None) -> None:
+    name = type(estimator).__name__
+    for field, value in (("directions", directions), ("at_once", at_once)):
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise ValueError(f"{name}({field}={value!r}) must be a positive integer, or None.")
+
+
+def _directions(key: Key, flat: Float[Array, " weight"], number: int | None) -> Directions:
+    if number is None:
+        return jnp.eye(flat.size, dtype=flat.dtype)
+    return jax.random.normal(key, (number, flat.size), flat.dtype)
+
+
+def _combine(
+    slopes: Float[Array, " direction"], directions: Directions, number: int | None
+) -> Float[Array, " weight"]:
+    """Returns the slopes along all directions, or the mean of slope times direction."""
+    return slopes if number is None else slopes @ directions / number
+
+
+def _in_slices(
+    push: Callable[[Directions], tuple[Scalar, Array]], directions: Directions, at_once: int | None
+) -> tuple[Scalar, Float[Array, " direction"]]:
+    count = len(directions)
+    if at_once is None or at_once >= count:
+        return push(directions)
+    # Slices of one size compile once; directions of zero fill up the last.
+    slices = -(-count // at_once)
+    filled = jnp.pad(directions, ((0, slices * at_once - count), (0, 0)))
+    losses, slopes = jax.lax.map(push, filled.reshape(slices, at_once, -1))
+    return losses[0], slopes.ravel()[:count]
