@@ -16,7 +16,14 @@ import safetensors.numpy
 from lopt.experiment import storage
 from lopt.experiment.files import read_json, read_lines, write_json
 from lopt.experiment.registry import build, recipe_names
-from lopt.experiment.train import create, guarded, reopen, skipped_steps, train
+from lopt.experiment.train import (
+    create,
+    dropped_particles,
+    guarded,
+    reopen,
+    skipped_steps,
+    train,
+)
 
 RECIPE = Path(__file__).with_name("tiny_recipe.py")
 
@@ -207,15 +214,28 @@ def test_a_recipe_that_was_edited_is_refused(run):
         reopen(run)
 
 
-def test_steps_that_are_not_finite_are_skipped_and_counted(tmp_path):
+def test_a_loss_that_is_not_finite_is_skipped_with_its_momentum():
+    """Without a single finite particle the gradient is zero, and the loss not a number."""
+    optimizer = guarded(build(str(RECIPE)))
+    theta = {"learning_rate": jnp.zeros((), jnp.float32)}
+    state = optimizer.init(theta)
+    one, zero = ({"learning_rate": jnp.asarray(g, jnp.float32)} for g in (1.0, 0.0))
+    _, state = optimizer.update(one, state, theta, value=jnp.float32(1))
+    updates, state = optimizer.update(zero, state, theta, value=jnp.float32(jnp.nan))
+    assert int(state.total_notfinite) == 1
+    assert updates["learning_rate"] == 0
+
+
+def test_particles_that_are_not_finite_are_dropped_and_counted(tmp_path):
     folder = tmp_path / "run"
     settings = ["outer_steps=6", "poison=True"]
     experiment = create(folder, str(RECIPE), settings)
     train(experiment, folder, show_progress=False)
     lines = read_lines(folder / "metrics.jsonl")
-    bad = [line for line in lines if line["meta_loss"] is None or line["finite"] == 0]
-    assert skipped_steps(folder) == len([line for line in lines if line["finite"] == 0]) > 0
-    assert all(line["update_norm"] == 0 for line in bad if line["finite"] == 0)
+    assert dropped_particles(folder) == sum(line["dropped"] for line in lines) > 0
+    bad = [line for line in lines if line["finite"] == 0]
+    assert skipped_steps(folder) == len(bad)
+    assert all(line["update_norm"] == 0 and line["meta_loss"] is None for line in bad)
     _, theta = storage.load(folder)
     assert np.isfinite(theta["learning_rate"])
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from lopt.core.learned import AbstractLearnedOptimizer
 from lopt.core.task import AbstractStatefulTask, AbstractTask, AbstractTaskFamily
 from lopt.core.types import Batch, Key, Scalar, Split, Theta
-from lopt.core.unroll import Step, TrainState, start, unroll
+from lopt.core.unroll import Step, TrainState, check_segments, start, unroll
 
 
 def train_loss(task: AbstractStatefulTask, step: Step) -> Scalar:
@@ -122,6 +122,9 @@ class MetaTask(AbstractTask):
 
     inner: InnerTraining
     segments: int = eqx.field(static=True, default=1)
+
+    def __check_init__(self) -> None:
+        check_segments("MetaTask", self.segments, "horizon", self.inner.horizon)
 
     def init(self, key: Key) -> Theta:
         """Returns initial theta."""

@@ -135,7 +135,8 @@ def unroll(
         segments: into how many equal parts the steps are cut for reverse-mode differentiation. Of
             each part only the first state is kept, so that memory holds `segments` +
             `num_steps / segments` states instead of `num_steps`, least at the square root, for
-            another half of the time (Griewank & Walther 2000). Results do not depend on it.
+            another half of the time (Griewank & Walther 2000). With 0 nothing is computed twice,
+            and everything kept. Results do not depend on it.
 
     Returns:
         The state after the last step, and what was recorded, with a leading axis of length
@@ -148,18 +149,9 @@ def unroll(
         raise ValueError(
             f"unroll(num_steps={num_steps!r}) must be a positive Python integer; try 100."
         )
-    if not isinstance(segments, int) or segments < 1 or num_steps % segments:
-        raise ValueError(
-            f"unroll(segments={segments!r}) must be a positive integer that divides "
-            f"num_steps={num_steps}; try {_near_square_root(num_steps)}."
-        )
+    check_segments("unroll", segments, "num_steps", num_steps)
     optimizer = optax.with_extra_args_support(optimizer)
 
-    @functools.partial(
-        jax.checkpoint,
-        prevent_cse=False,
-        policy=jax.checkpoint_policies.save_only_these_names(KEPT),
-    )
     def one_step(state: TrainState, key: Key) -> tuple[TrainState, Record]:
         estimate, estimator_state = estimator.estimate(state.params, state.estimator_state, key)
         updates, opt_state = optimizer.update(
@@ -182,10 +174,14 @@ def unroll(
         state = TrainState(params, opt_state, estimator_state, state.key, state.step + 1)
         return state, recorded
 
+    if segments:
+        policy = jax.checkpoint_policies.save_only_these_names(KEPT)
+        one_step = jax.checkpoint(one_step, prevent_cse=False, policy=policy)
+
     def keyed_step(state: TrainState, _: None) -> tuple[TrainState, Record]:
         return one_step(state, jax.random.fold_in(state.key, state.step))
 
-    if segments == 1:
+    if segments < 2:
         return jax.lax.scan(keyed_step, state, length=num_steps)
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
@@ -196,5 +192,11 @@ def unroll(
     return state, jax.tree.map(lambda r: r.reshape(num_steps, *r.shape[2:]), records)
 
 
-def _near_square_root(number: int) -> int:
-    return min((d for d in range(1, number + 1) if not number % d), key=lambda d: d + number // d)
+def check_segments(name: str, segments: int, what: str, steps: int) -> None:
+    """Refuses a number of checkpoint segments that is neither 0 nor a divisor of `steps`."""
+    if not isinstance(segments, int) or segments < 0 or (segments and steps % segments):
+        divisors = (d for d in range(1, steps + 1) if not steps % d)
+        raise ValueError(
+            f"{name}(segments={segments!r}) must divide {what}={steps}, or be 0; "
+            f"try {min(divisors, key=lambda d: d + steps // d)}."
+        )

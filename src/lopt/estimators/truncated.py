@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from lopt.core.estimator import AbstractGradientEstimator, Estimate
 from lopt.core.inner import Episode, InnerTraining
 from lopt.core.types import Key, Scalar, Theta
+from lopt.core.unroll import check_segments
 from lopt.estimators.truncation import (
     AbstractHorizonSchedule,
     Clock,
@@ -48,11 +49,7 @@ class TruncatedBackprop(AbstractGradientEstimator):
 
     def __check_init__(self) -> None:
         check_truncation(self, self.inner, self.truncation, self.schedule)
-        if self.segments < 1 or self.truncation % self.segments:
-            raise ValueError(
-                f"TruncatedBackprop(segments={self.segments}) must divide "
-                f"truncation={self.truncation}."
-            )
+        check_segments("TruncatedBackprop", self.segments, "truncation", self.truncation)
 
     def prepare(self, params: Theta, key: Key) -> TruncatedState:
         """Begins an episode."""

@@ -11,7 +11,7 @@ from rich.table import Table
 from lopt.experiment.evaluate import Comparison
 from lopt.experiment.experiment import Experiment
 from lopt.experiment.files import read_lines, write_bytes, write_json
-from lopt.experiment.train import skipped_steps
+from lopt.experiment.train import dropped_particles, skipped_steps
 
 
 def write_report(
@@ -24,6 +24,7 @@ def write_report(
         "outer_steps": experiment.outer_steps,
         "outer_steps_in_the_log": len(lines),
         "outer_steps_skipped_as_not_finite": skipped_steps(folder),
+        "particles_dropped_as_not_finite": dropped_particles(folder),
         "seconds_of_meta_training": sum(line["seconds"] for line in lines),
         "evaluations": [comparison.summary() for comparison in comparisons],
     }
@@ -34,6 +35,8 @@ def write_report(
         console.print(experiment.note)
     if report["outer_steps_skipped_as_not_finite"]:
         console.print(f"Skipped outer steps: {report['outer_steps_skipped_as_not_finite']}.")
+    if report["particles_dropped_as_not_finite"]:
+        console.print(f"Dropped particles: {report['particles_dropped_as_not_finite']}.")
     write_json(folder / "report.json", report)
     write_bytes(folder / "curves.png", _curves(comparisons))
     write_bytes(folder / "meta_training.png", _meta_training(lines))

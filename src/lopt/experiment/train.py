@@ -147,6 +147,7 @@ def _train(
     metrics = folder / "metrics.jsonl"
     # What was logged after the checkpoint will be computed, and logged, again.
     kept = [line for line in read_lines(metrics) if line["step"] < done]
+    dropped = sum(int(line["dropped"]) for line in kept)
     write_bytes(metrics, "".join(map(to_line, kept)).encode())
     with (
         metrics.open("a") as log,
@@ -167,7 +168,8 @@ def _train(
             storage.save_weights(folder / "weights.safetensors", experiment.learned, state.params)
             storage.save_checkpoint(folder / "checkpoints", done, state)
             skipped = int(state.opt_state.total_notfinite)
-            advance(num_steps, float(np.mean(record["meta_loss"])), skipped)
+            dropped += int(record["dropped"].sum())
+            advance(num_steps, float(np.mean(record["meta_loss"])), skipped, dropped)
     storage.save_weights(folder / "weights.safetensors", experiment.learned, state.params)
     return state.params
 
@@ -175,13 +177,16 @@ def _train(
 def guarded(experiment: Experiment) -> optax.GradientTransformation:
     """Returns the outer optimizer, skipping (and counting) steps with a gradient not finite.
 
+    A loss that is not finite counts as well: all particles were dropped then.
+
     A gradient whose norm overflows counts as not finite: its square would stay in Adam's second
     moments as an infinity, and no step would be taken any more.
     """
     checked = optax.apply_if_finite(experiment.outer_optimizer, max_consecutive_errors=2**31 - 1)
 
     def update(grads: Theta, state: State, params: Theta | None = None, **extra: Any) -> Any:
-        healthy = jnp.isfinite(optax.tree.norm(grads))
+        loss = extra.get("value", jnp.zeros(()))
+        healthy = jnp.isfinite(optax.tree.norm(grads)) & jnp.isfinite(loss)
         grads = jax.tree.map(lambda g: jnp.where(healthy, g, jnp.nan), grads)
         return checked.update(grads, state, params, **extra)
 
@@ -193,13 +198,19 @@ def skipped_steps(folder: Path) -> int:
     return sum(not line["finite"] for line in read_lines(folder / "metrics.jsonl"))
 
 
+def dropped_particles(folder: Path) -> int:
+    """Returns how many particles of a run's outer steps were left out as not finite."""
+    return sum(int(line["dropped"]) for line in read_lines(folder / "metrics.jsonl"))
+
+
 def _metrics(step: Step) -> dict[str, Float[Array, ""]]:
     norm = optax.tree.norm(step.grads)
     return {
         "meta_loss": step.loss,
         "gradient_norm": norm,
         "update_norm": optax.tree.norm(step.updates),
-        "finite": jnp.isfinite(norm).astype(norm.dtype),
+        "finite": (jnp.isfinite(norm) & jnp.isfinite(step.loss)).astype(norm.dtype),
+        "dropped": jnp.asarray(step.dropped, norm.dtype),
     }
 
 
@@ -219,7 +230,9 @@ def _latest_state(
 
 
 @contextlib.contextmanager
-def _progress(total: int, done: int, show: bool) -> Iterator[Callable[[int, float, int], None]]:
+def _progress(
+    total: int, done: int, show: bool
+) -> Iterator[Callable[[int, float, int, int], None]]:
     """Draws a progress bar with meta-loss, speed and skipped steps; or none."""
     bar = Progress(
         TextColumn("meta-training"),
@@ -233,10 +246,11 @@ def _progress(total: int, done: int, show: bool) -> Iterator[Callable[[int, floa
     task = bar.add_task("", total=total, completed=done, text="compiling")
     began = time.perf_counter()
 
-    def advance(steps: int, meta_loss: float, skipped: int) -> None:
+    def advance(steps: int, meta_loss: float, skipped: int, dropped: int) -> None:
         bar.advance(task, steps)
         speed = (bar.tasks[0].completed - done) / (time.perf_counter() - began)
         text = f"meta-loss {meta_loss:.3f}, {speed:.1f} steps/s"
+        text += f", {dropped} particles dropped (not finite)" if dropped else ""
         bar.update(task, text=text + (f", {skipped} skipped (not finite)" if skipped else ""))
 
     with bar:
