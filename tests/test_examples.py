@@ -36,10 +36,14 @@ def run(*arguments: str | Path, **environment: str) -> str:
     return done.stdout
 
 
-def tutorial(data: str, **environment: str) -> dict[str, np.ndarray]:
-    printed = run("-c", CALL, ROOT / "examples" / "tutorial.py", data, **environment)
+def returned(name: str, *arguments: str | Path, **environment: str) -> dict[str, np.ndarray]:
+    printed = run("-c", CALL, ROOT / "examples" / f"{name}.py", *arguments, **environment)
     results = json.loads(printed.splitlines()[-1])
     return {name: np.asarray(value) for name, value in results.items()}
+
+
+def tutorial(data: str, **environment: str) -> dict[str, np.ndarray]:
+    return returned("tutorial", data, **environment)
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
@@ -49,8 +53,22 @@ def test_examples_are_short(path):
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_examples_run(path):
-    if path.stem != "tutorial":  # it has tests of its own
+    if path.stem not in ("tutorial", "variance_crossover"):  # they have tests of their own
         run(path)
+
+
+def test_variances_cross_and_the_mix_follows_the_lower(tmp_path):
+    found = returned("variance_crossover", tmp_path / "figure.png")
+    es, other, mix = (
+        found[name]
+        for name in ("evolution strategies", "reparameterisation", "mixed by inverse variance")
+    )
+    assert (other[:10] < 0.01 * es[:10]).all()
+    assert es[-1] < 0.1 * other[-1]
+    # The two see the same pairs; where that makes them agree in their errors, the mix of both is
+    # up to a quarter worse than the better one alone.
+    assert (mix < 1.4 * np.minimum(es, other)).all()
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
 
 
 def test_tutorial_on_digits():

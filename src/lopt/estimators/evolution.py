@@ -14,7 +14,7 @@ from lopt.core.types import Key, State, Theta
 from lopt.estimators.antithetic import check_sigma, pair, perturbation, score
 from lopt.estimators.truncation import (
     AbstractHorizonSchedule,
-    Clock,
+    TruncatedState,
     check_truncation,
     make_windows,
 )
@@ -114,13 +114,6 @@ class RankedES(AbstractGradientEstimator):
         return Estimate(loss, grads, dropped), state
 
 
-class TruncatedESState(eqx.Module):
-    """An episode in progress, and where it is."""
-
-    episode: Episode
-    clock: Clock
-
-
 class TruncatedES(AbstractGradientEstimator):
     """Antithetic evolution strategies inside a window.
 
@@ -148,15 +141,15 @@ class TruncatedES(AbstractGradientEstimator):
         check_truncation(self, self.inner, self.truncation, self.schedule)
         check_sigma(self, self.sigma)
 
-    def prepare(self, params: Theta, key: Key) -> TruncatedESState:
+    def prepare(self, params: Theta, key: Key) -> TruncatedState:
         """Begins an episode."""
         clock_key, episode_key = jax.random.split(key)
         windows = make_windows(self.inner, self.truncation, self.schedule, self.stagger)
-        return TruncatedESState(self.inner.begin(params, episode_key), windows.begin(clock_key))
+        return TruncatedState(self.inner.begin(params, episode_key), windows.begin(clock_key))
 
     def estimate(
-        self, params: Theta, state: TruncatedESState, key: Key
-    ) -> tuple[Estimate, TruncatedESState]:
+        self, params: Theta, state: TruncatedState, key: Key
+    ) -> tuple[Estimate, TruncatedState]:
         """Runs a pair of windows from the episode's state."""
         noise_key, episode_key = jax.random.split(key)
         noise = perturbation(noise_key, params, self.sigma)
@@ -172,4 +165,4 @@ class TruncatedES(AbstractGradientEstimator):
         means = jnp.mean(losses, axis=1)
         estimate = Estimate(means.mean(), score(noise, means[0], means[1], self.sigma))
         kept = jax.tree.map(lambda leaf: leaf[0], episodes)
-        return estimate, TruncatedESState(kept, windows.advance(clock, losses))
+        return estimate, TruncatedState(kept, windows.advance(clock, losses))

@@ -9,22 +9,15 @@ import jax
 import jax.numpy as jnp
 
 from lopt.core.estimator import AbstractGradientEstimator, Estimate
-from lopt.core.inner import Episode, InnerTraining
+from lopt.core.inner import InnerTraining
 from lopt.core.types import Key, Scalar, Theta
 from lopt.core.unroll import check_segments
 from lopt.estimators.truncation import (
     AbstractHorizonSchedule,
-    Clock,
+    TruncatedState,
     check_truncation,
     make_windows,
 )
-
-
-class TruncatedState(eqx.Module):
-    """An episode in progress, and where it is."""
-
-    episode: Episode
-    clock: Clock
 
 
 class TruncatedBackprop(AbstractGradientEstimator):

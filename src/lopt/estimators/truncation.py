@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from lopt.core.inner import InnerTraining
+from lopt.core.inner import Episode, InnerTraining
 from lopt.core.types import Key
 
 
@@ -104,6 +104,13 @@ class Clock(eqx.Module):
     def over(self) -> Bool[Array, ""]:
         """Whether the episode is to be replaced by a fresh one."""
         return self.age >= self.length
+
+
+class TruncatedState(eqx.Module):
+    """An episode in progress, and where it is."""
+
+    episode: Episode
+    clock: Clock
 
 
 class Windows(eqx.Module):
