@@ -12,6 +12,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float, Int
 
 from lopt.core.estimator import AbstractGradientEstimator, Estimate
@@ -75,7 +76,7 @@ class Evosax(AbstractGradientEstimator):
         num: the size of the population.
         strategy: a distribution-based algorithm of evosax, such as "CMA_ES", "Sep_CMA_ES", "SNES",
             "Open_ES".
-        sigma: its initial standard deviation.
+        sigma: its initial standard deviation; for "Open_ES" also the rate of its Adam.
 
     Needs the extra `blackbox`: pip install "lopt[blackbox]".
 
@@ -135,7 +136,13 @@ class Evosax(AbstractGradientEstimator):
         like = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), params)
         build = _strategies()[self.strategy]
         if self.strategy == "Open_ES":
-            algorithm = build(self.num, like, std_schedule=lambda step: self.sigma)
+            # Its own Adam would move by 1e-3, whatever the scale of the search.
+            algorithm = build(
+                self.num,
+                like,
+                optimizer=optax.adam(self.sigma),
+                std_schedule=lambda step: self.sigma,
+            )
         else:
             algorithm = build(self.num, like)
         settings = algorithm.default_params

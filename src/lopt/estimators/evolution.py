@@ -6,6 +6,7 @@ Salimans et al. 2017, arXiv:1703.03864; for learned optimizers Metz et al. 2019,
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.scipy.stats import rankdata
 from jaxtyping import Array, Float
 
 from lopt.core.estimator import AbstractGradientEstimator, Estimate
@@ -77,7 +78,8 @@ class RankedES(AbstractGradientEstimator):
     """Evolution strategies with rank shaping: losses count by their order only.
 
     The losses of `num` particles, of both arms together, are replaced by utilities equally spaced
-    from -1/2 for the lowest to 1/2 for the highest. Losses that are not finite are the highest.
+    from -1/2 for the lowest to 1/2 for the highest; equal ones share their mean. Losses that are
+    not finite are the highest.
 
     Attributes:
         one: the estimator of each particle.
@@ -105,8 +107,9 @@ class RankedES(AbstractGradientEstimator):
         keys = jax.random.split(key, self.num)
         noises, losses = jax.vmap(self.one.evaluate, (None, 0))(params, keys)
         finite = jnp.isfinite(losses)
-        order = jnp.argsort(jnp.argsort(jnp.where(finite, losses, jnp.inf).ravel()))
-        utilities = order.astype(losses.dtype) / (losses.size - 1) - 0.5
+        # Equal losses share their mean rank, so that pairs that say nothing count for nothing.
+        ranks = rankdata(jnp.where(finite, losses, jnp.inf).ravel()).astype(losses.dtype)
+        utilities = (ranks - 1) / (losses.size - 1) - 0.5
         scores = jax.vmap(self.one.score)(noises, utilities.reshape(losses.shape))
         grads = jax.tree.map(lambda leaf: leaf.mean(axis=0), scores)
         loss = jnp.where(finite, losses, 0).sum() / finite.sum().astype(losses.dtype)
