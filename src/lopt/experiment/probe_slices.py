@@ -1,0 +1,115 @@
+"""Slices of the meta-loss around theta, in one and in two random directions."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float
+
+from lopt.core.inner import InnerTraining, RampedLoss
+from lopt.core.types import Key, Theta
+
+
+@dataclasses.dataclass(frozen=True)
+class Slices:
+    """The meta-loss of one episode around theta, at several lengths.
+
+    Attributes:
+        lengths: inner steps.
+        line: distances along the first direction, in norms of theta; `losses` on it, per length.
+        plane: distances along both; `surfaces` on it, None if theta has but one weight.
+    """
+
+    lengths: tuple[int, ...]
+    line: Float[np.ndarray, " point"]
+    losses: Float[np.ndarray, "length point"]
+    plane: Float[np.ndarray, " place"]
+    surfaces: Float[np.ndarray, "length place place"] | None
+
+
+def loss_slices(
+    inner: InnerTraining,
+    theta: Theta,
+    key: Key,
+    lengths: Sequence[int],
+    points: int = 101,
+    grid: int = 21,
+) -> Slices:
+    """Computes the meta-loss of one episode along one random direction, and two.
+
+    All lengths come from the same runs. Directions have the norm of theta (or 1, if it is zero)
+    and are orthogonal; distances go from -1 to 1.
+
+    Args:
+        inner: what is measured; its horizon does not matter.
+        theta: the middle.
+        key: of the episode and of the directions.
+        lengths: inner steps.
+        points: places on the line.
+        grid: places on each side of the plane.
+    """
+    lengths = tuple(sorted(set(lengths)))
+    if not lengths or lengths[0] < 1:
+        raise ValueError(f"lengths={lengths} must be positive numbers of inner steps.")
+    direction_key, episode_key = jax.random.split(key)
+    flat, unravel = ravel_pytree(theta)
+    directions = _directions(direction_key, flat)
+    arrays, static = eqx.partition(inner, eqx.is_array)
+    # A ramped loss is one of its horizon: at another length it has another scale.
+    ramp = inner.objective.horizon if isinstance(inner.objective, RampedLoss) else None
+    scale = np.array([1.0 if ramp is None else ramp / n for n in lengths])
+
+    def losses(arrays: Any, flat: Any, place: Float[Array, " axis"]) -> Float[Array, " length"]:
+        inner, theta = eqx.combine(arrays, static), unravel(flat + place @ directions)
+        run, _ = inner.advance(theta, inner.begin(theta, episode_key), lengths[-1])
+        return jnp.stack([run[:n].mean() for n in lengths])
+
+    mesh, devices = sample_mesh()
+    batch = round_up(64, devices)
+    everywhere = jax.device_put((arrays, flat), NamedSharding(mesh, PartitionSpec()))
+    program = jax.jit(jax.vmap(losses, (None, None, 0)))
+
+    def at(places: np.ndarray) -> np.ndarray:
+        filled = np.resize(places, (round_up(len(places), batch), len(directions)))
+        results = [
+            np.asarray(program(*everywhere, spread_rows(jnp.asarray(part, flat.dtype))))
+            for part in np.split(filled, len(filled) // batch)
+        ]
+        return np.concatenate(results)[: len(places)].astype(float).T * scale[:, None]
+
+    line, plane = np.linspace(-1, 1, points), np.linspace(-1, 1, grid)
+    on_line = np.zeros((points, len(directions)))
+    on_line[:, 0] = line
+    surfaces = None
+    if len(directions) == 2:
+        places = np.stack(np.meshgrid(plane, plane, indexing="xy"), axis=-1).reshape(-1, 2)
+        surfaces = at(places).reshape(len(lengths), grid, grid)
+    return Slices(lengths, line, at(on_line), plane, surfaces)
+
+
+def _directions(key: Key, flat: Float[Array, " weight"]) -> Float[Array, "axis weight"]:
+    drawn = jax.random.normal(key, (flat.size, min(2, flat.size)), flat.dtype)
+    norm = jnp.linalg.norm(flat)
+    return jnp.linalg.qr(drawn)[0].T * jnp.where(norm > 0, norm, 1)
+
+
+def sample_mesh() -> tuple[Mesh, int]:
+    """Returns a mesh of all devices, and their number."""
+    devices = jax.local_devices()
+    return Mesh(np.array(devices), ("samples",)), len(devices)
+
+
+def spread_rows(rows: Array) -> Array:
+    """Spreads rows over the devices."""
+    return jax.device_put(rows, NamedSharding(sample_mesh()[0], PartitionSpec("samples")))
+
+
+def round_up(number: int, divisor: int) -> int:
+    """Returns the least multiple of the divisor that is not below a number."""
+    return -(-number // divisor) * divisor
