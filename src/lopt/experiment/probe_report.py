@@ -40,7 +40,8 @@ def write_probe(
             "surfaces": None if slices.surfaces is None else slices.surfaces.tolist(),
         },
     }
-    console.print(_table(probe))
+    # Wider than some terminals: a number that is cut off is worse than a line that wraps.
+    console.print(_table(probe), width=100, crop=False, overflow="ignore")
     console.print(_legend(probe))
     write_json(folder / "probe.json", report)
     write_bytes(folder / "probe.png", _picture(probe, slices, str(settings.get("name", ""))))
