@@ -41,7 +41,7 @@ def write_probe(
         },
     }
     # Wider than some terminals: a number that is cut off is worse than a line that wraps.
-    console.print(_table(probe), width=100, crop=False, overflow="ignore")
+    Console(file=console.file, width=max(console.width, 110)).print(_table(probe))
     console.print(_legend(probe))
     write_json(folder / "probe.json", report)
     write_bytes(folder / "probe.png", _picture(probe, slices, str(settings.get("name", ""))))
