@@ -71,12 +71,12 @@ class Row:
     Attributes:
         name: of the estimator.
         samples: how many were finite, and `dropped`, how many were not.
-        bias: |mean - truth| / |truth|.
+        bias: norm of (mean - truth) over the norm of the truth.
         bias_by_chance: what `bias` would be without any, from the noise of both.
         chance: the probability of a bias as large without any.
         along: the part of the mean along the truth, 1 without bias, and its standard error.
         variance: of a weight's gradient, mean over weights, for the budget.
-        signal_to_noise: |mean|^2 less what of it is chance, over the sum of the variances.
+        signal_to_noise: the squared norm of the mean, less chance, over the sum of the variances.
         seconds: per inner step, the median over calls.
         compile_seconds: before the first.
         memory: bytes of temporary arrays for the samples computed at once, on all devices.

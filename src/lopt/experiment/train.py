@@ -147,7 +147,7 @@ def _train(
     metrics = folder / "metrics.jsonl"
     # What was logged after the checkpoint will be computed, and logged, again.
     kept = [line for line in read_lines(metrics) if line["step"] < done]
-    dropped = sum(int(line["dropped"]) for line in kept)
+    dropped = sum(int(line.get("dropped", 0)) for line in kept)
     write_bytes(metrics, "".join(map(to_line, kept)).encode())
     with (
         metrics.open("a") as log,
@@ -200,7 +200,7 @@ def skipped_steps(folder: Path) -> int:
 
 def dropped_particles(folder: Path) -> int:
     """Returns how many particles of a run's outer steps were left out as not finite."""
-    return sum(int(line["dropped"]) for line in read_lines(folder / "metrics.jsonl"))
+    return sum(int(line.get("dropped", 0)) for line in read_lines(folder / "metrics.jsonl"))
 
 
 def _metrics(step: Step) -> dict[str, Float[Array, ""]]:
