@@ -119,7 +119,7 @@ class Coordinatewise(AbstractLearnedOptimizer):
                     f"params has {jnp.shape(leaf)}; pass the gradient at these params."
                 )
         groups = self._groups([_tensor(leaf) for leaf in leaves])
-        if not isinstance(state, CoordinatewiseState) or len(state.features) != len(groups):
+        if _shapes(state) != _shapes(jax.eval_shape(self.begin, theta, params)):
             raise ValueError(
                 "Coordinatewise.update(state) is not a state of these params; "
                 "begin with optimizer.init(params)."
@@ -209,6 +209,10 @@ class _Group(NamedTuple):
 
     def pick(self, arrays: list[Tensor]) -> list[Tensor]:
         return [arrays[i] for i in self.places]
+
+
+def _shapes(state: State) -> tuple[Any, list[tuple[int, ...]]]:
+    return jax.tree.structure(state), [jnp.shape(leaf) for leaf in jax.tree.leaves(state)]
 
 
 def _sums(stack: Columns) -> Tensor:

@@ -151,13 +151,6 @@ class Evosax(AbstractGradientEstimator):
         return algorithm, settings
 
 
-class BaselineState(eqx.Module):
-    """The average of past losses, and how many there were."""
-
-    average: Scalar
-    count: Int[Array, ""]
-
-
 class PolicyGradient(AbstractGradientEstimator):
     """The score function with a baseline (REINFORCE), theta being the mean of a Gaussian policy.
 
@@ -182,7 +175,7 @@ class PolicyGradient(AbstractGradientEstimator):
         if not 0 <= self.decay < 1:
             raise ValueError(f"PolicyGradient(decay={self.decay}) must be in [0, 1); try 0.9.")
 
-    def prepare(self, params: Theta, key: Key) -> BaselineState:
+    def prepare(self, params: Theta, key: Key) -> Scalar:
         """Measures a first baseline at theta itself.
 
         Raises:
@@ -190,19 +183,16 @@ class PolicyGradient(AbstractGradientEstimator):
         """
         _check_weights(self, params)
         loss = self.inner.meta_loss(params, key)
-        return BaselineState(jnp.where(jnp.isfinite(loss), loss, 0), jnp.ones((), jnp.int32))
+        return jnp.where(jnp.isfinite(loss), loss, 0)
 
-    def estimate(
-        self, params: Theta, state: BaselineState, key: Key
-    ) -> tuple[Estimate, BaselineState]:
-        """Runs one episode."""
+    def estimate(self, params: Theta, state: Scalar, key: Key) -> tuple[Estimate, Scalar]:
+        """Runs one episode; the state is the baseline."""
         noise_key, episode_key = jax.random.split(key)
         noise = perturbation(noise_key, params, self.sigma)
         loss = self.inner.meta_loss(jax.tree.map(jnp.add, params, noise), episode_key)
-        grads = score(noise, 2 * loss, 2 * state.average, self.sigma)
-        average = self.decay * state.average + (1 - self.decay) * loss
-        average = jnp.where(jnp.isfinite(loss), average, state.average)
-        return Estimate(loss, grads), BaselineState(average, state.count + 1)
+        grads = score(noise, 2 * loss, 2 * state, self.sigma)
+        average = self.decay * state + (1 - self.decay) * loss
+        return Estimate(loss, grads), jnp.where(jnp.isfinite(loss), average, state)
 
 
 def _strategies() -> dict[str, Any]:

@@ -169,11 +169,9 @@ class InverseVariance(AbstractGradientEstimator):
         count = finite.sum(dtype=jnp.int32)
 
         def moments(leaf: Array) -> tuple[Array, Array]:
-            keep = finite.reshape(-1, *(1,) * (leaf.ndim - 1))
-            number = count.astype(leaf.dtype)
-            mean = jnp.where(keep, leaf, 0).sum(0) / jnp.maximum(number, 1)
-            squares = jnp.where(keep, (leaf - mean) ** 2, 0).sum(0)
-            return mean, squares / jnp.maximum(number - 1, 1) + 1e-8
+            mean, number = _mean_where(finite, leaf), count.astype(leaf.dtype)
+            variance = _mean_where(finite, (leaf - mean) ** 2) * number / jnp.maximum(number - 1, 1)
+            return mean, variance + 1e-8
 
         def mix(a: Array, b: Array) -> Array:
             (mean_a, variance_a), (mean_b, variance_b) = moments(a), moments(b)
@@ -194,14 +192,17 @@ def _finite(estimates: Estimate) -> Bool[Array, " particle"]:
     return jnp.stack(fine).all(0)
 
 
+def _mean_where(chosen: Bool[Array, " particle"], leaf: Array) -> Array:
+    """Returns the mean over some particles; zero if there are none."""
+    keep = chosen.reshape(-1, *(1,) * (leaf.ndim - 1))
+    count = jnp.maximum(chosen.sum(dtype=jnp.int32), 1).astype(leaf.dtype)
+    return jnp.where(keep, leaf, 0).sum(0) / count
+
+
 def _mean_of_finite(estimates: Estimate) -> Estimate:
     finite = _finite(estimates)
     count = finite.sum(dtype=jnp.int32)
-
-    def mean(leaf: Array) -> Array:
-        keep = finite.reshape(-1, *(1,) * (leaf.ndim - 1))
-        return jnp.where(keep, leaf, 0).sum(0) / jnp.maximum(count, 1).astype(leaf.dtype)
-
+    mean = functools.partial(_mean_where, finite)
     grads, loss = jax.tree.map(mean, (estimates.grads, estimates.loss))
     dropped = len(finite) - count + jnp.sum(jnp.asarray(estimates.dropped), dtype=jnp.int32)
     return Estimate(jnp.where(count > 0, loss, jnp.nan), grads, dropped)
@@ -218,7 +219,9 @@ def particle_mesh(estimator: AbstractGradientEstimator) -> Mesh:
             state, losses = lopt.unroll(meta, optimizer, state, 100)
     """
     means = jax.tree.leaves(estimator, is_leaf=lambda node: isinstance(node, Mean))
-    numbers = [mean.num for mean in means if isinstance(mean, Mean)] or [1]
+    # Those computed a few at once are not spread: more devices would only repeat their work.
+    spread = [mean for mean in means if isinstance(mean, Mean) and mean.at_once is None]
+    numbers = [mean.num for mean in spread] or [1]
     devices = jax.local_devices()
     count = max(d for d in range(1, len(devices) + 1) if not any(num % d for num in numbers))
     return Mesh(np.array(devices[:count]), (AXIS,))

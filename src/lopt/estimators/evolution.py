@@ -146,9 +146,8 @@ class TruncatedES(AbstractGradientEstimator):
 
     def prepare(self, params: Theta, key: Key) -> TruncatedState:
         """Begins an episode."""
-        clock_key, episode_key = jax.random.split(key)
         windows = make_windows(self.inner, self.truncation, self.schedule, self.stagger)
-        return TruncatedState(self.inner.begin(params, episode_key), windows.begin(clock_key))
+        return TruncatedState.begin(self.inner, windows, params, key)
 
     def estimate(
         self, params: Theta, state: TruncatedState, key: Key
@@ -160,8 +159,7 @@ class TruncatedES(AbstractGradientEstimator):
         clock = windows.restart_if_over(state.clock, jax.random.fold_in(episode_key, 1))
 
         def window(theta: Theta) -> tuple[Float[Array, " step"], Episode]:
-            fresh, over = self.inner.begin(theta, episode_key), state.clock.over
-            episode = jax.tree.map(lambda new, old: jnp.where(over, new, old), fresh, state.episode)
+            episode = state.episode_to_run(self.inner, theta, episode_key)
             return self.inner.advance(theta, episode, self.truncation)
 
         losses, episodes = jax.vmap(window)(pair(params, noise))

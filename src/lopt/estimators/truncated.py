@@ -46,9 +46,8 @@ class TruncatedBackprop(AbstractGradientEstimator):
 
     def prepare(self, params: Theta, key: Key) -> TruncatedState:
         """Begins an episode."""
-        clock_key, episode_key = jax.random.split(key)
         windows = make_windows(self.inner, self.truncation, self.schedule, self.stagger)
-        return TruncatedState(self.inner.begin(params, episode_key), windows.begin(clock_key))
+        return TruncatedState.begin(self.inner, windows, params, key)
 
     def estimate(
         self, params: Theta, state: TruncatedState, key: Key
@@ -60,8 +59,7 @@ class TruncatedBackprop(AbstractGradientEstimator):
 
         def window(theta: Theta) -> tuple[Scalar, TruncatedState]:
             # Inside of the derivative: a fresh optimizer state may depend on theta.
-            fresh, over = self.inner.begin(theta, episode_key), state.clock.over
-            episode = jax.tree.map(lambda new, old: jnp.where(over, new, old), fresh, state.episode)
+            episode = state.episode_to_run(self.inner, theta, episode_key)
             losses, episode = self.inner.advance(theta, episode, self.truncation, self.segments)
             return jnp.mean(losses), TruncatedState(episode, windows.advance(clock, losses))
 

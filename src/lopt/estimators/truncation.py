@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from lopt.core.inner import Episode, InnerTraining
-from lopt.core.types import Key
+from lopt.core.types import Key, Theta
 
 
 class AbstractHorizonSchedule(eqx.Module):
@@ -106,13 +106,6 @@ class Clock(eqx.Module):
         return self.age >= self.length
 
 
-class TruncatedState(eqx.Module):
-    """An episode in progress, and where it is."""
-
-    episode: Episode
-    clock: Clock
-
-
 class Windows(eqx.Module):
     """The rules of the clock of one estimator.
 
@@ -155,6 +148,26 @@ class Windows(eqx.Module):
     def _length(self, key: Key, outer_step: Int[Array, ""]) -> Int[Array, ""]:
         windows = jnp.round(self.schedule.draw(key, outer_step) / self.truncation)
         return self.truncation * jnp.maximum(windows, 1).astype(jnp.int32)
+
+
+class TruncatedState(eqx.Module):
+    """An episode in progress, and where it is."""
+
+    episode: Episode
+    clock: Clock
+
+    @classmethod
+    def begin(
+        cls, inner: InnerTraining, windows: Windows, theta: Theta, key: Key
+    ) -> "TruncatedState":
+        """Returns the state of a particle before its first window."""
+        clock_key, episode_key = jax.random.split(key)
+        return cls(inner.begin(theta, episode_key), windows.begin(clock_key))
+
+    def episode_to_run(self, inner: InnerTraining, theta: Theta, key: Key) -> Episode:
+        """Returns the episode that the next window is of: a fresh one if the last is over."""
+        fresh, over = inner.begin(theta, key), self.clock.over
+        return jax.tree.map(lambda new, old: jnp.where(over, new, old), fresh, self.episode)
 
 
 def make_windows(

@@ -14,6 +14,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import numpy as np
+import optax
 from jax.flatten_util import ravel_pytree
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
@@ -22,6 +23,7 @@ import lopt.estimators as est
 from lopt.core.estimator import AbstractGradientEstimator
 from lopt.core.inner import InnerTraining, MetaTask
 from lopt.core.types import Key, Theta
+from lopt.core.unroll import start, unroll
 from lopt.experiment.probe_slices import round_up, sample_mesh, spread_rows
 
 # Differences below this, relative to the truth, are called rounding.
@@ -311,14 +313,16 @@ class _Program:
 
         def sample(arrays: Any, theta: Theta, key: Key) -> Float[Array, " weight"]:
             estimator = eqx.combine(arrays, static)
-            prepare_key, run_key = jax.random.split(key)
-
-            def one(state: Any, key: Key) -> tuple[Any, Float[Array, " weight"]]:
-                estimate, state = estimator.estimate(theta, state, key)
-                return state, ravel_pytree(estimate.grads)[0]
-
-            begin = estimator.prepare(theta, prepare_key)
-            return jax.lax.scan(one, begin, jax.random.split(run_key, entry.estimates))[1].mean(0)
+            # Theta stays where it is: what is measured are estimates of one meta-gradient.
+            begin = start(estimator, optax.set_to_zero(), theta, key)
+            _, grads = unroll(
+                estimator,
+                optax.set_to_zero(),
+                begin,
+                entry.estimates,
+                record=lambda step: ravel_pytree(step.grads)[0],
+            )
+            return grads.mean(0)
 
         mesh, devices = sample_mesh()
         batch = round_up(max(1, round(at_once / entry.pairs)), devices)
