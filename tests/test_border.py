@@ -23,10 +23,9 @@ HAND_MADE = {
     "adamw": lopt.learnable(optax.adamw, learning_rate=1e-3, b1=0.9, weight_decay=1e-4),
     "lion": lopt.learnable(optax.lion, learning_rate=1e-3, b1=0.9, b2=0.99),
     "adafactor": lopt.learnable(optax.adafactor, learning_rate=5e-3),
+    "decay": lopt.learned.inverse_time_momentum(1e-3, 0.9, power=0.1),
 }
 RULES = {"small_mlp": lopt.small_mlp((4,)), "adafactor_mlp": lopt.adafactor_mlp()}
-ALL = HAND_MADE | RULES
-each = pytest.mark.parametrize("name", ALL)
 
 PARAMS = {
     "a": jnp.array([0.5, -1.0, 2.0]),
@@ -34,6 +33,10 @@ PARAMS = {
 }
 GRADS = jax.tree.map(lambda leaf: jnp.cos(3 * leaf), PARAMS)
 VALUE = jnp.array(1.7, float)
+
+APART = lopt.learned.per_tensor(1e-3, like=PARAMS)
+ALL = HAND_MADE | RULES | {"per tensor": lopt.learnable(optax.adam, learning_rate=APART, b1=0.9)}
+each = pytest.mark.parametrize("name", ALL)
 
 
 def assert_close(ours, theirs):
@@ -141,6 +144,7 @@ TWINS = {
     "adamw": optax.adamw(1e-3, weight_decay=1e-4),
     "lion": optax.lion(1e-3),
     "adafactor": optax.adafactor(5e-3),
+    "decay": optax.sgd(lambda step: 1e-3 / (1 + step / 5000) ** 0.1, momentum=0.9),
 }
 
 

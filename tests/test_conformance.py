@@ -143,6 +143,7 @@ ESTIMATORS = {
     "InverseVariance": lambda: lopt.InverseVariance(
         lopt.ES(INNER), lopt.Reparameterized(lopt.MetaTask(INNER)), 4
     ),
+    "LookAhead": lambda: lopt.LookAhead(INNER, steps=2, estimates=1, stride=3),
     "Mean": lambda: lopt.Mean(lopt.ES(INNER), 4, at_once=2),
     "NRES": lambda: lopt.NRES(INNER, truncation=2),
     "OnlineForwardMode": lambda: lopt.OnlineForwardMode(INNER, truncation=2),
@@ -248,6 +249,10 @@ TASKS = {
     "Reparameterization": lambda: lopt.tasks.Reparameterization(classification(), 0.5, 2.0),
     "Rosenbrock": lopt.tasks.Rosenbrock,
     "StyblinskiTang": lopt.tasks.StyblinskiTang,
+    "WarmStart": lambda: lopt.tasks.WarmStart(classification(), classification().init(KEY)),
+    "conv_classification": lambda: lopt.tasks.conv_classification(
+        digits(0), (2, 3), 3, (4,), jnp.tanh, batch_size=6
+    ),
     "mlp_classification": classification,
 }
 

@@ -13,6 +13,7 @@ from .core import AbstractTaskFamily as AbstractTaskFamily
 from .core import Coordinatewise as Coordinatewise
 from .core import Episode as Episode
 from .core import Estimate as Estimate
+from .core import FinalLoss as FinalLoss
 from .core import InnerTraining as InnerTraining
 from .core import MetaTask as MetaTask
 from .core import RampedLoss as RampedLoss
@@ -32,6 +33,7 @@ from .estimators import ESSingle as ESSingle
 from .estimators import Evosax as Evosax
 from .estimators import ForwardMode as ForwardMode
 from .estimators import InverseVariance as InverseVariance
+from .estimators import LookAhead as LookAhead
 from .estimators import Mean as Mean
 from .estimators import OnlineForwardMode as OnlineForwardMode
 from .estimators import PolicyGradient as PolicyGradient

@@ -2,9 +2,11 @@
 
 import gzip
 import hashlib
+import io
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import jax
@@ -13,7 +15,8 @@ import pytest
 
 from lopt.core.types import SPLITS
 from lopt.experiment import datasets
-from lopt.experiment.datasets import FILES, available, load_images
+from lopt.experiment.datasets import CIFAR_ARCHIVE, FILES, available, load_images
+from lopt.experiment.image_files import CIFAR_FILES
 from lopt.tasks import mlp_classification
 
 BESIDE = Path(__file__).parents[3] / "shared" / "data"
@@ -160,9 +163,131 @@ def test_downloads_are_checked_and_kept(folder, tmp_path_factory, monkeypatch):
     assert load_images("mnist").test.count == 12
 
 
+def cifar_row(label, image):
+    """A row of a CIFAR-10 file, byte by byte: label, then red, green and blue, row by row."""
+    colours = [image[i, j, c] for c in range(3) for i in range(32) for j in range(32)]
+    return bytes([label, *colours])
+
+
+def pack(path, files, folder="cifar-10-batches-bin/"):
+    with tarfile.open(path, "w:gz") as archive:
+        if folder:
+            entry = tarfile.TarInfo(folder)
+            entry.type = tarfile.DIRTYPE
+            archive.addfile(entry)
+        for name, content in {"readme.html": b"<html>", **files}.items():
+            entry = tarfile.TarInfo(folder + name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+
+
+@pytest.fixture(scope="module")
+def cifar():
+    """The six files of an excerpt, 4 rows each, with images and labels: 20 to train, 4 to test."""
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (24, 32, 32, 3), dtype=np.uint8)
+    rows = [cifar_row(i % 10, image) for i, image in enumerate(images)]
+    files = {name: b"".join(rows[4 * i : 4 * i + 4]) for i, name in enumerate(CIFAR_FILES)}
+    return files, images
+
+
+def write(folder, files):
+    folder.mkdir(exist_ok=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+
+
+def test_cifar_archive_and_files_hold_the_same(cifar, tmp_path, monkeypatch):
+    files, images = cifar
+    write(tmp_path / "flat", files)
+    (tmp_path / "unpacked").mkdir()
+    write(tmp_path / "unpacked" / "cifar-10-batches-bin", files)
+    (tmp_path / "cifar10").mkdir()
+    pack(tmp_path / "cifar10" / CIFAR_ARCHIVE, files)
+    monkeypatch.setenv("LOPT_DATA_DIR", str(tmp_path))
+    assert available("cifar10")
+    data = load_images("cifar10", size=32)
+    assert [int(data.split(name).count) for name in SPLITS] == [16, 2, 2, 4]
+    assert data.image_shape == (32, 32, 3)
+    np.testing.assert_array_equal(data.test.images, images[20:] / np.float32(255))
+    np.testing.assert_array_equal(data.test.labels, [0, 1, 2, 3])
+    # Shuffled images keep their labels.
+    seen = [*data.train.images, *data.valid_inner.images, *data.valid_outer.images]
+    labels = [*data.train.labels, *data.valid_inner.labels, *data.valid_outer.labels]
+    places = [
+        next(i for i in range(20) if np.array_equal(images[i] / np.float32(255), image))
+        for image in map(np.asarray, seen)
+    ]
+    assert sorted(places) == list(range(20))
+    np.testing.assert_array_equal([i % 10 for i in places], labels)
+    for place in ("flat", "unpacked"):
+        assert available("cifar10", tmp_path / place)
+        other = load_images("cifar10", 32, tmp_path / place)
+        jax.tree.map(np.testing.assert_array_equal, other, data)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("data_batch_3.bin", lambda old: old[:-1], "12291 bytes.*multiple of 3073"),
+        ("data_batch_1.bin", lambda old: bytes([10]) + old[1:], "label 10.*0 to 9"),
+        ("test_batch.bin", lambda old: old[1:] + old[:1], "label .*0 to 9"),
+    ],
+)
+def test_bad_cifar_files_are_named(cifar, name, change, words, tmp_path):
+    files = cifar[0] | {name: change(cifar[0][name])}
+    write(tmp_path, files)
+    with pytest.raises(ValueError, match=words) as caught:
+        load_images("cifar10", 32, tmp_path)
+    assert f"{tmp_path / name} has" in str(caught.value)
+    pack(tmp_path / CIFAR_ARCHIVE, files)
+    with pytest.raises(ValueError, match=words) as caught:
+        load_images("cifar10", 32, tmp_path)
+    assert f"{tmp_path / CIFAR_ARCHIVE / name} has" in str(caught.value)
+
+
+def test_bad_cifar_archives_are_named(cifar, tmp_path):
+    path = tmp_path / CIFAR_ARCHIVE
+    pack(path, cifar[0])
+    content = path.read_bytes()
+    for bad in (b"", b"<html>not found</html>", content[: len(content) // 2], gzip.compress(b"x")):
+        path.write_bytes(bad)
+        with pytest.raises(ValueError, match=rf"{CIFAR_ARCHIVE} has no readable tar.gz"):
+            load_images("cifar10", 32, tmp_path)
+    pack(path, {name: cifar[0][name] for name in CIFAR_FILES[1:]}, folder="")
+    with pytest.raises(ValueError, match=rf"{CIFAR_ARCHIVE} has no data_batch_1.bin, expected"):
+        load_images("cifar10", 32, tmp_path)
+
+
+def test_missing_cifar_files_are_named(cifar, tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"lacks {CIFAR_ARCHIVE}; put.*toronto"):
+        load_images("cifar10", 32, tmp_path)
+    write(tmp_path / "cifar-10-batches-bin", cifar[0])
+    (tmp_path / "cifar-10-batches-bin" / CIFAR_FILES[5]).unlink()
+    with pytest.raises(FileNotFoundError, match=r"cifar-10-batches-bin lacks test_batch\.bin; put"):
+        load_images("cifar10", 32, tmp_path)
+    assert not available("cifar10", tmp_path)
+
+
+def test_cifar_is_downloaded_as_an_archive(cifar, tmp_path, monkeypatch):
+    monkeypatch.delenv("LOPT_DATA_DIR", raising=False)
+    monkeypatch.setenv("LOPT_CACHE_DIR", str(tmp_path))
+    monkeypatch.setitem(datasets.ADDRESSES, "cifar10", "http://127.0.0.1:9/")
+    assert not available("cifar10")
+    with pytest.raises(ConnectionError, match=rf"put {CIFAR_ARCHIVE} in a folder 'cifar10'"):
+        load_images("cifar10", 32)
+    path = tmp_path / "cifar10" / CIFAR_ARCHIVE
+    path.parent.mkdir(exist_ok=True)
+    pack(path, cifar[0])
+    assert available("cifar10")
+    checksum = hashlib.md5(path.read_bytes()).hexdigest()
+    monkeypatch.setitem(datasets.CHECKSUMS, "cifar10", (checksum,))
+    assert load_images("cifar10", 32).test.count == 4
+
+
 @pytest.mark.parametrize("call", [load_images, available])
 def test_unknown_name(call):
-    with pytest.raises(ValueError, match=r"'cifar'.*digits, mnist, fashion_mnist"):
+    with pytest.raises(ValueError, match=r"'cifar'.*digits, mnist, fashion_mnist, cifar10"):
         call("cifar")
 
 

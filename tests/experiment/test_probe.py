@@ -11,7 +11,7 @@ from rich.console import Console
 from toys import linear_toy
 
 import lopt
-from lopt.experiment import cli
+from lopt.experiment import cli, cli_probe
 from lopt.experiment.probe import ProbeSettings, probe_estimators
 from lopt.experiment.probe_report import write_probe
 from lopt.experiment.probe_slices import loss_slices
@@ -108,7 +108,7 @@ def test_what_is_not_finite_becomes_null(probed, tmp_path):
 
 def run(monkeypatch, folder, *arguments):
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(cli, "_prepare_jax", lambda: None)
+    monkeypatch.setattr(cli_probe, "prepare_jax", lambda: None)
     monkeypatch.setattr("sys.argv", ["lopt", "probe", "estimators", *map(str, arguments)])
     cli.main()
 
@@ -133,7 +133,7 @@ def test_the_command_writes_a_probe_and_never_over_one(monkeypatch, tmp_path, ca
     assert report["settings"]["truncation"] == 2
     names = [row["name"] for row in report["estimators"]]
     assert names == ["full backprop", "PES", "InverseVariance"]
-    assert cli._unused_probe(str(RECIPE)).name == "tiny_recipe-2"
+    assert cli_probe.folder_of(str(RECIPE), None, cli_probe.ESTIMATOR_FILES).name == "tiny_recipe-2"
     with pytest.raises(SystemExit):
         run(monkeypatch, tmp_path, *arguments, "--out", folder)
     assert "already holds a probe" in capsys.readouterr().err

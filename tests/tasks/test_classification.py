@@ -39,6 +39,16 @@ def test_initial_weights_have_the_published_statistics():
     assert abs(np.corrcoef(first[: second.size], second)[0, 1]) < 5 / np.sqrt(second.size)
 
 
+def test_initial_weights_of_one_deviation():
+    # 784-100-100-10 from N(0, 0.05), as in Wu et al. 2018 (arXiv:1803.02021).
+    task = mlp_classification(make_data(20, 28), (100, 100), deviation=0.05)
+    for layer in task.init(KEY).layers:
+        error = 0.05 / np.sqrt(2 * layer.weight.size)
+        assert abs(layer.weight.std() - 0.05) < 5 * error
+        assert jnp.abs(layer.weight).max() > 0.12
+        assert not np.any(layer.bias)
+
+
 def test_loss_and_accuracy_equal_plain_numpy():
     task = mlp_classification(make_data(), widths=(7, 5), activation=jnp.tanh, batch_size=6)
     params, batch = task.init(KEY), task.batch(KEY)
@@ -114,6 +124,7 @@ def with_integers(key):
         (lambda: mlp_classification(make_data(), widths=(8, 0)), "Perceptron.*width=0.*try"),
         (lambda: Classification(make_data(num_classes=3), Listed), "shape .10,.*3 classes"),
         (lambda: Classification(make_data(), with_integers), "dtype int.*floating-point"),
+        (lambda: mlp_classification(make_data(), deviation=-1.0), "Perceptron.*deviation=-1.*try"),
         (lambda: MultilayerPerceptron(0, (), 3, jnp.tanh, KEY), "inputs=0"),
     ],
 )

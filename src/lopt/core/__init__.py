@@ -6,9 +6,11 @@ from lopt.core.estimator import AbstractGradientEstimator, Estimate
 from lopt.core.groups import join, split
 from lopt.core.inner import (
     Episode,
+    FinalLoss,
     InnerTraining,
     MetaTask,
     RampedLoss,
+    mean_loss,
     train_loss,
     validation_loss,
 )
@@ -32,6 +34,7 @@ __all__ = [
     "CoordinatewiseState",
     "Episode",
     "Estimate",
+    "FinalLoss",
     "InnerTraining",
     "MetaTask",
     "RampedLoss",
@@ -40,6 +43,7 @@ __all__ = [
     "join",
     "loss_of",
     "map_blocks",
+    "mean_loss",
     "split",
     "start",
     "train_loss",

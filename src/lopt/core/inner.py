@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lopt.core.checks import LONGEST, check_integer
 from lopt.core.learned import AbstractLearnedOptimizer
 from lopt.core.task import AbstractStatefulTask, AbstractTask, AbstractTaskFamily
-from lopt.core.types import Batch, Key, Scalar, Split, Theta
+from lopt.core.types import Batch, Key, Params, Scalar, Split, State, Theta
 from lopt.core.unroll import Step, TrainState, check_segments, start, unroll
 
 
@@ -34,7 +35,8 @@ class RampedLoss(eqx.Module):
     """The training loss, weighted more the later: 2 (t + 1) / horizon times that of step t.
 
     The plain mean over an episode is ruled by its first steps, in which losses are large; with
-    this one, what counts is more nearly where training arrives.
+    this one, what counts is more nearly where training arrives. It does not follow a schedule of
+    lengths: episodes shorter or longer than `horizon` weigh less or more.
     """
 
     horizon: int = eqx.field(static=True)
@@ -42,6 +44,57 @@ class RampedLoss(eqx.Module):
     def __call__(self, task: AbstractStatefulTask, step: Step) -> Scalar:
         """Returns the weighted loss."""
         return step.loss * (2 * (step.step + 1) / self.horizon).astype(step.loss.dtype)
+
+
+class FinalLoss(eqx.Module):
+    """The loss that training ends with: that after step `horizon`, on fresh batches.
+
+    It is `horizon` times that loss at the last step of an episode and zero at the others, so that
+    the meta-loss, a mean over steps, is the final loss itself.
+
+    Attributes:
+        horizon: that of the episodes, inner steps.
+        batches: over how many batches the loss is averaged.
+        split: where they come from.
+    """
+
+    horizon: int = eqx.field(static=True)
+    batches: int = eqx.field(static=True, default=1)
+    split: Split = eqx.field(static=True, default="train")
+
+    def __check_init__(self) -> None:
+        for name, value in (("horizon", self.horizon), ("batches", self.batches)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"FinalLoss({name}={value!r}) must be a positive integer; try 10.")
+
+    def __call__(self, task: AbstractStatefulTask, step: Step) -> Scalar:
+        """Returns the loss after this step if it is the last, and zero otherwise."""
+        params = jax.tree.map(jnp.add, step.params, step.updates)
+
+        def measure() -> Scalar:
+            key = jax.random.fold_in(step.key, 1)
+            return self.horizon * mean_loss(
+                task, params, step.estimator_state, key, self.batches, self.split
+            )
+
+        last = step.step == self.horizon - 1
+        return jax.lax.cond(last, measure, lambda: jnp.zeros_like(step.loss))
+
+
+def mean_loss(
+    task: AbstractStatefulTask,
+    params: Params,
+    state: State,
+    key: Key,
+    batches: int,
+    split: Split = "train",
+) -> Scalar:
+    """Returns the mean loss over some batches, one computed after another."""
+
+    def loss(key: Key) -> Scalar:
+        return task.loss_and_state(params, state, task.batch(key, split))[0]
+
+    return jnp.mean(jax.lax.map(loss, jax.random.split(key, batches)))
 
 
 class Episode(eqx.Module):
@@ -59,7 +112,7 @@ class InnerTraining(eqx.Module):
     Attributes:
         tasks: the tasks to train.
         learned: the optimizer that trains them.
-        horizon: inner steps per episode.
+        horizon: inner steps per episode, at most 2**30.
         objective: (task, step) to the scalar that is to become small; `train_loss` by default.
     """
 
@@ -71,9 +124,13 @@ class InnerTraining(eqx.Module):
     )
 
     def __check_init__(self) -> None:
-        if not isinstance(self.horizon, int) or self.horizon < 1:
+        check_integer("InnerTraining", "horizon", self.horizon, most=LONGEST, hint=100)
+        longest = self.learned.longest()
+        if longest is not None and self.horizon > longest:
             raise ValueError(
-                f"InnerTraining(horizon={self.horizon!r}) must be a positive integer; try 100."
+                f"InnerTraining(horizon={self.horizon}) is longer than a schedule of its learned "
+                f"optimizer, which has values for {longest} steps; try horizon={longest}, or a "
+                "longer schedule."
             )
 
     def begin(self, theta: Theta, key: Key) -> Episode:
@@ -112,7 +169,8 @@ class MetaTask(AbstractTask):
     """Inner training as a task: parameters are theta, a batch is the key of an episode.
 
     `unroll(MetaTask(inner), optax.adam(1e-3), state, n)` therefore meta-trains by full
-    backpropagation through the whole horizon.
+    backpropagation through the whole horizon. An episode that is not finite makes theta not finite:
+    train `lopt.Mean(MetaTask(inner), 1)`, which leaves it out.
 
     Attributes:
         inner: what is measured.

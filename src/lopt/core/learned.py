@@ -41,6 +41,13 @@ class AbstractLearnedOptimizer(eqx.Module):
     ) -> tuple[Params, State]:
         """Returns updates (added to the parameters, in their dtype) and the next state."""
 
+    def longest(self) -> int | None:
+        """Returns the steps of the longest run that it is made for, or None if any is.
+
+        A learned optimizer with one weight per step overrides this.
+        """
+        return None
+
     def optimizer(self, theta: Theta) -> optax.GradientTransformationExtraArgs:
         """Returns the Optax optimizer with weights `theta`.
 

@@ -4,6 +4,7 @@ from lopt.estimators.blackbox import Evosax, PolicyGradient, RandomSearch
 from lopt.estimators.combine import InverseVariance, Mean, Sum, particle_mesh
 from lopt.estimators.evolution import ES, RankedES, TruncatedES
 from lopt.estimators.forward import ForwardMode, OnlineForwardMode
+from lopt.estimators.look_ahead import LookAhead
 from lopt.estimators.persistent import GPES, NRES, PES, ESSingle
 from lopt.estimators.reparameterized import Reparameterized
 from lopt.estimators.truncated import TruncatedBackprop
@@ -26,6 +27,7 @@ __all__ = [
     "ForwardMode",
     "InverseVariance",
     "LogUniformHorizon",
+    "LookAhead",
     "Mean",
     "OnlineForwardMode",
     "PolicyGradient",

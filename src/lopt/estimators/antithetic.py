@@ -4,20 +4,11 @@ With e ~ N(0, sigma^2 I), e (L(theta + e) - L(theta - e)) / (2 sigma^2) is an un
 the gradient of E[L(theta + e)] (Salimans et al. 2017, arXiv:1703.03864).
 """
 
-import math
-
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from lopt.core.types import Key, Scalar, Theta
-
-
-def check_sigma(estimator: object, sigma: float) -> None:
-    """Refuses a perturbation that is not positive."""
-    if not 0 < sigma < math.inf:
-        name = type(estimator).__name__
-        raise ValueError(f"{name}(sigma={sigma!r}) must be positive and finite; try 0.01.")
 
 
 def perturbation(key: Key, theta: Theta, sigma: float) -> Theta:

@@ -57,16 +57,9 @@ class ForwardMode(AbstractGradientEstimator):
         flat, unravel = ravel_pytree(params)
         directions = _directions(jax.random.fold_in(key, 1), flat, self.directions)
 
-        def push(slice_: Directions) -> tuple[Scalar, Float[Array, " direction"]]:
-            def along(direction: Float[Array, " weight"]) -> tuple[Scalar, Scalar]:
-                return jax.jvp(
-                    lambda theta: self.inner.meta_loss(theta, key), (params,), (unravel(direction),)
-                )
-
-            # The run itself is not mapped: its part of the work is done once per slice.
-            return jax.vmap(along, out_axes=(None, 0))(slice_)
-
-        loss, slopes = _in_slices(push, directions, self.at_once)
+        loss, slopes = slopes_along(
+            lambda theta: self.inner.meta_loss(theta, key), params, directions, self.at_once
+        )
         return Estimate(loss, unravel(_combine(slopes, directions, self.directions))), state
 
 
@@ -194,9 +187,22 @@ def _combine(
     return slopes if number is None else slopes @ directions / number
 
 
-def _in_slices(
-    push: Callable[[Directions], tuple[Scalar, Array]], directions: Directions, at_once: int | None
+def slopes_along(
+    loss: Callable[[Theta], Scalar],
+    theta: Theta,
+    directions: Directions,
+    at_once: int | None = None,
 ) -> tuple[Scalar, Float[Array, " direction"]]:
+    """Returns a loss and its derivatives along some directions, `at_once` of them side by side."""
+    unravel = ravel_pytree(theta)[1]
+
+    def push(slice_: Directions) -> tuple[Scalar, Float[Array, " direction"]]:
+        def along(direction: Float[Array, " weight"]) -> tuple[Scalar, Scalar]:
+            return jax.jvp(loss, (theta,), (unravel(direction),))
+
+        # The run itself is not mapped: its part of the work is done once per slice.
+        return jax.vmap(along, out_axes=(None, 0))(slice_)
+
     count = len(directions)
     if at_once is None or at_once >= count:
         return push(directions)

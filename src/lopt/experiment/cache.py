@@ -35,3 +35,11 @@ def use_all_cores() -> None:
 
     if jax.config.values["jax_num_cpu_devices"] == -1 and hasattr(os, "sched_getaffinity"):
         jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+
+
+def prepare_jax() -> None:
+    """Sets up JAX for a command."""
+    # A program that asks for a GPU it does not have should say so itself, not through a warning.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
+    use_compilation_cache()
+    use_all_cores()

@@ -1,9 +1,7 @@
 """The command line. JAX is imported by the commands, not by their help."""
 
-import dataclasses
 import os
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,12 +9,16 @@ import tyro
 from rich.console import Console
 from rich.text import Text
 
+from lopt.experiment.cache import prepare_jax
+from lopt.experiment.cli_horizon import horizon
+from lopt.experiment.cli_probe import probe
+
 if TYPE_CHECKING:
     from lopt.experiment.experiment import Experiment
 
 app = tyro.extras.SubcommandApp()
-probe = tyro.extras.SubcommandApp()
 app.command(probe, name="probe", help="Measure what happens inside of meta-training.")
+app.command(horizon, name="horizon", help="See what short horizons do to hyperparameters.")
 
 
 @app.command
@@ -42,7 +44,7 @@ def train(
         raise ValueError("lopt train takes a recipe, or --resume RUN: one of the two.")
     if resume is not None and (settings or run is not None):
         raise ValueError("lopt train --resume RUN takes no --set and no --run: the run has both.")
-    _prepare_jax()
+    prepare_jax()
     from lopt.experiment.train import create, reopen
     from lopt.experiment.train import train as meta_train
 
@@ -68,96 +70,10 @@ def evaluate(run: tyro.conf.Positional[Path]) -> None:
     Args:
         run: the folder of a run.
     """
-    _prepare_jax()
+    prepare_jax()
     from lopt.experiment.train import reopen
 
     _evaluate(reopen(run), run, Console())
-
-
-@probe.command
-def estimators(
-    name: tyro.conf.Positional[str],
-    *,
-    settings: Annotated[
-        tyro.conf.UseAppendAction[tuple[str, ...]],
-        tyro.conf.arg(name="set", metavar="FIELD=VALUE"),
-    ] = (),
-    horizon: int | None = None,
-    truncation: int | None = None,
-    particles: int = 8,
-    sigma: float = 0.01,
-    directions: int = 1,
-    samples: int = 64,
-    only: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
-    seed: int = 0,
-    weights: Path | None = None,
-    out: Path | None = None,
-) -> None:
-    """Measure bias, noise and cost of every estimator, and draw slices of the meta-loss.
-
-    Args:
-        name: a recipe, by name or as a Python file, or a task such as Rosenbrock.
-        settings: change a field of the recipe; may be repeated.
-        horizon: inner steps per episode; the recipe's, but at most 40, by default.
-        truncation: inner steps per window; divides the horizon, a quarter of it by default.
-        particles: pairs of episodes that variances are given for; even.
-        sigma: perturbation of theta.
-        directions: random directions of forward mode, for more than 8 weights.
-        samples: pairs of episodes that each estimator is measured on.
-        only: an estimator to measure, or how its name begins; may be repeated; all by default.
-        seed: of everything random.
-        weights: a file of weights or a run's folder; initial weights by default.
-        out: the folder of the results; probes/NAME, numbered if need be, by default.
-    """
-    folder = out if out is not None else _unused_probe(name)
-    if out is not None and any((out / file).exists() for file in _PROBE_FILES):
-        raise FileExistsError(f"{out} already holds a probe; give another folder with --out.")
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"--seed {seed} must be between 0 and {2**32 - 1}.")
-    _prepare_jax()
-    import jax
-
-    from lopt.experiment.probe import ProbeSettings, probe_estimators
-    from lopt.experiment.probe_report import write_probe
-    from lopt.experiment.probe_slices import loss_slices
-    from lopt.experiment.probe_subject import default_truncation, subject
-
-    began = time.perf_counter()
-    inner, theta = subject(name, settings, horizon, weights, seed)
-    horizon = inner.horizon
-    truncation = default_truncation(horizon) if truncation is None else truncation
-    chosen = ProbeSettings(truncation, sigma, particles, directions, samples)
-    lengths = (truncation, horizon, 3 * horizon)
-    key, slices_key = jax.random.split(jax.random.key(seed))
-    console = Console()
-    with console.status("tracing") as status:
-        result = probe_estimators(inner, theta, key, chosen, only, status.update)
-        status.update("slices of the meta-loss")
-        slices = loss_slices(inner, theta, slices_key, lengths)
-    said = {
-        "name": name,
-        "set": list(settings),
-        "horizon": horizon,
-        "seed": seed,
-        "weights": None if weights is None else str(weights),
-        **dataclasses.asdict(chosen),
-        "devices": len(jax.local_devices()),
-        "platform": jax.default_backend(),
-        "seconds": time.perf_counter() - began,
-    }
-    write_probe(result, slices, said, folder, console)
-    console.print(f"Wrote {', '.join(_PROBE_FILES)} in {folder}.", highlight=False)
-
-
-_PROBE_FILES = ("probe.json", "probe.png")
-
-
-def _unused_probe(name: str) -> Path:
-    base = Path("probes") / Path(name).stem
-    folder, number = base, 2
-    while any((folder / file).exists() for file in _PROBE_FILES):
-        folder, number = base.with_name(f"{base.name}-{number}"), number + 1
-    return folder
 
 
 def _evaluate(experiment: "Experiment", folder: Path, console: Console) -> None:
@@ -195,15 +111,6 @@ def _unused_folder(recipe: str) -> Path:
     return folder
 
 
-def _prepare_jax() -> None:
-    # A program that asks for a GPU it does not have should say so itself, not through a warning.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
-    from lopt.experiment.cache import use_all_cores, use_compilation_cache
-
-    use_compilation_cache()
-    use_all_cores()
-
-
 def main() -> None:
     """Runs the command line; what a user can mend is said in one line, with exit status 2."""
     try:
@@ -219,7 +126,7 @@ def main() -> None:
 
 _ABOUT = """Learned optimizers: meta-train, evaluate, use.
 
-LOPT_DATA_DIR: a folder with mnist/ and fashion_mnist/ in the official file formats.
+LOPT_DATA_DIR: a folder with mnist/, fashion_mnist/, cifar10/ in the official file formats.
 LOPT_CACHE_DIR: where downloads and compiled programs are kept.
 LOPT_TRACEBACK=1: errors with their full traceback."""
 

@@ -1,23 +1,20 @@
 """Image data sets from files: the host side of `lopt.tasks.data`.
 
-`digits` comes with scikit-learn. MNIST and Fashion-MNIST are read from their official IDX files,
-which are looked for in `$LOPT_DATA_DIR` and otherwise downloaded. Files of one's own are checked
-by format, so that they may be excerpts; downloads are checked by checksum.
+`digits` comes with scikit-learn. MNIST, Fashion-MNIST and CIFAR-10 are read from their official
+files, which are looked for in `$LOPT_DATA_DIR` and otherwise downloaded. Files of one's own are
+checked by format, so that they may be excerpts; downloads are checked by checksum.
 """
 
-import gzip
-import math
 import os
-import zlib
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int, UInt8
 
 from lopt.experiment.cache import cache_folder
+from lopt.experiment.image_files import CIFAR_FILES, read_cifar, read_pair
 from lopt.tasks.data import ImageData, image_data
 
-NAMES = ("digits", "mnist", "fashion_mnist")
+NAMES = ("digits", "mnist", "fashion_mnist", "cifar10")
 
 FILES = (
     "train-images-idx3-ubyte.gz",
@@ -26,9 +23,12 @@ FILES = (
     "t10k-labels-idx1-ubyte.gz",
 )
 
+CIFAR_ARCHIVE = "cifar-10-binary.tar.gz"
+
 ADDRESSES = {
     "mnist": "https://ossci-datasets.s3.amazonaws.com/mnist/",
     "fashion_mnist": "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+    "cifar10": "https://www.cs.toronto.edu/~kriz/",
 }
 
 CHECKSUMS = {
@@ -44,6 +44,7 @@ CHECKSUMS = {
         "bef4ecab320f06d8554ea6380940ec79",
         "bb300cfdad3c16e7a12a480ee83cd310",
     ),
+    "cifar10": ("c32a1d4ab5d03f1284b67883e8d87530",),
 }
 
 
@@ -51,10 +52,12 @@ def load_images(name: str, size: int = 8, folder: str | os.PathLike | None = Non
     """Loads a data set in four splits.
 
     Args:
-        name: "digits", "mnist" or "fashion_mnist".
-        size: the height and width that images are given.
-        folder: where the four IDX files are; by default they are looked for in
-            `$LOPT_DATA_DIR/<name>`, then downloaded into `$LOPT_CACHE_DIR` or the user's cache.
+        name: "digits", "mnist", "fashion_mnist" or "cifar10".
+        size: the height and width that images are given; 32 is that of CIFAR-10, 28 of MNIST.
+        folder: where the official files are: four IDX files, or the binary version of CIFAR-10 as
+            an archive, unpacked in a folder `cifar-10-batches-bin`, or as six files. By default
+            they are looked for in `$LOPT_DATA_DIR/<name>`, then downloaded into `$LOPT_CACHE_DIR`
+            or the user's cache.
 
     Raises:
         ValueError: if the name is unknown, or a file is not what it should be.
@@ -70,9 +73,9 @@ def load_images(name: str, size: int = 8, folder: str | os.PathLike | None = Non
     if name == "digits":
         return _load_digits(size)
     paths = _local_paths(name, folder) or _download(name)
-    train_images, train_labels = _read_pair(paths[0], paths[1])
-    test_images, test_labels = _read_pair(paths[2], paths[3])
-    return image_data(train_images, train_labels, test_images, test_labels, 10, size)
+    if name == "cifar10":
+        return image_data(*read_cifar(paths), 10, size)
+    return image_data(*read_pair(paths[0], paths[1]), *read_pair(paths[2], paths[3]), 10, size)
 
 
 def available(name: str, folder: str | os.PathLike | None = None) -> bool:
@@ -86,8 +89,8 @@ def available(name: str, folder: str | os.PathLike | None = None) -> bool:
     if name == "digits":
         return True
     if folder is not None:
-        return not _missing(Path(folder))
-    return bool(_local_paths(name, None)) or not _missing(cache_folder() / name)
+        return bool(_complete(name, Path(folder)))
+    return bool(_local_paths(name, None) or _complete(name, cache_folder() / name))
 
 
 def _check_name(owner: str, name: str) -> None:
@@ -115,8 +118,21 @@ def _data_folder(name: str) -> list[Path]:
     return [Path(root) / name] if root else []
 
 
-def _missing(folder: Path) -> list[str]:
-    return [file for file in FILES if not (folder / file).is_file()]
+def _choices(name: str, folder: Path) -> list[list[Path]]:
+    """Returns the sets of files that a data set can be read from, what is downloaded first."""
+    if name != "cifar10":
+        return [[folder / file for file in FILES]]
+    unpacked = [folder / "cifar-10-batches-bin", folder]
+    return [
+        [folder / CIFAR_ARCHIVE],
+        *([place / file for file in CIFAR_FILES] for place in unpacked),
+    ]
+
+
+def _complete(name: str, folder: Path) -> list[Path]:
+    """Returns the first set of files that is there, or nothing."""
+    whole = (paths for paths in _choices(name, folder) if all(path.is_file() for path in paths))
+    return next(whole, [])
 
 
 def _local_paths(name: str, folder: str | os.PathLike | None) -> list[Path]:
@@ -126,13 +142,14 @@ def _local_paths(name: str, folder: str | os.PathLike | None) -> list[Path]:
         FileNotFoundError: if a given folder, or one that has some of the files, lacks others.
     """
     for place in [Path(folder)] if folder is not None else _data_folder(name):
-        missing = _missing(place)
-        if not missing:
-            return [place / file for file in FILES]
-        if folder is not None or len(missing) < len(FILES):
+        if paths := _complete(name, place):
+            return paths
+        closest = max(_choices(name, place), key=lambda paths: sum(map(Path.is_file, paths)))
+        missing = [path.name for path in closest if not path.is_file()]
+        if folder is not None or len(missing) < len(closest):
             raise FileNotFoundError(
-                f"load_images({name!r}): {place} lacks {', '.join(missing)}; put the official "
-                f"files from {ADDRESSES[name]} there."
+                f"load_images({name!r}): {closest[0].parent} lacks {', '.join(missing)}; put the "
+                f"official files from {ADDRESSES[name]} there."
             )
     return []
 
@@ -146,58 +163,16 @@ def _download(name: str) -> list[Path]:
     import pooch
 
     folder = cache_folder() / name
+    files = [path.name for path in _choices(name, folder)[0]]
     try:
         return [
             Path(pooch.retrieve(ADDRESSES[name] + file, f"md5:{checksum}", file, folder))
-            for file, checksum in zip(FILES, CHECKSUMS[name], strict=True)
+            for file, checksum in zip(files, CHECKSUMS[name], strict=True)
         ]
     # Requests raises OSErrors, pooch ValueErrors on a wrong checksum.
     except (OSError, ValueError) as error:
         raise ConnectionError(
             f"load_images({name!r}) could not download from {ADDRESSES[name]} into {folder}: "
-            f"{error} Without a network, put {', '.join(FILES)} in a folder {name!r} and point "
+            f"{error} Without a network, put {', '.join(files)} in a folder {name!r} and point "
             "the environment variable LOPT_DATA_DIR at the folder above it."
         ) from error
-
-
-def _read_pair(
-    images_path: Path, labels_path: Path
-) -> tuple[UInt8[np.ndarray, "n 28 28 1"], Int[np.ndarray, " n"]]:
-    """Reads images and their labels, and checks that they belong together."""
-    images, labels = _read_idx(images_path, 3), _read_idx(labels_path, 1)
-    if images.shape[1:] != (28, 28):
-        found = " x ".join(str(length) for length in images.shape[1:])
-        raise _wrong(images_path, f"images of {found} pixels", "28 x 28 pixels")
-    if len(images) != len(labels):
-        raise _wrong(labels_path, f"{len(labels)} labels", f"one for each of {len(images)} images")
-    if labels.size and labels.max() > 9:
-        raise _wrong(labels_path, f"a label {labels.max()}", "labels from 0 to 9")
-    return images[..., None], labels.astype(np.int32)
-
-
-def _read_idx(path: Path, rank: int) -> UInt8[np.ndarray, "..."]:
-    """Reads an IDX file: two zeros, a type code, the rank, big-endian lengths, then bytes."""
-    try:
-        content = gzip.decompress(path.read_bytes())
-    except (OSError, EOFError, zlib.error) as error:
-        raise _wrong(path, f"no readable gzip file ({error})", "a gzip file") from error
-    header = 4 + 4 * rank
-    if len(content) < header or content[:4] != bytes([0, 0, 8, rank]):
-        raise _wrong(
-            path,
-            f"the magic number {list(content[:4])}",
-            f"[0, 0, 8, {rank}], which stands for bytes of rank {rank}",
-        )
-    shape = tuple(np.frombuffer(content, ">i4", rank, offset=4).tolist())
-    # A negative length would cancel another one in the product.
-    if min(shape) < 0 or len(content) - header != math.prod(shape):
-        raise _wrong(
-            path, f"{len(content) - header} bytes of data", f"{math.prod(shape)}, of shape {shape}"
-        )
-    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
-
-
-def _wrong(path: Path, found: str, expected: str) -> ValueError:
-    return ValueError(
-        f"{path} has {found}, expected {expected}; replace it by the official file {path.name}."
-    )

@@ -1,11 +1,14 @@
 """What a recipe returns: everything that one meta-training run consists of."""
 
 import dataclasses
+from collections.abc import Callable, Mapping
 
 import optax
 
 from lopt.core.estimator import AbstractGradientEstimator
 from lopt.core.learned import AbstractLearnedOptimizer
+from lopt.core.types import Scalar
+from lopt.core.unroll import Step
 from lopt.tasks.classification import Classification
 
 
@@ -51,6 +54,7 @@ class Experiment:
         steps_per_chunk: outer steps per compiled call; after each, progress and metrics are
             written and a checkpoint is made.
         note: a sentence or two for the report, such as why this estimator.
+        record: what else to log of each outer step, by name.
     """
 
     learned: AbstractLearnedOptimizer
@@ -61,6 +65,7 @@ class Experiment:
     seed: int = 0
     steps_per_chunk: int = 20
     note: str = ""
+    record: Callable[[Step], Mapping[str, Scalar]] | None = None
 
     def __post_init__(self) -> None:
         for name in ("outer_steps", "steps_per_chunk"):

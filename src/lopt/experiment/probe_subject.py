@@ -39,15 +39,17 @@ def subject(
     horizon: int | None = None,
     weights: Path | None = None,
     seed: int = 0,
+    longest: int = 40,
 ) -> tuple[InnerTraining, Theta]:
     """Returns what is probed, and where.
 
     Args:
         name: a recipe, by name or file, or a task, which Adam with learned hyperparameters trains.
         settings: of the recipe, "field=value" each.
-        horizon: inner steps per episode; by default the recipe's, at most 40.
+        horizon: inner steps per episode; by default the recipe's, at most `longest`.
         weights: a file of `lopt.save` or a run's folder; initial weights by default.
         seed: of the initial weights.
+        longest: the longest default horizon, and that of tasks.
 
     Raises:
         FileNotFoundError: if there is no such recipe or task, or no such weights.
@@ -57,7 +59,7 @@ def subject(
     if name in tasks:
         if settings:
             raise ValueError(f"--set changes fields of recipes, and {name} is a task.")
-        inner = InnerTraining(tasks[name](), LearnableAdam(0.01), 40)
+        inner = InnerTraining(tasks[name](), LearnableAdam(0.01), longest)
     elif name in recipe_names() or name.endswith(".py"):
         meta = build(name, settings).meta
         nodes = jax.tree.leaves(meta, is_leaf=lambda node: isinstance(node, InnerTraining))
@@ -70,7 +72,7 @@ def subject(
             f"There is no recipe or task {name!r}; recipes are {', '.join(recipe_names())}, or "
             f"the path of a Python file (ending in .py); tasks are {', '.join(sorted(tasks))}."
         )
-    inner = _of_length(inner, min(40, inner.horizon) if horizon is None else horizon)
+    inner = _of_length(inner, min(longest, inner.horizon) if horizon is None else horizon)
     if weights is not None:
         return inner, storage.load(weights, inner.learned)[1]
     return inner, inner.learned.init(jax.random.key(seed))

@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -156,7 +156,9 @@ def _train(
         while done < experiment.outer_steps:
             num_steps = min(experiment.steps_per_chunk, experiment.outer_steps - done)
             began = time.perf_counter()
-            state, record = unroll(experiment.meta, optimizer, state, num_steps, record=_metrics)
+            state, record = unroll(
+                experiment.meta, optimizer, state, num_steps, record=_Log(experiment.record)
+            )
             record = {name: np.asarray(value) for name, value in record.items()}
             seconds = (time.perf_counter() - began) / num_steps
             for i in range(num_steps):
@@ -201,6 +203,16 @@ def skipped_steps(folder: Path) -> int:
 def dropped_particles(folder: Path) -> int:
     """Returns how many particles of a run's outer steps were left out as not finite."""
     return sum(int(line.get("dropped", 0)) for line in read_lines(folder / "metrics.jsonl"))
+
+
+class _Log(eqx.Module):
+    """What is logged of each outer step. A module, as the arrays of `more` are then arguments."""
+
+    more: Callable[[Step], Mapping[str, Float[Array, ""]]] | None
+
+    def __call__(self, step: Step) -> dict[str, Float[Array, ""]]:
+        more = {} if self.more is None else self.more(step)
+        return {**more, **_metrics(step)}
 
 
 def _metrics(step: Step) -> dict[str, Float[Array, ""]]:

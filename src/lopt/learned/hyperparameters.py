@@ -1,51 +1,43 @@
-"""Hand-made optimizers with learned hyperparameters.
+"""Hand-made optimizers with learned hyperparameters: constants, schedules, one for each tensor.
 
-Each hyperparameter is learned in the form in which it may take any real value and in which equal
-steps mean equally much: rates by their logarithm, decays by the logarithm of one minus them.
+Whatever returns an Optax optimizer is bound anew at every step, with the values that theta stands
+for, so that any derivative with respect to theta goes through.
 """
 
+import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Int
 
 from lopt.core.learned import AbstractLearnedOptimizer
 from lopt.core.types import Key, Params, Scalar, State, Theta
+from lopt.learned.forms import (
+    FORMS,
+    Form,
+    check_form,
+    check_number,
+    check_value,
+    from_theta,
+    to_theta,
+)
+from lopt.learned.safe_roots import with_safe_roots
+from lopt.learned.schedules import AbstractSchedule
+from lopt.learned.tensors import PerTensor, named_tensors
 
-Form = Literal["log", "log_one_minus", "identity"]
+Value = float | AbstractSchedule | PerTensor
 
-# The natural form of each argument that Optax's optimizers share.
-FORMS: dict[str, Form] = {
-    "learning_rate": "log",
-    "eps": "log",
-    "eps_root": "log",
-    "weight_decay": "log",
-    "weight_decay_rate": "log",
-    "initial_accumulator_value": "log",
-    "trust_coefficient": "log",
-    "b1": "log_one_minus",
-    "b2": "log_one_minus",
-    "b3": "log_one_minus",
-    "beta": "log_one_minus",
-    "decay": "log_one_minus",
-    "decay_rate": "log_one_minus",
-    "momentum": "log_one_minus",
-}
 
-_TO_THETA: dict[Form, Callable[[float], Any]] = {
-    "log": jnp.log,
-    "log_one_minus": lambda value: jnp.log1p(-value),
-    "identity": lambda value: value,
-}
-_FROM_THETA: dict[Form, Callable[[Scalar], Scalar]] = {
-    "log": jnp.exp,
-    "log_one_minus": lambda raw: -jnp.expm1(raw),
-    "identity": lambda raw: raw,
-}
+class LearnableState(eqx.Module):
+    """The state of an optimizer with schedules: the number of steps taken, and Optax's state."""
+
+    step: Int[Array, ""]
+    inner: State
 
 
 class Learnable(AbstractLearnedOptimizer):
@@ -53,29 +45,53 @@ class Learnable(AbstractLearnedOptimizer):
 
     Attributes:
         factory: the Optax function, such as `optax.adam`.
-        initial: (name, initial value, form) of each learned argument.
+        initial: (name, initial value, form) of each learned argument; the value may be a schedule,
+            or of each tensor for itself.
 
-    Theta is `{name: scalar}`, each in its form. Its precision is that of state and arithmetic, at
-    least; updates have the dtypes of the gradients.
+    Theta is `{name: scalar}`, each in its form; of a schedule, a vector or `{constant: scalar}`; of
+    an argument for each tensor, `{tensor: ...}`. Its precision is that of state and arithmetic, at
+    least; updates have the dtypes of the gradients. Roots have safe derivatives, see
+    `lopt.learned.safe_roots`.
     """
 
     factory: Callable[..., optax.GradientTransformation] = eqx.field(static=True)
-    initial: tuple[tuple[str, float, Form], ...] = eqx.field(static=True)
+    initial: tuple[tuple[str, Value, Form], ...] = eqx.field(static=True)
 
     def init(self, key: Key) -> Theta:
         """Returns the initial values in their forms; they do not depend on the key."""
+        return {name: _init(value, form) for name, value, form in self.initial}
+
+    def hyperparameters(self, theta: Theta, step: int | Int[Array, ""] = 0) -> dict[str, Any]:
+        """Returns the values that theta stands for after `step` steps, by name.
+
+        Those of each tensor are a dictionary.
+        """
+        step = jnp.asarray(step, jnp.int32)
         return {
-            name: jnp.asarray(_TO_THETA[form](value), float) for name, value, form in self.initial
+            name: _at(value, theta[name], step, form, None) for name, value, form in self.initial
         }
 
-    def hyperparameters(self, theta: Theta) -> dict[str, Scalar]:
-        """Returns the values that theta stands for, by name."""
-        return {name: _FROM_THETA[form](theta[name]) for name, _, form in self.initial}
+    def longest(self) -> int | None:
+        """Returns the length of the shortest schedule that has one value per step."""
+        ends = [s.longest() for _, value, _ in self.initial for s in _schedules(value)]
+        return min((end for end in ends if end is not None), default=None)
 
     def begin(self, theta: Theta, params: Params) -> State:
-        """Returns the state of the Optax optimizer."""
+        """Returns the state of the Optax optimizer.
+
+        Raises:
+            ValueError: if a hyperparameter is given for other tensors than those of `params`.
+        """
+        self._check_tensors(params)
+        step = jnp.zeros((), jnp.int32)
         with jax.numpy_dtype_promotion("standard"):
-            return self._bind(theta).init(_in_precision_of(theta, params))
+            wide = _in_precision_of(theta, params)
+            state: State = (
+                tuple(self._bind(theta, step, n).init(leaf) for n, leaf in named_tensors(wide))
+                if self._apart()
+                else self._bind(theta, step, None).init(wide)
+            )
+        return LearnableState(step, state) if self._scheduled() else state
 
     def update(
         self,
@@ -89,13 +105,84 @@ class Learnable(AbstractLearnedOptimizer):
     ) -> tuple[Params, State]:
         """Returns what the Optax optimizer returns, in the dtypes of `grads`."""
         wide, params = (_in_precision_of(theta, tree) for tree in (grads, params))
+        scheduled = isinstance(state, LearnableState)
+        step = state.step if scheduled else jnp.zeros((), jnp.int32)
         # Optax mixes dtypes where an argument is an array: decay ** count, for example.
         with jax.numpy_dtype_promotion("standard"):
-            updates, state = self._bind(theta).update(wide, state, params, value=value, **extra)
-        return jax.tree.map(lambda u, g: u.astype(g.dtype), updates, grads), state
+            update = with_safe_roots(self._update)
+            arguments = (theta, step, wide, state.inner if scheduled else state, params)
+            updates, inner = update(*arguments, {"value": value, **extra})
+        updates = jax.tree.map(lambda u, g: u.astype(g.dtype), updates, grads)
+        return updates, LearnableState(step + 1, inner) if scheduled else inner
 
-    def _bind(self, theta: Theta) -> optax.GradientTransformationExtraArgs:
-        return optax.with_extra_args_support(self.factory(**self.hyperparameters(theta)))
+    def _update(
+        self,
+        theta: Theta,
+        step: Int[Array, ""],
+        grads: Params,
+        state: State,
+        params: Params | None,
+        extra: dict[str, Any],
+    ) -> tuple[Params, State]:
+        if not self._apart():
+            return self._bind(theta, step, None).update(grads, state, params, **extra)
+        named, leaves = named_tensors(grads), jax.tree.leaves(params)
+        results = [
+            self._bind(theta, step, name).update(grad, one, leaf, **extra)
+            for (name, grad), one, leaf in zip(
+                named, state, leaves or [None] * len(named), strict=True
+            )
+        ]
+        updates = jax.tree.unflatten(jax.tree.structure(grads), [u for u, _ in results])
+        return updates, tuple(one for _, one in results)
+
+    def _bind(
+        self, theta: Theta, step: Int[Array, ""], tensor: str | None
+    ) -> optax.GradientTransformationExtraArgs:
+        values = {
+            name: _at(value, theta[name], step, form, tensor) for name, value, form in self.initial
+        }
+        return optax.with_extra_args_support(self.factory(**values))
+
+    def _scheduled(self) -> bool:
+        return any(_schedules(value) for _, value, _ in self.initial)
+
+    def _apart(self) -> bool:
+        return any(isinstance(value, PerTensor) for _, value, _ in self.initial)
+
+    def _check_tensors(self, params: Params) -> None:
+        found = {name for name, _ in named_tensors(params)}
+        for name, value, _ in self.initial:
+            if isinstance(value, PerTensor) and (given := {n for n, _ in value.values}) != found:
+                raise ValueError(
+                    f"Learnable({name}=per_tensor(...)) is for the tensors "
+                    f"{', '.join(sorted(given))}, but params has {', '.join(sorted(found))}."
+                )
+
+
+def _schedules(value: Value) -> list[AbstractSchedule]:
+    values = [v for _, v in value.values] if isinstance(value, PerTensor) else [value]
+    return [v for v in values if isinstance(v, AbstractSchedule)]
+
+
+def _init(value: Value, form: Form) -> Theta:
+    if isinstance(value, PerTensor):
+        return {name: _init(one, form) for name, one in value.values}
+    return value.init(form) if isinstance(value, AbstractSchedule) else to_theta(value, form)
+
+
+def _at(value: Value, theta: Theta, step: Int[Array, ""], form: Form, tensor: str | None) -> Any:
+    """Returns the value at a step, of a tensor or, without one, of all."""
+    if isinstance(value, PerTensor):
+        values = {
+            name: _at(one, theta[name], step, form, None)
+            for name, one in value.values
+            if tensor in (None, name)
+        }
+        return values if tensor is None else values[tensor]
+    if isinstance(value, AbstractSchedule):
+        return value.at(theta, step, form)
+    return from_theta(theta, form)
 
 
 def _in_precision_of(theta: Theta, tree: Params | None) -> Params | None:
@@ -110,19 +197,22 @@ def _in_precision_of(theta: Theta, tree: Params | None) -> Params | None:
 
 def learnable(
     factory: Callable[..., optax.GradientTransformation],
-    **hyperparameters: float | tuple[float, Form],
+    **hyperparameters: Any,
 ) -> Learnable:
     """Makes chosen arguments of an Optax optimizer learnable.
 
     Args:
         factory: any function that returns an Optax optimizer. Arguments that are not to be
             learned are fixed with `functools.partial`.
-        **hyperparameters: initial values by name. Well-known names have a natural form (log for
-            rates and epsilon, log of one minus for decays); give others as (value, form), with
-            form one of "log", "log_one_minus", "identity".
+        **hyperparameters: initial values by name, or schedules, such as
+            `lopt.learned.PerStep(0.1, length=100)`, or `lopt.learned.per_tensor(...)` of either.
+            Well-known names have a natural form (log for rates and epsilon, log of one minus for
+            decays); give others as (value, form), with form one of "log", "log_one_minus",
+            "identity".
 
     Raises:
-        TypeError: if `factory` has no such argument, or cannot take it as an array.
+        TypeError: if `factory` has no such argument, or cannot take it as an array, or the value
+            is no real number.
         ValueError: if no form is known for a name, or a value is outside of its form's range.
 
     Example:
@@ -130,41 +220,80 @@ def learnable(
         >>> learned = lopt.learnable(optax.sgd, learning_rate=0.1)
         >>> learned.init(jax.random.key(0))["learning_rate"].round(3).item()
         -2.303
+        >>> decay = lopt.learned.InverseTime(0.1, power=0.5)
+        >>> learned = lopt.learnable(optax.sgd, learning_rate=decay)
+        >>> sorted(learned.init(jax.random.key(0))["learning_rate"])
+        ['initial', 'power']
     """
     if not hyperparameters:
         raise ValueError("learnable(): name at least one argument, as in learning_rate=1e-3.")
-    known = inspect.signature(factory).parameters
     initial = []
     for name, given in hyperparameters.items():
-        if name not in known:
-            raise TypeError(f"learnable({name}=...): {factory} takes only {', '.join(known)}.")
-        if isinstance(given, tuple):
-            value, form = given
-        elif name in FORMS:
-            value, form = given, FORMS[name]
-        else:
-            raise ValueError(
-                f"learnable({name}={given!r}): no natural form is known for it; "
-                f'try {name}=({given!r}, "identity").'
+        if name not in inspect.signature(factory).parameters:
+            raise TypeError(
+                f"learnable({name}=...): {_name(factory)} has no such argument; to be learned are "
+                f"{', '.join(_arguments(factory))}."
             )
-        if form not in _TO_THETA:
+        value, form = given if isinstance(given, tuple) else (given, FORMS.get(name))
+        if not isinstance(value, AbstractSchedule | PerTensor):
+            remedy = f"learned can be {', '.join(_arguments(factory))}"
+            check_number(f"learnable({name}={value!r})", value, remedy)
+            value = float(value)
+        if form is None:
             raise ValueError(
-                f"learnable({name}={given!r}): the form must be one of {', '.join(_TO_THETA)}."
+                f"learnable({name}={value!r}): no natural form is known for it; "
+                f'try {name}=({value!r}, "identity").'
             )
-        if not bool(jnp.isfinite(_TO_THETA[form](value))):
-            condition = "be positive" if form == "log" else "be below one"
-            raise ValueError(
-                f"learnable({name}={value!r}): with form {form!r} it must {condition}."
-            )
-        initial.append((name, float(value), form))
+        check_form(f"learnable({name}={value!r})", form)
+        _check(f"learnable({name}={value!r})", value, form)
+        initial.append((name, value, form))
     learned = Learnable(factory, tuple(initial))
-    try:
-        jax.eval_shape(
-            lambda theta: learned.begin(theta, jnp.zeros(2)), learned.init(jax.random.key(0))
-        )
-    except jax.errors.ConcretizationTypeError as error:
-        raise TypeError(
-            f"learnable({', '.join(hyperparameters)}): {factory} branches on one of these values, "
-            "so it cannot be an array; fix it with functools.partial instead."
-        ) from error
+    _try(learned, ", ".join(hyperparameters))
     return learned
+
+
+def _check(where: str, value: Value, form: Form) -> None:
+    if isinstance(value, PerTensor):
+        for name, one in value.values:
+            _check(f"{where}, {name}={one!r}", one, form)
+    elif isinstance(value, AbstractSchedule):
+        value.check(where, form)
+    else:
+        check_value(where, value, form)
+
+
+def _try(learned: Learnable, names: str) -> None:
+    """Refuses arguments that cannot be arrays, and a theta without a single number."""
+    theta = learned.init(jax.random.key(0))
+    if not jax.tree.leaves(theta):
+        raise ValueError(f"learnable({names}): none of the constants is learned; see learn=....")
+    apart = [value for _, value, _ in learned.initial if isinstance(value, PerTensor)]
+    tensors = {name for value in apart for name, _ in value.values}
+
+    def one_step(theta: Theta) -> Any:
+        params = {name: jnp.ones((2, 2)) for name in tensors or {"params"}}
+        return learned.update(theta, params, learned.begin(theta, params), params)
+
+    try:
+        jax.eval_shape(one_step, theta)
+    except (
+        jax.errors.ConcretizationTypeError,
+        jax.errors.TracerArrayConversionError,
+        jax.errors.TracerIntegerConversionError,
+    ) as error:
+        raise TypeError(
+            f"learnable({names}): {_name(learned.factory)} branches on one of these values, so it "
+            "cannot be an array; fix it with functools.partial instead. Learned can be "
+            f"{', '.join(_arguments(learned.factory))}."
+        ) from error
+
+
+def _arguments(factory: Callable[..., Any]) -> list[str]:
+    """Returns the arguments that are, or may be, real numbers."""
+    parameters = inspect.signature(factory).parameters
+    return [n for n, p in parameters.items() if n in FORMS or type(p.default) is float]
+
+
+def _name(factory: Callable[..., Any]) -> str:
+    function = factory.func if isinstance(factory, functools.partial) else factory
+    return getattr(function, "__name__", str(function))

@@ -1,6 +1,7 @@
 """Published designs, each a composition of features, rule and scale."""
 
 import functools
+from typing import Any
 
 import optax
 
@@ -8,6 +9,7 @@ from lopt.core.coordinatewise import Coordinatewise
 from lopt.learned.features import TIME_SCALES, AdafactorFeatures, MomentumFeatures
 from lopt.learned.hyperparameters import Learnable, learnable
 from lopt.learned.rules import MLP, DirectionMagnitude
+from lopt.learned.schedules import InverseTime
 
 
 def small_mlp(
@@ -58,3 +60,67 @@ def LearnableAdam(
     """Adam with four hyperparameters as theta; 1e-8 inside its root keeps derivatives finite."""
     adam = functools.partial(optax.adam, eps_root=1e-8)
     return learnable(adam, learning_rate=learning_rate, b1=b1, b2=b2, eps=eps)
+
+
+def momentum_sgd(effective_rate: Any, momentum: Any) -> optax.GradientTransformation:
+    """SGD with momentum mu and the rate a = effective_rate (1 - mu).
+
+    A gradient that stays the same moves params by the effective rate, whatever the momentum.
+    """
+    return optax.sgd(effective_rate * (1 - momentum), momentum=momentum)
+
+
+def inverse_time_momentum(
+    learning_rate: float = 0.1,
+    momentum: float = 0.9,
+    power: float = 1.0,
+    time_constant: float = 5000.0,
+    learn: tuple[str, ...] = ("learning_rate", "momentum", "power"),
+    effective: bool = True,
+    one_minus: bool = True,
+) -> Learnable:
+    """SGD with momentum and inverse-time decay of its rate: a / (1 + t / time_constant)^power.
+
+    Theta is `{"effective_rate": {"initial": log l, "power": log beta}, "momentum": log(1 - mu)}`
+    with a = l (1 - mu), without what is not learned.
+
+    Args:
+        learning_rate: the rate a before the first step.
+        momentum: mu.
+        power: of the decay, beta.
+        time_constant: in steps.
+        learn: which of "learning_rate", "momentum", "power" and "time_constant" are learned.
+        effective: whether the effective rate l is learned; otherwise a, as "learning_rate".
+        one_minus: whether log(1 - mu) is learned; otherwise log mu.
+
+    Raises:
+        ValueError: if a value is outside of its range, or `learn` names something else.
+
+    Reference: Wu et al. 2018, arXiv:1803.02021, with both parametrisations on.
+
+    Example:
+        >>> import jax
+        >>> learned = inverse_time_momentum(learn=("learning_rate", "power"))
+        >>> learned.init(jax.random.key(0))["effective_rate"]["initial"].round(6).item()
+        0.0
+    """
+    known = ("learning_rate", "momentum", "power", "time_constant")
+    if not learn or not set(learn) <= set(known):
+        raise ValueError(
+            f"inverse_time_momentum(learn={learn}) must name some of {', '.join(known)}."
+        )
+    if not 0 <= momentum < 1:
+        raise ValueError(
+            f"inverse_time_momentum(momentum={momentum}) must be at least 0 and below 1; try 0.9."
+        )
+    names = ["initial" if name == "learning_rate" else name for name in learn if name != "momentum"]
+    rate = learning_rate / (1 - momentum) if effective else learning_rate
+    decay = InverseTime(rate, power, time_constant, tuple(names))
+    factory = momentum_sgd if effective else optax.sgd
+    learned: dict[str, Any] = {
+        "effective_rate" if effective else "learning_rate": (decay, "log"),
+        "momentum": (momentum, "log_one_minus" if one_minus else "log"),
+    }
+    if "momentum" not in learn:
+        factory = functools.partial(factory, momentum=learned.pop("momentum")[0])
+    return learnable(factory, **learned)

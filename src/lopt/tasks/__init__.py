@@ -1,8 +1,9 @@
 """Tasks: what optimizers are asked to do, and families to draw them from."""
 
-from lopt.tasks.augment import InitialScale, InputScale, Reparameterization
+from lopt.tasks.augment import InitialScale, InputScale, Reparameterization, WarmStart
 from lopt.tasks.batch_norm import BatchNormClassification
 from lopt.tasks.classification import Classification, MultilayerPerceptron, mlp_classification
+from lopt.tasks.convolutional import ConvolutionalNetwork, conv_classification
 from lopt.tasks.data import Examples, ImageData, Labelled, image_data, resize
 from lopt.tasks.landscapes import Ackley, Beale, Rosenbrock, StyblinskiTang
 from lopt.tasks.quadratics import Quadratic, QuadraticFamily
@@ -14,6 +15,7 @@ __all__ = [
     "Beale",
     "Choice",
     "Classification",
+    "ConvolutionalNetwork",
     "DataSubset",
     "Examples",
     "ImageData",
@@ -26,6 +28,8 @@ __all__ = [
     "Reparameterization",
     "Rosenbrock",
     "StyblinskiTang",
+    "WarmStart",
+    "conv_classification",
     "image_data",
     "mlp_classification",
     "resize",

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lopt.core.task import AbstractStatefulTask, AbstractTask, AbstractTaskFamily
-from lopt.core.types import Batch, Key, Params, Scalar, Split
+from lopt.core.types import Batch, Key, Params, Scalar, Split, State
 from lopt.tasks.ranges import check_range, log_uniform
 from lopt.tasks.subsets import image_data_within
 
@@ -157,6 +157,34 @@ class Reparameterized(AbstractTask):
         return jax.tree.unflatten(
             structure, [leaf * factors[i].astype(leaf.dtype) for i, leaf in enumerate(leaves)]
         )
+
+
+class WarmStart(AbstractStatefulTask):
+    """`task`, always begun from the same parameters instead of fresh ones.
+
+    Attributes:
+        task: the task.
+        params: where it begins, such as the end of a short run.
+    """
+
+    task: AbstractStatefulTask
+    params: Params
+
+    def init(self, key: Key) -> Params:
+        """Returns `params`, whatever the key."""
+        return self.params
+
+    def batch(self, key: Key, split: Split = "train") -> Batch:
+        """Returns a batch of `task`."""
+        return self.task.batch(key, split)
+
+    def prepare(self, params: Params, key: Key) -> State:
+        """Returns the state of `task`."""
+        return self.task.prepare(params, key)
+
+    def loss_and_state(self, params: Params, state: State, batch: Batch) -> tuple[Scalar, State]:
+        """Returns the loss of `task`, and its next state."""
+        return self.task.loss_and_state(params, state, batch)
 
 
 def _without_state(owner: str, task: AbstractStatefulTask) -> AbstractTask:

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -14,14 +14,13 @@ from jaxtyping import Array, Float, Int
 from lopt.core.task import AbstractTask
 from lopt.core.types import Key, Params, Scalar, Split
 from lopt.tasks.data import ImageData, Images, Labelled
-from lopt.tasks.ranges import check_count
+from lopt.tasks.ranges import check_count, check_scale
 
 
 class MultilayerPerceptron(eqx.Module):
     """A multilayer perceptron; with no hidden layers, a linear map.
 
-    Weights start as a normal of deviation 1 / sqrt(fan in) cut at two deviations (its deviation is
-    then 0.88 / sqrt(fan in)), biases at zero.
+    Weights start as `initial_weights` draws them, biases at zero.
 
     Attributes:
         layers: the linear layers.
@@ -38,6 +37,7 @@ class MultilayerPerceptron(eqx.Module):
         outputs: int,
         activation: Callable[[Array], Array],
         key: Key,
+        deviation: float | None = None,
     ) -> None:
         """Draws the weights.
 
@@ -47,23 +47,20 @@ class MultilayerPerceptron(eqx.Module):
             outputs: the length of the output.
             activation: applied between layers.
             key: of the weights.
+            deviation: of a normal to draw all weights from; by default it depends on the fan in.
 
         Raises:
-            ValueError: if a length is not positive.
+            ValueError: if a length is not positive, or the deviation negative.
         """
         check_count("MultilayerPerceptron", "inputs", inputs, 1, 64)
         check_count("MultilayerPerceptron", "outputs", outputs, 1, 10)
         for width in widths:
             check_count("MultilayerPerceptron", "width", width, 1, 32)
-        shapes = list(itertools.pairwise((inputs, *widths, outputs)))
-        ends = list(itertools.accumulate(math.prod(shape) for shape in shapes))
-        # One flat draw for all layers: every further one costs as much compilation again.
-        normal = jax.random.truncated_normal(key, -2, 2, (ends[-1],))
-        parts = jnp.split(normal, ends[:-1])
-        self.layers = tuple(
-            _linear(part.reshape(fan_out, fan_in) / fan_in**0.5)
-            for part, (fan_in, fan_out) in zip(parts, shapes, strict=True)
-        )
+        shapes = [
+            (after, before) for before, after in itertools.pairwise((inputs, *widths, outputs))
+        ]
+        weights = initial_weights("MultilayerPerceptron", shapes, key, deviation)
+        self.layers = tuple(_linear(weight) for weight in weights)
         self.activation = activation
 
     def __call__(self, inputs: Float[Array, " inputs"]) -> Float[Array, " outputs"]:
@@ -84,10 +81,42 @@ class PerceptronOf(eqx.Module):
     widths: tuple[int, ...] = eqx.field(static=True)
     outputs: int = eqx.field(static=True)
     activation: Callable[[Array], Array] = eqx.field(static=True)
+    deviation: float | None = eqx.field(static=True, default=None)
 
     def __call__(self, key: Key) -> MultilayerPerceptron:
         """Returns a new network."""
-        return MultilayerPerceptron(self.inputs, self.widths, self.outputs, self.activation, key)
+        return MultilayerPerceptron(
+            self.inputs, self.widths, self.outputs, self.activation, key, self.deviation
+        )
+
+
+def initial_weights(
+    owner: str, shapes: Sequence[tuple[int, ...]], key: Key, deviation: float | None
+) -> list[Float[Array, "output ..."]]:
+    """Draws the weights of layers, of shape (outputs, what each of them is a sum over ...).
+
+    Args:
+        owner: whose weights, for the message of an error.
+        shapes: of each layer.
+        key: of all of them.
+        deviation: of a normal; by default a normal of deviation 1 / sqrt(fan in) is cut at two
+            deviations (its deviation is then 0.88 / sqrt(fan in)).
+
+    Raises:
+        ValueError: if the deviation is negative or not finite.
+    """
+    ends = list(itertools.accumulate(math.prod(shape) for shape in shapes))
+    # One flat draw for all layers: every further one costs as much compilation again.
+    if deviation is None:
+        flat = jax.random.truncated_normal(key, -2, 2, (ends[-1],))
+    else:
+        check_scale(owner, "deviation", deviation)
+        flat = deviation * jax.random.normal(key, (ends[-1],))
+    parts = jnp.split(flat, ends[:-1])
+    weights = [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+    if deviation is not None:
+        return weights
+    return [weight / math.prod(weight.shape[1:]) ** 0.5 for weight in weights]
 
 
 def _linear(weight: Float[Array, "output input"]) -> eqx.nn.Linear:
@@ -179,6 +208,7 @@ def mlp_classification(
     widths: tuple[int, ...] = (32,),
     activation: Callable[[Array], Array] = jax.nn.relu,
     batch_size: int = 128,
+    deviation: float | None = None,
 ) -> Classification:
     """Returns classification by a multilayer perceptron.
 
@@ -187,8 +217,11 @@ def mlp_classification(
         widths: the length of each hidden layer; empty for a linear model.
         activation: applied between layers.
         batch_size: examples per step.
+        deviation: of a normal to draw all weights from; by default it depends on the fan in.
     """
-    network = PerceptronOf(math.prod(data.image_shape), widths, data.num_classes, activation)
+    network = PerceptronOf(
+        math.prod(data.image_shape), widths, data.num_classes, activation, deviation
+    )
     return Classification(data, network, batch_size)
 
 

@@ -1,0 +1,119 @@
+"""Meta-optimization while training: look ahead from the current weights, update theta, rewind.
+
+It sees only the next few steps, and so is as greedy as a learner of theta can be. It is here as
+the subject of Wu et al. 2018, arXiv:1803.02021, section 4.2, and to be compared with.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from lopt.core.estimator import AbstractGradientEstimator, Estimate
+from lopt.core.inner import Episode, InnerTraining, mean_loss
+from lopt.core.task import AbstractStatefulTask
+from lopt.core.types import Batch, Key, Params, Scalar, Split, State, Theta
+from lopt.core.unroll import unroll
+
+
+class LookAheadState(eqx.Module):
+    """One endless run, where it is halted to look ahead from.
+
+    Attributes:
+        episode: the run.
+        estimates: made since it was halted.
+        loss: the mean training loss of its last `stride` steps; that of no step is not a number.
+        key: of the batches to look ahead with.
+    """
+
+    episode: Episode
+    estimates: Int[Array, ""]
+    loss: Scalar
+    key: Key
+
+
+class LookAhead(AbstractGradientEstimator):
+    """The gradient of the loss a few steps ahead of one endless run.
+
+    Trains `stride` steps with the current theta, halts, makes `estimates` estimates from there,
+    each for an outer step of its own, and goes on. What looking ahead did to the weights is
+    forgotten; theta is all that stays. Exact for its few steps by forward mode, all directions at
+    once, and blind to everything behind them.
+
+    Attributes:
+        inner: whose tasks are trained, by what; its horizon and objective do not count.
+        steps: how far to look ahead, inner steps.
+        batches: over how many batches the loss there is averaged.
+        estimates: outer steps between two stretches of training; on the same batches.
+        stride: inner steps of each stretch of training.
+        deterministic: whether one batch serves every look-ahead step and the loss there.
+    """
+
+    inner: InnerTraining
+    steps: int = eqx.field(static=True, default=5)
+    batches: int = eqx.field(static=True, default=5)
+    estimates: int = eqx.field(static=True, default=10)
+    stride: int = eqx.field(static=True, default=100)
+    deterministic: bool = eqx.field(static=True, default=False)
+
+    def __check_init__(self) -> None:
+        for name in ("steps", "batches", "estimates", "stride"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"LookAhead({name}={value!r}) must be a positive integer; try 5.")
+
+    def prepare(self, params: Theta, key: Key) -> LookAheadState:
+        """Begins the run, and halts it at its beginning."""
+        episode = self.inner.begin(params, key)
+        loss = jnp.full((), jnp.nan, jax.tree.leaves(episode.train.params)[0].dtype)
+        zero = jnp.zeros((), jnp.int32)
+        return LookAheadState(episode, zero, loss, jax.random.fold_in(key, 1))
+
+    def estimate(
+        self, params: Theta, state: LookAheadState, key: Key
+    ) -> tuple[Estimate, LookAheadState]:
+        """Goes on with the run if it is time to, then looks ahead from where it is."""
+
+        def go_on() -> LookAheadState:
+            losses, episode = self.inner.advance(params, state.episode, self.stride)
+            return LookAheadState(episode, jnp.zeros_like(state.estimates), jnp.mean(losses), key)
+
+        halted = jax.lax.cond(state.estimates == self.estimates, go_on, lambda: state)
+
+        def ahead(theta: Theta) -> tuple[Scalar, Scalar]:
+            loss = self.loss_ahead(theta, halted)
+            return loss, loss
+
+        grads, loss = jax.jacfwd(ahead, has_aux=True)(params)
+        counted = eqx.tree_at(lambda state: state.estimates, halted, halted.estimates + 1)
+        return Estimate(loss, grads), counted
+
+    def loss_ahead(self, theta: Theta, state: LookAheadState) -> Scalar:
+        """Returns the loss that theta would lead to from where the run is halted."""
+        task = self.inner.tasks.draw(state.episode.task_key)
+        if self.deterministic:
+            task = _OneBatch(task, state.key)
+        train = eqx.tree_at(lambda train: train.key, state.episode.train, state.key)
+        train, _ = unroll(task, self.inner.learned.optimizer(theta), train, self.steps)
+        measured = 1 if self.deterministic else self.batches
+        key = jax.random.fold_in(state.key, 2**32 - 1)
+        return mean_loss(task, train.params, train.estimator_state, key, measured)
+
+
+class _OneBatch(AbstractStatefulTask):
+    """`task` with the same batch at every step."""
+
+    task: AbstractStatefulTask
+    key: Key
+
+    def init(self, key: Key) -> Params:
+        return self.task.init(key)
+
+    def batch(self, key: Key, split: Split = "train") -> Batch:
+        return self.task.batch(self.key, split)
+
+    def prepare(self, params: Params, key: Key) -> State:
+        return self.task.prepare(params, key)
+
+    def loss_and_state(self, params: Params, state: State, batch: Batch) -> tuple[Scalar, State]:
+        return self.task.loss_and_state(params, state, batch)

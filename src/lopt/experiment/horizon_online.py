@@ -1,0 +1,213 @@
+"""Online: what tuning the learning rate while training does, and how a longer horizon escapes it.
+
+A folder gets one run per initial learning rate and seed below `online/`, a meta-descent over a
+longer horizon that costs as much as all initial rates together, and `online.json` about all.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from lopt.analysis.surface import losses_after
+from lopt.experiment.files import read_lines, write_json
+from lopt.experiment.horizon_offline import Choice, train_to_the_end
+from lopt.experiment.horizon_plots import online_figure
+from lopt.experiment.horizon_report import open_experiment, smd_answer
+from lopt.experiment.horizon_setting import LEARNING_RATES, NETWORKS, setting, theta_at
+from lopt.experiment.train import train
+
+# What a step of forward mode with k directions costs at most, in plain steps: 1 + 2 k.
+HYPERPARAMETERS = 2
+# The escape looks ahead over this share of the whole run, and its outer Adam steps this far.
+LONG = 5
+LONG_RATE = 0.3
+
+
+@dataclasses.dataclass(frozen=True)
+class OnlineSettings:
+    """What is run; see `lopt horizon online --help`."""
+
+    dataset: str
+    steps: int
+    num_meta_steps: int
+    steps_per_update: int
+    look_ahead: int
+    learning_rates: tuple[float, ...]
+    seeds: int
+
+    def __post_init__(self) -> None:
+        if self.dataset not in NETWORKS:
+            raise ValueError(f"--dataset {self.dataset} must be one of {', '.join(NETWORKS)}.")
+        for name in ("steps", "num_meta_steps", "steps_per_update", "look_ahead", "seeds"):
+            if getattr(self, name) < 1:
+                option = name.replace("_", "-")
+                raise ValueError(f"--{option} {getattr(self, name)} must be positive; try 10.")
+        if self.steps % self.steps_per_update or self.steps < LONG:
+            near = max(1, self.steps // self.steps_per_update) * self.steps_per_update
+            raise ValueError(
+                f"--steps-per-update {self.steps_per_update} must divide --steps {self.steps}; "
+                f"try --steps {near}."
+            )
+        low, high = LEARNING_RATES[0] / 10, 10.0
+        if not self.learning_rates or not all(low <= rate <= high for rate in self.learning_rates):
+            raise ValueError(
+                f"--learning-rate {self.learning_rates} must be one or more numbers between "
+                f"{low:g} and {high:g}."
+            )
+
+    @property
+    def budget(self) -> int:
+        """Plain inner steps that all initial rates cost together, for one seed."""
+        ahead = self.look_ahead * (1 + 2 * HYPERPARAMETERS) + self.look_ahead
+        updates = self.steps // self.steps_per_update
+        one = self.steps + updates * self.num_meta_steps * ahead
+        return len(self.learning_rates) * one
+
+    @property
+    def long_horizon(self) -> int:
+        """The horizon of the escape, inner steps."""
+        return max(1, self.steps // LONG)
+
+    @property
+    def long_outer_steps(self) -> int:
+        """How many steps of meta-descent over the long horizon the budget pays for."""
+        one = self.long_horizon * (1 + 2 * HYPERPARAMETERS)
+        return max(1, (self.budget - self.steps) // one)
+
+
+def online_report(folder: Path, settings: OnlineSettings, console: Console) -> dict[str, Any]:
+    """Runs everything that is not there yet; prints, writes and draws the comparison."""
+    runs = {
+        rate: [_online_run(folder, settings, rate, seed) for seed in range(settings.seeds)]
+        for rate in settings.learning_rates
+    }
+    long_choice = _escape(folder, settings)
+    tuned = _tuned(settings)
+    choices = (tuned, long_choice)
+    constant = settings.steps / 4
+    trained = train_to_the_end(choices, settings.dataset, constant, settings.steps, settings.seeds)
+    report = _report(settings, runs, choices, trained)
+    console.print(_table(settings, report))
+    console.print(report["verdict"])
+    write_json(folder / "online.json", report)
+    online_figure(runs, choices, trained, constant, folder / "online.png")
+    console.print(f"Wrote online.json and online.png in {folder}.", highlight=False)
+    return report
+
+
+def _online_run(folder: Path, settings: OnlineSettings, rate: float, seed: int) -> dict[str, Any]:
+    """Returns what one run logged after each stretch of training."""
+    run = folder / "online" / f"rate-{rate:g}-seed-{seed}"
+    fields = {
+        "dataset": settings.dataset,
+        "steps": settings.steps,
+        "num_meta_steps": settings.num_meta_steps,
+        "steps_per_update": settings.steps_per_update,
+        "look_ahead": settings.look_ahead,
+        "learning_rate": float(rate),
+        "seed": seed,
+    }
+    said = [f"{name}={value}" for name, value in fields.items()]
+    train(open_experiment(run, "horizon_online", said), run)
+    lines = read_lines(run / "metrics.jsonl")[:: settings.num_meta_steps]
+    names = ("learning_rate", "momentum", "train_loss", "test_loss", "test_accuracy")
+    found = {
+        name: np.array([np.nan if line[name] is None else line[name] for line in lines], float)
+        for name in names
+    }
+    return {"steps": settings.steps_per_update * np.arange(len(lines)), **found}
+
+
+def _escape(folder: Path, settings: OnlineSettings) -> Choice:
+    """Returns what meta-descent over the long horizon arrives at, on the same budget."""
+    horizon = settings.long_horizon
+    run = folder / "online" / f"horizon-{horizon}"
+    fields = {
+        "dataset": settings.dataset,
+        "horizon": horizon,
+        "time_constant": settings.steps / 4,
+        "outer_steps": settings.long_outer_steps,
+        "meta_learning_rate": LONG_RATE,
+    }
+    said = [f"{name}={value}" for name, value in fields.items()]
+    train(open_experiment(run, "horizon_smd", said), run)
+    return Choice(f"horizon {horizon}, same budget", horizon, *smd_answer(run, last=3))
+
+
+def _tuned(settings: OnlineSettings) -> Choice:
+    """Returns the best of a grid of schedules, tried for the whole run."""
+    chosen = setting(settings.dataset, settings.steps / 4)
+    rates, powers = np.geomspace(*LEARNING_RATES, 6), np.geomspace(0.1, 10, 5)
+    places = np.stack(np.meshgrid(rates, powers, indexing="ij"), -1).reshape(-1, 2)
+    key = jax.random.fold_in(jax.random.key(0), 3)
+    inner = chosen.inner(settings.steps)
+    logs = jnp.log(jnp.asarray(places, jnp.float32))
+
+    @eqx.filter_jit
+    def all_losses(inner: Any, logs: Any) -> Any:
+        def one(place: Any) -> Any:
+            theta = theta_at(place[0], place[1])
+            return losses_after(inner, theta, key, (settings.steps,), 20)[0]
+
+        return jax.vmap(one)(logs)
+
+    losses = np.asarray(all_losses(inner, logs), float)
+    best = int(np.argmin(np.where(np.isfinite(losses), losses, np.inf)))
+    return Choice("tuned schedule", settings.steps, *map(float, places[best]))
+
+
+def _report(
+    settings: OnlineSettings,
+    runs: dict[float, list[dict[str, Any]]],
+    choices: tuple[Choice, ...],
+    trained: dict[str, Any],
+) -> dict[str, Any]:
+    rows: list[dict[str, Any]] = []
+    for rate, several in runs.items():
+        last = {k: [float(run[k][-1]) for run in several] for k in several[0] if k != "steps"}
+        rows.append({"name": f"online, from {rate:g}", "from": rate, **last})
+    for i, choice in enumerate(choices):
+        names = ("train_loss", "test_loss", "test_accuracy")
+        last = {name: trained[name][i, :, -1].tolist() for name in names}
+        final = choice.learning_rate / 5**choice.power
+        rows.append({"name": choice.name, "learning_rate": [final] * settings.seeds, **last})
+        rows[-1]["schedule"] = [choice.learning_rate, choice.power]
+
+    def mean(row: dict[str, Any], name: str = "train_loss") -> float:
+        return float(np.mean(row[name]))
+
+    online = [row for row in rows if "from" in row]
+    best, largest = min(online, key=mean), max(online, key=lambda row: row["from"])
+    drop = largest["from"] / mean(largest, "learning_rate")
+    over_tuned, over_long = mean(best) / mean(rows[-2]), mean(best) / mean(rows[-1])
+    verdict = (
+        f"Looking {settings.look_ahead} steps ahead turned the largest learning rate down by a "
+        f"factor of {drop:.3g}, and left the training loss of the best run {over_tuned:.3g} times "
+        f"that of the tuned schedule and {over_long:.3g} times that of a horizon of "
+        f"{settings.long_horizon} on the same budget of {settings.budget:,} inner steps."
+    )
+    said = dataclasses.asdict(settings) | {"budget": settings.budget}
+    return {**said, "rows": rows, "verdict": verdict}
+
+
+def _table(settings: OnlineSettings, report: dict[str, Any]) -> Table:
+    title = f"{settings.dataset} after {settings.steps} steps, {settings.seeds} initialisations"
+    table = Table(title=title)
+    for heading in ("", "last learning rate", "training loss", "test accuracy"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for row in report["rows"]:
+        values = [np.asarray(row[k]) for k in ("learning_rate", "train_loss", "test_accuracy")]
+        table.add_row(
+            row["name"],
+            f"{values[0].mean():.3g}",
+            f"{values[1].mean():.4g} ± {values[1].std() / max(1, settings.seeds) ** 0.5:.2g}",
+            f"{values[2].mean():.4f}",
+        )
+    return table

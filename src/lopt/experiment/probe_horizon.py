@@ -1,0 +1,241 @@
+"""How short may a truncation be? Meta-gradient and optimum against truncation length.
+
+Each knob, a hyperparameter or the scale of a rule's updates, is turned to several positions. The
+slopes there say which way truncated backpropagation would turn it, and where it would come to rest.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float
+
+from lopt.analysis.truncation import Knob, TruncationSweep, truncations_of
+from lopt.core.inner import InnerTraining
+from lopt.core.types import Key, Theta
+from lopt.core.unroll import start, unroll
+from lopt.estimators import TruncatedBackprop
+from lopt.experiment.probe_slices import round_up, sample_mesh, spread_rows
+from lopt.learned import Learnable
+
+MOST_KNOBS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class KnobResult:
+    """One knob, turned.
+
+    Attributes:
+        name: of the hyperparameter, or "update scale".
+        factors: positions, as what the hyperparameter (in its own form: a rate, one minus a decay)
+            or the updates are multiplied by.
+        losses: the meta-loss of the whole episode, per position and episode.
+        slopes: its derivative by the logarithm of the factor, as each truncation sees it, per
+            position, episode and truncation.
+    """
+
+    name: str
+    factors: Float[np.ndarray, " position"]
+    losses: Float[np.ndarray, "position episode"]
+    slopes: Float[np.ndarray, "position episode truncation"]
+
+    def mean_slopes(self) -> tuple[np.ndarray, np.ndarray]:
+        """Returns mean and standard error over episodes, per position and truncation."""
+        count = self.slopes.shape[1]
+        return self.slopes.mean(1), self.slopes.std(1, ddof=1) / count**0.5
+
+    def rest(self, truncation: int) -> tuple[float, str]:
+        """Returns the factor at which descent with a truncation (by number) would come to rest.
+
+        From where the knob stands it goes down the slopes that the truncation sees, until they
+        turn. And "inside", or "below" or "above" if that is beyond the positions tried, or
+        "nowhere" for a truncation that sees nothing of the knob, such as a single step before its
+        update.
+        """
+        slopes = self.mean_slopes()[0][:, truncation]
+        if not np.any(np.nan_to_num(slopes)):
+            return float("nan"), "nowhere"
+        logs = np.log(self.factors)
+        i = int(np.argmin(np.abs(logs)))
+        way = -1 if slopes[i] > 0 else 1
+        while 0 <= i + way < len(logs) and np.isfinite(slopes[i + way]):
+            here, there = slopes[i], slopes[i + way]
+            if here * there <= 0:
+                share = here / (here - there) if here != there else 0.0
+                return float(np.exp(logs[i] + share * (logs[i + way] - logs[i]))), "inside"
+            i += way
+        return float(self.factors[i]), "below" if way < 0 else "above"
+
+    def best(self) -> tuple[float, float]:
+        """Returns the position with the lowest mean meta-loss of the whole episode, and it."""
+        means = self.losses.mean(1)
+        i = int(np.argmin(np.where(np.isfinite(means), means, np.inf)))
+        return float(self.factors[i]), float(means[i])
+
+    def loss_at(self, factor: float) -> float:
+        """Returns the mean meta-loss of the whole episode at a factor, between positions linear."""
+        if not np.isfinite(factor):
+            return float("nan")
+        means = self.losses.mean(1)
+        return float(np.interp(np.log(factor), np.log(self.factors), means))
+
+
+@dataclasses.dataclass(frozen=True)
+class HorizonProbe:
+    """All that was measured.
+
+    Attributes:
+        truncations: inner steps; the last is the horizon.
+        knobs: what was turned.
+        gradients: the gradient by all of theta, per truncation, episode and weight.
+        seconds, memory: of one truncated estimate, per truncation; memory in bytes.
+    """
+
+    truncations: tuple[int, ...]
+    knobs: tuple[KnobResult, ...]
+    gradients: Float[np.ndarray, "truncation episode weight"]
+    seconds: tuple[float, ...]
+    memory: tuple[int | None, ...]
+
+
+def probe_horizon(
+    inner: InnerTraining,
+    theta: Theta,
+    key: Key,
+    truncations: tuple[int, ...] | None = None,
+    episodes: int = 8,
+    positions: int = 13,
+    reach: float = 30.0,
+    say: Callable[[str], None] = lambda text: None,
+) -> HorizonProbe:
+    """Measures the bias of every truncation.
+
+    Args:
+        inner: what is measured; its horizon is the truth.
+        theta: where.
+        key: of the episodes, which all truncations and positions share.
+        truncations: inner steps, increasing, ending with the horizon; chosen by default.
+        episodes: over how many the means are.
+        positions: of each knob, odd.
+        reach: the largest factor; the smallest is its inverse.
+        say: told what is being done.
+
+    Raises:
+        ValueError: if a number is out of range, or a truncation does not divide the horizon.
+    """
+    lengths = truncations_of(inner.horizon) if truncations is None else truncations
+    if len(lengths) < 2 or lengths[-1] != inner.horizon:
+        raise ValueError(
+            f"truncations={lengths} must be at least two and end with the horizon "
+            f"{inner.horizon}; try {truncations_of(inner.horizon)}, or a longer horizon."
+        )
+    if episodes < 2 or positions < 3 or positions % 2 == 0:
+        raise ValueError(
+            f"episodes={episodes} must be at least 2, positions={positions} odd and at least 3; "
+            "try 8 and 13."
+        )
+    if not 1 < reach < np.inf:
+        raise ValueError(f"reach={reach} must be above one; try 30.")
+    places = np.linspace(-np.log(reach), np.log(reach), positions)
+    results = []
+    for name, knob in _knobs(inner, theta):
+        say(f"turning {name}")
+        losses, slopes = _sweep(
+            dataclasses.replace(inner, learned=knob), lengths, places, key, episodes
+        )
+        results.append(KnobResult(name, np.exp(places), losses, slopes))
+    say("the whole gradient, one truncation after the other")
+    whole = [_truncated(inner, theta, n, key, episodes) for n in lengths]
+    gradients, seconds, memory = zip(*whole, strict=True)
+    return HorizonProbe(lengths, tuple(results), np.stack(gradients), seconds, memory)
+
+
+def _knobs(inner: InnerTraining, theta: Theta) -> list[tuple[str, Knob]]:
+    """Returns a knob for each hyperparameter, or one for the updates of what has too many."""
+    flat, unravel = ravel_pytree(theta)
+    if not isinstance(inner.learned, Learnable) or flat.size > MOST_KNOBS:
+        return [("update scale", Knob(inner.learned, theta))]
+    leaves = jax.tree_util.tree_leaves_with_path(theta)
+    names = [
+        jax.tree_util.keystr(path, simple=True, separator=".") + (f"[{i}]" if leaf.size > 1 else "")
+        for path, leaf in leaves
+        for i in range(leaf.size)
+    ]
+    unit = np.eye(flat.size)
+    return [
+        (name, Knob(inner.learned, theta, unravel(jnp.asarray(unit[i], flat.dtype))))
+        for i, name in enumerate(names)
+    ]
+
+
+def _sweep(
+    inner: InnerTraining, lengths: tuple[int, ...], places: np.ndarray, key: Key, episodes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    sweep = TruncationSweep(inner, lengths)
+    arrays, static = eqx.partition(sweep, eqx.is_array)
+    still = optax.set_to_zero()
+
+    def run(arrays: Any, place: Float[Array, ""], number: Array) -> tuple[Array, Array]:
+        sweep = eqx.combine(arrays, static)
+        begin = start(sweep, still, place, jax.random.fold_in(key, number))
+        _, (losses, slopes) = unroll(
+            sweep,
+            still,
+            begin,
+            inner.horizon // lengths[0],
+            record=lambda step: (step.loss, step.estimator_state.slopes),
+        )
+        return losses.mean(), slopes.mean(0)
+
+    dtype = jax.tree.leaves(inner.learned.theta)[0].dtype  # type: ignore[attr-defined]
+    pairs = [(place, number) for place in places for number in range(episodes)]
+    count, batch = len(pairs), round_up(min(len(pairs), 32), sample_mesh()[1])
+    program = jax.jit(jax.vmap(run, (None, 0, 0)))
+    losses, slopes = [], []
+    for i in range(0, count, batch):
+        part = [pairs[j % count] for j in range(i, i + batch)]
+        placed = spread_rows(jnp.asarray([place for place, _ in part], dtype))
+        numbers = spread_rows(jnp.asarray([number for _, number in part], jnp.uint32))
+        loss, slope = program(arrays, placed, numbers)
+        losses.append(np.asarray(loss, float))
+        slopes.append(np.asarray(slope, float))
+    shape = (len(places), episodes)
+    return (
+        np.concatenate(losses)[:count].reshape(shape),
+        np.concatenate(slopes)[:count].reshape(*shape, len(lengths)),
+    )
+
+
+def _truncated(
+    inner: InnerTraining, theta: Theta, length: int, key: Key, episodes: int
+) -> tuple[np.ndarray, float, int | None]:
+    """Returns gradients by all of theta, and what one estimate costs."""
+    estimator = TruncatedBackprop(inner, length, stagger=False)
+    arrays, static = eqx.partition(estimator, eqx.is_array)
+    still = optax.set_to_zero()
+    windows = inner.horizon // length
+
+    def run(arrays: Any, theta: Theta, number: Array) -> Float[Array, " weight"]:
+        estimator = eqx.combine(arrays, static)
+        begin = start(estimator, still, theta, jax.random.fold_in(key, number))
+        _, grads = unroll(
+            estimator, still, begin, windows, record=lambda step: ravel_pytree(step.grads)[0]
+        )
+        return grads.mean(0)
+
+    numbers = jnp.arange(round_up(episodes, sample_mesh()[1]), dtype=jnp.uint32)
+    numbers = spread_rows(numbers)
+    program = jax.jit(jax.vmap(run, (None, None, 0))).lower(arrays, theta, numbers).compile()
+    began = time.perf_counter()
+    grads = np.asarray(program(arrays, theta, numbers), float)
+    seconds = (time.perf_counter() - began) / (windows * len(grads))
+    analysis = program.memory_analysis()
+    memory = None if analysis is None else int(analysis.temp_size_in_bytes) * sample_mesh()[1]
+    return grads[:episodes], seconds, None if memory is None else memory // len(grads)

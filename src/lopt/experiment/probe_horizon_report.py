@@ -1,0 +1,192 @@
+"""What `lopt probe horizon` prints, writes and draws, and the sentence that it ends in."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from lopt.experiment.files import write_json
+from lopt.experiment.horizon_plots import figure_of, write_figure
+from lopt.experiment.probe_horizon import HorizonProbe, KnobResult
+
+
+def write_horizon_probe(
+    probe: HorizonProbe, said: dict[str, Any], tolerance: float, folder: Path, console: Console
+) -> dict[str, Any]:
+    """Prints tables and the verdict, writes horizon.json and horizon.png; returns the numbers."""
+    rows = whole_rows(probe)
+    knobs = [_knob_rows(probe, knob, tolerance) for knob in probe.knobs]
+    console.print(_whole_table(rows, probe))
+    for knob, content in zip(probe.knobs, knobs, strict=True):
+        console.print(_knob_table(knob, content))
+    sentence = verdict(probe, knobs, tolerance)
+    console.print(sentence)
+    report = {**said, "tolerance": tolerance, "truncations": rows, "knobs": knobs}
+    report["verdict"] = sentence
+    write_json(folder / "horizon.json", report)
+    _draw(probe, rows, folder / "horizon.png")
+    return report
+
+
+def whole_rows(probe: HorizonProbe) -> list[dict[str, Any]]:
+    """Returns, per truncation, how its gradient by all of theta compares with the exact one."""
+    means = probe.gradients.mean(1)
+    count = probe.gradients.shape[1]
+    noise = np.linalg.norm(probe.gradients.std(1, ddof=1), axis=-1) / count**0.5
+    true, norm = means[-1], np.linalg.norm(means[-1])
+    rows = []
+    for i, truncation in enumerate(probe.truncations):
+        own = np.linalg.norm(means[i])
+        rows.append(
+            {
+                "truncation": truncation,
+                "bias": _ratio(np.linalg.norm(means[i] - true), norm),
+                "cosine": _ratio(float(means[i] @ true), norm * own),
+                "noise": _ratio(noise[i], norm),
+                "seconds": probe.seconds[i],
+                "memory": probe.memory[i],
+            }
+        )
+    return rows
+
+
+def _ratio(a: Any, b: Any) -> float:
+    return float(a / b) if b > 0 else float("nan")
+
+
+def _knob_rows(probe: HorizonProbe, knob: KnobResult, tolerance: float) -> dict[str, Any]:
+    means, errors = knob.mean_slopes()
+    here = int(np.argmin(np.abs(np.log(knob.factors))))
+    best, lowest = knob.best()
+    rows: list[dict[str, Any]] = []
+    for i, truncation in enumerate(probe.truncations):
+        optimum, place = knob.rest(i)
+        slope, error, true = means[here, i], errors[here, i], means[here, -1]
+        there = knob.loss_at(optimum)
+        rows.append(
+            {
+                "truncation": truncation,
+                "slope": float(slope),
+                "slope_error": float(error),
+                "wrong_sign": bool(slope * true < 0 and abs(slope) > 2 * error),
+                "optimum": optimum,
+                "optimum_is": place,
+                "off_by": optimum / best,
+                "meta_loss_there": there,
+                "excess": float(np.maximum(0.0, _ratio(there - lowest, abs(lowest)))),
+            }
+        )
+    enough = probe.truncations[-1]
+    for row in reversed(rows):
+        if not row["excess"] <= tolerance:
+            break
+        enough = row["truncation"]
+    return {
+        "name": knob.name,
+        "best_factor": best,
+        "rows": rows,
+        "enough": enough,
+    }
+
+
+def verdict(probe: HorizonProbe, knobs: list[dict[str, Any]], tolerance: float) -> str:
+    """Returns one sentence to act on."""
+    horizon, shortest = probe.truncations[-1], probe.truncations[0]
+    enough = max(knob["enough"] for knob in knobs)
+    bad = [
+        (row, knob["name"])
+        for knob in knobs
+        for row in knob["rows"]
+        if row["truncation"] < enough and row["optimum_is"] != "nowhere"
+    ]
+    if not bad:
+        return (
+            f"Truncated backpropagation with {enough} of {horizon} inner steps costs at most "
+            f"{tolerance:.0%} of meta-loss: use truncations of {enough} or more."
+            if enough > shortest
+            else f"No truncation down to {shortest} of {horizon} inner steps costs more than "
+            f"{tolerance:.0%} of meta-loss: short ones are safe here."
+        )
+    row, name = max(bad, key=lambda pair: pair[0]["excess"])
+    off = row["off_by"]
+    beyond = "" if row["optimum_is"] == "inside" else "at least "
+    way = f"{1 / off:.3g} times too small" if off < 1 else f"{off:.3g} times too large"
+    remedy = (
+        "only the whole horizon will do"
+        if enough == horizon
+        else f"use truncations of at least {enough} of its {horizon} inner steps"
+    )
+    return (
+        f"A truncation of {row['truncation']} would make {name} {beyond}{way} and the meta-loss "
+        f"{row['excess']:.0%} higher than it could be: {remedy}, or an estimator that is unbiased "
+        "at any truncation, such as lopt.PES."
+    )
+
+
+def _whole_table(rows: list[dict[str, Any]], probe: HorizonProbe) -> Table:
+    table = Table(title=f"Gradient by all of theta ({probe.gradients.shape[2]} weights)")
+    for heading in ("truncation", "bias", "cosine", "noise", "ms per estimate", "memory"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        memory = "-" if row["memory"] is None else f"{row['memory'] / 1e6:.2f} MB"
+        table.add_row(
+            str(row["truncation"]),
+            *(f"{row[name]:.3g}" for name in ("bias", "cosine", "noise")),
+            f"{1000 * row['seconds']:.3g}",
+            memory,
+        )
+    return table
+
+
+def _knob_table(knob: KnobResult, content: dict[str, Any]) -> Table:
+    table = Table(title=f"{knob.name}: a factor, in its own form, on what it is")
+    for heading in ("truncation", "slope here", "rests at", "off by", "meta-loss there", "excess"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    bounds = {"below": "< ", "above": "> ", "inside": "", "nowhere": ""}
+    for row in content["rows"]:
+        mark = " wrong sign" if row["wrong_sign"] else ""
+        table.add_row(
+            str(row["truncation"]),
+            f"{row['slope']:.3g} ± {row['slope_error']:.1g}{mark}",
+            f"{bounds[row['optimum_is']]}{row['optimum']:.3g}",
+            f"{row['off_by']:.3g}",
+            f"{row['meta_loss_there']:.4g}",
+            f"{row['excess']:.1%}",
+        )
+    return table
+
+
+def _draw(probe: HorizonProbe, rows: list[dict[str, Any]], path: Path) -> None:
+    import matplotlib
+
+    figure = figure_of(len(probe.knobs) + 1)
+    colors = matplotlib.colormaps["plasma"](np.linspace(0, 0.85, len(probe.truncations)))
+    for k, knob in enumerate(probe.knobs):
+        axes = figure.add_subplot(1, len(probe.knobs) + 1, k + 1)
+        means, errors = knob.mean_slopes()
+        for i, truncation in enumerate(probe.truncations):
+            axes.plot(knob.factors, means[:, i], color=colors[i], label=f"{truncation}")
+            low, high = means[:, i] - errors[:, i], means[:, i] + errors[:, i]
+            axes.fill_between(knob.factors, low, high, color=colors[i], alpha=0.2, lw=0)
+            optimum, where = knob.rest(i)
+            if where == "inside":
+                axes.plot([optimum], [0], "o", color=colors[i], mec="black", ms=7, zorder=3)
+        top = np.nanquantile(np.abs(means), 0.85) or 1.0
+        axes.axhline(0, color="black", lw=0.8)
+        axes.set(
+            xscale="log",
+            title=f"{knob.name}: slope of the meta-loss",
+            xlabel="factor",
+            ylim=(-top, top),
+        )
+        axes.legend(title="truncation", fontsize=8, frameon=False)
+    axes = figure.add_subplot(1, len(probe.knobs) + 1, len(probe.knobs) + 1)
+    lengths = probe.truncations[:-1]
+    axes.plot(lengths, [row["bias"] for row in rows[:-1]], "o-", label="bias, all of theta")
+    axes.plot(lengths, [1 - row["cosine"] for row in rows[:-1]], "s--", label="1 - cosine")
+    axes.set(xscale="log", yscale="log", xlabel="truncation", title="against the whole gradient")
+    axes.grid(alpha=0.25, which="both", lw=0.5)
+    axes.legend(fontsize=8, frameon=False)
+    write_figure(figure, path)

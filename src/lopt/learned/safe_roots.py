@@ -1,0 +1,111 @@
+"""Roots whose derivatives at zero are zero, put in place of those of any function.
+
+Adaptive optimizers divide by the root of a second moment. Where that is exactly zero, for a dead
+unit or a pixel that is always black, its derivative is infinity times zero, no number, and one such
+coordinate spoils the derivative of a whole run. There the update itself is zero on both sides, so
+that zero is what its derivative should be. No value changes: this is Adam, not one with another
+epsilon. Of powers, what overflows (the power -3/2 of 1e-30 in single precision, as in Adafactor)
+becomes zero as well.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+from jaxtyping import Array, Float
+
+Tensor = Float[Array, "..."]
+
+
+def with_safe_roots(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns the same function of pytrees of arrays, with derivatives that survive zeros.
+
+    Roots and powers inside of loops and branches stay as they are.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> jax.grad(jnp.sqrt)(0.0).item()
+        inf
+        >>> jax.grad(with_safe_roots(jnp.sqrt))(0.0).item()
+        0.0
+    """
+
+    def safe(*args: Any) -> Any:
+        closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
+        results = _evaluate(closed, jax.tree.leaves(args))
+        return jax.tree.unflatten(jax.tree.structure(shapes), results)
+
+    return safe
+
+
+def _evaluate(closed: core.ClosedJaxpr, arguments: list[Any]) -> list[Any]:
+    """Runs a traced function, one operation after the other."""
+    values: dict[Any, Any] = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
+    values |= zip(closed.jaxpr.invars, arguments, strict=True)
+
+    def read(variable: Any) -> Any:
+        return variable.val if isinstance(variable, core.Literal) else values[variable]
+
+    for equation in closed.jaxpr.eqns:
+        inputs, parameters = [read(variable) for variable in equation.invars], equation.params
+        name = equation.primitive.name
+        if name in _SAFE:
+            # A number that is written into the program is not yet an array.
+            arrays = zip(inputs, equation.invars, strict=True)
+            results = [_SAFE[name](*(jnp.asarray(x, v.aval.dtype) for x, v in arrays))]
+        elif name in ("pjit", "jit"):
+            results = _evaluate(parameters["jaxpr"], inputs)
+        else:
+            primitive = equation.primitive
+            found = primitive.bind(*inputs, **primitive.get_bind_params(parameters))
+            results = found if primitive.multiple_results else [found]
+        values |= zip(equation.outvars, results, strict=True)
+    return [read(variable) for variable in closed.jaxpr.outvars]
+
+
+def _finite(slope: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Returns the slope at x where that is a number, and zero elsewhere, to any order."""
+    fine = jnp.isfinite(slope(x))
+    return jnp.where(fine, slope(jnp.where(fine, x, jnp.ones_like(x))), jnp.zeros_like(x))
+
+
+@jax.custom_jvp
+def _sqrt(x: Tensor) -> Tensor:
+    return jax.lax.sqrt(x)
+
+
+@_sqrt.defjvp
+def _sqrt_jvp(primals: Any, tangents: Any) -> tuple[Tensor, Tensor]:
+    (x,), (tangent,) = primals, tangents
+    return _sqrt(x), tangent * _finite(lambda x: 0.5 / _sqrt(x), x)
+
+
+@jax.custom_jvp
+def _rsqrt(x: Tensor) -> Tensor:
+    return jax.lax.rsqrt(x)
+
+
+@_rsqrt.defjvp
+def _rsqrt_jvp(primals: Any, tangents: Any) -> tuple[Tensor, Tensor]:
+    (x,), (tangent,) = primals, tangents
+    return _rsqrt(x), tangent * _finite(lambda x: -0.5 * _rsqrt(x) / x, x)
+
+
+@jax.custom_jvp
+def _pow(x: Tensor, y: Array) -> Tensor:
+    return jax.lax.pow(x, y)
+
+
+@_pow.defjvp
+def _pow_jvp(primals: Any, tangents: Any) -> tuple[Tensor, Tensor]:
+    (x, y), (x_tangent, y_tangent) = primals, tangents
+    power, exponent = _pow(x, y), y.astype(x.dtype)
+    tangent = x_tangent * _finite(lambda x: exponent * _pow(x, y - jnp.ones_like(y)), x)
+    if jnp.issubdtype(y.dtype, jnp.floating):
+        tangent = tangent + y_tangent * _finite(lambda x: _pow(x, y) * jnp.log(x), x)
+    return power, tangent
+
+
+_SAFE: dict[str, Callable[..., Any]] = {"sqrt": _sqrt, "rsqrt": _rsqrt, "pow": _pow}

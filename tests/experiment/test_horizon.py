@@ -1,0 +1,239 @@
+"""The studies of short horizons: surfaces, descents, runs to the end, online, and the probe."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lopt
+from lopt.analysis.surface import losses_after
+from lopt.experiment import cli_horizon, cli_probe
+from lopt.experiment.cli import app
+from lopt.experiment.horizon_offline import (
+    SurfaceSettings,
+    compute_surface,
+    read_surface,
+)
+from lopt.experiment.horizon_setting import setting, theta_at, values_of, within_ranges
+from lopt.experiment.probe_horizon import KnobResult, probe_horizon
+from lopt.experiment.probe_horizon_report import verdict, whole_rows
+
+SETTINGS = SurfaceSettings("digits", (2, 6), 9, "grid", 2.0, batches=2)
+
+
+@pytest.fixture(scope="module")
+def surface(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("surface")
+    return compute_surface(SETTINGS, folder, show=False), folder
+
+
+def test_a_surface_holds_the_losses_of_its_places(surface):
+    found, _ = surface
+    chosen = setting("digits", SETTINGS.time_constant)
+    key = jax.random.fold_in(jax.random.key(0), 1)
+    for i in (0, 4):
+        place = jnp.asarray(found.places[i], jnp.float32)
+        alone = losses_after(chosen.inner(6), theta_at(*place), key, (2, 6), 2)
+        np.testing.assert_allclose(found.losses[:, i], alone, rtol=1e-4)
+
+
+def test_its_field_is_the_derivative_of_the_losses(surface):
+    found, _ = surface
+    chosen = setting("digits", SETTINGS.time_constant)
+    key = jax.random.fold_in(jax.random.key(0), 1)
+    place = found.field_places[40]
+
+    def loss(place):
+        theta = theta_at(*jnp.asarray(place))
+        return np.asarray(losses_after(chosen.inner(6), theta, key, (2, 6), 2))
+
+    for axis in (0, 1):
+        step = 1e-4 * np.eye(2)[axis]
+        slope = (loss(place + step) - loss(place - step)) / 2e-4
+        np.testing.assert_allclose(found.field[:, 40, axis], slope, rtol=2e-3, atol=1e-6)
+
+
+def test_a_killed_surface_goes_on_where_it_was(surface, tmp_path):
+    found, folder = surface
+    lines = (folder / "surface.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "surface_settings.json").write_text((folder / "surface_settings.json").read_text())
+    (tmp_path / "surface.jsonl").write_text(lines[0] + lines[1][: len(lines[1]) // 2])
+    again = compute_surface(SETTINGS, tmp_path, show=False)
+    np.testing.assert_array_equal(again.losses, found.losses)
+    np.testing.assert_array_equal(again.field, found.field)
+    np.testing.assert_array_equal(read_surface(tmp_path).losses, found.losses)
+
+
+def test_a_folder_holds_one_surface(surface, tmp_path):
+    _, folder = surface
+    other = SurfaceSettings("digits", (2, 5), 9, "grid", 2.0, batches=2)
+    with pytest.raises(FileExistsError, match="other settings"):
+        compute_surface(other, folder, show=False)
+    (tmp_path / "surface_settings.json").write_text((folder / "surface_settings.json").read_text())
+    with pytest.raises(FileExistsError, match="unfinished surface of other settings"):
+        compute_surface(other, tmp_path, show=False)
+    (tmp_path / "surface.json").write_text('{"settings": {}}')
+    with pytest.raises(ValueError, match="is not a whole surface"):
+        read_surface(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dataset": "mnits"}, "--dataset mnits must be one of digits, mnist"),
+        ({"horizons": (0, 5)}, "in increasing order"),
+        ({"horizons": ()}, "in increasing order"),
+        ({"points": 10}, "a square for a grid; try 9"),
+        ({"points": 1, "sample": "random"}, "must be at least 4"),
+        ({"sample": "sobol"}, "must be grid or random"),
+        ({"time_constant": 0.0}, "--time-constant 0.0 must be positive"),
+    ],
+)
+def test_surface_settings_out_of_range_are_refused(change, message):
+    fields = {"dataset": "digits", "horizons": (2, 6), "points": 9, "sample": "grid"}
+    with pytest.raises(ValueError, match=message):
+        SurfaceSettings(**{**fields, "time_constant": 2.0, **change})
+
+
+def test_hyperparameters_stay_within_their_ranges():
+    theta = theta_at(jnp.asarray(0.0), jnp.asarray(6.0))
+    updates = theta_at(jnp.asarray(-30.0), jnp.asarray(30.0))
+    kept, _ = within_ranges().update(updates, (), theta)
+    new = jax.tree.map(jnp.add, theta, kept)
+    values = values_of(new)
+    np.testing.assert_allclose([values["learning_rate"], values["power"]], [1e-4, 1e3], rtol=1e-6)
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Commands leave JAX as the tests have set it up."""
+    for module in (cli_horizon, cli_probe):
+        monkeypatch.setattr(module, "prepare_jax", lambda: None)
+
+
+@pytest.mark.slow
+@pytest.mark.standard_promotion
+@pytest.mark.usefixtures("in_process")
+def test_the_whole_study_by_command(tmp_path, capsys):
+    study = str(tmp_path)
+    first = ["--dataset", "digits", "--out", study]
+    app.cli(args=["horizon", "surface", *first, "--horizons", "4", "12", "--points", "9"])
+    descent = ["--horizons", "4", "--power", "1.0", "--num-meta-steps", "3"]
+    app.cli(args=["horizon", "smd", *first, *descent])
+    app.cli(args=["horizon", "best", *first, "--seeds", "2"])
+    report = json.loads((tmp_path / "best.json").read_text())
+    assert [row["horizon"] for row in report["rows"]] == [4, 12, 4]
+    online = ["--steps", "20", "--steps-per-update", "10", "--num-meta-steps", "2"]
+    online += ["--learning-rate", "0.05", "--seeds", "2", "--look-ahead", "2"]
+    app.cli(args=["horizon", "online", *first, *online])
+    rows = json.loads((tmp_path / "online.json").read_text())["rows"]
+    assert [row["name"].split(",")[0] for row in rows] == ["online", "tuned schedule", "horizon 4"]
+    assert all(np.isfinite(row["train_loss"]).all() for row in rows)
+    for name in ("surface", "best", "online"):
+        assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+    # Started again, it finds everything done.
+    app.cli(args=["horizon", "online", *first, *online])
+    capsys.readouterr()
+
+
+def probe_of(horizon, **more):
+    task = lopt.tasks.Quadratic(jnp.array([0.02, 1.0]), jnp.array([10.0, 1.0]), 0.5)
+    inner = lopt.InnerTraining(task, lopt.LearnableSGD(0.1), horizon)
+    theta = inner.learned.init(jax.random.key(0))
+    return probe_horizon(inner, theta, jax.random.key(1), episodes=6, positions=9, **more)
+
+
+def test_the_probe_finds_that_short_truncations_want_small_rates():
+    probe = probe_of(60, truncations=(3, 12, 60))
+    (knob,) = probe.knobs
+    assert knob.name == "learning_rate"
+    rests = [knob.rest(i) for i in range(3)]
+    rows = whole_rows(probe)
+    assert rows[-1]["bias"] == 0
+    assert rows[0]["bias"] > rows[1]["bias"] > 0.05
+    # Noise and ill-conditioning: the shorter, the greedier (Wu et al. 2018, section 3).
+    assert rests[0][0] < rests[1][0] < rests[2][0]
+
+
+def knob_with(slopes, losses):
+    factors = np.exp(np.linspace(-2, 2, 5))
+    slopes = np.stack([np.asarray(slopes, float)] * 2, 1)[:, :, None]
+    return KnobResult("rate", factors, np.stack([np.asarray(losses, float)] * 2, 1), slopes)
+
+
+@pytest.mark.parametrize(
+    ("slopes", "expected"),
+    [
+        ((-1, -1, -1, 1, 1), (np.exp(0.5), "inside")),
+        ((-1, 1, 1, 1, 1), (np.exp(-1.5), "inside")),
+        ((1, 1, 1, 1, 1), (np.exp(-2), "below")),
+        ((-1, -1, -1, -1, np.nan), (np.exp(1), "above")),
+        ((0, 0, 0, 0, 0), (np.nan, "nowhere")),
+    ],
+)
+def test_descent_rests_where_the_slope_turns(slopes, expected):
+    found = knob_with(slopes, (5, 4, 3, 2, 1)).rest(0)
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-12)
+    assert found[1] == expected[1]
+
+
+def test_the_verdict_names_truncation_knob_and_remedy():
+    probe = probe_of(60, truncations=(3, 12, 60))
+    row = {"optimum_is": "inside"}
+    rows = [
+        {**row, "truncation": 3, "off_by": 0.1, "excess": 2.0},
+        {**row, "truncation": 12, "off_by": 0.99, "excess": 0.01},
+        {**row, "truncation": 60, "off_by": 1.0, "excess": 0.0},
+    ]
+    said = verdict(probe, [{"name": "rate", "rows": rows, "enough": 12}], 0.1)
+    assert "truncation of 3" in said
+    assert "rate 10 times too small" in said
+    assert "at least 12 of its 60" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"truncations": (3, 30)}, "end with the horizon"),
+        ({"truncations": (7, 60)}, "must increase, divide"),
+        ({"reach": 1.0}, "must be above one"),
+    ],
+)
+def test_a_probe_out_of_range_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        probe_of(60, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["horizon", "surface", "--dataset", "mnits"], "must be one of digits"),
+        (["horizon", "online", "--steps", "250"], "try --steps 200"),
+        (["horizon", "online", "--learning-rate", "20.0"], "between"),
+        (["horizon", "best", "--out", "nowhere"], "holds no surface"),
+        (["horizon", "smd", "--horizons", "0"], "horizon"),
+        (["probe", "horizon", "Rosenbrok"], "There is no recipe or task"),
+        (["probe", "horizon", "Rosenbrock", "--tolerance", "0"], "--tolerance"),
+    ],
+)
+@pytest.mark.usefixtures("in_process")
+def test_commands_refuse_what_makes_no_sense(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((ValueError, OSError), match=message):
+        app.cli(args=arguments)
+    assert not list(tmp_path.rglob("*.png"))
+
+
+@pytest.mark.usefixtures("in_process")
+def test_the_command_writes_a_probe(tmp_path, capsys):
+    arguments = ["probe", "horizon", "StyblinskiTang", "--horizon", "12"]
+    arguments += ["--episodes", "2", "--positions", "3", "--out", str(tmp_path)]
+    app.cli(args=arguments)
+    said = json.loads((tmp_path / "horizon.json").read_text())
+    assert said["verdict"].split()[0] in ("A", "No", "Truncated")
+    assert (tmp_path / "horizon.png").stat().st_size > 10_000
+    assert said["verdict"].split()[-1] in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(FileExistsError, match="already holds a probe"):
+        app.cli(args=arguments)
