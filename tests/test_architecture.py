@@ -164,7 +164,9 @@ def test_every_module_says_what_it_is():
     assert not [name for name, tree in TREES.items() if not ast.get_docstring(tree)]
 
 
-@pytest.mark.parametrize("wing", [lopt.core, lopt.estimators, lopt.learned, lopt.tasks])
+@pytest.mark.parametrize(
+    "wing", [lopt.analysis, lopt.core, lopt.estimators, lopt.learned, lopt.tasks]
+)
 def test_a_wing_exports_exactly_what_it_imports(wing):
     body = TREES[wing.__name__].body
     imported = {

@@ -78,6 +78,11 @@ def quick_jit(function: Any) -> Any:
     return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
 
 
+def estimate_of(estimator: Any) -> Any:
+    """Its estimate, compiled."""
+    return quick_jit(lambda *arguments: estimator.estimate(*arguments))
+
+
 def train(
     estimator: Any, optimizer: Any, theta: Any, key: Any, steps: int, record: Any = lopt.loss_of
 ) -> Any:

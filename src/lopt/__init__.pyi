@@ -1,8 +1,14 @@
+from . import analysis as analysis
 from . import core as core
 from . import estimators as estimators
 from . import experiment as experiment
 from . import learned as learned
 from . import tasks as tasks
+from .analysis import NoisyQuadratic as NoisyQuadratic
+from .analysis import chebyshev_quadratic as chebyshev_quadratic
+from .analysis import fit_noisy_quadratic as fit_noisy_quadratic
+from .analysis import greedy_schedule as greedy_schedule
+from .analysis import optimal_schedule as optimal_schedule
 from .core import AbstractFeatures as AbstractFeatures
 from .core import AbstractGradientEstimator as AbstractGradientEstimator
 from .core import AbstractLearnedOptimizer as AbstractLearnedOptimizer
@@ -53,5 +59,6 @@ from .experiment.storage import save as save
 from .learned import LearnableAdam as LearnableAdam
 from .learned import LearnableSGD as LearnableSGD
 from .learned import adafactor_mlp as adafactor_mlp
+from .learned import inverse_time_momentum as inverse_time_momentum
 from .learned import learnable as learnable
 from .learned import small_mlp as small_mlp

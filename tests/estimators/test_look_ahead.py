@@ -42,9 +42,7 @@ def test_forward_mode_agrees_with_backpropagation(key, deterministic):
     estimate, _ = estimator.estimate(theta, state, key)
     loss, grads = jax.value_and_grad(estimator.loss_ahead)(theta, state)
     np.testing.assert_allclose(estimate.loss, loss, rtol=1e-12)
-    np.testing.assert_allclose(
-        estimate.grads["learning_rate"], grads["learning_rate"], rtol=1e-10
-    )
+    np.testing.assert_allclose(estimate.grads["learning_rate"], grads["learning_rate"], rtol=1e-10)
 
 
 @pytest.mark.standard_promotion
@@ -66,9 +64,7 @@ def test_the_run_goes_on_as_if_nobody_had_looked_ahead(key):
         at = jax.tree.map(lambda leaf, outer=outer: leaf[outer], thetas)
         trained, episode = inner.advance(at, episode, stride)
         means.append(jnp.mean(trained))
-    np.testing.assert_array_equal(
-        state.estimator_state.episode.train.params, episode.train.params
-    )
+    np.testing.assert_array_equal(state.estimator_state.episode.train.params, episode.train.params)
     assert np.isnan(losses[:estimates]).all()
     np.testing.assert_allclose(losses[estimates : 2 * estimates], means[0], rtol=1e-12)
     np.testing.assert_allclose(losses[2 * estimates :], means[1], rtol=1e-12)

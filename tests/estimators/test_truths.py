@@ -205,9 +205,10 @@ class TestRandomQuadratics:
 
         @quick_jit
         def both(theta, key):
-            # The episode's key is the second half of the one that the estimator prepares with.
-            backward, _ = lopt.MetaTask(inner).estimate(theta, (), jax.random.split(key)[1])
-            forward, _ = lopt.ForwardMode(inner).estimate(theta, (), jax.random.split(key)[1])
+            # The episode's key is that of its first window.
+            first = jax.random.fold_in(key, 0)
+            backward, _ = lopt.MetaTask(inner).estimate(theta, (), first)
+            forward, _ = lopt.ForwardMode(inner).estimate(theta, (), first)
 
             def window(state, i):
                 estimate, state = carried.estimate(theta, state, jax.random.fold_in(key, i))

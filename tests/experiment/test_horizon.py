@@ -43,16 +43,16 @@ def test_its_field_is_the_derivative_of_the_losses(surface):
     found, _ = surface
     chosen = setting("digits", SETTINGS.time_constant)
     key = jax.random.fold_in(jax.random.key(0), 1)
-    place = found.field_places[40]
+    place = found.field_places[30]
 
     def loss(place):
         theta = theta_at(*jnp.asarray(place))
-        return np.asarray(losses_after(chosen.inner(6), theta, key, (2, 6), 2))
+        return np.asarray(losses_after(chosen.inner(6), theta, key, (2,), 2))
 
     for axis in (0, 1):
         step = 1e-4 * np.eye(2)[axis]
         slope = (loss(place + step) - loss(place - step)) / 2e-4
-        np.testing.assert_allclose(found.field[:, 40, axis], slope, rtol=2e-3, atol=1e-6)
+        np.testing.assert_allclose(found.field[:, 30, axis], slope, rtol=2e-3, atol=1e-6)
 
 
 def test_a_killed_surface_goes_on_where_it_was(surface, tmp_path):

@@ -19,6 +19,15 @@ OPTIMIZERS = {
     "momentum": lambda: lopt.learnable(
         functools.partial(optax.sgd, nesterov=True), learning_rate=0.1, momentum=0.9
     ),
+    "inverse time": lopt.inverse_time_momentum,
+    "schedules": lambda: lopt.learnable(
+        optax.sgd,
+        learning_rate=lopt.learned.Cosine(0.1, 50),
+        momentum=lopt.learned.PerStep(0.9, length=3),
+    ),
+    "per tensor": lambda: lopt.learnable(
+        optax.adam, learning_rate=lopt.learned.per_tensor({"w": 0.1, "b": 0.01})
+    ),
 }
 
 

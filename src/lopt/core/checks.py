@@ -1,11 +1,13 @@
 """Checks of what things are built from: errors name class, field, value and remedy."""
 
+from typing import Any
+
 # Steps are counted in 32 bits, and lengths are rounded to whole windows: half of what would fit.
 LONGEST = 2**30
 
 
 def check_integer(
-    owner: str, field: str, value: object, least: int = 1, most: int | None = None, hint: int = 16
+    owner: str, field: str, value: Any, least: int = 1, most: int | None = None, hint: object = 16
 ) -> None:
     """Refuses what is not a Python integer from `least` to `most`.
 

@@ -5,7 +5,6 @@ Search methods do not estimate a gradient. They propose the next theta, and retu
 """
 
 import contextlib
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,10 +14,12 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from lopt.core.checks import check_integer
 from lopt.core.estimator import AbstractGradientEstimator, Estimate
 from lopt.core.inner import InnerTraining
 from lopt.core.types import Key, Scalar, State, Theta
-from lopt.estimators.antithetic import check_sigma, perturbation, score
+from lopt.estimators.antithetic import perturbation, score
+from lopt.estimators.checks import check_fraction, check_inner, check_sigma, check_weights
 
 
 class RandomSearch(AbstractGradientEstimator):
@@ -37,16 +38,17 @@ class RandomSearch(AbstractGradientEstimator):
     sigma: float = eqx.field(static=True, default=0.01)
 
     def __check_init__(self) -> None:
-        check_sigma(self, self.sigma)
-        _check_number(self, self.num, 1)
+        check_inner("RandomSearch", self.inner)
+        check_sigma("RandomSearch", self.sigma)
+        check_integer("RandomSearch", "num", self.num)
 
     def prepare(self, params: Theta, key: Key) -> State:
         """Returns the empty state.
 
         Raises:
-            ValueError: if theta has no weights.
+            ValueError: if theta, which is not known at construction, has no weights.
         """
-        _check_weights(self, params)
+        check_weights("RandomSearch", params)
         return ()
 
     def estimate(self, params: Theta, state: State, key: Key) -> tuple[Estimate, State]:
@@ -89,8 +91,9 @@ class Evosax(AbstractGradientEstimator):
     sigma: float = eqx.field(static=True, default=0.01)
 
     def __check_init__(self) -> None:
-        check_sigma(self, self.sigma)
-        _check_number(self, self.num, 2)
+        check_inner("Evosax", self.inner)
+        check_sigma("Evosax", self.sigma)
+        check_integer("Evosax", "num", self.num, 2)
         names = _strategies()
         if self.strategy not in names:
             raise ValueError(
@@ -102,9 +105,9 @@ class Evosax(AbstractGradientEstimator):
         """Returns the method's state, its mean at theta.
 
         Raises:
-            ValueError: if theta has no weights.
+            ValueError: if theta, which is not known at construction, has no weights.
         """
-        _check_weights(self, params)
+        check_weights("Evosax", params)
         with _lenient():
             algorithm, settings = self._algorithm(params)
             state = algorithm.init(key, params, settings)
@@ -143,12 +146,9 @@ class Evosax(AbstractGradientEstimator):
                 optimizer=optax.adam(self.sigma),
                 std_schedule=lambda step: self.sigma,
             )
-        else:
-            algorithm = build(self.num, like)
-        settings = algorithm.default_params
-        if hasattr(settings, "std_init"):
-            settings = settings.replace(std_init=self.sigma)
-        return algorithm, settings
+            return algorithm, algorithm.default_params
+        algorithm = build(self.num, like)
+        return algorithm, algorithm.default_params.replace(std_init=self.sigma)
 
 
 class PolicyGradient(AbstractGradientEstimator):
@@ -171,17 +171,17 @@ class PolicyGradient(AbstractGradientEstimator):
     decay: float = eqx.field(static=True, default=0.9)
 
     def __check_init__(self) -> None:
-        check_sigma(self, self.sigma)
-        if not 0 <= self.decay < 1:
-            raise ValueError(f"PolicyGradient(decay={self.decay}) must be in [0, 1); try 0.9.")
+        check_inner("PolicyGradient", self.inner)
+        check_sigma("PolicyGradient", self.sigma)
+        check_fraction("PolicyGradient", "decay", self.decay, 0.9)
 
     def prepare(self, params: Theta, key: Key) -> Scalar:
         """Measures a first baseline at theta itself.
 
         Raises:
-            ValueError: if theta has no weights.
+            ValueError: if theta, which is not known at construction, has no weights.
         """
-        _check_weights(self, params)
+        check_weights("PolicyGradient", params)
         loss = self.inner.meta_loss(params, key)
         return jnp.where(jnp.isfinite(loss), loss, 0)
 
@@ -222,19 +222,3 @@ def _lenient() -> Iterator[None]:
 
 def _not_finite(losses: Float[Array, " particle"]) -> Int[Array, ""]:
     return jnp.sum(~jnp.isfinite(losses), dtype=jnp.int32)
-
-
-def _check_number(estimator: object, number: int, least: int) -> None:
-    if not isinstance(number, int) or number < least:
-        raise ValueError(
-            f"{type(estimator).__name__}(num={number!r}) must be an integer of at least {least}; "
-            "try 16."
-        )
-
-
-def _check_weights(estimator: object, params: Theta) -> None:
-    if not sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(params)):
-        raise ValueError(
-            f"{type(estimator).__name__} was given a theta without weights: there is nothing to "
-            "search; learn at least one hyperparameter, as in lopt.LearnableSGD()."
-        )

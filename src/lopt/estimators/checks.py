@@ -12,26 +12,26 @@ from lopt.core.inner import InnerTraining
 from lopt.core.types import Theta
 
 
-def check_sigma(owner: str, sigma: object) -> None:
+def check_sigma(owner: str, sigma: Any) -> None:
     """Refuses a perturbation that is not positive."""
-    if not _is_real(sigma) or not 0 < sigma < math.inf:
+    if not is_real(sigma) or not 0 < sigma < math.inf:
         raise ValueError(f"{owner}(sigma={sigma!r}) must be positive and finite; try 0.01.")
 
 
-def check_fraction(owner: str, field: str, value: object, hint: float) -> None:
+def check_fraction(owner: str, field: str, value: Any, hint: float) -> None:
     """Refuses what is not a number from 0 to below 1."""
-    if not _is_real(value) or not 0 <= value < 1:
+    if not is_real(value) or not 0 <= value < 1:
         raise ValueError(f"{owner}({field}={value!r}) must be in [0, 1); try {hint}.")
 
 
 def check_inner(owner: str, inner: object) -> None:
     """Refuses what is no inner training."""
-    _check_kind(owner, "inner", inner, InnerTraining, "lopt.InnerTraining(tasks, learned, 100)")
+    check_kind(owner, "inner", inner, InnerTraining, "lopt.InnerTraining(tasks, learned, 100)")
 
 
 def check_estimator(owner: str, field: str, value: object) -> None:
     """Refuses what estimates no gradient."""
-    _check_kind(owner, field, value, AbstractGradientEstimator, "lopt.ES(inner)")
+    check_kind(owner, field, value, AbstractGradientEstimator, "lopt.ES(inner)")
 
 
 def check_weights(owner: str, theta: Theta) -> None:
@@ -43,13 +43,15 @@ def check_weights(owner: str, theta: Theta) -> None:
         )
 
 
-def _is_real(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
-
-
-def _check_kind(owner: str, field: str, value: object, kind: type, hint: str) -> None:
+def check_kind(owner: str, field: str, value: object, kind: type, hint: str) -> None:
+    """Refuses what is of another kind."""
     if not isinstance(value, kind):
         raise TypeError(
             f"{owner}({field}=...) must be an {kind.__name__}, not {type(value).__name__}; "
             f"try {hint}."
         )
+
+
+def is_real(value: Any) -> bool:
+    """Whether something is a number; booleans are none."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)

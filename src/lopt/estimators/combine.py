@@ -9,10 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Int
 
+from lopt.core.checks import check_integer
 from lopt.core.estimator import AbstractGradientEstimator, Estimate
 from lopt.core.types import Key, Params, State
+from lopt.estimators.checks import check_estimator, is_real
+from lopt.estimators.truncation import restart_together
 
 AXIS = "particles"
 
@@ -32,10 +35,13 @@ class Mean(AbstractGradientEstimator):
     at_once: int | None = eqx.field(static=True, default=None)
 
     def __check_init__(self) -> None:
-        if not isinstance(self.num, int) or self.num < 1:
-            raise ValueError(f"Mean(num={self.num!r}) must be a positive integer; try 16.")
-        if self.at_once is not None and (self.at_once < 1 or self.num % self.at_once):
-            raise ValueError(f"Mean(at_once={self.at_once}) must divide num={self.num}.")
+        check_estimator("Mean", "one", self.one)
+        check_integer("Mean", "num", self.num)
+        if self.at_once is None:
+            return
+        check_integer("Mean", "at_once", self.at_once, hint=1)
+        if self.num % self.at_once:
+            raise ValueError(f"Mean(at_once={self.at_once}) must divide num={self.num}; try 1.")
 
     def prepare(self, params: Params, key: Key) -> State:
         """Returns the particles' states, stacked."""
@@ -72,24 +78,29 @@ class Sum(AbstractGradientEstimator):
     """A weighted sum of estimators: of loss and gradient both.
 
     With a `Mean` for each of several families, one outer step trains on all of them; each
-    architecture is compiled once. Terms draw from keys of their own.
+    architecture is compiled once. Terms draw from keys of their own. A term whose loss or gradient
+    is not finite is left out, and counted in `Estimate.dropped` as one particle at least; the loss
+    is not a number only if none is left.
 
     Attributes:
-        terms: the estimators.
-        weights: one for each; all one by default.
+        terms: the estimators, a tuple.
+        weights: one for each, a tuple; all one by default.
     """
 
     terms: tuple[AbstractGradientEstimator, ...]
     weights: tuple[float, ...] | None = eqx.field(static=True, default=None)
 
     def __check_init__(self) -> None:
-        if not self.terms:
-            raise ValueError("Sum(terms=()) needs at least one estimator.")
+        if not isinstance(self.terms, tuple) or not self.terms:
+            raise ValueError("Sum(terms=...) must be a tuple of at least one estimator.")
+        for term in self.terms:
+            check_estimator("Sum", "terms", term)
         weights = self._weights()
-        if len(weights) != len(self.terms) or not all(map(math.isfinite, weights)):
+        fine = isinstance(weights, tuple) and len(weights) == len(self.terms)
+        if not fine or not all(is_real(weight) and math.isfinite(weight) for weight in weights):
             raise ValueError(
-                f"Sum(weights={self.weights}) must be {len(self.terms)} finite numbers, one for "
-                "each of its terms."
+                f"Sum(weights={self.weights!r}) must be a tuple of {len(self.terms)} finite "
+                "numbers, one for each of its terms."
             )
 
     def _weights(self) -> tuple[float, ...]:
@@ -111,13 +122,16 @@ class Sum(AbstractGradientEstimator):
             strict=True,
         )
 
-        def weighted(*leaves: Array) -> Array:
-            terms = [w * leaf for w, leaf in zip(self._weights(), leaves, strict=True)]
-            return functools.reduce(jnp.add, terms)
+        each = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(_counted, estimates))
+        finite = _finite(each)
 
-        loss = weighted(*(estimate.loss for estimate in estimates))
-        grads = jax.tree.map(weighted, *(estimate.grads for estimate in estimates))
-        return Estimate(loss, grads, sum(estimate.dropped for estimate in estimates)), states
+        def weighted(leaf: Array) -> Array:
+            weights = jnp.asarray(self._weights(), leaf.dtype)
+            return (_along(weights, leaf) * jnp.where(_along(finite, leaf), leaf, 0)).sum(0)
+
+        loss = jnp.where(finite.any(), weighted(each.loss), jnp.nan)
+        dropped = jnp.where(finite, each.dropped, jnp.maximum(each.dropped, 1))
+        return Estimate(loss, jax.tree.map(weighted, each.grads), _total(dropped)), states
 
 
 class InverseVariance(AbstractGradientEstimator):
@@ -125,9 +139,14 @@ class InverseVariance(AbstractGradientEstimator):
 
     Over `num` particles, with means m and unbiased variances v + 1e-8 of either estimator, each
     weight's gradient is (m_a / v_a + m_b / v_b) / (1 / v_a + 1 / v_b). Both see the same keys:
-    `ES` and `Reparameterized` then use the same antithetic pairs on the same episodes. The weights
-    come from the samples that they weigh, which biases the mix a little. Particles for which either
-    is not finite are left out of both; fewer than two leave a gradient of zero.
+    `ES` and `Reparameterized`, or `TruncatedES` and `Reparameterized(TruncatedBackprop)`, then use
+    the same antithetic pairs on the same episodes, which restart together if one of them breaks.
+    The weights come from the samples that they weigh, which biases the mix a little.
+
+    Mean and variance of each estimator are over those of its particles that are finite. With fewer
+    than two of these it has no variance, and the other counts alone; if both have fewer, the
+    gradient is zero. The loss is the mean over all that is finite. `Estimate.dropped` counts the
+    particles of which neither half was used.
 
     The published clip of +-0.1 is an outer transformation: `optax.clip(0.1)`.
 
@@ -143,10 +162,15 @@ class InverseVariance(AbstractGradientEstimator):
     num: int = eqx.field(static=True)
 
     def __check_init__(self) -> None:
-        if not isinstance(self.num, int) or self.num < 2:
+        check_estimator("InverseVariance", "one", self.one)
+        check_estimator("InverseVariance", "other", self.other)
+        check_integer("InverseVariance", "num", self.num, 2)
+        # Not every estimator has one; of two that have, the noise is to be the same.
+        sigmas = [vars(each)["sigma"] for each in (self.one, self.other) if "sigma" in vars(each)]
+        if len(set(sigmas)) > 1:
             raise ValueError(
-                f"InverseVariance(num={self.num!r}) must be an integer of at least 2: variances "
-                "are measured between particles; try 16."
+                f"InverseVariance(one, other) smooths by sigma={sigmas[0]} and {sigmas[1]}, which "
+                "are gradients of two different losses; give both the same sigma."
             )
 
     def prepare(self, params: Params, key: Key) -> State:
@@ -162,26 +186,42 @@ class InverseVariance(AbstractGradientEstimator):
         def both(states: State, key: Key) -> tuple[Any, State]:
             one, first = self.one.estimate(params, states[0], key)
             other, second = self.other.estimate(params, states[1], key)
-            return (one, other), (first, second)
+            return (one, other), restart_together((first, second))
 
         (one, other), state = jax.vmap(both)(state, keys)
-        finite = _finite(one) & _finite(other)
-        count = finite.sum(dtype=jnp.int32)
-
-        def moments(leaf: Array) -> tuple[Array, Array]:
-            mean, number = _mean_where(finite, leaf), count.astype(leaf.dtype)
-            variance = _mean_where(finite, (leaf - mean) ** 2) * number / jnp.maximum(number - 1, 1)
-            return mean, variance + 1e-8
+        fine = _finite(one), _finite(other)
 
         def mix(a: Array, b: Array) -> Array:
-            (mean_a, variance_a), (mean_b, variance_b) = moments(a), moments(b)
-            # Divided by both variances; this form stays finite when they are large.
-            share = variance_b / (variance_a + variance_b)
-            return jnp.where(count > 1, share * mean_a + (1 - share) * mean_b, 0)
+            (mean_a, spread_a), (mean_b, spread_b) = map(_moments, fine, (a, b))
+            # Infinite or zero where the spread of one is unknown; not a number where both are.
+            ratio = spread_a / spread_b
+            mixed = mean_a / (1 + ratio**2) + mean_b / (1 + ratio**-2)
+            return jnp.where(jnp.isnan(ratio), 0, mixed)
 
         grads = jax.tree.map(mix, one.grads, other.grads)
-        loss = jnp.where(count > 0, (moments(one.loss)[0] + moments(other.loss)[0]) / 2, jnp.nan)
-        return Estimate(loss, grads, self.num - count), state
+        either = jnp.concatenate(fine)
+        loss = _mean_where(either, jnp.concatenate([one.loss, other.loss]))
+        used = jnp.stack([finite & (_total(finite) > 1) for finite in fine]).any(0)
+        dropped = _total(~used) + _total(one.dropped) + _total(other.dropped)
+        return Estimate(jnp.where(either.any(), loss, jnp.nan), grads, dropped), state
+
+
+def _moments(finite: Bool[Array, " particle"], leaf: Array) -> tuple[Array, Array]:
+    """Returns mean and standard deviation, (variance + 1e-8)^(1/2), over the finite particles.
+
+    With fewer than two, the deviation is infinite; otherwise never, though squares may overflow.
+    """
+    kept = jnp.where(_along(finite, leaf), leaf, 0)
+    # A quarter, as reciprocals of the largest numbers are so small that they count as zero.
+    scale = 0.25 * jnp.maximum(jnp.abs(kept).max(0), 1e-4)
+    scaled = 0.25 * kept / scale[None]
+    mean = _mean_where(finite, scaled)
+    number = _total(finite).astype(leaf.dtype)
+    squares = _mean_where(finite, (scaled - mean[None]) ** 2)
+    variance = squares * number / jnp.maximum(number - 1, 1)
+    spread = jnp.hypot(scale * (4 * jnp.sqrt(variance)), 1e-4)
+    largest = jnp.asarray(jnp.finfo(leaf.dtype).max, leaf.dtype)
+    return scale * (4 * mean), jnp.where(number > 1, jnp.minimum(spread, largest), jnp.inf)
 
 
 def _finite(estimates: Estimate) -> Bool[Array, " particle"]:
@@ -192,20 +232,33 @@ def _finite(estimates: Estimate) -> Bool[Array, " particle"]:
     return jnp.stack(fine).all(0)
 
 
+def _along(each: Array, leaf: Array) -> Array:
+    """Returns one value per particle in a shape that goes with `leaf`."""
+    return each.reshape(-1, *(1,) * (leaf.ndim - 1))
+
+
 def _mean_where(chosen: Bool[Array, " particle"], leaf: Array) -> Array:
     """Returns the mean over some particles; zero if there are none."""
-    keep = chosen.reshape(-1, *(1,) * (leaf.ndim - 1))
     count = jnp.maximum(chosen.sum(dtype=jnp.int32), 1).astype(leaf.dtype)
-    return jnp.where(keep, leaf, 0).sum(0) / count
+    # Divided before they are added, as a sum may overflow where a mean does not.
+    return (jnp.where(_along(chosen, leaf), leaf, 0) / count).sum(0)
+
+
+def _total(counts: Any) -> Int[Array, ""]:
+    return jnp.sum(jnp.asarray(counts), dtype=jnp.int32)
+
+
+def _counted(estimate: Estimate) -> Estimate:
+    """Returns the estimate with its count as an array, also where it is a number of Python's."""
+    return Estimate(estimate.loss, estimate.grads, jnp.asarray(estimate.dropped, jnp.int32))
 
 
 def _mean_of_finite(estimates: Estimate) -> Estimate:
     finite = _finite(estimates)
-    count = finite.sum(dtype=jnp.int32)
     mean = functools.partial(_mean_where, finite)
     grads, loss = jax.tree.map(mean, (estimates.grads, estimates.loss))
-    dropped = len(finite) - count + jnp.sum(jnp.asarray(estimates.dropped), dtype=jnp.int32)
-    return Estimate(jnp.where(count > 0, loss, jnp.nan), grads, dropped)
+    loss = jnp.where(finite.any(), loss, jnp.nan)
+    return Estimate(loss, grads, _total(~finite) + _total(estimates.dropped))
 
 
 def particle_mesh(estimator: AbstractGradientEstimator) -> Mesh:

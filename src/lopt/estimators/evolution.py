@@ -9,14 +9,16 @@ import jax.numpy as jnp
 from jax.scipy.stats import rankdata
 from jaxtyping import Array, Float
 
+from lopt.core.checks import check_integer
 from lopt.core.estimator import AbstractGradientEstimator, Estimate
 from lopt.core.inner import Episode, InnerTraining
 from lopt.core.types import Key, State, Theta
-from lopt.estimators.antithetic import check_sigma, pair, perturbation, score
+from lopt.estimators.antithetic import pair, perturbation, score
+from lopt.estimators.checks import check_inner, check_kind, check_sigma, check_weights
 from lopt.estimators.truncation import (
     AbstractHorizonSchedule,
     TruncatedState,
-    check_truncation,
+    check_windows,
     make_windows,
 )
 
@@ -42,12 +44,18 @@ class ES(AbstractGradientEstimator):
     sign: bool = eqx.field(static=True, default=False)
 
     def __check_init__(self) -> None:
-        check_sigma(self, self.sigma)
+        check_inner("ES", self.inner)
+        check_sigma("ES", self.sigma)
         if self.sign and not self.antithetic:
             raise ValueError("ES(sign=True, antithetic=False): a sign needs a pair to compare.")
 
     def prepare(self, params: Theta, key: Key) -> State:
-        """Returns the empty state: every estimate runs an episode of its own."""
+        """Returns the empty state: every estimate runs an episode of its own.
+
+        Raises:
+            ValueError: if theta, which is not known at construction, has no weights.
+        """
+        check_weights("ES", params)
         return ()
 
     def estimate(self, params: Theta, state: State, key: Key) -> tuple[Estimate, State]:
@@ -79,7 +87,8 @@ class RankedES(AbstractGradientEstimator):
 
     The losses of `num` particles, of both arms together, are replaced by utilities equally spaced
     from -1/2 for the lowest to 1/2 for the highest; equal ones share their mean. Losses that are
-    not finite are the highest.
+    not finite are the highest, so that theta moves away from them. `Estimate.dropped` counts the
+    particles with such a loss, though their ranks count.
 
     Attributes:
         one: the estimator of each particle.
@@ -92,14 +101,16 @@ class RankedES(AbstractGradientEstimator):
     num: int = eqx.field(static=True)
 
     def __check_init__(self) -> None:
-        if not isinstance(self.num, int) or self.num < 2 - self.one.antithetic:
-            raise ValueError(
-                f"RankedES(num={self.num!r}) must be an integer of at least 2, or 1 for "
-                "antithetic pairs; try 16."
-            )
+        check_kind("RankedES", "one", self.one, ES, "lopt.ES(inner)")
+        check_integer("RankedES", "num", self.num, 1 if self.one.antithetic else 2)
 
     def prepare(self, params: Theta, key: Key) -> State:
-        """Returns the empty state."""
+        """Returns the empty state.
+
+        Raises:
+            ValueError: if theta, which is not known at construction, has no weights.
+        """
+        check_weights("RankedES", params)
         return ()
 
     def estimate(self, params: Theta, state: State, key: Key) -> tuple[Estimate, State]:
@@ -141,11 +152,16 @@ class TruncatedES(AbstractGradientEstimator):
     schedule: AbstractHorizonSchedule | None = None
 
     def __check_init__(self) -> None:
-        check_truncation(self, self.inner, self.truncation, self.schedule)
-        check_sigma(self, self.sigma)
+        check_windows("TruncatedES", self.inner, self.truncation, self.schedule)
+        check_sigma("TruncatedES", self.sigma)
 
     def prepare(self, params: Theta, key: Key) -> TruncatedState:
-        """Begins an episode."""
+        """Begins an episode.
+
+        Raises:
+            ValueError: if theta, which is not known at construction, has no weights.
+        """
+        check_weights("TruncatedES", params)
         windows = make_windows(self.inner, self.truncation, self.schedule, self.stagger)
         return TruncatedState.begin(self.inner, windows, params, key)
 
@@ -153,13 +169,13 @@ class TruncatedES(AbstractGradientEstimator):
         self, params: Theta, state: TruncatedState, key: Key
     ) -> tuple[Estimate, TruncatedState]:
         """Runs a pair of windows from the episode's state."""
-        noise_key, episode_key = jax.random.split(key)
+        noise_key, key = jax.random.split(key)
         noise = perturbation(noise_key, params, self.sigma)
         windows = make_windows(self.inner, self.truncation, self.schedule, self.stagger)
-        clock = windows.restart_if_over(state.clock, jax.random.fold_in(episode_key, 1))
+        clock = windows.restart_if_over(state.clock, key)
 
         def window(theta: Theta) -> tuple[Float[Array, " step"], Episode]:
-            episode = state.episode_to_run(self.inner, theta, episode_key)
+            episode = state.episode_to_run(self.inner, theta, key)
             return self.inner.advance(theta, episode, self.truncation)
 
         losses, episodes = jax.vmap(window)(pair(params, noise))

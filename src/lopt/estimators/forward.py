@@ -15,13 +15,16 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
+from lopt.core.checks import check_integer
 from lopt.core.estimator import AbstractGradientEstimator, Estimate
 from lopt.core.inner import Episode, InnerTraining
 from lopt.core.types import Key, Scalar, State, Theta
+from lopt.estimators.checks import check_inner
 from lopt.estimators.truncation import (
+    CLOCK,
     AbstractHorizonSchedule,
     Clock,
-    check_truncation,
+    check_windows,
     make_windows,
 )
 
@@ -46,7 +49,9 @@ class ForwardMode(AbstractGradientEstimator):
     at_once: int | None = eqx.field(static=True, default=None)
 
     def __check_init__(self) -> None:
-        _check_directions(self, self.directions, self.at_once)
+        check_inner("ForwardMode", self.inner)
+        for field, value in (("directions", self.directions), ("at_once", self.at_once)):
+            _check_number("ForwardMode", field, value)
 
     def prepare(self, params: Theta, key: Key) -> State:
         """Returns the empty state: every estimate runs an episode of its own."""
@@ -55,8 +60,7 @@ class ForwardMode(AbstractGradientEstimator):
     def estimate(self, params: Theta, state: State, key: Key) -> tuple[Estimate, State]:
         """Runs one episode with its derivatives."""
         flat, unravel = ravel_pytree(params)
-        directions = _directions(jax.random.fold_in(key, 1), flat, self.directions)
-
+        directions = _directions(key, flat, self.directions)
         loss, slopes = slopes_along(
             lambda theta: self.inner.meta_loss(theta, key), params, directions, self.at_once
         )
@@ -104,35 +108,31 @@ class OnlineForwardMode(AbstractGradientEstimator):
     schedule: AbstractHorizonSchedule | None = None
 
     def __check_init__(self) -> None:
-        check_truncation(self, self.inner, self.truncation, self.schedule)
-        _check_directions(self, self.directions, None)
+        check_windows("OnlineForwardMode", self.inner, self.truncation, self.schedule)
+        _check_number("OnlineForwardMode", "directions", self.directions)
 
     def prepare(self, params: Theta, key: Key) -> OnlineState:
         """Begins an episode."""
-        clock_key, episode_key = jax.random.split(key)
         flat, unravel = ravel_pytree(params)
-        directions = _directions(jax.random.fold_in(key, 1), flat, self.directions)
-        episode, tangents = self._begin(params, directions, episode_key, unravel)
+        directions = _directions(key, flat, self.directions)
+        episode, tangents = self._begin(params, directions, key, unravel)
         windows = make_windows(self.inner, self.truncation, self.schedule, self.stagger)
         kept = None if self.directions is None else directions
-        return OnlineState(episode, tangents, kept, windows.begin(clock_key))
+        return OnlineState(episode, tangents, kept, windows.begin(key))
 
     def estimate(self, params: Theta, state: OnlineState, key: Key) -> tuple[Estimate, OnlineState]:
         """Runs the episode and its derivatives on for one truncation."""
-        clock_key, episode_key = jax.random.split(key)
         flat, unravel = ravel_pytree(params)
         over = state.clock.over
-        directions = fresh_directions = _directions(
-            jax.random.fold_in(key, 1), flat, self.directions
-        )
+        directions = fresh_directions = _directions(key, flat, self.directions)
         if state.directions is not None:
             directions = jnp.where(over, fresh_directions, state.directions)
-        fresh = self._begin(params, fresh_directions, episode_key, unravel)
+        fresh = self._begin(params, fresh_directions, key, unravel)
         episode, tangents = jax.tree.map(
             lambda new, old: jnp.where(over, new, old), fresh, (state.episode, state.tangents)
         )
         windows = make_windows(self.inner, self.truncation, self.schedule, self.stagger)
-        clock = windows.restart_if_over(state.clock, clock_key)
+        clock = windows.restart_if_over(state.clock, key)
         floats, others = eqx.partition(episode, eqx.is_inexact_array)
 
         def window(theta: Theta, floats: Any) -> tuple[tuple[Scalar, Any], tuple[Any, Any]]:
@@ -149,10 +149,9 @@ class OnlineForwardMode(AbstractGradientEstimator):
         )(directions, tangents)
         grads = unravel(_combine(slopes, directions, self.directions))
         kept = None if self.directions is None else directions
-        episode = eqx.combine(floats, rest)
-        return Estimate(loss, grads), OnlineState(
-            episode, tangents, kept, windows.advance(clock, losses)
-        )
+        # Derivatives may overflow while losses stay bounded; carried on they would never recover.
+        clock = windows.advance(clock, (losses, slopes, tangents))
+        return Estimate(loss, grads), OnlineState(eqx.combine(floats, rest), tangents, kept, clock)
 
     def _begin(
         self, theta: Theta, directions: Directions, key: Key, unravel: Callable[[Array], Theta]
@@ -167,17 +166,16 @@ class OnlineForwardMode(AbstractGradientEstimator):
         return eqx.combine(floats, others), tangents
 
 
-def _check_directions(estimator: object, directions: int | None, at_once: int | None) -> None:
-    name = type(estimator).__name__
-    for field, value in (("directions", directions), ("at_once", at_once)):
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise ValueError(f"{name}({field}={value!r}) must be a positive integer, or None.")
+def _check_number(owner: str, field: str, value: int | None) -> None:
+    if value is not None:
+        check_integer(owner, field, value, hint=1)
 
 
 def _directions(key: Key, flat: Float[Array, " weight"], number: int | None) -> Directions:
     if number is None:
         return jnp.eye(flat.size, dtype=flat.dtype)
-    return jax.random.normal(key, (number, flat.size), flat.dtype)
+    # The next after that of a clock: the episode begins with the key itself.
+    return jax.random.normal(jax.random.fold_in(key, CLOCK - 1), (number, flat.size), flat.dtype)
 
 
 def _combine(

@@ -9,11 +9,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from lopt.core.checks import check_integer
 from lopt.core.estimator import AbstractGradientEstimator, Estimate
 from lopt.core.inner import Episode, InnerTraining, mean_loss
 from lopt.core.task import AbstractStatefulTask
 from lopt.core.types import Batch, Key, Params, Scalar, Split, State, Theta
 from lopt.core.unroll import unroll
+from lopt.estimators.checks import check_inner
 
 
 class LookAheadState(eqx.Module):
@@ -57,10 +59,9 @@ class LookAhead(AbstractGradientEstimator):
     deterministic: bool = eqx.field(static=True, default=False)
 
     def __check_init__(self) -> None:
+        check_inner("LookAhead", self.inner)
         for name in ("steps", "batches", "estimates", "stride"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"LookAhead({name}={value!r}) must be a positive integer; try 5.")
+            check_integer("LookAhead", name, getattr(self, name), hint=5)
 
     def prepare(self, params: Theta, key: Key) -> LookAheadState:
         """Begins the run, and halts it at its beginning."""

@@ -11,14 +11,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
+from lopt.core.checks import check_integer
 from lopt.core.estimator import AbstractGradientEstimator, Estimate
 from lopt.core.inner import Episode, InnerTraining
 from lopt.core.types import Key, Theta
-from lopt.estimators.antithetic import check_sigma, pair, perturbation, score
+from lopt.estimators.antithetic import pair, perturbation, score
+from lopt.estimators.checks import check_sigma, check_weights
 from lopt.estimators.truncation import (
     AbstractHorizonSchedule,
     Clock,
-    check_truncation,
+    check_windows,
     make_windows,
 )
 
@@ -73,44 +75,50 @@ class GPES(AbstractGradientEstimator):
     schedule: AbstractHorizonSchedule | None = None
 
     def __check_init__(self) -> None:
-        check_truncation(self, self.inner, self.truncation, self.schedule)
-        check_sigma(self, self.sigma)
-        if self.period is not None and (self.period < 1 or self.period % self.truncation):
-            raise ValueError(
-                f"GPES(period={self.period}) must be a positive multiple of "
-                f"truncation={self.truncation}; try {2 * self.truncation}, or None."
-            )
+        _check("GPES", self.inner, self.truncation, self.sigma, self.schedule)
+        if self.period is None:
+            return
+        remedy = (
+            f"a multiple of truncation={self.truncation} such as {2 * self.truncation}, or None"
+        )
+        check_integer("GPES", "period", self.period, hint=remedy)
+        if self.period % self.truncation:
+            raise ValueError(f"GPES(period={self.period}) does not fit; try {remedy}.")
 
     def prepare(self, params: Theta, key: Key) -> PersistentState:
-        """Begins a pair of episodes, both with an optimizer state begun at theta itself."""
-        clock_key, episode_key = jax.random.split(key)
+        """Begins a pair of episodes at theta itself; the first window begins them anew.
+
+        Raises:
+            ValueError: if theta, which is not known at construction, has no weights.
+        """
+        check_weights("GPES", params)
         zero = jax.tree.map(jnp.zeros_like, params)
         windows = make_windows(self.inner, self.truncation, self.schedule, self.stagger)
         return PersistentState(
-            self._begin(pair(params, zero), episode_key),
+            self._begin(pair(params, zero), key),
             zero,
             zero,
             jnp.zeros((), jnp.int32),
-            windows.begin(clock_key),
+            windows.begin(key),
         )
 
     def estimate(
         self, params: Theta, state: PersistentState, key: Key
     ) -> tuple[Estimate, PersistentState]:
         """Runs a pair of episodes on for one truncation."""
-        noise_key, episode_key = jax.random.split(key)
+        noise_key, key = jax.random.split(key)
         over = state.clock.over
         due = over | (state.held == 0)
         fresh = perturbation(noise_key, params, self.sigma)
         noise = _where(due, fresh, state.noise)
         thetas = pair(params, noise)
         # Mapped over particles a conditional computes both sides anyway.
-        episodes = _where(over, self._begin(thetas, episode_key), state.episodes)
+        episodes = _where(over, self._begin(thetas, key), state.episodes)
         total = jax.tree.map(
             lambda xi, e: jnp.where(over, 0, xi) + jnp.where(due, e, 0), state.total, noise
         )
         windows = make_windows(self.inner, self.truncation, self.schedule, self.stagger)
-        clock = windows.restart_if_over(state.clock, jax.random.fold_in(episode_key, 1))
+        clock = windows.restart_if_over(state.clock, key)
 
         axes = _pair_axes(episodes)
         losses, episodes = jax.vmap(
@@ -146,6 +154,7 @@ def PES(
 
     Reference: Vicol et al. 2021, arXiv:2112.13835.
     """
+    _check("PES", inner, truncation, sigma, schedule)
     return GPES(inner, truncation, truncation, sigma, stagger, schedule)
 
 
@@ -163,6 +172,7 @@ def NRES(
 
     Reference: Li et al. 2023, arXiv:2304.12180.
     """
+    _check("NRES", inner, truncation, sigma, schedule)
     return GPES(inner, truncation, None, sigma, stagger, schedule)
 
 
@@ -177,7 +187,19 @@ def ESSingle(
 
     Reference: Vicol 2023, arXiv:2304.11153.
     """
+    _check("ESSingle", inner, truncation, sigma, schedule)
     return NRES(inner, truncation, sigma, stagger, schedule)
+
+
+def _check(
+    owner: str,
+    inner: InnerTraining,
+    truncation: int,
+    sigma: float,
+    schedule: AbstractHorizonSchedule | None,
+) -> None:
+    check_windows(owner, inner, truncation, schedule)
+    check_sigma(owner, sigma)
 
 
 def _where(condition: Bool[Array, ""], new: Any, old: Any) -> Any:

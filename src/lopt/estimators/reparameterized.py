@@ -10,7 +10,9 @@ import jax.numpy as jnp
 
 from lopt.core.estimator import AbstractGradientEstimator, Estimate
 from lopt.core.types import Key, State, Theta
-from lopt.estimators.antithetic import check_sigma, pair, perturbation
+from lopt.estimators.antithetic import pair, perturbation
+from lopt.estimators.checks import check_estimator, check_sigma, check_weights
+from lopt.estimators.truncation import restart_together
 
 
 class Reparameterized(AbstractGradientEstimator):
@@ -18,7 +20,8 @@ class Reparameterized(AbstractGradientEstimator):
 
     Of `MetaTask(inner)` it is unbiased for the gradient of E[L(theta + e)]; of a truncated
     estimator it has that one's bias. The noise and the randomness of both arms are those that `ES`
-    and its relatives draw from the same key, as `InverseVariance` needs.
+    and its relatives draw from the same key, as `InverseVariance` needs. If the episode of one arm
+    breaks, both restart.
 
     Attributes:
         one: the estimator that differentiates: MetaTask, TruncatedBackprop, ForwardMode.
@@ -31,10 +34,16 @@ class Reparameterized(AbstractGradientEstimator):
     antithetic: bool = eqx.field(static=True, default=True)
 
     def __check_init__(self) -> None:
-        check_sigma(self, self.sigma)
+        check_estimator("Reparameterized", "one", self.one)
+        check_sigma("Reparameterized", self.sigma)
 
     def prepare(self, params: Theta, key: Key) -> State:
-        """Returns a state for each arm, both from the same key."""
+        """Returns a state for each arm, both from the same key.
+
+        Raises:
+            ValueError: if theta, which is not known at construction, has no weights.
+        """
+        check_weights("Reparameterized", params)
         return jax.vmap(self.one.prepare, (0, None))(self._arms(params, None), key)
 
     def estimate(self, params: Theta, state: State, key: Key) -> tuple[Estimate, State]:
@@ -43,7 +52,8 @@ class Reparameterized(AbstractGradientEstimator):
         arms = self._arms(params, perturbation(noise_key, params, self.sigma))
         estimates, state = jax.vmap(self.one.estimate, (0, 0, None))(arms, state, key)
         loss, grads = jax.tree.map(lambda leaf: leaf.mean(0), (estimates.loss, estimates.grads))
-        return Estimate(loss, grads), state
+        dropped = jnp.sum(jnp.asarray(estimates.dropped), dtype=jnp.int32)
+        return Estimate(loss, grads, dropped), restart_together(state)
 
     def _arms(self, params: Theta, noise: Theta | None) -> Theta:
         if noise is None:

@@ -15,7 +15,7 @@ from lopt.core.unroll import check_segments
 from lopt.estimators.truncation import (
     AbstractHorizonSchedule,
     TruncatedState,
-    check_truncation,
+    check_windows,
     make_windows,
 )
 
@@ -41,7 +41,7 @@ class TruncatedBackprop(AbstractGradientEstimator):
     segments: int = eqx.field(static=True, default=1)
 
     def __check_init__(self) -> None:
-        check_truncation(self, self.inner, self.truncation, self.schedule)
+        check_windows("TruncatedBackprop", self.inner, self.truncation, self.schedule)
         check_segments("TruncatedBackprop", self.segments, "truncation", self.truncation)
 
     def prepare(self, params: Theta, key: Key) -> TruncatedState:
@@ -53,13 +53,12 @@ class TruncatedBackprop(AbstractGradientEstimator):
         self, params: Theta, state: TruncatedState, key: Key
     ) -> tuple[Estimate, TruncatedState]:
         """Runs the episode on for one truncation and differentiates it."""
-        clock_key, episode_key = jax.random.split(key)
         windows = make_windows(self.inner, self.truncation, self.schedule, self.stagger)
-        clock = windows.restart_if_over(state.clock, clock_key)
+        clock = windows.restart_if_over(state.clock, key)
 
         def window(theta: Theta) -> tuple[Scalar, TruncatedState]:
             # Inside of the derivative: a fresh optimizer state may depend on theta.
-            episode = state.episode_to_run(self.inner, theta, episode_key)
+            episode = state.episode_to_run(self.inner, theta, key)
             losses, episode = self.inner.advance(theta, episode, self.truncation, self.segments)
             return jnp.mean(losses), TruncatedState(episode, windows.advance(clock, losses))
 

@@ -2,17 +2,28 @@
 
 Also how long episodes are: always the horizon, or as a schedule says. A schedule's lengths are
 rounded to whole windows, so that none is cut short.
+
+All of them begin an episode with the key of its first estimate (of the half that is left when noise
+has been drawn from it), so that two estimators with one key and one truncation walk through the
+same episodes.
 """
 
 import abc
+import math
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from lopt.core.checks import LONGEST, check_integer
 from lopt.core.inner import Episode, InnerTraining
-from lopt.core.types import Key, Theta
+from lopt.core.types import Key, State, Theta
+from lopt.estimators.checks import check_fraction, check_inner, check_kind
+
+# To fold 0, 1 or 2 into a key is to split it, as an episode does; this is none of them.
+CLOCK = 2**32 - 1
 
 
 class AbstractHorizonSchedule(eqx.Module):
@@ -22,6 +33,10 @@ class AbstractHorizonSchedule(eqx.Module):
     def draw(self, key: Key, outer_step: Int[Array, ""]) -> Float[Array, ""]:
         """Returns a length of at least one."""
 
+    @abc.abstractmethod
+    def bound(self) -> int:
+        """Returns the longest length that is drawn, at any outer step."""
+
 
 class ConstantHorizon(AbstractHorizonSchedule):
     """Episodes of `length` inner steps."""
@@ -29,18 +44,23 @@ class ConstantHorizon(AbstractHorizonSchedule):
     length: int = eqx.field(static=True)
 
     def __check_init__(self) -> None:
-        _check_length("ConstantHorizon(length", self.length)
+        check_integer("ConstantHorizon", "length", self.length, most=LONGEST, hint=100)
 
     def draw(self, key: Key, outer_step: Int[Array, ""]) -> Float[Array, ""]:
         """Returns the length."""
         return jnp.asarray(self.length, jnp.float32)
 
+    def bound(self) -> int:
+        """Returns the length."""
+        return self.length
+
 
 class RampedHorizon(AbstractHorizonSchedule):
     """Lengths that grow linearly from `first` to `last` over `outer_steps`, with jitter.
 
-    Each is multiplied by a factor drawn uniformly between 1 - jitter and 1 + jitter, and is never
-    longer than `last`.
+    Each is multiplied by a factor drawn uniformly between 1 - jitter and 1 + jitter. None is longer
+    than `last`, nor than a larger `first`: that cut is lopt's own, so that the longest episode is
+    known beforehand.
 
     Reference: Metz et al. 2019, arXiv:1810.10180, whose values are the defaults.
     """
@@ -51,11 +71,10 @@ class RampedHorizon(AbstractHorizonSchedule):
     jitter: float = eqx.field(static=True, default=0.2)
 
     def __check_init__(self) -> None:
-        _check_length("RampedHorizon(first", self.first)
-        _check_length("RampedHorizon(last", self.last)
-        _check_length("RampedHorizon(outer_steps", self.outer_steps)
-        if not 0 <= self.jitter < 1:
-            raise ValueError(f"RampedHorizon(jitter={self.jitter}) must be in [0, 1); try 0.2.")
+        check_integer("RampedHorizon", "first", self.first, most=LONGEST, hint=10)
+        check_integer("RampedHorizon", "last", self.last, most=LONGEST, hint=10_000)
+        check_integer("RampedHorizon", "outer_steps", self.outer_steps, hint=20_000)
+        check_fraction("RampedHorizon", "jitter", self.jitter, 0.2)
 
     def draw(self, key: Key, outer_step: Int[Array, ""]) -> Float[Array, ""]:
         """Returns the jittered length at an outer step."""
@@ -64,7 +83,11 @@ class RampedHorizon(AbstractHorizonSchedule):
             key, dtype=jnp.float32, minval=1 - self.jitter, maxval=1 + self.jitter
         )
         length = (self.first + (self.last - self.first) * done) * factor
-        return jnp.minimum(length, max(self.first, self.last))
+        return jnp.minimum(length, self.bound())
+
+    def bound(self) -> int:
+        """Returns the longer end."""
+        return max(self.first, self.last)
 
 
 class LogUniformHorizon(AbstractHorizonSchedule):
@@ -74,11 +97,13 @@ class LogUniformHorizon(AbstractHorizonSchedule):
     longest: int = eqx.field(static=True)
 
     def __check_init__(self) -> None:
-        _check_length("LogUniformHorizon(shortest", self.shortest)
-        if not isinstance(self.longest, int) or self.longest < self.shortest:
+        name, shortest = "LogUniformHorizon", self.shortest
+        check_integer(name, "shortest", shortest, most=LONGEST, hint=10)
+        check_integer(name, "longest", self.longest, most=LONGEST, hint=max(shortest, 10_000))
+        if self.longest < shortest:
             raise ValueError(
-                f"LogUniformHorizon(longest={self.longest!r}) must be an integer of at least "
-                f"shortest={self.shortest}; try {10 * self.shortest}."
+                f"{name}(longest={self.longest}) must be at least shortest={shortest}; "
+                f"try {min(10 * shortest, LONGEST)}."
             )
 
     def draw(self, key: Key, outer_step: Int[Array, ""]) -> Float[Array, ""]:
@@ -86,12 +111,16 @@ class LogUniformHorizon(AbstractHorizonSchedule):
         ends = jnp.log(jnp.asarray([self.shortest, self.longest], jnp.float32))
         return jnp.exp(jax.random.uniform(key, dtype=jnp.float32, minval=ends[0], maxval=ends[1]))
 
+    def bound(self) -> int:
+        """Returns the longest length."""
+        return self.longest
+
 
 class Clock(eqx.Module):
     """Where an episode is.
 
     Attributes:
-        age: inner steps since it began.
+        age: inner steps since it began; one more than `length` if something was not finite.
         length: inner steps after which it is over, a multiple of the truncation.
         outer_step: estimates made so far, of this episode and of those before it.
     """
@@ -102,8 +131,8 @@ class Clock(eqx.Module):
 
     @property
     def over(self) -> Bool[Array, ""]:
-        """Whether the episode is to be replaced by a fresh one."""
-        return self.age >= self.length
+        """Whether the next window begins an episode: the first of all does, too."""
+        return (self.outer_step == 0) | (self.age >= self.length)
 
 
 class Windows(eqx.Module):
@@ -112,8 +141,8 @@ class Windows(eqx.Module):
     Attributes:
         truncation: inner steps per window.
         schedule: of the length of episodes.
-        stagger: whether the first episode starts at a random window of its length, so that
-            particles do not all restart at once; only these first episodes are cut short by it.
+        stagger: whether the clock of the first episode starts at a random window, so that particles
+            do not all restart at once; only these first episodes are cut short by it.
     """
 
     truncation: int = eqx.field(static=True)
@@ -122,7 +151,7 @@ class Windows(eqx.Module):
 
     def begin(self, key: Key) -> Clock:
         """Returns the clock of a particle's first episode."""
-        length_key, age_key = jax.random.split(key)
+        length_key, age_key = jax.random.split(jax.random.fold_in(key, CLOCK))
         zero = jnp.zeros((), jnp.int32)
         length = self._length(length_key, zero)
         if not self.stagger:
@@ -131,18 +160,17 @@ class Windows(eqx.Module):
         return Clock(self.truncation * window, length, zero)
 
     def restart_if_over(self, clock: Clock, key: Key) -> Clock:
-        """Returns the clock, that of a fresh episode if the last one is over."""
-        length = self._length(key, clock.outer_step)
+        """Returns the clock, that of an episode begun with `key` if the last one has ended."""
+        length = self._length(jax.random.fold_in(key, CLOCK), clock.outer_step)
+        ended = clock.age >= clock.length
         return Clock(
-            jnp.where(clock.over, 0, clock.age),
-            jnp.where(clock.over, length, clock.length),
-            clock.outer_step,
+            jnp.where(ended, 0, clock.age), jnp.where(ended, length, clock.length), clock.outer_step
         )
 
-    def advance(self, clock: Clock, losses: Float[Array, "..."]) -> Clock:
-        """Returns the clock after a window; an episode whose losses are not finite is over."""
-        healthy = jnp.all(jnp.isfinite(losses))
-        age = jnp.where(healthy, clock.age + self.truncation, clock.length)
+    def advance(self, clock: Clock, carried: Any) -> Clock:
+        """Returns the clock after a window; if any array `carried` is not finite it is broken."""
+        healthy = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(carried)]).all()
+        age = jnp.where(healthy, clock.age + self.truncation, clock.length + 1)
         return Clock(age, clock.length, clock.outer_step + 1)
 
     def _length(self, key: Key, outer_step: Int[Array, ""]) -> Int[Array, ""]:
@@ -160,12 +188,11 @@ class TruncatedState(eqx.Module):
     def begin(
         cls, inner: InnerTraining, windows: Windows, theta: Theta, key: Key
     ) -> "TruncatedState":
-        """Returns the state of a particle before its first window."""
-        clock_key, episode_key = jax.random.split(key)
-        return cls(inner.begin(theta, episode_key), windows.begin(clock_key))
+        """Returns the state of a particle before its first window, which begins another episode."""
+        return cls(inner.begin(theta, key), windows.begin(key))
 
     def episode_to_run(self, inner: InnerTraining, theta: Theta, key: Key) -> Episode:
-        """Returns the episode that the next window is of: a fresh one if the last is over."""
+        """Returns the episode that the next window is of: one begun with `key` if it is over."""
         fresh, over = inner.begin(theta, key), self.clock.over
         return jax.tree.map(lambda new, old: jnp.where(over, new, old), fresh, self.episode)
 
@@ -180,32 +207,55 @@ def make_windows(
     return Windows(truncation, schedule or ConstantHorizon(inner.horizon), stagger)
 
 
-def check_truncation(
-    estimator: object,
-    inner: InnerTraining,
-    truncation: int,
-    schedule: AbstractHorizonSchedule | None = None,
-) -> None:
-    """Refuses a window that is not positive or, without a schedule, does not divide the horizon."""
-    name, horizon = type(estimator).__name__, inner.horizon
-    if not isinstance(truncation, int) or truncation < 1:
-        raise ValueError(f"{name}(truncation={truncation!r}) must be a positive integer.")
-    if isinstance(schedule, ConstantHorizon):
-        horizon = schedule.length
-    elif schedule is not None:
-        return
-    if horizon % truncation:
-        divisors = [d for d in range(1, horizon + 1) if horizon % d == 0]
-        near = [
-            max(d for d in divisors if d < truncation),
-            *(d for d in divisors if d > truncation),
-        ]
-        raise ValueError(
-            f"{name}(truncation={truncation}) must divide InnerTraining(horizon={horizon}); "
-            f"try {' or '.join(map(str, near[:2]))}."
+def restart_together(states: State) -> State:
+    """Returns states all of whose episodes are over if one of them is broken.
+
+    Runs that are compared with one another, such as the two of an antithetic pair, so stay in step.
+    """
+    nodes = jax.tree.leaves(states, is_leaf=_is_clock)
+    breaks = [jnp.any(node.age > node.length) for node in nodes if _is_clock(node)]
+    if not breaks:
+        return states
+    broken = jnp.stack(breaks).any()
+
+    def stop(node: Any) -> Any:
+        if not _is_clock(node):
+            return node
+        # Of arms or particles that are stacked, all at once.
+        return eqx.tree_at(
+            lambda clock: clock.age, node, jnp.where(broken, node.length + 1, node.age)
         )
 
+    return jax.tree.map(stop, states, is_leaf=_is_clock)
 
-def _check_length(what: str, length: int) -> None:
-    if not isinstance(length, int) or length < 1:
-        raise ValueError(f"{what}={length!r}) must be a positive integer; try 100.")
+
+def _is_clock(node: Any) -> bool:
+    return isinstance(node, Clock)
+
+
+def check_windows(
+    owner: str, inner: InnerTraining, truncation: int, schedule: AbstractHorizonSchedule | None
+) -> None:
+    """Refuses windows that are not positive, or of which no episode is a whole number."""
+    check_inner(owner, inner)
+    check_integer(owner, "truncation", truncation, hint=min(10, inner.horizon))
+    what, length = f"InnerTraining(horizon={inner.horizon})", inner.horizon
+    if schedule is not None:
+        hint = "lopt.estimators.ConstantHorizon(100), or None"
+        check_kind(owner, "schedule", schedule, AbstractHorizonSchedule, hint)
+        length = schedule.bound()
+        what = f"the longest length of {type(schedule).__name__}, {length}"
+    if schedule is None or isinstance(schedule, ConstantHorizon):
+        if length % truncation:
+            near = " or ".join(map(str, _divisors_near(length, truncation)))
+            raise ValueError(f"{owner}(truncation={truncation}) must divide {what}; try {near}.")
+    elif truncation > length:
+        raise ValueError(f"{owner}(truncation={truncation}) must be at most {what}; try {length}.")
+
+
+def _divisors_near(number: int, value: int) -> list[int]:
+    """Returns the largest divisor below `value` and the smallest above, where there are any."""
+    small = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
+    divisors = [*small, *(number // d for d in small)]
+    below, above = [d for d in divisors if d < value], [d for d in divisors if d > value]
+    return [max(below), *([min(above)] if above else [])]

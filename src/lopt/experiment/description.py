@@ -14,7 +14,7 @@ import equinox as eqx
 
 # Where named things may come from: classes of lopt, functions of these modules.
 _CLASSES = ("lopt.core", "lopt.learned")
-_FUNCTIONS = ("optax", "jax.nn")
+_FUNCTIONS = ("optax", "jax.nn", "lopt.learned")
 
 
 def describe(thing: Any) -> Any:

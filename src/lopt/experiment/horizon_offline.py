@@ -5,7 +5,6 @@ meta-descent below `smd/`, and `best.json`, the runs to the end with what each h
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -73,6 +72,11 @@ class SurfaceSettings:
         if not 0 < self.time_constant < math.inf:
             raise ValueError(f"--time-constant {self.time_constant} must be positive.")
 
+    @property
+    def field_horizons(self) -> tuple[int, ...]:
+        """The horizons that have a field."""
+        return self.horizons[:-1] or self.horizons
+
     def places(self) -> Float[np.ndarray, "point 2"]:
         """Returns logarithms (base e) of learning rates and powers."""
         low, high = np.log([LEARNING_RATES, POWERS]).T
@@ -94,14 +98,15 @@ class Surface:
         places: logarithms (base e) of learning rate and power.
         losses: after each horizon; not a number where training diverged.
         field_places: where `field` is, logarithms like `places`.
-        field: derivatives of the losses by both logarithms.
+        field: derivatives of the losses by both logarithms, after all horizons but the longest
+            (where there are several), which would take several times as long as the losses.
     """
 
     settings: SurfaceSettings
     places: Float[np.ndarray, "point 2"]
     losses: Float[np.ndarray, "horizon point"]
     field_places: Float[np.ndarray, "place 2"]
-    field: Float[np.ndarray, "horizon place 2"]
+    field: Float[np.ndarray, "shorter place 2"]
 
     def best(self, horizon: int) -> tuple[float, float]:
         """Returns the learning rate and power that a horizon prefers.
@@ -132,30 +137,31 @@ def compute_surface(settings: SurfaceSettings, folder: Path, *, show: bool = Tru
     _claim(folder / "surface_settings.json", said)
     places, field_places = settings.places(), _field_places()
     inner = chosen.inner(settings.horizons[-1])
-    after = functools.partial(losses_after, horizons=settings.horizons, batches=settings.batches)
     key = jax.random.fold_in(jax.random.key(settings.seed), 1)
 
-    def losses(inner: Any, place: Float[Array, " two"]) -> dict[str, Array]:
-        return {"losses": after(inner, theta_at(place[0], place[1]), key)}
+    def after(horizons: tuple[int, ...], inner: Any, place: Float[Array, " two"]) -> Array:
+        theta = theta_at(place[0], place[1])
+        return losses_after(inner, theta, key, horizons, settings.batches)
 
-    def slopes(inner: Any, place: Float[Array, " two"]) -> dict[str, Array]:
-        return {"field": jax.jacfwd(lambda place: losses(inner, place)["losses"])(place)}
+    def losses(inner: Any, place: Float[Array, " two"]) -> Array:
+        return after(settings.horizons, inner, place)
+
+    def slopes(inner: Any, place: Float[Array, " two"]) -> Array:
+        return jax.jacfwd(lambda place: after(settings.field_horizons, inner, place))(place)
 
     at_once = round_up(4 if settings.dataset == "cifar10" else 64, sample_mesh()[1])
-    jobs = [("losses", losses, part) for part in _parts(places, at_once)]
-    jobs += [("field", slopes, part) for part in _parts(field_places, at_once)]
-    programs = {
-        name: eqx.filter_jit(jax.vmap(function, (None, 0)))
-        for name, function in (("losses", losses), ("field", slopes))
-    }
+    jobs = [("losses", part) for part in _parts(places, at_once)]
+    jobs += [("field", part) for part in _parts(field_places, at_once)]
+    functions = {"losses": losses, "field": slopes}
+    programs = {name: eqx.filter_jit(jax.vmap(f, (None, 0))) for name, f in functions.items()}
     lines = read_lines(log)
     write_bytes(log, "".join(map(to_line, lines)).encode())
     with log.open("a") as file:
         numbered = list(enumerate(jobs))[len(lines) :]
-        for i, (name, _, part) in track(numbered, "training", transient=True, disable=not show):
+        for i, (name, part) in track(numbered, "training", transient=True, disable=not show):
             filled = np.resize(part, (at_once, 2)).astype(np.float32)
             found = programs[name](inner, spread_rows(jnp.asarray(filled)))
-            rows = np.asarray(found[name], float)[: len(part)]
+            rows = np.asarray(found, float)[: len(part)]
             lines.append({"step": i, name: rows.tolist()})
             file.write(to_line(lines[-1]))
             file.flush()
@@ -258,7 +264,7 @@ def _all_the_way(
     return jax.vmap(lambda theta: measure_after(inner, theta, key, horizons, measured))(thetas)
 
 
-def _field_places(side: int = 9) -> Float[np.ndarray, "place 2"]:
+def _field_places(side: int = 7) -> Float[np.ndarray, "place 2"]:
     low, high = np.log([LEARNING_RATES, POWERS]).T
     unit = (np.arange(side) + 0.5) / side
     grid = np.stack(np.meshgrid(unit, unit, indexing="ij"), axis=-1).reshape(-1, 2)

@@ -47,7 +47,8 @@ def surface_figure(surface: Surface, paths: Sequence[dict[str, Any]], path: Path
         x, y = np.log10(rates[finite]), np.log10(powers[finite])
         drawn = axes.tricontourf(x, y, heights, levels=levels, cmap="viridis")
         axes.plot(x, y, ".", color="white", ms=0.8, alpha=0.5)
-        _field(axes, surface, i)
+        if horizon in surface.settings.field_horizons:
+            _field(axes, surface, i)
         axes.plot(*np.log10(surface.best(horizon)), "*", color="white", mec="black", ms=15)
         for k, descent in enumerate(p for p in paths if p["horizon"] == horizon):
             line = np.log10(descent["rates"]), np.log10(descent["powers"])

@@ -91,8 +91,6 @@ def test_what_is_wrong_is_named():
     ones = np.ones(3)
     with pytest.raises(ValueError, match=r"NoisyQuadratic\(noise\).*-1"):
         NoisyQuadratic(ones, ones, -ones, ones)
-    with pytest.raises(ValueError, match=r"NoisyQuadratic\(start of shape \(2,\)"):
-        NoisyQuadratic(ones, ones, ones, np.ones(2))
     with pytest.raises(ValueError, match="nodes=0"):
         chebyshev_quadratic(nodes=0)
 

@@ -98,6 +98,9 @@ def optimal_schedule(
 ) -> Schedule:
     """Returns the schedule with the least loss after its last step, in a box.
 
+    No pair of it can be improved alone, and no slope points into the box. Short horizons have
+    several such schedules: try more than one start where it matters.
+
     Args:
         problem: the quadratic; its curvatures must be positive.
         initial: the schedule to start from.
