@@ -90,7 +90,7 @@ def test_python_runs(page, request, tmp_path):
 @pytest.mark.parametrize("page", PAGES, ids=IDS)
 def test_commands_name_recipes_and_their_fields(page):
     for words in commands_of(page):
-        assert words[1] in ("train", "evaluate", "probe", "--help"), words
+        assert words[1] in ("train", "evaluate", "probe", "horizon", "--help"), words
         settings = [after for word, after in itertools.pairwise(words) if word == "--set"]
         if words[1] == "train" and words[2] in recipe_names():
             build(words[2], settings)

@@ -43,10 +43,15 @@ from lopt.analysis.horizon import (
     spectral_density,
     study,
 )
+from lopt.analysis.hypergradients import Hypergradients, Slope, hypergradients
+from lopt.analysis.surface import losses_after, measure_after
+from lopt.analysis.truncation import Knob, TruncationSweep
 
 __all__ = [
     "ExcessLoss",
     "Fit",
+    "Hypergradients",
+    "Knob",
     "Moments",
     "NetworkQuadratic",
     "NoisyQuadratic",
@@ -56,7 +61,9 @@ __all__ = [
     "Run",
     "Schedule",
     "ScheduleTask",
+    "Slope",
     "Study",
+    "TruncationSweep",
     "acceptance_rows",
     "adam_schedule",
     "advance",
@@ -75,10 +82,13 @@ __all__ = [
     "fitted_schedule",
     "greedy_pair",
     "greedy_schedule",
+    "hypergradients",
     "inverse_time_schedule",
     "lanczos",
     "look_ahead_schedule",
+    "losses_after",
     "lowest_on_line",
+    "measure_after",
     "measured_losses",
     "optimal_schedule",
     "paper_study",

@@ -53,8 +53,8 @@ def surface(
         out: the folder of the study; horizon/DATASET by default.
     """
     prepare_jax()
+    from lopt.experiment.horizon_figures import surface_figure
     from lopt.experiment.horizon_offline import SurfaceSettings, compute_surface
-    from lopt.experiment.horizon_plots import surface_figure
     from lopt.experiment.horizon_report import descents, print_surface
 
     constant = max(horizons, default=4) / 4 if time_constant is None else time_constant

@@ -17,8 +17,8 @@ from rich.table import Table
 
 from lopt.analysis.surface import losses_after
 from lopt.experiment.files import read_lines, write_json
+from lopt.experiment.horizon_figures import online_figure
 from lopt.experiment.horizon_offline import Choice, train_to_the_end
-from lopt.experiment.horizon_plots import online_figure
 from lopt.experiment.horizon_report import open_experiment, smd_answer
 from lopt.experiment.horizon_setting import LEARNING_RATES, NETWORKS, setting, theta_at
 from lopt.experiment.train import train

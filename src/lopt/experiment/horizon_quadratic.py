@@ -11,7 +11,7 @@ from rich.table import Table
 
 from lopt.analysis import Row, Run, Study, acceptance_rows, paper_study
 from lopt.experiment.files import write_bytes, write_json
-from lopt.experiment.horizon_figures import draw_quadratic
+from lopt.experiment.quadratic_figure import draw_quadratic
 
 # How many pieces of work `paper_study` and `acceptance_rows` announce.
 _PIECES = 32

@@ -7,8 +7,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from lopt.experiment.files import write_json
-from lopt.experiment.horizon_plots import figure_of, write_figure
+from lopt.experiment.figures import figure_of, png
+from lopt.experiment.files import write_bytes, write_json
 from lopt.experiment.probe_horizon import HorizonProbe, KnobResult
 
 
@@ -161,7 +161,7 @@ def _knob_table(knob: KnobResult, content: dict[str, Any]) -> Table:
 def _draw(probe: HorizonProbe, rows: list[dict[str, Any]], path: Path) -> None:
     import matplotlib
 
-    figure = figure_of(len(probe.knobs) + 1)
+    figure = figure_of(4.6 * (len(probe.knobs) + 1), 3.9)
     colors = matplotlib.colormaps["plasma"](np.linspace(0, 0.85, len(probe.truncations)))
     for k, knob in enumerate(probe.knobs):
         axes = figure.add_subplot(1, len(probe.knobs) + 1, k + 1)
@@ -189,4 +189,4 @@ def _draw(probe: HorizonProbe, rows: list[dict[str, Any]], path: Path) -> None:
     axes.set(xscale="log", yscale="log", xlabel="truncation", title="against the whole gradient")
     axes.grid(alpha=0.25, which="both", lw=0.5)
     axes.legend(fontsize=8, frameon=False)
-    write_figure(figure, path)
+    write_bytes(path, png(figure))

@@ -1,6 +1,5 @@
 """The report of a probe: a table in the terminal, `probe.json` and `probe.png`."""
 
-import io
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -11,6 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from lopt.experiment.figures import figure_of, png
 from lopt.experiment.files import write_bytes, write_json
 from lopt.experiment.probe import EstimatorProbe, Row
 from lopt.experiment.probe_slices import Slices
@@ -90,12 +90,7 @@ def _text(value: float | None, form: str) -> str:
 
 
 def _picture(probe: EstimatorProbe, slices: Slices, name: str) -> bytes:
-    # Importing pyplot takes a second and a display; figures of their own take neither.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(13, 9.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = figure_of(13, 9.6)
     subfigures: Any = figure.subfigures(2, 1, height_ratios=(1.15, 1))
     above, below = subfigures
     above.suptitle(
@@ -105,9 +100,7 @@ def _picture(probe: EstimatorProbe, slices: Slices, name: str) -> bytes:
     _bars(above, probe)
     below.suptitle("the meta-loss of one episode around theta", fontsize=12)
     _curves(below, slices)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=100)
-    return buffer.getvalue()
+    return png(figure)
 
 
 def _bars(figure: Any, probe: EstimatorProbe) -> None:

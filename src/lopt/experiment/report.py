@@ -1,6 +1,5 @@
 """The report of a run: tables in the terminal, `report.json` and two figures."""
 
-import io
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from rich.table import Table
 
 from lopt.experiment.evaluate import Comparison
 from lopt.experiment.experiment import Experiment
+from lopt.experiment.figures import figure_of, png
 from lopt.experiment.files import read_lines, write_bytes, write_json
 from lopt.experiment.train import dropped_particles, skipped_steps
 
@@ -98,27 +98,11 @@ _COLORS = {
 }
 
 
-def _figure(columns: int, rows: int) -> Any:
-    # Importing pyplot takes a second and a display; figures of their own take neither.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.6 * columns, 3.4 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _png(figure: Any) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=120)
-    return buffer.getvalue()
-
-
 def _curves(comparisons: list[Comparison]) -> bytes:
     """Draws the training loss of every optimizer on every evaluation, mean and standard error."""
     columns = min(3, len(comparisons)) or 1
     rows = -(-len(comparisons) // columns) or 1
-    figure = _figure(columns, rows)
+    figure = figure_of(4.6 * columns, 3.4 * rows)
     for i, comparison in enumerate(comparisons):
         axes = figure.add_subplot(rows, columns, i + 1)
         for runs in comparison.runs:
@@ -137,12 +121,12 @@ def _curves(comparisons: list[Comparison]) -> bytes:
         axes.grid(alpha=0.25, which="both", lw=0.5)
         if i == 0:
             axes.legend(fontsize=8, frameon=False)
-    return _png(figure)
+    return png(figure)
 
 
 def _meta_training(lines: list[dict[str, Any]]) -> bytes:
     """Draws the meta-loss over meta-training."""
-    figure = _figure(1, 1)
+    figure = figure_of(4.6, 3.4)
     axes = figure.add_subplot()
     losses = np.array([np.nan if v["meta_loss"] is None else v["meta_loss"] for v in lines], float)
     steps = np.arange(losses.size)
@@ -157,7 +141,7 @@ def _meta_training(lines: list[dict[str, Any]]) -> bytes:
     axes.set(xlabel="outer step", ylabel="meta-loss", title="Meta-training")
     axes.grid(alpha=0.25, lw=0.5)
     axes.legend(fontsize=8, frameon=False)
-    return _png(figure)
+    return png(figure)
 
 
 def _smooth(losses: np.ndarray, width: int = 5) -> np.ndarray:
