@@ -64,7 +64,20 @@ ROWS = {
         4,
         None,
     ),
+    "RankedES": (lopt.RankedES(ES, PARTICLES), 2, None),
+    # Theta itself is the first of its candidates.
+    "RandomSearch": (lopt.RandomSearch(SHORT, PARTICLES - 1), 1, None),
+    "Evosax, CMA_ES": (lopt.Evosax(SHORT, PARTICLES), 1, None),
+    "Sum": (
+        lopt.Sum(
+            (lopt.Mean(ES, PARTICLES // 2), lopt.Mean(lopt.NRES(LONG, TRUNCATION), PARTICLES // 2))
+        ),
+        2,
+        None,
+    ),
 }
+# These have particles of their own.
+MANY = (lopt.InverseVariance, lopt.RankedES, lopt.RandomSearch, lopt.Evosax, lopt.Sum)
 
 
 @functools.cache
@@ -84,8 +97,7 @@ def plain(runs: int):
 
 def row(name: str) -> list[str]:
     one, arms, allowed = ROWS[name]
-    many = isinstance(one, lopt.InverseVariance)
-    meta = one if many else lopt.Mean(one, PARTICLES)
+    meta = one if isinstance(one, MANY) else lopt.Mean(one, PARTICLES)
     theta, key = LONG.learned.init(jax.random.key(0)), jax.random.key(2)
     state = eqx.filter_jit(type(meta).prepare)(meta, theta, key)
     began = time.perf_counter()

@@ -237,3 +237,36 @@ def test_the_command_writes_a_probe(tmp_path, capsys):
     assert said["verdict"].split()[-1] in " ".join(capsys.readouterr().out.split())
     with pytest.raises(FileExistsError, match="already holds a probe"):
         app.cli(args=arguments)
+
+
+@pytest.mark.slow
+@pytest.mark.standard_promotion
+@pytest.mark.usefixtures("in_process")
+def test_the_whole_table_of_the_noisy_quadratic_is_within_its_tolerances(tmp_path, capsys):
+    app.cli(args=["horizon", "quadratic", "--out", str(tmp_path)])
+    report = json.loads((tmp_path / "quadratic.json").read_text())
+    assert len(report["rows"]) > 50
+    assert [row["name"] for row in report["rows"] if not row["within"]] == []
+    assert report["all_within"]
+    assert (tmp_path / "quadratic.png").stat().st_size > 50_000
+    assert "63.858" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_every_data_set_has_its_network(tmp_path, monkeypatch):
+    from test_datasets import CIFAR_FILES, cifar_row
+
+    generator = np.random.default_rng(0)
+    folder = tmp_path / "cifar10"
+    folder.mkdir()
+    for name in CIFAR_FILES:
+        images = generator.integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
+        rows = [cifar_row(i % 10, image) for i, image in enumerate(images)]
+        (folder / name).write_bytes(b"".join(rows))
+    monkeypatch.setenv("LOPT_DATA_DIR", str(tmp_path))
+    monkeypatch.setattr("lopt.experiment.horizon_setting.WARM_STEPS", 1)
+    chosen = setting("cifar10", 10.0)
+    assert sum(leaf.size for leaf in jax.tree.leaves(chosen.task.params)) == 182_838
+    key = jax.random.key(0)
+    loss = losses_after(chosen.inner(1), theta_at(jnp.zeros(()), jnp.zeros(())), key, (1,), 1)
+    assert np.isfinite(loss).all()

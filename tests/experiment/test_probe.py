@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.console import Console
-from toys import linear_toy
+from toys import Faulty, linear_toy
 
 import lopt
 from lopt.experiment import cli, cli_probe
@@ -66,6 +66,41 @@ def test_costs_and_budget_are_said(probed):
         assert row.compile_seconds > 0
         assert row.memory is None or row.memory >= 0
         assert row.dropped == 0
+
+
+def test_the_variance_of_each_weight_is_listed(key):
+    task = lopt.tasks.Quadratic(jnp.array([0.5, 1.0]), jnp.array([1.0, -1.0]), 0.1)
+    inner = lopt.InnerTraining(task, lopt.LearnableAdam(0.05), 4)
+    settings = ProbeSettings(truncation=2, particles=4, samples=8)
+    rows = probe_estimators(inner, inner.learned.init(key), key, settings, ["PES"]).rows
+    for row in rows:
+        assert len(row.variances) == 4
+        assert len(set(row.variances)) > 1
+        np.testing.assert_allclose(np.mean(row.variances), row.variance, rtol=1e-3)
+
+
+def test_of_ranks_and_searches_only_the_cost_is_said(key):
+    settings = ProbeSettings(truncation=2, particles=4, samples=8)
+    inner, only = noisy_quadratic(4), ("RankedES", "RandomSearch")
+    _, *rows = probe_estimators(inner, inner.learned.init(key), key, settings, only).rows
+    assert [row.name for row in rows] == list(only)
+    for row in rows:
+        assert (row.bias, row.variance, row.variances, row.signal_to_noise) == (None,) * 4
+        assert row.seconds > 0
+        assert row.at_once == 8
+
+
+def test_a_truth_that_is_not_finite_is_said_to_be_none(key, tmp_path, capsys):
+    inner = lopt.InnerTraining(Faulty(0.3), lopt.LearnableSGD(0.1), 4)
+    theta, settings = inner.learned.init(key), ProbeSettings(truncation=2, particles=4, samples=8)
+    probe = probe_estimators(inner, theta, key, settings, ["PES"])
+    assert probe.truth_dropped > 0
+    assert probe.truth_norm is None
+    slices = loss_slices(inner, theta, key, (2,), points=3)
+    report = write_probe(probe, slices, {"name": "faulty"}, tmp_path, Console())
+    assert report["truth_dropped"] == probe.truth_dropped
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"not finite in {probe.truth_dropped} of its samples" in said
 
 
 def test_slices_of_a_loss_that_is_linear_in_theta(key):

@@ -29,6 +29,8 @@ from lopt.experiment.probe_slices import round_up, sample_mesh, spread_rows
 # Differences below this, relative to the truth, are called rounding.
 ROUNDING = 1e-4
 SIGNIFICANT = 1e-3
+# Of larger thetas the report has only the mean of the variances, so that it stays readable.
+MOST_LISTED = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +80,7 @@ class Row:
         chance: the probability of a bias as large without any.
         along: the part of the mean along the truth, 1 without bias, and its standard error.
         variance: of a weight's gradient, mean over weights, for the budget.
+        variances: that of each weight, for theta of at most `MOST_LISTED` weights.
         signal_to_noise: the squared norm of the mean, less chance, over the sum of the variances.
         seconds: per inner step, the median over calls.
         compile_seconds: before the first.
@@ -94,6 +97,7 @@ class Row:
     along: float | None
     along_error: float | None
     variance: float | None
+    variances: tuple[float, ...] | None
     signal_to_noise: float | None
     seconds: float
     compile_seconds: float
@@ -116,6 +120,7 @@ class EstimatorProbe:
         budget: inner steps that variance and signal-to-noise are given for.
         truth_norm: the norm of the true gradient; None if full backpropagation is too noisy.
         truth_error: its standard error, relative to that norm.
+        truth_dropped: how many of its samples were not finite; with any of these it is no truth.
     """
 
     rows: tuple[Row, ...]
@@ -123,20 +128,25 @@ class EstimatorProbe:
     budget: int
     truth_norm: float | None
     truth_error: float | None
+    truth_dropped: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """An estimator; how many estimates are a sample, and of how many pairs of episodes."""
+    """An estimator; how many estimates are a sample, and of how many pairs of episodes.
+
+    Of one that gives no gradient, but a direction of a scale of its own, only the cost is measured.
+    """
 
     name: str
     estimator: AbstractGradientEstimator
     estimates: int
     pairs: float = 1.0
+    gradient: bool = True
 
 
 def entries(inner: InnerTraining, settings: ProbeSettings, weights: int) -> list[Entry]:
-    """Returns all estimators of a gradient, full backpropagation first.
+    """Returns all estimators, full backpropagation first.
 
     Raises:
         ValueError: if a setting does not fit the horizon.
@@ -167,6 +177,9 @@ def entries(inner: InnerTraining, settings: ProbeSettings, weights: int) -> list
         Entry("PolicyGradient", est.PolicyGradient(inner, sigma), 2, 1.5),
         *(Entry(name, estimator, windows) for name, estimator in noisy.items()),
         Entry("InverseVariance", est.InverseVariance(es, smooth, half), 1, float(2 * half)),
+        Entry("RankedES", est.RankedES(es, half), 1, float(half), gradient=False),
+        # Theta itself is the first of its candidates.
+        Entry("RandomSearch", est.RandomSearch(inner, 2 * half - 1, sigma), 1, float(half), False),
     ]
 
 
@@ -225,10 +238,12 @@ def probe_estimators(
         _row(entry, samples, cost, reference if trusted else None, settings.particles)
         for entry, samples, cost in measured
     )
-    norm = float(np.sqrt(reference.mean @ reference.mean))
+    dropped = reference.dropped
     if not trusted:
-        return EstimatorProbe(rows, weights, budget, None, None)
-    return EstimatorProbe(rows, weights, budget, norm, float(reference.noise**0.5) / norm)
+        return EstimatorProbe(rows, weights, budget, None, None, dropped)
+    norm = float(np.sqrt(reference.mean @ reference.mean))
+    error = float(reference.noise**0.5) / norm
+    return EstimatorProbe(rows, weights, budget, norm, error, dropped)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -264,10 +279,12 @@ def _row(
     particles: int,
 ) -> Row:
     own = _Moments.of(samples)
-    total = own.noise * own.count * entry.pairs / particles
+    budgets = own.count * entry.pairs / particles
+    total = own.noise * budgets
+    known = own.count > 1 and entry.gradient
     signal = max(0.0, float(own.mean @ own.mean) - own.noise)
     bias = by_chance = chance = along = along_error = None
-    if truth is not None and own.count > 1:
+    if truth is not None and known:
         square = float(truth.mean @ truth.mean)
         difference = own.mean - truth.mean
         both = np.concatenate([own.deviations, truth.deviations])
@@ -292,10 +309,17 @@ def _row(
         chance=chance,
         along=along,
         along_error=along_error,
-        variance=total / samples.shape[1] if own.count > 1 else None,
-        signal_to_noise=signal / total if total > 0 else None,
+        variance=total / samples.shape[1] if known else None,
+        variances=_listed(own, budgets) if known else None,
+        signal_to_noise=signal / total if known and total > 0 else None,
         **cost,
     )
+
+
+def _listed(own: _Moments, budgets: float) -> tuple[float, ...] | None:
+    variances = np.sum(own.deviations**2, axis=0) * budgets
+    # Four digits: more would say nothing, and fill megabytes.
+    return tuple(float(f"{v:.3e}") for v in variances) if len(variances) <= MOST_LISTED else None
 
 
 @dataclasses.dataclass(frozen=True)

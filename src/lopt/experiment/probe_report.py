@@ -31,6 +31,7 @@ def write_probe(
         "budget_of_inner_steps": probe.budget,
         "truth_norm": probe.truth_norm,
         "truth_relative_standard_error": probe.truth_error,
+        "truth_dropped": probe.truth_dropped,
         "estimators": [vars(row) | {"biased": row.biased} for row in probe.rows],
         "slices": {
             "lengths": list(slices.lengths),
@@ -71,7 +72,12 @@ def _table(probe: EstimatorProbe) -> Table:
 
 
 def _legend(probe: EstimatorProbe) -> str:
-    if probe.truth_norm is None or probe.truth_error is None:
+    if probe.truth_dropped:
+        truth = (
+            f"Full backpropagation was not finite in {probe.truth_dropped} of its samples: it is "
+            "no truth here, so no bias is given."
+        )
+    elif probe.truth_norm is None or probe.truth_error is None:
         truth = "Full backpropagation is too noisy to be the truth here, so no bias is given."
     else:
         truth = (
@@ -90,7 +96,7 @@ def _text(value: float | None, form: str) -> str:
 
 
 def _picture(probe: EstimatorProbe, slices: Slices, name: str) -> bytes:
-    figure = figure_of(13, 9.6)
+    figure = figure_of(13.0, 9.6)
     subfigures: Any = figure.subfigures(2, 1, height_ratios=(1.15, 1))
     above, below = subfigures
     above.suptitle(
