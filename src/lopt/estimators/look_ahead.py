@@ -68,7 +68,8 @@ class LookAhead(AbstractGradientEstimator):
         episode = self.inner.begin(params, key)
         loss = jnp.full((), jnp.nan, jax.tree.leaves(episode.train.params)[0].dtype)
         zero = jnp.zeros((), jnp.int32)
-        return LookAheadState(episode, zero, loss, jax.random.fold_in(key, 1))
+        # None of the keys that an episode derives from its own.
+        return LookAheadState(episode, zero, loss, jax.random.fold_in(key, 2**32 - 1))
 
     def estimate(
         self, params: Theta, state: LookAheadState, key: Key
