@@ -157,6 +157,15 @@ def test_the_probe_finds_that_short_truncations_want_small_rates():
     assert rests[0][0] < rests[1][0] < rests[2][0]
 
 
+def test_the_slope_is_that_of_the_whole_gradient():
+    probe = probe_of(12, truncations=(3, 12))
+    middle = len(probe.knobs[0].factors) // 2
+    for i in (0, 1):
+        np.testing.assert_allclose(
+            probe.knobs[0].slopes[middle, :, i], probe.gradients[i, :, 0], rtol=1e-8
+        )
+
+
 def knob_with(slopes, losses):
     factors = np.exp(np.linspace(-2, 2, 5))
     slopes = np.stack([np.asarray(slopes, float)] * 2, 1)[:, :, None]

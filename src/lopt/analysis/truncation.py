@@ -114,7 +114,9 @@ class TruncationSweep(AbstractGradientEstimator):
         floats, others = eqx.partition(state.episode, eqx.is_inexact_array)
 
         def run(theta: Scalar, floats: Episode) -> tuple[tuple[Scalar, Episode], Episode]:
-            episode = eqx.combine(floats, others)
+            # Begun here and not in `prepare`: a fresh optimizer state may depend on theta.
+            fresh, old = self.inner.begin(theta, key), eqx.combine(floats, others)
+            episode = jax.tree.map(lambda a, b: jnp.where(state.blocks == 0, a, b), fresh, old)
             losses, episode = self.inner.advance(theta, episode, block)
             floats, rest = eqx.partition(episode, eqx.is_inexact_array)
             return (jnp.mean(losses), floats), rest
