@@ -4,8 +4,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import jax
-import pytest
+# Most of the time goes into compiling programs that run once: better fast than optimised.
+FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 ROOT = Path(__file__).parent
 
