@@ -177,6 +177,20 @@ WHOLE = {
 }
 
 
+# Without a state, or with that of another line.
+LIKE_OTHERS = (
+    "ES, one arm",
+    "ES, sign",
+    "ESSingle",
+    "Evosax, Open_ES",
+    "ForwardMode, random",
+    "NRES",
+    "RandomSearch",
+    "RankedES",
+    "Reparameterized",
+)
+
+
 def test_every_estimator_is_in_the_table():
     assert set(exported(lopt.estimators, AbstractGradientEstimator)) <= set(ESTIMATORS)
 
@@ -209,7 +223,13 @@ def test_every_estimator(name):
     assert traces == 1
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in LIKE_OTHERS else ())
+        for name in ESTIMATORS
+    ],
+)
 def test_every_estimator_in_a_mean_and_in_halves(name):
     estimator, theta = lopt.Mean(ESTIMATORS[name](), 3), INNER.learned.init(KEY)
     record, traces = count_traces()

@@ -84,6 +84,7 @@ def test_tutorial_on_digits():
     assert found["rates"][-1] > 0.03
 
 
+@pytest.mark.slow
 def test_tutorial_gives_the_published_figures_on_fashion_mnist(data_folder):
     found = tutorial("fashion_mnist", LOPT_DATA_DIR=str(data_folder))
     assert abs(found["sgd"][0] - 2.34) < 0.12

@@ -95,7 +95,14 @@ def some(theta):
     )
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+# The formulas of schedules are held against Optax's in their own tests.
+FORMULAS = ("polynomial", "cosine", "exponential", "preset", "sgd")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name in FORMULAS else ()) for name in OPTIMIZERS],
+)
 def test_forward_is_reverse_is_difference(name):
     inner = lopt.InnerTraining(Regression(), OPTIMIZERS[name], 5)
     theta = some(OPTIMIZERS[name].init(KEY))

@@ -189,6 +189,7 @@ def test_a_float32_session_gets_the_same_schedule():
 
 
 @pytest.mark.standard_promotion
+@pytest.mark.slow
 def test_every_number_of_the_table():
     found = paper_study()
     rows = acceptance_rows(found)
