@@ -5,6 +5,7 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import lopt
@@ -16,9 +17,11 @@ from lopt.experiment.horizon_offline import (
     compute_surface,
     read_surface,
 )
+from lopt.experiment.horizon_report import check_study
 from lopt.experiment.horizon_setting import setting, theta_at, values_of, within_ranges
 from lopt.experiment.probe_horizon import KnobResult, probe_horizon
 from lopt.experiment.probe_horizon_report import verdict, whole_rows
+from lopt.experiment.probe_subject import subject
 
 SETTINGS = SurfaceSettings("digits", (2, 6), 9, "grid", 2.0, batches=2)
 
@@ -180,6 +183,7 @@ def knob_with(slopes, losses):
         ((1, 1, 1, 1, 1), (np.exp(-2), "below")),
         ((-1, -1, -1, -1, np.nan), (np.exp(1), "above")),
         ((0, 0, 0, 0, 0), (np.nan, "nowhere")),
+        ((-1, -1, np.nan, 1, 1), (np.nan, "diverged")),
     ],
 )
 def test_descent_rests_where_the_slope_turns(slopes, expected):
@@ -200,6 +204,37 @@ def test_the_verdict_names_truncation_knob_and_remedy():
     assert "truncation of 3" in said
     assert "rate 10 times too small" in said
     assert "at least 12 of its 60" in said
+    worse = [*rows[:2], {**rows[2], "excess": 4.0}]
+    said = verdict(probe, [{"name": "rate", "rows": worse, "enough": 60, "best_factor": 9.0}], 0.1)
+    assert "not even the gradient of all 60 steps" in said
+    lost = [{**row, "optimum_is": "diverged", "excess": np.nan} for row in rows]
+    said = verdict(probe, [{"name": "rate", "rows": lost, "enough": 60, "best_factor": 0.1}], 0.1)
+    assert "diverges where rate stands" in said
+
+
+def test_a_decay_is_turned_by_one_minus_it_and_never_below_zero():
+    task = lopt.tasks.Quadratic(jnp.array([1.0]), jnp.array([1.0]), 0.1)
+    learned = lopt.learnable(optax.sgd, learning_rate=0.01, momentum=0.9)
+    inner = lopt.InnerTraining(task, learned, 6)
+    probe = probe_horizon(inner, learned.init(jax.random.key(0)), jax.random.key(1), (3, 6), 2, 5)
+    names = {knob.name: knob.factors for knob in probe.knobs}
+    assert set(names) == {"learning_rate", "1 - momentum"}
+    np.testing.assert_allclose(names["1 - momentum"].max(), 10, rtol=1e-6)
+    np.testing.assert_allclose(names["learning_rate"].max(), 30, rtol=1e-6)
+
+
+def test_a_probe_of_final_losses_measures_them():
+    inner, _ = subject("horizon_smd", (), 20, None, 0)
+    assert inner.horizon == inner.objective.horizon == 20
+
+
+def test_studies_of_different_problems_do_not_mix(surface):
+    _, folder = surface
+    check_study(folder, "digits", 2.0)
+    with pytest.raises(FileExistsError, match="is of digits with --time-constant 2"):
+        check_study(folder, "digits", 7.0)
+    with pytest.raises(FileExistsError, match="this is of mnist"):
+        check_study(folder, "mnist", 2.0)
 
 
 @pytest.mark.parametrize(
@@ -220,7 +255,13 @@ def test_a_probe_out_of_range_is_refused(arguments, message):
     [
         (["horizon", "surface", "--dataset", "mnits"], "must be one of digits"),
         (["horizon", "online", "--steps", "250"], "try --steps 200"),
-        (["horizon", "online", "--learning-rate", "20.0"], "between"),
+        (["horizon", "online", "--learning-rate", "5.0"], "between 0.0001 and 1"),
+        (["horizon", "online", "--learning-rate", "0.1", "0.1"], "different numbers"),
+        (["horizon", "surface", "--batches", "0"], "--batches 0 must be positive"),
+        (["horizon", "surface", "--seed", "-1"], "--seed -1 must be between"),
+        (["horizon", "smd", "--learning-rate", "100.0"], "between 0.0001 and 10"),
+        (["horizon", "smd", "--meta-learning-rate", "-1"], "must be positive"),
+        (["horizon", "smd", "--num-meta-steps", "0"], "must be positive"),
         (["horizon", "best", "--out", "nowhere"], "holds no surface"),
         (["horizon", "smd", "--horizons", "0"], "horizon"),
         (["probe", "horizon", "Rosenbrok"], "There is no recipe or task"),
@@ -241,7 +282,7 @@ def test_the_command_writes_a_probe(tmp_path, capsys):
     arguments += ["--episodes", "2", "--positions", "3", "--out", str(tmp_path)]
     app.cli(args=arguments)
     said = json.loads((tmp_path / "horizon.json").read_text())
-    assert said["verdict"].split()[0] in ("A", "No", "Truncated")
+    assert said["verdict"].split()[0] in ("A", "From", "Truncations")
     assert (tmp_path / "horizon.png").stat().st_size > 10_000
     assert said["verdict"].split()[-1] in " ".join(capsys.readouterr().out.split())
     with pytest.raises(FileExistsError, match="already holds a probe"):

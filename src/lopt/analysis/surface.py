@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lopt.core.checks import check_length
 from lopt.core.inner import InnerTraining, mean_loss
 from lopt.core.task import AbstractStatefulTask
 from lopt.core.types import Key, Params, State, Theta
@@ -38,9 +39,12 @@ def measure_after(
         The measurements, with a leading axis of one place per horizon.
 
     Raises:
-        ValueError: if a horizon is not positive, or they do not increase.
+        ValueError: if a horizon is not positive, they do not increase, or the last is longer than
+            the learned optimizer is made for.
     """
     check_horizons("measure_after(horizons", horizons)
+    run = f"measure_after(horizons={horizons})"
+    check_length(run, horizons[-1], inner.learned.made_for())
     run_key, measure_key = jax.random.split(key)
     episode = inner.begin(theta, run_key)
     task = inner.tasks.draw(episode.task_key)
@@ -79,7 +83,7 @@ def losses_after(
 
 def check_horizons(what: str, horizons: tuple[int, ...]) -> None:
     """Refuses horizons that are not positive integers in increasing order."""
-    whole = all(isinstance(n, int) and n > 0 for n in horizons)
+    whole = all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in horizons)
     if not horizons or not whole or list(horizons) != sorted(set(horizons)):
         raise ValueError(
             f"{what}={horizons!r}) must be positive numbers of inner steps in increasing order; "

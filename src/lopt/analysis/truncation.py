@@ -115,8 +115,11 @@ class TruncationSweep(AbstractGradientEstimator):
 
         def run(theta: Scalar, floats: Episode) -> tuple[tuple[Scalar, Episode], Episode]:
             # Begun here and not in `prepare`: a fresh optimizer state may depend on theta.
-            fresh, old = self.inner.begin(theta, key), eqx.combine(floats, others)
-            episode = jax.tree.map(lambda a, b: jnp.where(state.blocks == 0, a, b), fresh, old)
+            episode = jax.lax.cond(
+                state.blocks == 0,
+                lambda: self.inner.begin(theta, key),
+                lambda: eqx.combine(floats, others),
+            )
             losses, episode = self.inner.advance(theta, episode, block)
             floats, rest = eqx.partition(episode, eqx.is_inexact_array)
             return (jnp.mean(losses), floats), rest

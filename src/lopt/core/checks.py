@@ -1,5 +1,7 @@
 """Checks of what things are built from: errors name class, field, value and remedy."""
 
+import math
+import numbers
 from typing import Any
 
 # Steps are counted in 32 bits, and lengths are rounded to whole windows: half of what would fit.
@@ -24,3 +26,39 @@ def check_integer(
         raise ValueError(f"{said} {kind}{not_that}; try {hint}.")
     if most is not None and value > most:
         raise ValueError(f"{said} at most {most}, as steps are counted in 32 bits; try {most}.")
+
+
+def check_positive(owner: str, field: str, value: Any, hint: object) -> None:
+    """Refuses what is not a positive and finite number.
+
+    Raises:
+        ValueError: with `hint` as the remedy.
+    """
+    if not is_real(value) or not 0 < value < math.inf:
+        raise ValueError(f"{owner}({field}={value!r}) must be positive and finite; try {hint}.")
+
+
+def check_length(run: str, steps: int | None, made_for: int | None, remedy: str = "") -> None:
+    """Refuses a run that is longer than its learned optimizer is made for.
+
+    Args:
+        run: what is refused, in words.
+        steps: how long it is; None if it has no end.
+        made_for: what the learned optimizer says of itself; None if it is made for any run.
+        remedy: what to try instead of a run of at most that many steps.
+
+    Raises:
+        ValueError: naming run and limit.
+    """
+    if made_for is None or (steps is not None and steps <= made_for):
+        return
+    raise ValueError(
+        f"{run} is longer than a schedule of its learned optimizer, which has values for "
+        f"{made_for} steps; try {remedy or f'at most {made_for} steps'}, or "
+        f"{'a schedule without an end' if steps is None else 'a longer schedule'}."
+    )
+
+
+def is_real(value: Any) -> bool:
+    """Whether something is a number; booleans are none."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)

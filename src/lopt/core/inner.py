@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lopt.core.checks import LONGEST, check_integer
+from lopt.core.checks import LONGEST, check_integer, check_length
 from lopt.core.learned import AbstractLearnedOptimizer
 from lopt.core.task import AbstractStatefulTask, AbstractTask, AbstractTaskFamily
-from lopt.core.types import Batch, Key, Params, Scalar, Split, State, Theta
+from lopt.core.types import SPLITS, Batch, Key, Params, Scalar, Split, State, Theta
 from lopt.core.unroll import Step, TrainState, check_segments, start, unroll
 
 
@@ -64,8 +64,9 @@ class FinalLoss(eqx.Module):
 
     def __check_init__(self) -> None:
         for name, value in (("horizon", self.horizon), ("batches", self.batches)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"FinalLoss({name}={value!r}) must be a positive integer; try 10.")
+            check_integer("FinalLoss", name, value, hint=10)
+        if self.split not in SPLITS:
+            raise ValueError(f"FinalLoss(split={self.split!r}) must be one of {', '.join(SPLITS)}.")
 
     def __call__(self, task: AbstractStatefulTask, step: Step) -> Scalar:
         """Returns the loss after this step if it is the last, and zero otherwise."""
@@ -125,12 +126,16 @@ class InnerTraining(eqx.Module):
 
     def __check_init__(self) -> None:
         check_integer("InnerTraining", "horizon", self.horizon, most=LONGEST, hint=100)
-        longest = self.learned.longest()
-        if longest is not None and self.horizon > longest:
+        most = self.learned.made_for()
+        check_length(
+            f"InnerTraining(horizon={self.horizon})", self.horizon, most, f"horizon={most}"
+        )
+        final = self.objective
+        if isinstance(final, FinalLoss) and final.horizon != self.horizon:
             raise ValueError(
-                f"InnerTraining(horizon={self.horizon}) is longer than a schedule of its learned "
-                f"optimizer, which has values for {longest} steps; try horizon={longest}, or a "
-                "longer schedule."
+                f"InnerTraining(horizon={self.horizon}, objective=FinalLoss("
+                f"horizon={final.horizon})) must have one horizon in both places, or the last step "
+                f"is missed; try FinalLoss({self.horizon})."
             )
 
     def begin(self, theta: Theta, key: Key) -> Episode:

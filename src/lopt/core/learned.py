@@ -41,8 +41,8 @@ class AbstractLearnedOptimizer(eqx.Module):
     ) -> tuple[Params, State]:
         """Returns updates (added to the parameters, in their dtype) and the next state."""
 
-    def longest(self) -> int | None:
-        """Returns the steps of the longest run that it is made for, or None if any is.
+    def made_for(self) -> int | None:
+        """Returns how many steps a run may have at most, or None if there is no limit.
 
         A learned optimizer with one weight per step overrides this.
         """

@@ -1,12 +1,13 @@
 """What estimators refuse, at construction where it can be known there."""
 
 import math
-import numbers
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from lopt.core.checks import check_positive
+from lopt.core.checks import is_real as is_real
 from lopt.core.estimator import AbstractGradientEstimator
 from lopt.core.inner import InnerTraining
 from lopt.core.types import Theta
@@ -14,8 +15,7 @@ from lopt.core.types import Theta
 
 def check_sigma(owner: str, sigma: Any) -> None:
     """Refuses a perturbation that is not positive."""
-    if not is_real(sigma) or not 0 < sigma < math.inf:
-        raise ValueError(f"{owner}(sigma={sigma!r}) must be positive and finite; try 0.01.")
+    check_positive(owner, "sigma", sigma, 0.01)
 
 
 def check_fraction(owner: str, field: str, value: Any, hint: float) -> None:
@@ -50,8 +50,3 @@ def check_kind(owner: str, field: str, value: object, kind: type, hint: str) -> 
             f"{owner}({field}=...) must be an {kind.__name__}, not {type(value).__name__}; "
             f"try {hint}."
         )
-
-
-def is_real(value: Any) -> bool:
-    """Whether something is a number; booleans are none."""
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from lopt.core.checks import check_integer
+from lopt.core.checks import check_integer, check_length
 from lopt.core.estimator import AbstractGradientEstimator, Estimate
 from lopt.core.inner import Episode, InnerTraining, mean_loss
 from lopt.core.task import AbstractStatefulTask
@@ -62,6 +62,7 @@ class LookAhead(AbstractGradientEstimator):
         check_inner("LookAhead", self.inner)
         for name in ("steps", "batches", "estimates", "stride"):
             check_integer("LookAhead", name, getattr(self, name), hint=5)
+        check_length("LookAhead, whose run has no end,", None, self.inner.learned.made_for(), "lopt.ES")
 
     def prepare(self, params: Theta, key: Key) -> LookAheadState:
         """Begins the run, and halts it at its beginning."""

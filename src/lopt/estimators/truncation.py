@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from lopt.core.checks import LONGEST, check_integer
+from lopt.core.checks import LONGEST, check_integer, check_length
 from lopt.core.inner import Episode, InnerTraining
 from lopt.core.types import Key, State, Theta
 from lopt.estimators.checks import check_fraction, check_inner, check_kind
@@ -251,6 +251,10 @@ def check_windows(
             raise ValueError(f"{owner}(truncation={truncation}) must divide {what}; try {near}.")
     elif truncation > length:
         raise ValueError(f"{owner}(truncation={truncation}) must be at most {what}; try {length}.")
+    # As episodes are: of whole windows, to which lengths are rounded.
+    rounded = truncation * max(1, round(length / truncation))
+    run = f"{owner}(schedule={schedule}), up to {rounded} steps with windows of {truncation},"
+    check_length(run, rounded, inner.learned.made_for())
 
 
 def _divisors_near(number: int, value: int) -> list[int]:

@@ -55,11 +55,12 @@ def surface(
     prepare_jax()
     from lopt.experiment.horizon_figures import surface_figure
     from lopt.experiment.horizon_offline import SurfaceSettings, compute_surface
-    from lopt.experiment.horizon_report import descents, print_surface
+    from lopt.experiment.horizon_report import check_study, descents, print_surface
 
     constant = max(horizons, default=4) / 4 if time_constant is None else time_constant
     settings = SurfaceSettings(dataset, horizons, points, sample, constant, batches, seed)
     folder = _study(out, dataset)
+    check_study(folder, dataset, constant)
     computed = compute_surface(settings, folder)
     console = Console()
     print_surface(computed, console)
@@ -99,23 +100,20 @@ def smd(
         out: the folder of the study; horizon/DATASET by default.
     """
     prepare_jax()
-    from lopt.experiment.horizon_report import descend_all
+    from lopt.experiment.horizon_report import DescentSettings, descend_all
 
-    descend_all(
-        _study(out, dataset),
+    settings = DescentSettings(
         dataset,
         horizons,
         learning_rate,
         power,
         time_constant,
-        {
-            "outer_steps": num_meta_steps,
-            "meta_learning_rate": meta_learning_rate,
-            "particles": particles,
-            "seed": seed,
-        },
-        Console(),
+        num_meta_steps,
+        meta_learning_rate,
+        particles,
+        seed,
     )
+    descend_all(_study(out, dataset), settings, Console())
 
 
 @horizon.command
@@ -137,7 +135,7 @@ def best(
     prepare_jax()
     from lopt.experiment.horizon_report import best_report
 
-    best_report(_study(out, dataset), steps, seeds, Console())
+    best_report(_study(out, dataset), dataset, steps, seeds, Console())
 
 
 @horizon.command

@@ -43,7 +43,8 @@ def estimators(
         sigma: perturbation of theta.
         directions: random directions of forward mode, for more than 8 weights.
         samples: pairs of episodes that each estimator is measured on.
-        only: an estimator to measure, or how its name begins; may be repeated; all by default.
+        only: an estimator to measure, or how its name begins; may be repeated; all
+            that give a gradient by default, so not RankedES and RandomSearch.
         seed: of everything random.
         weights: a file of weights or a run's folder; initial weights by default.
         out: the folder of the results; probes/NAME, numbered if need be, by default.
@@ -111,9 +112,10 @@ def horizon(
         horizon: inner steps that count as the truth; the recipe's, but at most 200, by default.
         truncations: inner steps, increasing, ending with the horizon; chosen by default.
         episodes: over how many the means are.
-        positions: of each hyperparameter, odd.
+        positions: of each hyperparameter, or of the scale of a rule's updates, odd.
         reach: the largest factor on each hyperparameter; the smallest is its inverse.
-        tolerance: relative error of a hyperparameter that is small enough.
+        tolerance: share of the gradient's norm that its bias, and of the meta-loss that its excess,
+            may be.
         seed: of everything random.
         weights: a file of weights or a run's folder; initial weights by default.
         out: the folder of the results; probes/NAME, numbered if need be, by default.

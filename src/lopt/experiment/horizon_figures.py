@@ -76,8 +76,7 @@ def best_figure(
             values = runs[name][i]
             axes.plot(steps, values.mean(0), label=choice.name, **style)
             axes.fill_between(steps, values.min(0), values.max(0), color=color, alpha=0.15, lw=0)
-        rate = choice.learning_rate / (1 + steps / time_constant) ** choice.power
-        panels[2].plot(steps, rate, **style)
+        panels[2].plot(steps, choice.rates(steps, time_constant), **style)
     panels[0].set(yscale="log", title="training loss")
     panels[1].set(title="test accuracy")
     panels[2].set(yscale="log", title="learning rate", ylim=(1e-5, 1))
@@ -108,8 +107,7 @@ def online_figure(
         steps, values = trained["steps"], trained["train_loss"][i]
         left.plot(steps, values.mean(0), style, lw=1.8, label=choice.name)
         left.fill_between(steps, values.min(0), values.max(0), color=style[0], alpha=0.15, lw=0)
-        line = choice.learning_rate / (1 + steps / time_constant) ** choice.power
-        right.plot(steps, line, style, lw=1.8)
+        right.plot(steps, choice.rates(steps, time_constant), style, lw=1.8)
     left.set(yscale="log", xlabel="step", ylabel="training loss")
     right.set(yscale="log", xlabel="step", ylabel="learning rate")
     left.legend(fontsize=8, frameon=False)

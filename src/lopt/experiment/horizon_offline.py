@@ -25,6 +25,7 @@ from lopt.experiment.horizon_setting import (
     NETWORKS,
     POWERS,
     Setting,
+    check_seed,
     measure,
     setting,
     theta_at,
@@ -71,6 +72,9 @@ class SurfaceSettings:
             )
         if not 0 < self.time_constant < math.inf:
             raise ValueError(f"--time-constant {self.time_constant} must be positive.")
+        if self.batches < 1:
+            raise ValueError(f"--batches {self.batches} must be positive; try 20.")
+        check_seed(self.seed)
 
     @property
     def field_horizons(self) -> tuple[int, ...]:
@@ -149,7 +153,8 @@ def compute_surface(settings: SurfaceSettings, folder: Path, *, show: bool = Tru
     def slopes(inner: Any, place: Float[Array, " two"]) -> Array:
         return jax.jacfwd(lambda place: after(settings.field_horizons, inner, place))(place)
 
-    at_once = round_up(4 if settings.dataset == "cifar10" else 64, sample_mesh()[1])
+    # Lines of the log are of one size, whatever devices a run goes on with.
+    at_once = 4 if settings.dataset == "cifar10" else 64
     jobs = [("losses", part) for part in _parts(places, at_once)]
     jobs += [("field", part) for part in _parts(field_places, at_once)]
     functions = {"losses": losses, "field": slopes}
@@ -159,7 +164,7 @@ def compute_surface(settings: SurfaceSettings, folder: Path, *, show: bool = Tru
     with log.open("a") as file:
         numbered = list(enumerate(jobs))[len(lines) :]
         for i, (name, part) in track(numbered, "training", transient=True, disable=not show):
-            filled = np.resize(part, (at_once, 2)).astype(np.float32)
+            filled = np.resize(part, (round_up(at_once, sample_mesh()[1]), 2)).astype(np.float32)
             found = programs[name](inner, spread_rows(jnp.asarray(filled)))
             rows = np.asarray(found, float)[: len(part)]
             lines.append({"step": i, name: rows.tolist()})
@@ -195,6 +200,9 @@ def read_surface(folder: Path, settings: SurfaceSettings | None = None) -> Surfa
         found = SurfaceSettings(**said)
         names = ("places", "losses", "field_places", "field")
         arrays = [np.array(content[name], float) for name in names]
+        shapes = [(found.points, 2), (len(found.horizons), found.points)]
+        if [array.shape for array in arrays[:2]] != shapes:
+            raise ValueError(f"its places and losses are not of shapes {shapes}")
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a whole surface ({error}); delete it.") from error
     if settings is not None and found != settings:
@@ -210,6 +218,10 @@ class Choice:
     horizon: int
     learning_rate: float
     power: float
+
+    def rates(self, steps: np.ndarray, time_constant: float) -> np.ndarray:
+        """Returns the learning rate after each of some numbers of steps."""
+        return self.learning_rate / (1 + steps / time_constant) ** self.power
 
 
 def train_to_the_end(
@@ -233,7 +245,7 @@ def train_to_the_end(
     """
     for name, value in (("steps", steps), ("seeds", seeds)):
         if value < 1:
-            raise ValueError(f"--{name} {value} must be positive; try {3 if seeds else 1000}.")
+            raise ValueError(f"--{name} {value} must be positive; try 3.")
     where = np.unique(np.geomspace(1, steps, points).round().astype(int))
     horizons = tuple(int(n) for n in where)
     rates, powers = (

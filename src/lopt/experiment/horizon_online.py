@@ -19,8 +19,15 @@ from lopt.analysis.surface import losses_after
 from lopt.experiment.files import read_lines, write_json
 from lopt.experiment.horizon_figures import online_figure
 from lopt.experiment.horizon_offline import Choice, train_to_the_end
-from lopt.experiment.horizon_report import open_experiment, smd_answer
-from lopt.experiment.horizon_setting import LEARNING_RATES, NETWORKS, setting, theta_at
+from lopt.experiment.horizon_report import error_of, open_experiment, smd_answer
+from lopt.experiment.horizon_setting import (
+    LEARNING_RATES,
+    MOMENTUM,
+    NETWORKS,
+    check_rates,
+    setting,
+    theta_at,
+)
 from lopt.experiment.train import train
 
 # What a step of forward mode with k directions costs at most, in plain steps: 1 + 2 k.
@@ -49,17 +56,18 @@ class OnlineSettings:
             if getattr(self, name) < 1:
                 option = name.replace("_", "-")
                 raise ValueError(f"--{option} {getattr(self, name)} must be positive; try 10.")
-        if self.steps % self.steps_per_update or self.steps < LONG:
+        if self.steps % self.steps_per_update:
             near = max(1, self.steps // self.steps_per_update) * self.steps_per_update
             raise ValueError(
                 f"--steps-per-update {self.steps_per_update} must divide --steps {self.steps}; "
                 f"try --steps {near}."
             )
-        low, high = LEARNING_RATES[0] / 10, 10.0
-        if not self.learning_rates or not all(low <= rate <= high for rate in self.learning_rates):
+        # Effective rates are learned, between 1e-4 and 10.
+        check_rates("learning-rate", self.learning_rates, 1e-4, 10 * (1 - MOMENTUM))
+        if self.long_outer_steps < 1:
             raise ValueError(
-                f"--learning-rate {self.learning_rates} must be one or more numbers between "
-                f"{low:g} and {high:g}."
+                f"--steps {self.steps} with {len(self.learning_rates)} initial learning rates is "
+                f"too small a budget for a meta-descent over {self.long_horizon} of them; try more."
             )
 
     @property
@@ -79,7 +87,7 @@ class OnlineSettings:
     def long_outer_steps(self) -> int:
         """How many steps of meta-descent over the long horizon the budget pays for."""
         one = self.long_horizon * (1 + 2 * HYPERPARAMETERS)
-        return max(1, (self.budget - self.steps) // one)
+        return (self.budget - self.steps) // one
 
 
 def online_report(folder: Path, settings: OnlineSettings, console: Console) -> dict[str, Any]:
@@ -176,7 +184,7 @@ def _report(
     for i, choice in enumerate(choices):
         names = ("train_loss", "test_loss", "test_accuracy")
         last = {name: trained[name][i, :, -1].tolist() for name in names}
-        final = choice.learning_rate / 5**choice.power
+        final = float(choice.rates(np.asarray(settings.steps), settings.steps / 4))
         rows.append({"name": choice.name, "learning_rate": [final] * settings.seeds, **last})
         rows[-1]["schedule"] = [choice.learning_rate, choice.power]
 
@@ -185,13 +193,13 @@ def _report(
 
     online = [row for row in rows if "from" in row]
     best, largest = min(online, key=mean), max(online, key=lambda row: row["from"])
-    drop = largest["from"] / mean(largest, "learning_rate")
+    final = mean(largest, "learning_rate")
     over_tuned, over_long = mean(best) / mean(rows[-2]), mean(best) / mean(rows[-1])
     verdict = (
-        f"Looking {settings.look_ahead} steps ahead turned the largest learning rate down by a "
-        f"factor of {drop:.3g}, and left the training loss of the best run {over_tuned:.3g} times "
-        f"that of the tuned schedule and {over_long:.3g} times that of a horizon of "
-        f"{settings.long_horizon} on the same budget of {settings.budget:,} inner steps."
+        f"Looking {settings.look_ahead} steps ahead turned the largest learning rate from "
+        f"{largest['from']:g} to {final:.3g}, and left the training loss of the best run "
+        f"{over_tuned:.3g} times that of the tuned schedule and {over_long:.3g} times that of a "
+        f"horizon of {settings.long_horizon} on the same budget of {settings.budget:,} inner steps."
     )
     said = dataclasses.asdict(settings) | {"budget": settings.budget}
     return {**said, "rows": rows, "verdict": verdict}
@@ -207,7 +215,7 @@ def _table(settings: OnlineSettings, report: dict[str, Any]) -> Table:
         table.add_row(
             row["name"],
             f"{values[0].mean():.3g}",
-            f"{values[1].mean():.4g} ± {values[1].std() / max(1, settings.seeds) ** 0.5:.2g}",
+            f"{values[1].mean():.4g} ± {error_of(values[1]):.2g}",
             f"{values[2].mean():.4f}",
         )
     return table

@@ -1,7 +1,8 @@
 """The offline study of short horizons: descents, runs to the end, tables, and what they say."""
 
+import dataclasses
 import itertools
-from collections.abc import Sequence
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from lopt.analysis.surface import check_horizons
 from lopt.experiment.files import read_json, read_lines, write_json
 from lopt.experiment.horizon_figures import best_figure, surface_figure
 from lopt.experiment.horizon_offline import Choice, Surface, read_surface, train_to_the_end
+from lopt.experiment.horizon_setting import NETWORKS, check_rates, check_seed
 from lopt.experiment.train import create, reopen, train
 
 # A descent's answer is the mean of its last steps, as in the paper.
@@ -41,36 +44,65 @@ def print_surface(surface: Surface, console: Console) -> None:
         console.print(f"{diverged} of {len(places)} runs diverged.")
 
 
-def descend_all(
-    folder: Path,
-    dataset: str,
-    horizons: Sequence[int],
-    rates: Sequence[float],
-    powers: Sequence[float],
-    time_constant: float | None,
-    fields: dict[str, Any],
-    console: Console,
-) -> None:
+@dataclasses.dataclass(frozen=True)
+class DescentSettings:
+    """Which meta-descents are run; see `lopt horizon smd --help`."""
+
+    dataset: str
+    horizons: tuple[int, ...]
+    learning_rates: tuple[float, ...]
+    powers: tuple[float, ...]
+    time_constant: float | None
+    num_meta_steps: int
+    meta_learning_rate: float
+    particles: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.dataset not in NETWORKS:
+            raise ValueError(f"--dataset {self.dataset} must be one of {', '.join(NETWORKS)}.")
+        check_horizons("lopt horizon smd (--horizons", self.horizons)
+        check_rates("learning-rate", self.learning_rates, 1e-4, 10.0)
+        check_rates("power", self.powers, 1e-4, 1e3)
+        for name in ("num_meta_steps", "particles"):
+            if getattr(self, name) < 1:
+                option = name.replace("_", "-")
+                raise ValueError(f"--{option} {getattr(self, name)} must be positive; try 10.")
+        for name in ("meta_learning_rate", "time_constant"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"--{name.replace('_', '-')} {value} must be positive; try 0.05.")
+        check_seed(self.seed)
+
+
+def descend_all(folder: Path, settings: DescentSettings, console: Console) -> None:
     """Runs, or goes on with, one meta-descent for each horizon and each beginning.
 
     Raises:
-        ValueError: if a number is out of range; FileExistsError if other descents are there.
+        FileExistsError: if the folder holds a study of another problem, or other descents.
     """
     surface = read_surface(folder) if (folder / "surface.json").exists() else None
-    if time_constant is None:
-        time_constant = surface.settings.time_constant if surface else max(horizons) / 4
-    if surface is not None and surface.settings.dataset != dataset:
-        raise ValueError(
-            f"--dataset {dataset}: the surface in {folder} is of {surface.settings.dataset}; "
-            "give another --out."
-        )
-    for horizon, rate, power in itertools.product(horizons, rates, powers):
+    constant = settings.time_constant
+    if constant is None:
+        constant = surface.settings.time_constant if surface else max(settings.horizons) / 4
+    check_study(folder, settings.dataset, constant)
+    beginnings = (settings.horizons, settings.learning_rates, settings.powers)
+    for horizon, rate, power in itertools.product(*beginnings):
         run = folder / "smd" / f"horizon-{horizon}-rate-{rate:g}-power-{power:g}"
-        own: dict[str, Any] = {"horizon": horizon, "learning_rate": rate, "power": power}
-        own |= {"dataset": dataset, "time_constant": float(time_constant), **fields}
-        settings = [f"{name}={value}" for name, value in own.items()]
+        fields = {
+            "horizon": horizon,
+            "learning_rate": float(rate),
+            "power": float(power),
+            "dataset": settings.dataset,
+            "time_constant": float(constant),
+            "outer_steps": settings.num_meta_steps,
+            "meta_learning_rate": float(settings.meta_learning_rate),
+            "particles": settings.particles,
+            "seed": settings.seed,
+        }
         console.print(f"Horizon {horizon}, from rate {rate:g} and power {power:g}")
-        train(open_experiment(run, "horizon_smd", settings), run)
+        said = [f"{name}={value}" for name, value in fields.items()]
+        train(open_experiment(run, "horizon_smd", said), run)
     paths = descents(folder)
     table = Table(title="Meta-descents")
     for heading in ("horizon", "from", "to learning rate", "to power", "last meta-loss"):
@@ -99,22 +131,57 @@ def open_experiment(run: Path, recipe: str, settings: list[str]) -> Any:
     return reopen(run)
 
 
+def check_study(folder: Path, dataset: str, time_constant: float) -> None:
+    """Refuses a folder that holds the study of another problem.
+
+    Raises:
+        FileExistsError: if a surface or descent in it has another data set or time constant.
+    """
+    found = {
+        run.parent: (path["dataset"], path["time_constant"])
+        for run in sorted((folder / "smd").glob("*/run.json"))
+        for path in [_said(run)]
+    }
+    if (folder / "surface.json").exists():
+        settings = read_surface(folder).settings
+        found[folder / "surface.json"] = (settings.dataset, settings.time_constant)
+    for path, (name, constant) in found.items():
+        if name != dataset or not math.isclose(constant, time_constant):
+            raise FileExistsError(
+                f"{path} is of {name} with --time-constant {constant:g}, this is of {dataset} with "
+                f"{time_constant:g}; give another --out, or the same."
+            )
+
+
+def _said(run: Path) -> dict[str, Any]:
+    """Reads the settings of a descent."""
+    content = read_json(run)
+    try:
+        said = dict(line.split("=", 1) for line in content["settings"])
+        return {
+            "dataset": said["dataset"],
+            "horizon": int(said["horizon"]),
+            "time_constant": float(said["time_constant"]),
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{run} is not that of a meta-descent ({error}); delete it.") from error
+
+
 def descents(folder: Path) -> list[dict[str, Any]]:
     """Returns the paths of the meta-descents of a study, as far as they got."""
     found = []
     for run in sorted((folder / "smd").glob("*/run.json")):
-        settings = dict(line.split("=", 1) for line in read_json(run)["settings"])
         lines = read_lines(run.parent / "metrics.jsonl")
         if not lines:
             continue
         rates, powers = (np.array([line[k] for line in lines]) for k in ("learning_rate", "power"))
         found.append(
             {
-                "horizon": int(settings["horizon"]),
+                "horizon": _said(run)["horizon"],
                 "rates": rates,
                 "powers": powers,
                 "answer": smd_answer(run.parent),
-                "loss": float(np.mean([line["meta_loss"] or np.nan for line in lines[-LAST:]])),
+                "loss": float(np.mean([_number(line["meta_loss"]) for line in lines[-LAST:]])),
             }
         )
     return sorted(found, key=lambda path: path["horizon"])
@@ -130,17 +197,24 @@ def smd_answer(run: Path, last: int = LAST) -> tuple[float, float]:
     return rate, power
 
 
-def best_report(folder: Path, steps: int | None, seeds: int, console: Console) -> dict[str, Any]:
+def best_report(
+    folder: Path, dataset: str, steps: int | None, seeds: int, console: Console
+) -> dict[str, Any]:
     """Trains to the end with what surface and descents chose; writes best.json and best.png."""
     surface = read_surface(folder)
     settings = surface.settings
+    check_study(folder, dataset, settings.time_constant)
     steps = settings.horizons[-1] if steps is None else steps
     choices = [
         Choice(f"surface, horizon {horizon}", horizon, *surface.best(horizon))
         for horizon in settings.horizons
     ]
     choices += [
-        Choice(f"descent, horizon {path['horizon']}", path["horizon"], *path["answer"])
+        Choice(
+            f"descent, horizon {path['horizon']}, from power {path['powers'][0]:.3g}",
+            path["horizon"],
+            *path["answer"],
+        )
         for path in descents(folder)
     ]
     runs = train_to_the_end(choices, settings.dataset, settings.time_constant, steps, seeds)
@@ -168,7 +242,7 @@ def best_report(folder: Path, steps: int | None, seeds: int, console: Console) -
             choice.name,
             f"{choice.learning_rate:.3g}",
             f"{choice.power:.3g}",
-            f"{final[i].mean():.4g} ± {_error(final[i]):.2g}",
+            f"{final[i].mean():.4g} ± {error_of(final[i]):.2g}",
             f"{np.mean(row['test_accuracy']):.4f}",
             f"{np.exp(np.mean(np.log(ratios))):.3g}",
         )
@@ -184,5 +258,10 @@ def best_report(folder: Path, steps: int | None, seeds: int, console: Console) -
     return report
 
 
-def _error(values: np.ndarray) -> float:
+def _number(value: float | None) -> float:
+    return np.nan if value is None else value
+
+
+def error_of(values: np.ndarray) -> float:
+    """Returns the standard error of a mean, zero for a single value."""
     return float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else 0.0

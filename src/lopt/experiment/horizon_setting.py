@@ -108,6 +108,21 @@ def setting(
     )
 
 
+def check_seed(seed: int) -> None:
+    """Refuses what `jax.random.key` would wrap around or refuse."""
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"--seed {seed} must be between 0 and {2**32 - 1}.")
+
+
+def check_rates(option: str, values: tuple[float, ...], low: float, high: float) -> None:
+    """Refuses an empty list of numbers, repeated ones, and any outside of a range."""
+    if not values or len(set(values)) < len(values) or not all(low <= v <= high for v in values):
+        raise ValueError(
+            f"--{option} {' '.join(map(str, values)) or '(none)'} must be different numbers "
+            f"between {low:g} and {high:g}."
+        )
+
+
 def momentum_with_decay(learning_rate: float, power: float, time_constant: float) -> Learnable:
     """Returns the optimizer whose learning rate and power are theta; its momentum is fixed."""
     learn = ("learning_rate", "power")

@@ -198,8 +198,8 @@ def probe_estimators(
         theta: where.
         key: of everything random.
         settings: windows, perturbation, numbers of samples.
-        only: names of estimators, or their beginnings; all by default. Full backpropagation, the
-            truth, is always there.
+        only: names of estimators, or their beginnings; all that give a gradient by default. Full
+            backpropagation, the truth, is always there.
         advance: called with a few words about what is done next.
 
     Raises:
@@ -216,6 +216,8 @@ def probe_estimators(
             raise ValueError(f"There is no estimator {name!r} to probe; there are: {known}.")
     if only:
         listed = [listed[0], *(e for e in listed[1:] if e.name.startswith(tuple(only)))]
+    else:
+        listed = [entry for entry in listed if entry.gradient]
     # XLA compiles one program on one core: two at a time keep two cores busy.
     with ThreadPoolExecutor(2) as pool:
         programs = [_Program.of(entry, theta, settings.at_once, pool) for entry in listed]

@@ -25,7 +25,7 @@ from lopt.estimators import TruncatedBackprop
 from lopt.experiment.probe_slices import round_up, sample_mesh, spread_rows
 from lopt.learned import Learnable
 
-MOST_KNOBS = 4
+MOST_KNOBS = 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +33,9 @@ class KnobResult:
     """One knob, turned.
 
     Attributes:
-        name: of the hyperparameter, or "update scale".
-        factors: positions, as what the hyperparameter (in its own form: a rate, one minus a decay)
-            or the updates are multiplied by.
+        name: of the quantity that is multiplied: a rate, "1 - b1" of a decay, the exponential of
+            what has no logarithm, or "update scale".
+        factors: by which, at each position.
         losses: the meta-loss of the whole episode, per position and episode.
         slopes: its derivative by the logarithm of the factor, as each truncation sees it, per
             position, episode and truncation.
@@ -57,9 +57,11 @@ class KnobResult:
         From where the knob stands it goes down the slopes that the truncation sees, until they
         turn. And "inside", or "below" or "above" if that is beyond the positions tried, or
         "nowhere" for a truncation that sees nothing of the knob, such as a single step before its
-        update.
+        update, or "diverged" where there is no slope to begin with.
         """
         slopes = self.mean_slopes()[0][:, truncation]
+        if not np.isfinite(slopes[np.argmin(np.abs(np.log(self.factors)))]):
+            return float("nan"), "diverged"
         if not np.any(np.nan_to_num(slopes)):
             return float("nan"), "nowhere"
         logs = np.log(self.factors)
@@ -143,10 +145,13 @@ def probe_horizon(
         )
     if not 1 < reach < np.inf:
         raise ValueError(f"reach={reach} must be above one; try 30.")
-    places = np.linspace(-np.log(reach), np.log(reach), positions)
     results = []
-    for name, knob in _knobs(inner, theta):
+    for name, knob, most in _knobs(inner, theta):
         say(f"turning {name}")
+        half = positions // 2
+        below = np.linspace(-np.log(reach), 0, half + 1)
+        places = np.concatenate([below, np.linspace(0, min(np.log(reach), most), half + 1)[1:]])
+        places = np.unique(places)
         losses, slopes = _sweep(
             dataclasses.replace(inner, learned=knob), lengths, places, key, episodes
         )
@@ -157,22 +162,31 @@ def probe_horizon(
     return HorizonProbe(lengths, tuple(results), np.stack(gradients), seconds, memory)
 
 
-def _knobs(inner: InnerTraining, theta: Theta) -> list[tuple[str, Knob]]:
-    """Returns a knob for each hyperparameter, or one for the updates of what has too many."""
-    flat, unravel = ravel_pytree(theta)
-    if not isinstance(inner.learned, Learnable) or flat.size > MOST_KNOBS:
-        return [("update scale", Knob(inner.learned, theta))]
+def _knobs(inner: InnerTraining, theta: Theta) -> list[tuple[str, Knob, float]]:
+    """Returns a knob for each array of hyperparameters, or one for the updates.
+
+    With each comes its name, and the logarithm of the largest factor that makes sense.
+    """
+    learned = inner.learned
     leaves = jax.tree_util.tree_leaves_with_path(theta)
-    names = [
-        jax.tree_util.keystr(path, simple=True, separator=".") + (f"[{i}]" if leaf.size > 1 else "")
-        for path, leaf in leaves
-        for i in range(leaf.size)
-    ]
-    unit = np.eye(flat.size)
-    return [
-        (name, Knob(inner.learned, theta, unravel(jnp.asarray(unit[i], flat.dtype))))
-        for i, name in enumerate(names)
-    ]
+    if not isinstance(learned, Learnable) or len(leaves) > MOST_KNOBS:
+        return [("update scale", Knob(learned, theta), np.inf)]
+    forms = {name: form for name, _, form in learned.initial}
+    knobs = []
+    for i, (path, leaf) in enumerate(leaves):
+        words = jax.tree_util.keystr(path, simple=True, separator=".").split(".")
+        # Constants of schedules other than values have logarithms of their own.
+        own = words[-1] in ("power", "factor", "time_constant")
+        form, name = "log" if own else forms[words[0]], ".".join(words)
+        named = {"log": name, "log_one_minus": f"1 - {name}", "identity": f"exp({name})"}[form]
+        # One minus a decay is at most one.
+        most = float(-jnp.max(leaf)) if form == "log_one_minus" else np.inf
+        direction = [
+            jnp.ones_like(x) if k == i else jnp.zeros_like(x) for k, (_, x) in enumerate(leaves)
+        ]
+        tree = jax.tree.unflatten(jax.tree.structure(theta), direction)
+        knobs.append((named, Knob(learned, theta, tree), most))
+    return knobs
 
 
 def _sweep(

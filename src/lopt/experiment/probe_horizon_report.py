@@ -21,9 +21,15 @@ def write_horizon_probe(
     console.print(_whole_table(rows, probe))
     for knob, content in zip(probe.knobs, knobs, strict=True):
         console.print(_knob_table(knob, content))
+    within = unbiased_from(rows, tolerance)
+    console.print(
+        f"The bias of the gradient falls below {tolerance:.0%} of its norm at a truncation of "
+        f"{within}."
+    )
     sentence = verdict(probe, knobs, tolerance)
     console.print(sentence)
     report = {**said, "tolerance": tolerance, "truncations": rows, "knobs": knobs}
+    report["bias_within_tolerance_from"] = within
     report["verdict"] = sentence
     write_json(folder / "horizon.json", report)
     _draw(probe, rows, folder / "horizon.png")
@@ -70,7 +76,9 @@ def _knob_rows(probe: HorizonProbe, knob: KnobResult, tolerance: float) -> dict[
                 "truncation": truncation,
                 "slope": float(slope),
                 "slope_error": float(error),
-                "wrong_sign": bool(slope * true < 0 and abs(slope) > 2 * error),
+                "wrong_sign": bool(
+                    slope * true < 0 and abs(slope) > 2 * error and abs(true) > 2 * errors[here, -1]
+                ),
                 "optimum": optimum,
                 "optimum_is": place,
                 "off_by": optimum / best,
@@ -94,20 +102,28 @@ def _knob_rows(probe: HorizonProbe, knob: KnobResult, tolerance: float) -> dict[
 def verdict(probe: HorizonProbe, knobs: list[dict[str, Any]], tolerance: float) -> str:
     """Returns one sentence to act on."""
     horizon, shortest = probe.truncations[-1], probe.truncations[0]
+    for knob in knobs:
+        last = knob["rows"][-1]
+        if last["optimum_is"] == "diverged":
+            return (
+                f"Training diverges where {knob['name']} stands: the best factor tried is "
+                f"{knob['best_factor']:.3g}; begin there and probe again."
+            )
+        if last["excess"] > tolerance:
+            return (
+                f"From where {knob['name']} stands, not even the gradient of all {horizon} steps "
+                f"leads to its best (factor {knob['best_factor']:.3g}; it rests with a meta-loss "
+                f"{last['excess']:.0%} higher): begin there, or smooth the way with lopt.PES."
+            )
     enough = max(knob["enough"] for knob in knobs)
     bad = [
-        (row, knob["name"])
-        for knob in knobs
-        for row in knob["rows"]
-        if row["truncation"] < enough and row["optimum_is"] != "nowhere"
+        (row, knob["name"]) for knob in knobs for row in knob["rows"] if row["excess"] > tolerance
     ]
     if not bad:
+        seen = shortest if enough == shortest else enough
         return (
-            f"Truncated backpropagation with {enough} of {horizon} inner steps costs at most "
-            f"{tolerance:.0%} of meta-loss: use truncations of {enough} or more."
-            if enough > shortest
-            else f"No truncation down to {shortest} of {horizon} inner steps costs more than "
-            f"{tolerance:.0%} of meta-loss: short ones are safe here."
+            f"Truncations down to {seen} of {horizon} inner steps cost at most {tolerance:.0%} of "
+            "meta-loss: short ones are safe here."
         )
     row, name = max(bad, key=lambda pair: pair[0]["excess"])
     off = row["off_by"]
@@ -123,6 +139,16 @@ def verdict(probe: HorizonProbe, knobs: list[dict[str, Any]], tolerance: float) 
         f"{row['excess']:.0%} higher than it could be: {remedy}, or an estimator that is unbiased "
         "at any truncation, such as lopt.PES."
     )
+
+
+def unbiased_from(rows: list[dict[str, Any]], tolerance: float) -> int:
+    """Returns the truncation from which on the gradient's own bias is within the tolerance."""
+    found = rows[-1]["truncation"]
+    for row in reversed(rows):
+        if not row["bias"] <= tolerance:
+            break
+        found = row["truncation"]
+    return found
 
 
 def _whole_table(rows: list[dict[str, Any]], probe: HorizonProbe) -> Table:
@@ -141,10 +167,10 @@ def _whole_table(rows: list[dict[str, Any]], probe: HorizonProbe) -> Table:
 
 
 def _knob_table(knob: KnobResult, content: dict[str, Any]) -> Table:
-    table = Table(title=f"{knob.name}: a factor, in its own form, on what it is")
+    table = Table(title=f"{knob.name}, times a factor")
     for heading in ("truncation", "slope here", "rests at", "off by", "meta-loss there", "excess"):
         table.add_column(heading, justify="right", no_wrap=True)
-    bounds = {"below": "< ", "above": "> ", "inside": "", "nowhere": ""}
+    bounds = {"below": "< ", "above": "> ", "inside": "", "nowhere": "", "diverged": ""}
     for row in content["rows"]:
         mark = " wrong sign" if row["wrong_sign"] else ""
         table.add_row(
@@ -184,9 +210,13 @@ def _draw(probe: HorizonProbe, rows: list[dict[str, Any]], path: Path) -> None:
         axes.legend(title="truncation", fontsize=8, frameon=False)
     axes = figure.add_subplot(1, len(probe.knobs) + 1, len(probe.knobs) + 1)
     lengths = probe.truncations[:-1]
-    axes.plot(lengths, [row["bias"] for row in rows[:-1]], "o-", label="bias, all of theta")
-    axes.plot(lengths, [1 - row["cosine"] for row in rows[:-1]], "s--", label="1 - cosine")
-    axes.set(xscale="log", yscale="log", xlabel="truncation", title="against the whole gradient")
+    biases = np.array([row["bias"] for row in rows[:-1]])
+    angles = np.array([1 - row["cosine"] for row in rows[:-1]])
+    axes.plot(lengths, biases, "o-", label="bias, all of theta")
+    axes.plot(lengths, angles, "s--", label="1 - cosine")
+    positive = np.any(biases > 0)
+    axes.set(xscale="log", xlabel="truncation", title="against the whole gradient")
+    axes.set_yscale("log" if positive else "linear")
     axes.grid(alpha=0.25, which="both", lw=0.5)
     axes.legend(fontsize=8, frameon=False)
     write_bytes(path, png(figure))

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 import lopt.tasks
-from lopt.core.inner import InnerTraining, RampedLoss
+from lopt.core.inner import FinalLoss, InnerTraining, RampedLoss
 from lopt.core.task import AbstractTaskFamily
 from lopt.core.types import Theta
 from lopt.experiment import storage
@@ -79,8 +79,9 @@ def subject(
 
 
 def _of_length(inner: InnerTraining, horizon: int) -> InnerTraining:
-    ramped = isinstance(inner.objective, RampedLoss)
-    objective = RampedLoss(horizon) if ramped else inner.objective
+    objective = inner.objective
+    if isinstance(objective, RampedLoss | FinalLoss):
+        objective = dataclasses.replace(objective, horizon=horizon)
     return dataclasses.replace(inner, horizon=horizon, objective=objective)
 
 

@@ -147,6 +147,11 @@ def _train(
     metrics = folder / "metrics.jsonl"
     # What was logged after the checkpoint will be computed, and logged, again.
     kept = [line for line in read_lines(metrics) if line["step"] < done]
+    if len(kept) < done:
+        raise ValueError(
+            f"{metrics} holds {len(kept)} whole lines for {done} outer steps that are done; "
+            "restore it from a copy, or begin a new run."
+        )
     dropped = sum(int(line.get("dropped", 0)) for line in kept)
     write_bytes(metrics, "".join(map(to_line, kept)).encode())
     with (

@@ -4,6 +4,7 @@ Each hyperparameter is learned in the form in which it may take any real value a
 steps mean equally much: rates by their logarithm, decays by the logarithm of one minus them.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -42,7 +43,17 @@ _FROM_THETA: dict[Form, Callable[[Raw], Raw]] = {
     "log_one_minus": lambda raw: -jnp.expm1(raw),
     "identity": lambda raw: raw,
 }
-_RANGES: dict[Form, str] = {"log": "positive", "log_one_minus": "below one", "identity": "finite"}
+_RANGES: dict[Form, str] = {
+    "log": "positive",
+    "log_one_minus": "at least zero and below one",
+    "identity": "finite",
+}
+# Of what is not learned: no real number need stand for it.
+_CLOSED: dict[Form, tuple[float, float, str]] = {
+    "log": (0, math.inf, "at least zero and finite"),
+    "log_one_minus": (0, 1, "from zero to one"),
+    "identity": (-math.inf, math.inf, "finite"),
+}
 
 
 def to_theta(value: float | tuple[float, ...], form: Form) -> Raw:
@@ -61,7 +72,7 @@ def check_form(where: str, form: Any) -> None:
     Raises:
         ValueError: naming `where` it was given, and the forms.
     """
-    if form not in _TO_THETA:
+    if not isinstance(form, str) or form not in _TO_THETA:
         raise ValueError(f"{where}: the form must be one of {', '.join(_TO_THETA)}, not {form!r}.")
 
 
@@ -72,28 +83,34 @@ def check_number(where: str, value: Any, remedy: str = "try 0.1") -> None:
         TypeError: naming `where` it was given.
     """
     # Lists and strings have no dtype; of the rest, arrays of NumPy and JAX are as good as numbers.
-    kind = (
-        jnp.asarray(value).dtype
-        if isinstance(value, float | int) or eqx.is_array_like(value)
-        else None
-    )
-    if (
-        isinstance(value, bool)
-        or kind is None
-        or not jnp.issubdtype(kind, jnp.number)
-        or jnp.ndim(value)
-    ):
+    array = not isinstance(value, float | int | complex | str) and eqx.is_array_like(value)
+    scalar = array and not jnp.ndim(value)
+    kind = jnp.asarray(value).dtype if scalar else None
+    real = kind is not None and any(jnp.issubdtype(kind, k) for k in (jnp.floating, jnp.integer))
+    if not real and (isinstance(value, bool) or not isinstance(value, float | int)):
         raise TypeError(
             f"{where} must be one real number, or nothing is differentiable with respect to it; "
             f"{remedy}."
         )
 
 
-def check_value(where: str, value: float | tuple[float, ...], form: Form) -> None:
-    """Refuses a value, or one among several, that no real number stands for in this form.
+def check_value(where: str, value: float, form: Form) -> None:
+    """Refuses a value that no real number stands for in this form, and decays below zero.
 
     Raises:
         ValueError: naming `where` it was given, and its range.
     """
-    if not bool(jnp.isfinite(to_theta(value, form)).all()):
+    negative = form == "log_one_minus" and value < 0
+    if negative or not bool(jnp.isfinite(to_theta(value, form))):
         raise ValueError(f"{where}: with form {form!r} it must be {_RANGES[form]}.")
+
+
+def check_fixed_value(where: str, value: float, form: Form) -> None:
+    """Refuses a value that is not learned and lies outside of the form's range, ends included.
+
+    Raises:
+        ValueError: naming `where` it was given, and its range.
+    """
+    least, most, words = _CLOSED[form]
+    if not math.isfinite(value) or not least <= value <= most:
+        raise ValueError(f"{where}: with form {form!r}, and not learned, it must be {words}.")

@@ -57,7 +57,11 @@ def LearnableSGD(learning_rate: float = 0.01) -> Learnable:
 def LearnableAdam(
     learning_rate: float = 1e-3, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8
 ) -> Learnable:
-    """Adam with four hyperparameters as theta; 1e-8 inside its root keeps derivatives finite."""
+    """Adam with four hyperparameters as theta.
+
+    The 1e-8 inside its root (`eps_root`, zero in Optax) is that of the reference implementation,
+    Vicol et al. 2021 (arXiv:2112.13835); derivatives would be finite without it.
+    """
     adam = functools.partial(optax.adam, eps_root=1e-8)
     return learnable(adam, learning_rate=learning_rate, b1=b1, b2=b2, eps=eps)
 

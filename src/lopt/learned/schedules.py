@@ -15,8 +15,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from lopt.core.checks import check_integer
 from lopt.core.types import Scalar, Theta
-from lopt.learned.forms import Form, check_number, check_value, from_theta, to_theta
+from lopt.learned.forms import (
+    Form,
+    check_fixed_value,
+    check_number,
+    check_value,
+    from_theta,
+    to_theta,
+)
 
 Step = Int[Array, ""]
 
@@ -37,7 +45,7 @@ class AbstractSchedule(eqx.Module):
         """Returns the hyperparameter's value after `step` steps."""
 
     @abc.abstractmethod
-    def longest(self) -> int | None:
+    def made_for(self) -> int | None:
         """Returns for how many steps there are values, or None if there is no end."""
 
 
@@ -51,24 +59,32 @@ class PerStep(AbstractSchedule):
 
     Example:
         >>> import optax, lopt
-        >>> lopt.learnable(optax.sgd, learning_rate=PerStep(0.1, length=100)).longest()
+        >>> lopt.learnable(optax.sgd, learning_rate=PerStep(0.1, length=100)).made_for()
         100
     """
 
     values: float | tuple[float, ...] = eqx.field(static=True)
     length: int = eqx.field(static=True)
 
-    def __init__(self, values: float | Sequence[float], length: int | None = None) -> None:
+    def __init__(
+        self, values: float | Sequence[float] | Float[Any, " step"], length: int | None = None
+    ) -> None:
         """Takes `length` from the values if there are several.
 
         Raises:
+            TypeError: if a value is not one real number.
             ValueError: if the length is missing, not positive, or not that of the values.
         """
-        many = isinstance(values, Sequence) or jnp.ndim(values) > 0
-        self.values = tuple(float(v) for v in values) if many else float(values)  # type: ignore
-        found = len(self.values) if isinstance(self.values, tuple) else length
-        if not isinstance(found, int) or found < 1 or length not in (None, found):
-            expected = len(self.values) if isinstance(self.values, tuple) and self.values else 100
+        many = isinstance(values, list | tuple) or (eqx.is_array_like(values) and jnp.ndim(values))
+        each = list(values) if many else [values]  # type: ignore
+        for index, value in enumerate(each):
+            check_number(f"PerStep(values): {f'value {index},' if many else ''} {value!r}", value)
+        numbers = tuple(float(value) for value in each)
+        self.values = numbers if many else numbers[0]
+        found = len(numbers) if many else length
+        plain = isinstance(found, int) and not isinstance(length, bool)
+        if not plain or found < 1 or length not in (None, found):
+            expected = len(numbers) if many and numbers else 100
             raise ValueError(
                 f"PerStep(length={length!r}) must be a positive integer, and the number of values "
                 f"if there are several; try {expected}."
@@ -77,7 +93,10 @@ class PerStep(AbstractSchedule):
 
     def check(self, where: str, form: Form) -> None:
         """Refuses values out of the form's range."""
-        check_value(f"{where} has values {self.values}", self.values, form)
+        if not isinstance(self.values, tuple):
+            return check_value(f"{where}, PerStep(values={self.values!r})", self.values, form)
+        for index, value in enumerate(self.values):
+            check_value(f"{where}, value {index} of PerStep, {value!r}", value, form)
 
     def init(self, form: Form) -> Theta:
         """Returns the vector of values in their form."""
@@ -87,7 +106,7 @@ class PerStep(AbstractSchedule):
         """Returns the value of this step."""
         return from_theta(theta[jnp.minimum(step, self.length - 1)], form)
 
-    def longest(self) -> int | None:
+    def made_for(self) -> int | None:
         """Returns the number of values."""
         return self.length
 
@@ -122,9 +141,12 @@ class AbstractParametric(AbstractSchedule):
         for constant, (value, own) in known.items():
             label = f"{where}, {name}({constant}={value!r})"
             check_number(label, value)
-            # What is not learned, such as a final rate of zero, needs no number that stands for it.
-            if constant in self.learn or own is not None:
+            # What is not learned, such as a final rate of zero, needs no number that stands for it;
+            # but time is divided by the one of these, and the logarithm taken of the other.
+            if constant in self.learn or constant in ("time_constant", "factor"):
                 check_value(label, value, own or form)
+            else:
+                check_fixed_value(label, value, own or form)
 
     def init(self, form: Form) -> Theta:
         """Returns the learned constants."""
@@ -141,7 +163,7 @@ class AbstractParametric(AbstractSchedule):
         }
         return jnp.asarray(self.formula(constants, step.astype(dtype)), dtype)
 
-    def longest(self) -> int | None:
+    def made_for(self) -> int | None:
         """Returns None: a formula has no end."""
         return None
 
@@ -193,7 +215,7 @@ class Exponential(AbstractParametric):
     learn: tuple[str, ...] = eqx.field(static=True, default=("initial", "factor"))
 
     def __check_init__(self) -> None:
-        _check_steps("Exponential", self.steps)
+        check_integer("Exponential", "steps", self.steps, hint=100)
 
     def constants(self) -> dict[str, tuple[float, Form | None]]:
         """Returns value and form of each."""
@@ -225,7 +247,7 @@ class Polynomial(AbstractParametric):
     learn: tuple[str, ...] = eqx.field(static=True, default=("initial", "power"))
 
     def __check_init__(self) -> None:
-        _check_steps("Polynomial", self.steps)
+        check_integer("Polynomial", "steps", self.steps, hint=100)
 
     def constants(self) -> dict[str, tuple[float, Form | None]]:
         """Returns value and form of each."""
@@ -257,7 +279,7 @@ class Cosine(AbstractParametric):
     learn: tuple[str, ...] = eqx.field(static=True, default=("initial",))
 
     def __check_init__(self) -> None:
-        _check_steps("Cosine", self.steps)
+        check_integer("Cosine", "steps", self.steps, hint=100)
 
     def constants(self) -> dict[str, tuple[float, Form | None]]:
         """Returns value and form of each."""
@@ -278,8 +300,3 @@ def _between(constants: dict[str, Any], share: Float[Array, ""]) -> Scalar:
     positive = jnp.where(share > 0, share, jnp.ones_like(share))
     weight = jnp.where(share > 0, jnp.exp(constants["power"] * jnp.log(positive)), 0)
     return constants["final"] + (constants["initial"] - constants["final"]) * weight
-
-
-def _check_steps(name: str, steps: Any) -> None:
-    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-        raise ValueError(f"{name}(steps={steps!r}) must be a positive integer; try 100.")
