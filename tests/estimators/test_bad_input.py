@@ -91,10 +91,20 @@ WRONG = {
     "lopt.Sum((lopt.ES(inner),), ('a',))": "Sum(weights=('a',)) must be a tuple",
     "lopt.InnerTraining(inner.tasks, inner.learned, 1.0)": "InnerTraining(horizon=1.0)",
     "lopt.LookAhead(inner.tasks)": "LookAhead(inner=...)",
+    "lopt.learnable(optax.sgd(0.1), learning_rate=1)": "try optax.sgd, and not optax.sgd(0.1).",
+    "lopt.learned.PerStep(0.1, True)": "PerStep(length=True) must be a positive integer",
+    "lopt.FinalLoss(10, split='tets')": "FinalLoss(split='tets') must be one of train, valid_inner",
+    "hypergradients(inner, theta, key, sigma=np.inf)": "hypergradients(sigma=inf) must be positive",
+    "hypergradients(inner, {}, key)": "hypergradients(theta) has no weights, and inner.learned",
+    "hypergradients(inner, {'rate': 1.0}, key)": "has {\"['rate']\": ()}, and inner.learned expects",
+    "fit_noisy_quadratic(inner.tasks, jnp.ones(2), key, order=2.5)": "order=2.5) must be a positive",
 }
 SCRIPT = """
 import json, sys
-import jax.numpy as jnp, numpy as np, lopt
+import jax, jax.numpy as jnp, numpy as np, optax, lopt
+from lopt.analysis import fit_noisy_quadratic
+from lopt.analysis.hypergradients import hypergradients
+key, theta = jax.random.key(0), {"learning_rate": jnp.zeros(())}
 task = lopt.tasks.Quadratic(jnp.ones(2), jnp.zeros(2))
 inner, said = lopt.InnerTraining(task, lopt.LearnableSGD(0.1), 10), []
 for build in json.load(sys.stdin):

@@ -365,6 +365,33 @@ def test_bad_input_of_hypergradients():
             hypergradients(inner, {"learning_rate": jnp.zeros(())}, KEY, **keywords)
 
 
+def test_what_rounding_hides_is_unchecked():
+    # In single precision, and with an epsilon so small that it plays no part in the loss.
+    learned = lopt.learnable(optax.adam, learning_rate=1e-3, eps=1e-12)
+    inner = lopt.InnerTraining(Regression(jnp.float32), learned, 3)
+    theta = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), learned.init(KEY))
+    found = hypergradients(inner, theta, KEY)
+    verdicts = {slope.name: slope.verdict for slope in found.slopes}
+    assert verdicts["['eps']"] == "unchecked"
+    assert "lost in the rounding" in found.report()
+
+
+def test_steps_of_logarithms_are_small():
+    # The loss is no line in the logarithm of a rate: large steps would be seen in the difference.
+    learned = lopt.learnable(optax.sgd, learning_rate=1e-3)
+    inner = lopt.InnerTraining(Steep(), learned, 2)
+    slope = hypergradients(inner, learned.init(KEY), KEY).slopes[0]
+    assert slope.verdict == "fine"
+    assert slope.difference == pytest.approx(slope.derivative, rel=1e-6)
+
+
+class Steep(Chain):
+    """A gradient of a thousand."""
+
+    def loss(self, params, batch):
+        return 1000 * jnp.sum(jnp.exp(params))
+
+
 def test_memory_of_forward_mode_does_not_grow_with_the_run():
     task = lopt.tasks.Quadratic(jnp.ones(5000), jnp.zeros(5000))
     learned = lopt.learnable(optax.adam, learning_rate=InverseTime(0.1), b1=0.9)

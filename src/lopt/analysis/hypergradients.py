@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from lopt.core.checks import check_positive
 from lopt.core.inner import InnerTraining
 from lopt.core.types import Key, Scalar, Theta
 
-Verdict = Literal["fine", "zero", "unused", "undefined", "in doubt"]
+Verdict = Literal["fine", "zero", "unused", "undefined", "in doubt", "unchecked"]
 
 _MEANINGS: dict[Verdict, str] = {
     "zero": "the derivative is exactly zero although the loss reacts: the way to it leads through "
@@ -26,6 +27,8 @@ _MEANINGS: dict[Verdict, str] = {
     "+ sigma: this run has no use for it, unless a larger sigma shows one",
     "undefined": "the derivative is no number",
     "in doubt": "derivative and difference disagree: a kink, chaos, or too little precision",
+    "unchecked": "the difference is lost in the rounding of losses, so that nothing is known of "
+    'the derivative; try jax.config.update("jax_enable_x64", True)',
 }
 
 
@@ -36,11 +39,13 @@ class Slope(eqx.Module):
         name: its path in theta.
         size: its number of weights.
         derivative: of the meta-loss, along the gradient if there are several weights.
-        difference: the same from central differences, with steps of at most 1e-4 of the weight.
+        difference: the same from central differences, with steps of 1e-4 at most: of a
+            hyperparameter that is learned by its logarithm, a ten-thousandth of its value.
         reaction: the difference in loss between theta + sigma and theta - sigma.
         zeros, undefined: how many weights have such a derivative.
         verdict: "fine", "zero" where the loss does react, "unused" where it does not, "undefined",
-            or "in doubt" where derivative and difference disagree.
+            "in doubt" where derivative and difference disagree, or "unchecked" where rounding
+            leaves the difference no say.
     """
 
     name: str
@@ -107,7 +112,7 @@ def hypergradients(
         sigma: how far to move theta to see whether the loss reacts where its derivative is zero.
 
     Raises:
-        ValueError: if `mode` or `sigma` is out of range.
+        ValueError: if `mode` or `sigma` is out of range, or theta is not one of this optimizer.
 
     Example:
         >>> import jax, optax, lopt
@@ -121,8 +126,8 @@ def hypergradients(
     """
     if mode not in ("forward", "reverse"):
         raise ValueError(f"hypergradients(mode={mode!r}) must be 'forward' or 'reverse'.")
-    if not sigma > 0:
-        raise ValueError(f"hypergradients(sigma={sigma}) must be positive; try 0.1.")
+    check_positive("hypergradients", "sigma", sigma, 0.1)
+    _check_theta(inner, theta, key)
     # Where arguments are arrays, Optax mixes dtypes, and JAX's derivative of a power does.
     with jax.numpy_dtype_promotion("standard"):
         loss, grads = _differentiate(inner, theta, key, mode)
@@ -134,6 +139,22 @@ def hypergradients(
         for (path, grad), pair, h in zip(leaves, *pairs, strict=True)
     )
     return Hypergradients(loss, grads, slopes, sigma)
+
+
+def _check_theta(inner: InnerTraining, theta: Theta, key: Key) -> None:
+    """Refuses a theta without weights, and one of another optimizer."""
+
+    def shapes(theta: Theta) -> dict[str, tuple[int, ...]]:
+        leaves = jax.tree_util.tree_leaves_with_path(theta)
+        return {jax.tree_util.keystr(path) or "theta": jnp.shape(leaf) for path, leaf in leaves}
+
+    given, expected = shapes(theta), shapes(jax.eval_shape(inner.learned.init, key))
+    if not given or given != expected:
+        raise ValueError(
+            f"hypergradients(theta) has {given or 'no weights'}, and inner.learned expects "
+            f"{expected or 'none: there is nothing to differentiate by'}; try "
+            "inner.learned.init(key)."
+        )
 
 
 @eqx.filter_jit
@@ -154,7 +175,8 @@ def _losses(
     """Returns the losses on both sides of theta, near and far, along each array; and how near."""
     leaves, structure = jax.tree.flatten(theta)
     directions = [_direction(grad) for grad in jax.tree.leaves(grads)]
-    near = [step * jnp.maximum(1, jnp.max(jnp.abs(leaf))) for leaf in leaves]
+    # Logarithms of what has 32 bits are below 128: of these the step is never more than `step`.
+    near = [step * jnp.maximum(1, jnp.max(jnp.abs(leaf)) / 128) for leaf in leaves]
     far = [sigma * leaf.size**0.5 for leaf in leaves]
 
     def moved(i: int, by: Array | float) -> Theta:
@@ -165,7 +187,12 @@ def _losses(
     ways = [(i, by) for i in range(len(leaves)) for by in (near[i], -near[i], far[i], -far[i])]
     many = jax.tree.map(lambda *each: jnp.stack(each), *(moved(i, by) for i, by in ways))
     losses = jax.lax.map(lambda theta: inner.meta_loss(theta, key), many)
-    return losses.reshape(-1, 4), jnp.stack(near)
+    # Weights round what is added to them: what counts is how far they did move.
+    gaps = [
+        jax.tree.leaves(moved(i, h))[i] - jax.tree.leaves(moved(i, -h))[i]
+        for i, h in enumerate(near)
+    ]
+    return losses.reshape(-1, 4), jnp.stack([jnp.linalg.norm(gap.ravel()) / 2 for gap in gaps])
 
 
 def _direction(grad: Array) -> Array:
@@ -188,6 +215,8 @@ def _judge(name: str, grad: np.ndarray, losses: np.ndarray, step: float) -> Slop
         verdict = "zero" if np.ptp(losses) != 0 else "unused"
     elif not abs(derivative - difference) <= 1e-2 * abs(derivative) + noise:
         verdict = "in doubt"
+    elif noise > abs(derivative) / 2:
+        verdict = "unchecked"
     return Slope(
         name, grad.size, derivative, difference, float(reaction), zeros, undefined, verdict
     )

@@ -62,7 +62,9 @@ class LookAhead(AbstractGradientEstimator):
         check_inner("LookAhead", self.inner)
         for name in ("steps", "batches", "estimates", "stride"):
             check_integer("LookAhead", name, getattr(self, name), hint=5)
-        check_length("LookAhead, whose run has no end,", None, self.inner.learned.made_for(), "lopt.ES")
+        check_length(
+            "LookAhead, whose run has no end,", None, self.inner.learned.made_for(), "lopt.ES"
+        )
 
     def prepare(self, params: Theta, key: Key) -> LookAheadState:
         """Begins the run, and halts it at its beginning."""

@@ -159,7 +159,7 @@ def _whole_table(rows: list[dict[str, Any]], probe: HorizonProbe) -> Table:
         memory = "-" if row["memory"] is None else f"{row['memory'] / 1e6:.2f} MB"
         table.add_row(
             str(row["truncation"]),
-            *(f"{row[name]:.3g}" for name in ("bias", "cosine", "noise")),
+            *(_text(row[name], ".3g") for name in ("bias", "cosine", "noise")),
             f"{1000 * row['seconds']:.3g}",
             memory,
         )
@@ -176,12 +176,16 @@ def _knob_table(knob: KnobResult, content: dict[str, Any]) -> Table:
         table.add_row(
             str(row["truncation"]),
             f"{row['slope']:.3g} ± {row['slope_error']:.1g}{mark}",
-            f"{bounds[row['optimum_is']]}{row['optimum']:.3g}",
-            f"{row['off_by']:.3g}",
-            f"{row['meta_loss_there']:.4g}",
-            f"{row['excess']:.1%}",
+            f"{bounds[row['optimum_is']]}{_text(row['optimum'], '.3g')}",
+            _text(row["off_by"], ".3g"),
+            _text(row["meta_loss_there"], ".4g"),
+            _text(row["excess"], ".1%"),
         )
     return table
+
+
+def _text(value: float, form: str) -> str:
+    return "-" if np.isnan(value) else f"{value:{form}}"
 
 
 def _draw(probe: HorizonProbe, rows: list[dict[str, Any]], path: Path) -> None:

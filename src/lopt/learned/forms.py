@@ -56,6 +56,12 @@ _CLOSED: dict[Form, tuple[float, float, str]] = {
 }
 
 
+def shown(value: Any, most: int = 70) -> str:
+    """Returns how a value is shown in errors: its representation, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
 def to_theta(value: float | tuple[float, ...], form: Form) -> Raw:
     """Returns what stands for a value, or for each of several."""
     return jnp.asarray(_TO_THETA[form](jnp.asarray(value, float)), float)

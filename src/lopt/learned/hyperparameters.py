@@ -24,6 +24,7 @@ from lopt.learned.forms import (
     check_number,
     check_value,
     from_theta,
+    shown,
     to_theta,
 )
 from lopt.learned.safe_roots import with_safe_roots
@@ -71,9 +72,9 @@ class Learnable(AbstractLearnedOptimizer):
             name: _at(value, theta[name], step, form, None) for name, value, form in self.initial
         }
 
-    def longest(self) -> int | None:
+    def made_for(self) -> int | None:
         """Returns the length of the shortest schedule that has one value per step."""
-        ends = [s.longest() for _, value, _ in self.initial for s in _schedules(value)]
+        ends = [s.made_for() for _, value, _ in self.initial for s in _schedules(value)]
         return min((end for end in ends if end is not None), default=None)
 
     def begin(self, theta: Theta, params: Params) -> State:
@@ -142,7 +143,13 @@ class Learnable(AbstractLearnedOptimizer):
         values = {
             name: _at(value, theta[name], step, form, tensor) for name, value, form in self.initial
         }
-        return optax.with_extra_args_support(self.factory(**values))
+        made = self.factory(**values)
+        if not isinstance(made, optax.GradientTransformation):
+            raise TypeError(
+                f"learnable(): {_name(self.factory)} must return an Optax optimizer, not "
+                f"{type(made).__name__}; try optax.sgd."
+            )
+        return optax.with_extra_args_support(made)
 
     def _scheduled(self) -> bool:
         return any(_schedules(value) for _, value, _ in self.initial)
@@ -211,8 +218,8 @@ def learnable(
             "identity".
 
     Raises:
-        TypeError: if `factory` has no such argument, or cannot take it as an array, or the value
-            is no real number.
+        TypeError: if `factory` is no function of such an argument alone, or cannot take it as an
+            array, or the value is no real number.
         ValueError: if no form is known for a name, or a value is outside of its form's range.
 
     Example:
@@ -227,35 +234,61 @@ def learnable(
     """
     if not hyperparameters:
         raise ValueError("learnable(): name at least one argument, as in learning_rate=1e-3.")
+    _check_factory(factory, tuple(hyperparameters))
     initial = []
     for name, given in hyperparameters.items():
-        if name not in inspect.signature(factory).parameters:
+        value, form = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
+        where = f"learnable({name}={shown(value)})"
+        if isinstance(value, tuple):
             raise TypeError(
-                f"learnable({name}=...): {_name(factory)} has no such argument; to be learned are "
-                f"{', '.join(_arguments(factory))}."
+                f"{where} must be one value, or a pair (value, form); "
+                "of one value per step, try lopt.learned.PerStep."
             )
-        value, form = given if isinstance(given, tuple) else (given, FORMS.get(name))
         if not isinstance(value, AbstractSchedule | PerTensor):
             remedy = f"learned can be {', '.join(_arguments(factory))}"
-            check_number(f"learnable({name}={value!r})", value, remedy)
+            check_number(where, value, remedy)
             value = float(value)
+        form = FORMS.get(name) if form is None else form
         if form is None:
             raise ValueError(
-                f"learnable({name}={value!r}): no natural form is known for it; "
-                f'try {name}=({value!r}, "identity").'
+                f"{where}: no natural form is known for it; "
+                f'try {name}=({shown(value)}, "identity").'
             )
-        check_form(f"learnable({name}={value!r})", form)
-        _check(f"learnable({name}={value!r})", value, form)
+        check_form(where, form)
+        _check(where, value, form)
         initial.append((name, value, form))
     learned = Learnable(factory, tuple(initial))
     _try(learned, ", ".join(hyperparameters))
     return learned
 
 
+def _check_factory(factory: Any, names: tuple[str, ...]) -> None:
+    """Refuses what cannot be called with arguments of these names alone."""
+    if not callable(factory):
+        raise TypeError(
+            f"learnable({type(factory).__name__}, ...) must be given a function that returns an "
+            "optimizer; try optax.sgd, and not optax.sgd(0.1)."
+        )
+    parameters = inspect.signature(factory).parameters
+    for name in names:
+        if name not in parameters:
+            raise TypeError(
+                f"learnable({name}=...): {_name(factory)} has no such argument; to be learned are "
+                f"{', '.join(_arguments(factory))}."
+            )
+    for name, parameter in parameters.items():
+        any_number = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        if name not in names and parameter.default is parameter.empty and not any_number:
+            raise TypeError(
+                f"learnable({', '.join(names)}): {_name(factory)} needs {name} as well; learn it, "
+                f"or fix it with functools.partial({_name(factory)}, {name}=...)."
+            )
+
+
 def _check(where: str, value: Value, form: Form) -> None:
     if isinstance(value, PerTensor):
         for name, one in value.values:
-            _check(f"{where}, {name}={one!r}", one, form)
+            _check(f"{where}, {name}={shown(one)}", one, form)
     elif isinstance(value, AbstractSchedule):
         value.check(where, form)
     else:
@@ -268,24 +301,40 @@ def _try(learned: Learnable, names: str) -> None:
     if not jax.tree.leaves(theta):
         raise ValueError(f"learnable({names}): none of the constants is learned; see learn=....")
     apart = [value for _, value, _ in learned.initial if isinstance(value, PerTensor)]
-    tensors = {name for value in apart for name, _ in value.values}
+    tensors = sorted({name for value in apart for name, _ in value.values})
 
-    def one_step(theta: Theta) -> Any:
-        params = {name: jnp.ones((2, 2)) for name in tensors or {"params"}}
-        return learned.update(theta, params, learned.begin(theta, params), params)
+    def make(theta: Theta) -> None:
+        with jax.numpy_dtype_promotion("standard"):
+            for name in tensors or (None,):
+                learned._bind(theta, jnp.zeros((), jnp.int32), name)
+
+    def step(theta: Theta) -> Any:
+        params = {name: jnp.ones((2, 2)) for name in tensors or ["params"]}
+        try:
+            return learned.update(theta, params, learned.begin(theta, params), params)
+        except _BRANCHES:
+            raise
+        except Exception:
+            # The optimizer knows the tree that it is for, or needs more than gradients: this trial
+            # says nothing about it.
+            return None
 
     try:
-        jax.eval_shape(one_step, theta)
-    except (
-        jax.errors.ConcretizationTypeError,
-        jax.errors.TracerArrayConversionError,
-        jax.errors.TracerIntegerConversionError,
-    ) as error:
+        jax.eval_shape(make, theta)
+        jax.eval_shape(step, theta)
+    except _BRANCHES as error:
         raise TypeError(
             f"learnable({names}): {_name(learned.factory)} branches on one of these values, so it "
             "cannot be an array; fix it with functools.partial instead. Learned can be "
             f"{', '.join(_arguments(learned.factory))}."
         ) from error
+
+
+_BRANCHES = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
 
 
 def _arguments(factory: Callable[..., Any]) -> list[str]:

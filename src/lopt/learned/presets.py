@@ -60,7 +60,7 @@ def LearnableAdam(
     """Adam with four hyperparameters as theta.
 
     The 1e-8 inside its root (`eps_root`, zero in Optax) is that of the reference implementation,
-    Vicol et al. 2021 (arXiv:2112.13835); derivatives would be finite without it.
+    which weights of it expect; derivatives would be finite without it, see `Learnable`.
     """
     adam = functools.partial(optax.adam, eps_root=1e-8)
     return learnable(adam, learning_rate=learning_rate, b1=b1, b2=b2, eps=eps)

@@ -8,21 +8,26 @@ epsilon. Of powers, what overflows (the power -3/2 of 1e-30 in single precision,
 becomes zero as well.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend import core
 from jaxtyping import Array, Float
 
 Tensor = Float[Array, "..."]
+_ARRAYS = (jax.Array, np.ndarray, np.generic)
 
 
 def with_safe_roots(function: Callable[..., Any]) -> Callable[..., Any]:
     """Returns the same function of pytrees of arrays, with derivatives that survive zeros.
 
-    Roots and powers inside of loops and branches stay as they are.
+    Arguments may hold what is no array, such as functions and names, as constants. Roots and powers
+    inside of loops stay as they are.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -33,8 +38,13 @@ def with_safe_roots(function: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     def safe(*args: Any) -> Any:
-        closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
-        results = _evaluate(closed, jax.tree.leaves(args))
+        arrays, constants = eqx.partition(args, lambda leaf: isinstance(leaf, _ARRAYS))
+
+        def of_arrays(*arrays: Any) -> Any:
+            return function(*eqx.combine(arrays, constants))
+
+        closed, shapes = jax.make_jaxpr(of_arrays, return_shape=True)(*arrays)
+        results = _evaluate(closed, jax.tree.leaves(arrays))
         return jax.tree.unflatten(jax.tree.structure(shapes), results)
 
     return safe
@@ -57,12 +67,21 @@ def _evaluate(closed: core.ClosedJaxpr, arguments: list[Any]) -> list[Any]:
             results = [_SAFE[name](*(jnp.asarray(x, v.aval.dtype) for x, v in arrays))]
         elif name in ("pjit", "jit"):
             results = _evaluate(parameters["jaxpr"], inputs)
+        elif name == "cond":
+            branches = [functools.partial(_branch, branch) for branch in parameters["branches"]]
+            results = jax.lax.switch(inputs[0], branches, *inputs[1:])
         else:
             primitive = equation.primitive
             found = primitive.bind(*inputs, **primitive.get_bind_params(parameters))
             results = found if primitive.multiple_results else [found]
         values |= zip(equation.outvars, results, strict=True)
     return [read(variable) for variable in closed.jaxpr.outvars]
+
+
+def _branch(closed: Any, *arguments: Any) -> list[Any]:
+    results = zip(_evaluate(closed, list(arguments)), closed.jaxpr.outvars, strict=True)
+    # A number that is written into one branch must have the dtype of the others' arrays.
+    return [jnp.asarray(x, v.aval.dtype) if isinstance(v, core.Literal) else x for x, v in results]
 
 
 def _finite(slope: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from lopt.core.checks import check_integer
@@ -23,6 +24,7 @@ from lopt.learned.forms import (
     check_number,
     check_value,
     from_theta,
+    shown,
     to_theta,
 )
 
@@ -66,24 +68,24 @@ class PerStep(AbstractSchedule):
     values: float | tuple[float, ...] = eqx.field(static=True)
     length: int = eqx.field(static=True)
 
-    def __init__(
-        self, values: float | Sequence[float] | Float[Any, " step"], length: int | None = None
-    ) -> None:
+    def __init__(self, values: Any, length: int | None = None) -> None:
         """Takes `length` from the values if there are several.
 
         Raises:
             TypeError: if a value is not one real number.
             ValueError: if the length is missing, not positive, or not that of the values.
         """
-        many = isinstance(values, list | tuple) or (eqx.is_array_like(values) and jnp.ndim(values))
-        each = list(values) if many else [values]  # type: ignore
+        several = isinstance(values, Sequence) and not isinstance(values, str)
+        many = several or (isinstance(values, Array | np.ndarray) and values.ndim > 0)
+        each = list(values) if many else [values]
         for index, value in enumerate(each):
-            check_number(f"PerStep(values): {f'value {index},' if many else ''} {value!r}", value)
+            place = f"value {index} of PerStep" if many else "PerStep(values)"
+            check_number(f"{place}, {shown(value)},", value)
         numbers = tuple(float(value) for value in each)
         self.values = numbers if many else numbers[0]
-        found = len(numbers) if many else length
-        plain = isinstance(found, int) and not isinstance(length, bool)
-        if not plain or found < 1 or length not in (None, found):
+        found: Any = len(numbers) if many and length is None else length
+        plain = isinstance(found, int) and not isinstance(found, bool)
+        if not plain or found < 1 or (many and found != len(numbers)):
             expected = len(numbers) if many and numbers else 100
             raise ValueError(
                 f"PerStep(length={length!r}) must be a positive integer, and the number of values "

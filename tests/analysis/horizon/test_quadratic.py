@@ -15,10 +15,14 @@ from lopt.analysis import (
     begin,
     chebyshev_quadratic,
     component_losses,
+    constant_schedule,
     expected_loss,
     expected_losses,
+    fit_inverse_time,
     inverse_time_schedule,
+    optimal_schedule,
     scheduled_momentum,
+    spectral_density,
 )
 from lopt.analysis.horizon.quadratic import band_shares
 
@@ -129,3 +133,48 @@ def test_sampled_runs_confirm_the_moments(slices, at_once, key):
     assert (error < exact * 30 / np.sqrt(slices * at_once)).all()
     # The largest of 25 deviations of a correct sample is below four in 998 cases of 1000.
     assert np.abs((mean - exact) / error).max() < 4
+
+
+ONE = np.ones(1)
+BAD = {
+    "lengths": (lambda: Schedule(np.ones(5), np.ones(4)), r"\(5,\), momenta of shape \(4,\)"),
+    "curvature": (lambda: NoisyQuadratic(ONE * np.nan, ONE, ONE, ONE), "curvatures.*finite"),
+    "noise": (lambda: NoisyQuadratic(ONE, ONE, ONE * np.nan, ONE), "noise.*finite"),
+    "condition": (lambda: chebyshev_quadratic(condition=np.nan), "condition=nan.*finite"),
+    "below one": (lambda: chebyshev_quadratic(condition=0.5), "condition=0.5.*at least 1"),
+    "horizon": (lambda: constant_schedule(0.1, 0.9, 0), "horizon=0.*try 250"),
+    "rate": (lambda: constant_schedule(np.nan, 0.9, 3), "learning_rate=nan.*finite"),
+    "constant": (lambda: inverse_time_schedule(0.1, 1.0, -3.0, 5), "time_constant=-3.0.*positive"),
+    "fit": (
+        lambda: fit_inverse_time(chebyshev_quadratic(3), 5, 0.0),
+        "time_constant=0.0.*positive",
+    ),
+    "largest": (
+        lambda: fit_inverse_time(chebyshev_quadratic(3), 5, 2.0, 0.0),
+        "largest_rate=0.0.*positive",
+    ),
+    "box": (
+        lambda: optimal_schedule(
+            chebyshev_quadratic(3), constant_schedule(0.1, 0.0, 2), (1.0, 0.0)
+        ),
+        r"learning_rates=\(1.0, 0.0\).*the least and the largest",
+    ),
+    "no box": (
+        lambda: optimal_schedule(
+            chebyshev_quadratic(3), constant_schedule(0.1, 0.0, 2), momenta=(np.nan, 0.0)
+        ),
+        r"momenta=\(nan, 0.0\)",
+    ),
+    "order": (
+        lambda: spectral_density(TASK, jnp.ones(2), jax.random.key(0), order=0),
+        "order=0.*positive integer",
+    ),
+}
+TASK = lopt.tasks.Quadratic(jnp.ones(2), jnp.zeros(2))
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_numbers_have_one_clear_error(name):
+    make, message = BAD[name]
+    with pytest.raises(ValueError, match=message):
+        make()

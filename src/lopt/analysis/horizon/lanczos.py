@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lopt.core.checks import check_integer
+
 Vector = Float[Array, " dim"]
 
 
@@ -46,6 +48,7 @@ def lanczos(operator: Callable[[Vector], Vector], start: Vector, order: int) -> 
         >>> print(lanczos(lambda x: jnp.array([1.0, 3.0]) * x, jnp.array([1.0, 2.0]), 2).weights)
         [1. 4.]
     """
+    check_integer("lanczos", "order", order)
     norm = jnp.linalg.norm(start)
     tiny = jnp.finfo(start.dtype).tiny
     epsilon = 10 * jnp.finfo(start.dtype).eps

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from lopt.analysis.horizon.lanczos import Quadrature, Vector, lanczos
 from lopt.analysis.horizon.quadratic import NoisyQuadratic
+from lopt.core.checks import check_integer
 from lopt.core.task import AbstractTask
 from lopt.core.types import Batch, Key, Params, Scalar
 from lopt.core.unroll import start, unroll
@@ -114,8 +115,7 @@ def fit_noisy_quadratic(
         ValueError: if a count is not positive.
     """
     for name, count in (("batches", batches), ("probes", probes), ("order", order)):
-        if count < 1:
-            raise ValueError(f"fit_noisy_quadratic({name}={count}) must be at least 1; try 16.")
+        check_integer("fit_noisy_quadratic", name, count)
     return _fit(task, params, key, whole, batches, probes, order)
 
 
@@ -171,7 +171,12 @@ def spectral_density(
         batches: over how many the Hessian is a mean, if `whole` is not given.
         probes: the number of random vectors.
         order: the order of each quadrature.
+
+    Raises:
+        ValueError: if a count is not positive.
     """
+    for name, count in (("batches", batches), ("probes", probes), ("order", order)):
+        check_integer("spectral_density", name, count)
     return _density(task, params, key, whole, batches, probes, order)
 
 
@@ -237,6 +242,8 @@ def measured_losses(
         horizon: the number of steps.
         runs: how many, each on batches of its own.
     """
+    for name, count in (("horizon", horizon), ("runs", runs)):
+        check_integer("measured_losses", name, count)
 
     def one(learning_rate: Scalar, key: Key) -> Scalar:
         optimizer = optax.sgd(learning_rate)

@@ -19,7 +19,7 @@ from lopt.analysis.horizon.quadratic import (
     excess_loss,
     inverse_time_schedule,
 )
-from lopt.analysis.horizon.short import check_steps
+from lopt.core.checks import check_integer, check_positive
 
 
 def fit_inverse_time(
@@ -35,8 +35,13 @@ def fit_inverse_time(
         fitted_to: the horizon of the fit.
         time_constant: K, in steps.
         largest_rate: the largest learning rate of the first step that is allowed.
+
+    Raises:
+        ValueError: if a number is not positive.
     """
-    check_steps("fit_inverse_time", "fitted_to", fitted_to)
+    check_integer("fit_inverse_time", "fitted_to", fitted_to, hint=250)
+    check_positive("fit_inverse_time", "time_constant", time_constant, hint=60)
+    check_positive("fit_inverse_time", "largest_rate", largest_rate, hint=2.0)
     point = _fit(problem, jnp.int32(fitted_to), float(time_constant), float(largest_rate))
     return float(point[0]), float(point[1])
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from lopt.core.checks import check_integer, check_positive
 from lopt.core.types import Scalar
 
 Nodes = Float[Array | np.ndarray, " node"]
@@ -41,14 +42,18 @@ class NoisyQuadratic(eqx.Module):
     start: Nodes
 
     def __check_init__(self) -> None:
-        for name in ("weights", "noise", "start"):
+        for name in ("curvatures", "weights", "noise", "start"):
             field = getattr(self, name)
             if field.shape != self.curvatures.shape:
                 raise ValueError(
                     f"NoisyQuadratic({name} of shape {field.shape}) must have the shape of "
                     f"curvatures, {self.curvatures.shape}; give one value for each of them."
                 )
-            if not isinstance(field, jax.core.Tracer) and bool((np.asarray(field) < 0).any()):
+            if isinstance(field, jax.core.Tracer):
+                continue
+            if not np.isfinite(field).all():
+                raise ValueError(f"NoisyQuadratic({name}) must be finite; it is {field}.")
+            if name != "curvatures" and bool((np.asarray(field) < 0).any()):
                 raise ValueError(
                     f"NoisyQuadratic({name}) has the negative entry {np.asarray(field).min()}; "
                     "weights and variances must be at least 0."
@@ -65,6 +70,14 @@ class Schedule(eqx.Module):
 
     learning_rates: Steps
     momenta: Steps
+
+    def __check_init__(self) -> None:
+        rates, momenta = (jnp.shape(field) for field in (self.learning_rates, self.momenta))
+        if rates != momenta:
+            raise ValueError(
+                f"Schedule(learning_rates of shape {rates}, momenta of shape {momenta}) must have "
+                "both for each step; give equally many."
+            )
 
     @property
     def effective_rates(self) -> Steps:
@@ -84,6 +97,8 @@ class Moments(eqx.Module):
 
 def constant_schedule(learning_rate: float, momentum: float, horizon: int) -> Schedule:
     """Returns the same learning rate and momentum for each of `horizon` steps."""
+    check_integer("constant_schedule", "horizon", horizon, hint=250)
+    _check_finite("constant_schedule", learning_rate=learning_rate, momentum=momentum)
     return Schedule(np.full(horizon, learning_rate), np.full(horizon, momentum))
 
 
@@ -91,6 +106,9 @@ def inverse_time_schedule(
     learning_rate: float, decay: float, time_constant: float, horizon: int
 ) -> Schedule:
     """Returns a_t = learning_rate / (1 + t / time_constant)^decay, t from 0, without momentum."""
+    check_integer("inverse_time_schedule", "horizon", horizon, hint=250)
+    check_positive("inverse_time_schedule", "time_constant", time_constant, hint=60)
+    _check_finite("inverse_time_schedule", learning_rate=learning_rate, decay=decay)
     time = np.arange(horizon)
     return Schedule(
         learning_rate * (1 + time / time_constant) ** -float(decay), np.zeros(horizon, float)
@@ -118,6 +136,9 @@ def chebyshev_quadratic(
     nodes = dim if nodes is None else nodes
     if not nodes >= 1 or not dim >= 1:
         raise ValueError(f"chebyshev_quadratic(dim={dim}, nodes={nodes}) must both be at least 1.")
+    _check_finite("chebyshev_quadratic", condition=condition, start=start)
+    if condition < 1:
+        raise ValueError(f"chebyshev_quadratic(condition={condition}) must be at least 1; try 200.")
     angles = (2 * np.arange(1, nodes + 1) - 1) * np.pi / (2 * nodes)
     curvatures = 0.5 * (1 + 1 / condition) + 0.5 * (1 - 1 / condition) * np.cos(angles)
     return NoisyQuadratic(
@@ -219,3 +240,9 @@ def band_shares(problem: NoisyQuadratic, bands: int) -> Float[np.ndarray, "node 
 
 def _rates(schedule: Schedule) -> tuple[Array, Array]:
     return jnp.asarray(schedule.learning_rates), jnp.asarray(schedule.momenta)
+
+
+def _check_finite(function: str, **numbers: float) -> None:
+    for name, number in numbers.items():
+        if not np.isfinite(number):
+            raise ValueError(f"{function}({name}={number}) must be finite.")

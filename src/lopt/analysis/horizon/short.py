@@ -23,6 +23,7 @@ from lopt.analysis.horizon.quadratic import (
     begin,
     excess_loss,
 )
+from lopt.core.checks import check_integer
 from lopt.core.types import Scalar
 
 # Search ranges: learning rates in units of 1 / the largest curvature, and 1 - momentum.
@@ -45,7 +46,7 @@ def greedy_schedule(problem: NoisyQuadratic, horizon: int, momentum: bool = True
         horizon: the number of steps.
         momentum: whether there is any.
     """
-    check_steps("greedy_schedule", "horizon", horizon)
+    check_integer("greedy_schedule", "horizon", horizon, hint=250)
     return _greedy(problem, horizon, momentum)
 
 
@@ -98,8 +99,9 @@ def look_ahead_schedule(
         >>> bool(schedule.learning_rates[0] == schedule.learning_rates[1])
         True
     """
-    check_steps("look_ahead_schedule", "horizon", horizon)
-    if not 1 <= steps <= horizon:
+    check_integer("look_ahead_schedule", "horizon", horizon, hint=250)
+    check_integer("look_ahead_schedule", "steps", steps, hint=10)
+    if steps > horizon:
         raise ValueError(
             f"look_ahead_schedule(steps={steps}) must be between 1 and horizon={horizon}."
         )
@@ -149,9 +151,3 @@ def _look_ahead(problem: NoisyQuadratic, steps: Array, momentum: Array, horizon:
     empty = jnp.zeros(horizon, largest.dtype)
     carry = (jnp.zeros((), jnp.int32), begin(problem), Schedule(empty, empty))
     return jax.lax.while_loop(lambda carry: carry[0] < horizon, block, carry)[2]
-
-
-def check_steps(function: str, name: str, steps: int) -> None:
-    """Refuses a number of steps that is not a positive integer."""
-    if not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"{function}({name}={steps!r}) must be a positive integer; try 250.")

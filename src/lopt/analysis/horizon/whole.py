@@ -22,6 +22,7 @@ from lopt.analysis.horizon.quadratic import (
     excess_loss,
     expected_loss,
 )
+from lopt.core.checks import check_integer
 from lopt.core.task import AbstractTask
 from lopt.core.types import Batch, Key, Scalar, Split
 from lopt.core.unroll import start, unroll
@@ -111,7 +112,7 @@ def optimal_schedule(
         max_sweeps: when to give up; sweeps end before if they no longer lower the loss.
 
     Raises:
-        ValueError: if a curvature is not positive.
+        ValueError: if a curvature is not positive, or the box is empty.
 
     Example:
         >>> from lopt.analysis import chebyshev_quadratic, constant_schedule, optimal_schedule
@@ -125,6 +126,13 @@ def optimal_schedule(
             f"optimal_schedule(problem) has the curvature {problem.curvatures.min()}; all must be "
             "positive, try problems without negative curvature, or best_fixed_schedule."
         )
+    check_integer("optimal_schedule", "max_sweeps", max_sweeps, hint=5000)
+    for name, (least, most) in (("learning_rates", learning_rates), ("momenta", momenta)):
+        if not least <= most:
+            raise ValueError(
+                f"optimal_schedule({name}={(least, most)}) must be the least and the largest that "
+                "are allowed; try (0.0, 1.0)."
+            )
     low, high = zip(learning_rates, momenta, strict=True)
     return _optimal(problem, initial, low, high, max_sweeps)
 
