@@ -95,14 +95,15 @@ WRONG = {
     "lopt.learned.PerStep(0.1, True)": "PerStep(length=True) must be a positive integer",
     "lopt.FinalLoss(10, split='tets')": "FinalLoss(split='tets') must be one of train, valid_inner",
     "hypergradients(inner, theta, key, sigma=np.inf)": "hypergradients(sigma=inf) must be positive",
+    "Schedule(np.ones(5), np.ones(4))": "(learning_rates of shape (5,), momenta of shape (4,))",
     "hypergradients(inner, {}, key)": "hypergradients(theta) has no weights, and inner.learned",
-    "hypergradients(inner, {'rate': 1.0}, key)": "has {\"['rate']\": ()}, and inner.learned expects",
-    "fit_noisy_quadratic(inner.tasks, jnp.ones(2), key, order=2.5)": "order=2.5) must be a positive",
+    "hypergradients(inner, {'rate': 1.0}, key)": "{\"['rate']\": ()}, and inner.learned expects",
+    "fit_noisy_quadratic(inner.tasks, jnp.ones(2), key, order=2.5)": "order=2.5) must be a",
 }
 SCRIPT = """
 import json, sys
 import jax, jax.numpy as jnp, numpy as np, optax, lopt
-from lopt.analysis import fit_noisy_quadratic
+from lopt.analysis import Schedule, fit_noisy_quadratic
 from lopt.analysis.hypergradients import hypergradients
 key, theta = jax.random.key(0), {"learning_rate": jnp.zeros(())}
 task = lopt.tasks.Quadratic(jnp.ones(2), jnp.zeros(2))

@@ -6,7 +6,7 @@ zero where the loss does react, behind a sign for one, or be no number. Here eac
 central differences, and those that will not do are named.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
@@ -144,7 +144,7 @@ def hypergradients(
 def _check_theta(inner: InnerTraining, theta: Theta, key: Key) -> None:
     """Refuses a theta without weights, and one of another optimizer."""
 
-    def shapes(theta: Theta) -> dict[str, tuple[int, ...]]:
+    def shapes(theta: Any) -> dict[str, tuple[int, ...]]:
         leaves = jax.tree_util.tree_leaves_with_path(theta)
         return {jax.tree_util.keystr(path) or "theta": jnp.shape(leaf) for path, leaf in leaves}
 

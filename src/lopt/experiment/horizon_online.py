@@ -184,7 +184,7 @@ def _report(
     for i, choice in enumerate(choices):
         names = ("train_loss", "test_loss", "test_accuracy")
         last = {name: trained[name][i, :, -1].tolist() for name in names}
-        final = float(choice.rates(np.asarray(settings.steps), settings.steps / 4))
+        final = float(choice.rates(np.array([settings.steps]), settings.steps / 4)[0])
         rows.append({"name": choice.name, "learning_rate": [final] * settings.seeds, **last})
         rows[-1]["schedule"] = [choice.learning_rate, choice.power]
 

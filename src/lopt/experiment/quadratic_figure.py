@@ -16,7 +16,7 @@ def draw_quadratic(found: Study) -> bytes:
     Args:
         found: from `lopt.analysis.study`.
     """
-    figure = figure_of(14, 7.6)
+    figure = figure_of(14.0, 7.6)
     panels: Any = figure.subplots(2, 3)
     runs = {
         "greedy": ("greedy", found.greedy),

@@ -79,9 +79,9 @@ def _evaluate(closed: core.ClosedJaxpr, arguments: list[Any]) -> list[Any]:
 
 
 def _branch(closed: Any, *arguments: Any) -> list[Any]:
-    results = zip(_evaluate(closed, list(arguments)), closed.jaxpr.outvars, strict=True)
+    results = zip(_evaluate(closed, list(arguments)), closed.out_avals, strict=True)
     # A number that is written into one branch must have the dtype of the others' arrays.
-    return [jnp.asarray(x, v.aval.dtype) if isinstance(v, core.Literal) else x for x, v in results]
+    return [x if isinstance(x, jax.Array) else jnp.asarray(x, aval.dtype) for x, aval in results]
 
 
 def _finite(slope: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

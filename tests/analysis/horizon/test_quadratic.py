@@ -137,7 +137,6 @@ def test_sampled_runs_confirm_the_moments(slices, at_once, key):
 
 ONE = np.ones(1)
 BAD = {
-    "lengths": (lambda: Schedule(np.ones(5), np.ones(4)), r"\(5,\), momenta of shape \(4,\)"),
     "curvature": (lambda: NoisyQuadratic(ONE * np.nan, ONE, ONE, ONE), "curvatures.*finite"),
     "noise": (lambda: NoisyQuadratic(ONE, ONE, ONE * np.nan, ONE), "noise.*finite"),
     "condition": (lambda: chebyshev_quadratic(condition=np.nan), "condition=nan.*finite"),
