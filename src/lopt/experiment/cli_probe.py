@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from lopt.experiment.cache import prepare_jax
+from lopt.experiment.cache import check_seed, prepare_jax
 
 probe = tyro.extras.SubcommandApp()
 
@@ -50,7 +50,7 @@ def estimators(
         out: the folder of the results; probes/NAME, numbered if need be, by default.
     """
     folder = folder_of(name, out, ESTIMATOR_FILES)
-    _check_seed(seed)
+    check_seed(seed)
     prepare_jax()
     import jax
 
@@ -121,7 +121,7 @@ def horizon(
         out: the folder of the results; probes/NAME, numbered if need be, by default.
     """
     folder = folder_of(name, out, HORIZON_FILES)
-    _check_seed(seed)
+    check_seed(seed)
     if not 0 < tolerance < float("inf"):
         raise ValueError(f"--tolerance {tolerance} must be positive; try 0.1.")
     prepare_jax()
@@ -173,8 +173,3 @@ def folder_of(name: str, out: Path | None, files: tuple[str, ...]) -> Path:
     while any((folder / file).exists() for file in files):
         folder, number = base.with_name(f"{base.name}-{number}"), number + 1
     return folder
-
-
-def _check_seed(seed: int) -> None:
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"--seed {seed} must be between 0 and {2**32 - 1}.")

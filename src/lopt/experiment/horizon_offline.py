@@ -19,13 +19,13 @@ from rich.progress import track
 
 from lopt.analysis.surface import check_horizons, losses_after, measure_after
 from lopt.core.types import Key, Params, State, Theta
+from lopt.experiment.cache import check_seed
 from lopt.experiment.files import read_json, read_lines, to_line, write_bytes, write_json
 from lopt.experiment.horizon_setting import (
     LEARNING_RATES,
     NETWORKS,
     POWERS,
     Setting,
-    check_seed,
     measure,
     setting,
     theta_at,

@@ -11,10 +11,11 @@ from rich.console import Console
 from rich.table import Table
 
 from lopt.analysis.surface import check_horizons
+from lopt.experiment.cache import check_seed
 from lopt.experiment.files import read_json, read_lines, write_json
 from lopt.experiment.horizon_figures import best_figure, surface_figure
 from lopt.experiment.horizon_offline import Choice, Surface, read_surface, train_to_the_end
-from lopt.experiment.horizon_setting import NETWORKS, check_rates, check_seed
+from lopt.experiment.horizon_setting import NETWORKS, check_rates
 from lopt.experiment.train import create, reopen, train
 
 # A descent's answer is the mean of its last steps, as in the paper.

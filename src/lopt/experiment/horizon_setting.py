@@ -108,12 +108,6 @@ def setting(
     )
 
 
-def check_seed(seed: int) -> None:
-    """Refuses what `jax.random.key` would wrap around or refuse."""
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"--seed {seed} must be between 0 and {2**32 - 1}.")
-
-
 def check_rates(option: str, values: tuple[float, ...], low: float, high: float) -> None:
     """Refuses an empty list of numbers, repeated ones, and any outside of a range."""
     if not values or len(set(values)) < len(values) or not all(low <= v <= high for v in values):
