@@ -14,6 +14,8 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
+from lopt.experiment.cache import release_memory
+
 
 def megabytes() -> float:
     """Peak resident memory of this process so far.
@@ -35,6 +37,7 @@ def measure(function: Any, arguments: tuple[Any, ...], carry: Callable, repeats:
     lowered = function.lower(*arguments)
     traced = time.perf_counter()
     compiled = lowered.compile()
+    release_memory()  # as `lopt train` does
     done = time.perf_counter()
     seconds = []
     for _ in range(repeats + 1):

@@ -23,7 +23,7 @@ from common import show
 
 import lopt
 
-PARTICLES, TRUNCATION, HORIZON, DIRECTIONS, REPEATS = 16, 20, 100, 4, 9
+PARTICLES, TRUNCATION, HORIZON, DIRECTIONS, REPEATS = 16, 20, 100, 4, 25
 
 
 def inner_training(horizon: int) -> lopt.InnerTraining:
@@ -39,7 +39,7 @@ ES = lopt.ES(SHORT)
 ROWS = {
     "TruncatedBackprop": (lopt.TruncatedBackprop(LONG, TRUNCATION), 1, None),
     "MetaTask": (lopt.MetaTask(SHORT), 1, None),
-    "MetaTask, nothing recomputed": (lopt.MetaTask(SHORT, segments=0), 1, 4),
+    "MetaTask, products kept": (lopt.MetaTask(SHORT, segments=0), 1, 4),
     "MetaTask, 4 segments": (lopt.MetaTask(SHORT, segments=4), 1, None),
     f"ForwardMode, {DIRECTIONS} directions": (
         lopt.ForwardMode(SHORT, DIRECTIONS),

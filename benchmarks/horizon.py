@@ -22,7 +22,7 @@ from common import show
 import lopt
 from lopt.experiment.cache import use_all_cores
 
-LENGTHS, REPEATS = (200, 2000), 7
+LENGTHS, REPEATS = (200, 2000), 15
 ROWS = {
     "momentum": (optax.sgd, {"learning_rate": 0.01}, {"momentum": 0.9}),
     "Adam": (optax.adam, {"learning_rate": 0.001}, {"b1": 0.9, "b2": 0.99, "eps": 1e-6}),

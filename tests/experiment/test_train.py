@@ -37,7 +37,8 @@ def command(*arguments):
 
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory):
-    return os.environ | {"LOPT_CACHE_DIR": str(tmp_path_factory.mktemp("cache"))}
+    kept = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    return kept | {"LOPT_CACHE_DIR": str(tmp_path_factory.mktemp("cache"))}
 
 
 def lopt(environment, *arguments):

@@ -135,8 +135,9 @@ def unroll(
         segments: into how many equal parts the steps are cut for reverse-mode differentiation. Of
             each part only the first state is kept, so that memory holds `segments` +
             `num_steps / segments` states instead of `num_steps`, least at the square root, for
-            another half of the time (Griewank & Walther 2000). With 0 nothing is computed twice,
-            and everything kept. Results do not depend on it.
+            another half of the time (Griewank & Walther 2000). With 0 every matrix product is
+            kept, and only the elementwise work between them is done twice. Results do not depend
+            on it.
 
     Returns:
         The state after the last step, and what was recorded, with a leading axis of length
@@ -174,9 +175,12 @@ def unroll(
         state = TrainState(params, opt_state, estimator_state, state.key, state.step + 1)
         return state, recorded
 
-    if segments:
-        policy = jax.checkpoint_policies.save_only_these_names(KEPT)
-        one_step = jax.checkpoint(one_step, prevent_cse=False, policy=policy)
+    policies = jax.checkpoint_policies
+    policy = policies.save_only_these_names(KEPT)
+    if not segments:
+        # What lies between matrix products is computed again sooner than it is fetched from memory.
+        policy = policies.save_from_both_policies(policy, policies.dots_saveable)
+    one_step = jax.checkpoint(one_step, prevent_cse=False, policy=policy)
 
     def keyed_step(state: TrainState, _: None) -> tuple[TrainState, Record]:
         return one_step(state, jax.random.fold_in(state.key, state.step))

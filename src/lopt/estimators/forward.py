@@ -198,6 +198,9 @@ def slopes_along(
         def along(direction: Float[Array, " weight"]) -> tuple[Scalar, Scalar]:
             return jax.jvp(loss, (theta,), (unravel(direction),))
 
+        if len(slice_) == 1:
+            # XLA computes products of batches, even of one, more slowly.
+            return jax.tree.map(lambda x, of: x.reshape(of), along(slice_[0]), ((), (1,)))
         # The run itself is not mapped: its part of the work is done once per slice.
         return jax.vmap(along, out_axes=(None, 0))(slice_)
 

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 from rich.progress import (
     BarColumn,
@@ -33,6 +34,7 @@ from lopt.core.types import State, Theta
 from lopt.core.unroll import Step, TrainState, start, unroll
 from lopt.estimators import particle_mesh
 from lopt.experiment import storage
+from lopt.experiment.cache import release_memory
 from lopt.experiment.experiment import Experiment
 from lopt.experiment.files import read_json, read_lines, to_line, write_bytes, write_json
 from lopt.experiment.registry import build
@@ -132,14 +134,18 @@ def train(experiment: Experiment, folder: Path, *, show_progress: bool = True) -
     for torn in [*folder.glob(".*"), *(folder / "checkpoints").glob(".*")]:
         torn.unlink()  # what a killed run was writing
     optimizer = guarded(experiment)
-    with jax.set_mesh(particle_mesh(experiment.meta)):
-        return _train(experiment, optimizer, folder, show_progress)
+    mesh = particle_mesh(experiment.meta)
+    with jax.set_mesh(mesh):
+        # A compiled program takes arguments placed as those it was compiled for.
+        everywhere = NamedSharding(mesh, PartitionSpec())
+        return _train(experiment, optimizer, folder, everywhere, show_progress)
 
 
 def _train(
     experiment: Experiment,
     optimizer: optax.GradientTransformation,
     folder: Path,
+    everywhere: NamedSharding,
     show_progress: bool,
 ) -> Theta:
     state = _latest_state(experiment, optimizer, folder)
@@ -153,6 +159,7 @@ def _train(
             "restore it from a copy, or begin a new run."
         )
     dropped = sum(int(line.get("dropped", 0)) for line in kept)
+    logged, programs = _Log(experiment.record), dict[int, Any]()
     write_bytes(metrics, "".join(map(to_line, kept)).encode())
     with (
         metrics.open("a") as log,
@@ -161,8 +168,15 @@ def _train(
         while done < experiment.outer_steps:
             num_steps = min(experiment.steps_per_chunk, experiment.outer_steps - done)
             began = time.perf_counter()
-            state, record = unroll(
-                experiment.meta, optimizer, state, num_steps, record=_Log(experiment.record)
+            state = jax.device_put(state, everywhere)
+            if num_steps not in programs:
+                compiled: Any = unroll  # by Equinox, which mypy does not see
+                programs[num_steps] = compiled.lower(
+                    experiment.meta, optimizer, state, num_steps, record=logged
+                ).compile()
+                release_memory()
+            state, record = programs[num_steps](
+                experiment.meta, optimizer, state, num_steps, record=logged
             )
             record = {name: np.asarray(value) for name, value in record.items()}
             seconds = (time.perf_counter() - began) / num_steps
