@@ -111,6 +111,10 @@ class AbstractFeatures(eqx.Module):
         """
 
     @abc.abstractmethod
+    def names(self) -> tuple[str, ...]:
+        """Returns the name of each column, then of each shared feature, as recordings use them."""
+
+    @abc.abstractmethod
     def columns(self, views: Any) -> tuple[Columns, ...]:
         """Returns the features that differ between coordinates, in stacks. Elementwise.
 

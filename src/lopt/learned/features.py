@@ -19,6 +19,7 @@ from lopt.core.learned import AbstractFeatures, Columns, Tensor, Tensors
 from lopt.core.types import Key, State, Theta
 
 TIME_SCALES = (1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000, 30_000, 100_000)
+TIME_NAMES = tuple(f"time_{scale}" for scale in TIME_SCALES)
 
 Bank = Float[Array, "_decay ..."]
 Decays = Float[Array, " decay"]
@@ -87,6 +88,10 @@ class MomentumFeatures(AbstractFeatures):
         grad = join(grads)
         momentum = accumulate(jnp.asarray(self.decays, grad.dtype), state, grad)
         return MomentumViews(grad, join(params), momentum), momentum
+
+    def names(self) -> tuple[str, ...]:
+        """Returns "gradient", "parameter", "momentum_0.1", ..., "time_1", ...."""
+        return ("gradient", "parameter", *_named("momentum", self.decays), *TIME_NAMES)
 
     def columns(self, views: MomentumViews) -> tuple[Columns, ...]:
         """Returns gradient, parameter, momenta."""
@@ -217,6 +222,25 @@ class AdafactorFeatures(AbstractFeatures):
         lowest = [-math.inf] * len(self.momentum_decays) + [0.0] * (len(logs) - len(initial[0]))
         return split(jnp.maximum(decays, jnp.asarray(lowest, decays.dtype)), shifts)
 
+    def names(self) -> tuple[str, ...]:
+        """Returns the names of the columns, with their initial decays, and of time."""
+        first, second = self.momentum_decays, self.adafactor_decays
+        return (
+            "gradient",
+            "parameter",
+            *_named("momentum", first),
+            *_named("rms", self.rms_decays),
+            *_named("momentum_over_root_rms", first),
+            *_named("inverse_root_rms", self.rms_decays),
+            *_named("factored_gradient", second),
+            *_named("row", second),
+            *_named("column", second),
+            *_named("inverse_root_row", second),
+            *_named("inverse_root_column", second),
+            *_named("factored_momentum", first),
+            *TIME_NAMES,
+        )
+
     def columns(self, views: AdafactorViews) -> tuple[Columns, ...]:
         """Returns the columns in the order of the published design."""
         by, inverse_root = views.preconditioner, jax.lax.rsqrt(views.rms + 1e-6)
@@ -238,6 +262,10 @@ class AdafactorFeatures(AbstractFeatures):
     def shared(self, step: Int[Array, ""], dtype: Any) -> Float[Array, "11"]:
         """Returns the time embedding."""
         return time_embedding(step, dtype)
+
+
+def _named(name: str, decays: tuple[float, ...]) -> tuple[str, ...]:
+    return tuple(f"{name}_{decay:g}" for decay in decays)
 
 
 def _check_decays(name: str, decays: tuple[float, ...]) -> None:
