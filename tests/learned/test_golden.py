@@ -217,9 +217,9 @@ def test_factored_moments_and_preconditioned_gradient(golden, which):
     @jax.jit
     def trajectory(grads):
         def one_step(states, grad):
-            new, columns = {}, {}
+            new, columns, step = {}, {}, jnp.zeros((), jnp.int32)
             for name, g in grad.items():
-                views, new[name] = features.update(theta, [g], states[name], [g])
+                views, new[name] = features.update(theta, [g], states[name], [g], step)
                 columns[name] = features.columns(views)
             return new, (new, columns)
 

@@ -65,6 +65,12 @@ class Coordinatewise(AbstractLearnedOptimizer):
                 f"Coordinatewise(scale={self.scale}) must be an equinox.Module with __call__, "
                 "such as lopt.learned.DirectionMagnitude: a function is no pytree."
             )
+        reads, names = self.rule.reads(), self.features.names()
+        if reads is not None and reads != names:
+            raise ValueError(
+                f"Coordinatewise(rule) was made for the features {', '.join(reads)}, but is given "
+                f"{', '.join(names)}; use the features that it was made for."
+            )
         if self.block_size < 1:
             raise ValueError(f"Coordinatewise(block_size={self.block_size}) must be at least 1.")
 
@@ -129,7 +135,7 @@ class Coordinatewise(AbstractLearnedOptimizer):
         for group, old, memory in zip(groups, state.features, state.memory, strict=True):
             like = group.tensors[0]
             view, new = self.features.update(
-                _cast(theta["features"], like), group.pick(slopes), old, group.tensors
+                _cast(theta["features"], like), group.pick(slopes), old, group.tensors, state.step
             )
             shared = self.features.shared(state.step, like.dtype)
             work = self._in_slabs if len(group.tensors) == 1 else self._together

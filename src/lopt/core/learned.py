@@ -101,9 +101,11 @@ class AbstractFeatures(eqx.Module):
 
     @abc.abstractmethod
     def update(
-        self, theta: Theta, grads: Tensors, state: State, params: Tensors
+        self, theta: Theta, grads: Tensors, state: State, params: Tensors, step: Int[Array, ""]
     ) -> tuple[Any, State]:
         """Takes in the gradients of a group of tensors, each of rank at least 1.
+
+        `step` is the number of steps taken before this one.
 
         Returns:
             Views, all that `columns` is given: a pytree of arrays whose last axes broadcast to the
@@ -147,3 +149,10 @@ class AbstractRule(eqx.Module):
         self, theta: Theta, columns: Columns, shared: Float[Array, " shared"], memory: State
     ) -> tuple[Columns, State]:
         """Returns the outputs for each coordinate, stacked in front, and the next memory."""
+
+    def reads(self) -> tuple[str, ...] | None:
+        """Returns the names of the features that it was made for, or None if any will do.
+
+        A rule whose inputs have a meaning overrides this.
+        """
+        return None

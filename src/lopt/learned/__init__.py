@@ -2,14 +2,19 @@
 
 from lopt.learned.features import AdafactorFeatures, MomentumFeatures
 from lopt.learned.hyperparameters import Learnable, LearnableState, learnable
+from lopt.learned.moments import LogAndSign, MomentFeatures
 from lopt.learned.presets import (
     LearnableAdam,
     LearnableSGD,
     adafactor_mlp,
+    dm,
     inverse_time_momentum,
     momentum_sgd,
+    rnnprop,
     small_mlp,
+    small_rnnprop,
 )
+from lopt.learned.recurrent import LSTM, Multiplied
 from lopt.learned.rules import MLP, DirectionMagnitude
 from lopt.learned.schedules import (
     AbstractSchedule,
@@ -22,6 +27,7 @@ from lopt.learned.schedules import (
 from lopt.learned.tensors import PerTensor, per_tensor
 
 __all__ = [
+    "LSTM",
     "MLP",
     "AbstractSchedule",
     "AdafactorFeatures",
@@ -33,14 +39,20 @@ __all__ = [
     "LearnableAdam",
     "LearnableSGD",
     "LearnableState",
+    "LogAndSign",
+    "MomentFeatures",
     "MomentumFeatures",
+    "Multiplied",
     "PerStep",
     "PerTensor",
     "Polynomial",
     "adafactor_mlp",
+    "dm",
     "inverse_time_momentum",
     "learnable",
     "momentum_sgd",
     "per_tensor",
+    "rnnprop",
     "small_mlp",
+    "small_rnnprop",
 ]

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from lopt.core.groups import join, split
 from lopt.core.learned import AbstractFeatures, Columns, Tensor, Tensors
-from lopt.core.types import Key, State, Theta
+from lopt.core.types import Key, Theta
 
 TIME_SCALES = (1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000, 30_000, 100_000)
 TIME_NAMES = tuple(f"time_{scale}" for scale in TIME_SCALES)
@@ -82,7 +82,7 @@ class MomentumFeatures(AbstractFeatures):
         return _bank(len(self.decays), join(params))
 
     def update(
-        self, theta: Theta, grads: Tensors, state: State, params: Tensors
+        self, theta: Theta, grads: Tensors, state: Bank, params: Tensors, step: Int[Array, ""]
     ) -> tuple[MomentumViews, Bank]:
         """Adds the gradient to each momentum."""
         grad = join(grads)
@@ -194,7 +194,12 @@ class AdafactorFeatures(AbstractFeatures):
         )
 
     def update(
-        self, theta: Theta, grads: Tensors, state: AdafactorState, params: Tensors
+        self,
+        theta: Theta,
+        grads: Tensors,
+        state: AdafactorState,
+        params: Tensors,
+        step: Int[Array, ""],
     ) -> tuple[AdafactorViews, AdafactorState]:
         """Adds the gradient to each accumulator."""
         grad, (first, rms_decays, second) = join(grads), self._decays(theta)

@@ -6,8 +6,11 @@ from typing import Any
 import optax
 
 from lopt.core.coordinatewise import Coordinatewise
+from lopt.core.learned import AbstractFeatures
 from lopt.learned.features import TIME_SCALES, AdafactorFeatures, MomentumFeatures
 from lopt.learned.hyperparameters import Learnable, learnable
+from lopt.learned.moments import LogAndSign, MomentFeatures, spelled_out
+from lopt.learned.recurrent import LSTM, Multiplied
 from lopt.learned.rules import MLP, DirectionMagnitude
 from lopt.learned.schedules import InverseTime
 
@@ -47,6 +50,74 @@ def adafactor_mlp(
     return Coordinatewise(
         features, MLP(inputs, hidden), DirectionMagnitude(exp_multiplier, step_multiplier)
     )
+
+
+def dm(
+    hidden: tuple[int, ...] = (20, 20),
+    k: float | None = 5.0,
+    multiplier: float = 0.01,
+    first_order: bool = True,
+    biases: int = 1,
+) -> Coordinatewise:
+    """The LSTM optimizer: two cells of 20 that see the gradient, 5,141 weights.
+
+    Args:
+        hidden: width of each cell.
+        k: of the logarithm-and-sign input, see `lopt.learned.LogAndSign`; None for the gradient
+            itself.
+        multiplier: of the output, which is not bounded.
+        first_order: whether gradients count as constants when training is differentiated.
+        biases: 1 or 2 for each cell.
+
+    Reference: Andrychowicz et al. 2016, arXiv:1606.04474.
+    """
+    features: AbstractFeatures = MomentFeatures(("gradient",), first_order=first_order)
+    if k is not None:
+        features = LogAndSign(k, first_order)
+    rule = LSTM(len(features.names()), hidden, biases=biases)
+    return Coordinatewise(features, rule, Multiplied(multiplier), normalise=False)
+
+
+def rnnprop(
+    features: str | tuple[str, ...] = ("m_normalised", "g_normalised"),
+    hidden: tuple[int, ...] = (20, 20),
+    dense: int = 20,
+    multiplier: float = 0.01,
+    decay: float = 0.95,
+    first_order: bool = True,
+    biases: int = 1,
+) -> Coordinatewise:
+    """RNNProp: an LSTM that sees normalised momentum and gradient, 6,641 weights.
+
+    The update is `multiplier` times the tanh of the network's output.
+
+    Args:
+        features: what it sees, see `lopt.learned.MomentFeatures`; also as published, such as
+            "mt+gt+mom5+mom99".
+        hidden: width of each cell.
+        dense: width of the ELU layer in front.
+        multiplier: the largest step of a coordinate.
+        decay: of both moments.
+        first_order: whether gradients count as constants when training is differentiated.
+        biases: 1 or 2 for each cell.
+
+    Reference: Lv et al. 2017, arXiv:1703.03633.
+    """
+    seen = MomentFeatures(spelled_out(features), decay, decay, first_order)
+    rule = LSTM(len(seen.chosen), hidden, dense, squash=True, biases=biases)
+    return Coordinatewise(seen, rule, Multiplied(multiplier), normalise=False)
+
+
+def small_rnnprop(
+    features: str | tuple[str, ...] = "mt+gt+mom5+mom99", dense: int = 9, hidden: int = 12
+) -> Coordinatewise:
+    """The simplified RNNProp with a choice of features and one small LSTM.
+
+    With ("mt+gt", dense 6, hidden 7) it has 446 weights, and with (five features, 9, 12) 1,171.
+
+    Reference: Zheng et al. 2022, arXiv:2203.06578, RP_s and RP_si.
+    """
+    return rnnprop(features, (hidden,), dense, biases=2)
 
 
 def LearnableSGD(learning_rate: float = 0.01) -> Learnable:

@@ -1,0 +1,80 @@
+"""The LSTM optimizers: RNNProp, its simplified form, and DM, trained on a perceptron.
+
+The setting is the published one: a multilayer perceptron 30-20 with ReLU on images of digits,
+runs of 200 steps, truncated backpropagation over 20, gradients as constants, Adam at 1e-3
+(Lv et al. 2017, arXiv:1703.03633; Zheng et al. 2022, arXiv:2203.06578). Images are MNIST where its
+files are found, else 8x8 digits. Distil what comes out with `lopt distill`.
+"""
+
+import optax
+
+import lopt
+from lopt.core.coordinatewise import Coordinatewise
+from lopt.experiment.datasets import available, load_images
+from lopt.experiment.experiment import Evaluation, Experiment
+from lopt.tasks import mlp_classification
+
+OPTIMIZERS = ("rnnprop", "small_rnnprop", "dm")
+
+
+def experiment(
+    optimizer: str = "rnnprop",
+    features: str = "",
+    dataset: str = "",
+    size: int = 8,
+    hidden: tuple[int, ...] = (30, 20),
+    batch_size: int = 128,
+    horizon: int = 200,
+    truncation: int = 20,
+    particles: int = 2,
+    outer_steps: int = 1000,
+    learning_rate: float = 1e-3,
+    gradient_clip: float = 1.0,
+    seeds: int = 5,
+    seed: int = 0,
+) -> Experiment:
+    """Builds the experiment.
+
+    Args:
+        optimizer: rnnprop, small_rnnprop or dm.
+        features: of rnnprop and small_rnnprop, such as mt+gt+mom5+mom99; empty takes their own.
+        dataset: digits, mnist or fashion_mnist; empty takes MNIST where it is found, else digits.
+        size: pixels along each side; the published one is 28.
+        hidden: units of the layers of the network that is trained.
+        batch_size: examples per inner step.
+        horizon: inner steps per episode, and per evaluation.
+        truncation: inner steps per outer step; divides the horizon.
+        particles: episodes side by side.
+        outer_steps: steps of meta-training; a published epoch is horizon / truncation of them.
+        learning_rate: of the outer Adam.
+        gradient_clip: the largest norm of a meta-gradient.
+        seeds: initialisations per evaluation.
+        seed: of everything random.
+    """
+    name = dataset or ("mnist" if available("mnist") else "digits")
+    task = mlp_classification(load_images(name, size=size), hidden, batch_size=batch_size)
+    learned = learned_optimizer(optimizer, features)
+    inner = lopt.InnerTraining(task, learned, horizon)
+    meta = lopt.Mean(lopt.TruncatedBackprop(inner, truncation), particles)
+    outer = optax.chain(optax.clip_by_global_norm(gradient_clip), optax.adam(learning_rate))
+    evaluations = (
+        Evaluation(f"{name}, new initialisations", task, horizon, seeds, trained_on=True),
+        Evaluation(f"{name}, 3 times as long", task, 3 * horizon, seeds),
+    )
+    return Experiment(learned, meta, outer, outer_steps, evaluations, seed)
+
+
+def learned_optimizer(optimizer: str, features: str = "") -> Coordinatewise:
+    """Returns one of the LSTM optimizers by name.
+
+    Raises:
+        ValueError: if there is no such optimizer or feature.
+    """
+    if optimizer == "dm":
+        if features:
+            raise ValueError(f"features={features!r}: dm sees the gradient and nothing else.")
+        return lopt.dm()
+    makers = {"rnnprop": lopt.rnnprop, "small_rnnprop": lopt.small_rnnprop}
+    if optimizer not in makers:
+        raise ValueError(f"optimizer={optimizer!r} must be one of {', '.join(OPTIMIZERS)}.")
+    return makers[optimizer](features) if features else makers[optimizer]()

@@ -1,0 +1,247 @@
+"""Features of the coordinatewise LSTM optimizers: gradients and their bias-corrected moments.
+
+RNNProp feeds its network the gradient and its momentum, both over the root of the second moment
+(Lv et al. 2017, arXiv:1703.03633); Zheng et al. 2022 (arXiv:2203.06578) choose among more. The
+logarithm and sign of the gradient are the input of Andrychowicz et al. 2016 (arXiv:1606.04474).
+"""
+
+import math
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from lopt.core.groups import join
+from lopt.core.learned import AbstractFeatures, Columns, Tensor, Tensors
+from lopt.core.types import Key, State, Theta
+
+PLAIN = ("gradient", "parameter", "m", "v", "m_corrected", "root_v", "m_normalised", "g_normalised")
+PUBLISHED = {
+    "mt": "m_normalised",
+    "gt": "g_normalised",
+    "g": "gradient",
+    "t": "time",
+    "AdamUp_unNorm": "m",
+    "AdamUp_Norm": "m_corrected",
+    "AdamDn_Norm": "root_v",
+}
+
+
+class MomentFeatures(AbstractFeatures):
+    """A choice of the gradient, its moments and quotients of them.
+
+    With m and v the exponential averages of g and g^2, m^ = m / (1 - decay^t) and
+    v^ = v / (1 - decay^t), features are named:
+
+    - gradient, parameter, m, v: as they are;
+    - m_corrected: m^; root_v: s = sqrt(v^) + 1e-12;
+    - m_normalised: m^ / s; g_normalised: g / s;
+    - momentum_D: the exponential average of g with decay D, such as momentum_0.9;
+    - m_over_root_P: m^ / ((v_P / (1 - decay^t))^(1/P) + 1e-8) with v_P that of |g|^P;
+    - time: t / 1000, the same for all coordinates; always the last.
+
+    Only the accumulators that the chosen features need are kept.
+
+    Attributes:
+        chosen: names of features, or the published ones of RNNProp: mt, gt, g, mom5, mom9, mom99,
+            t, AdamUp_unNorm, AdamUp_Norm, AdamDn_Norm.
+        momentum_decay, rms_decay: of m and of v.
+        first_order: whether gradients count as constants when training is differentiated.
+    """
+
+    chosen: tuple[str, ...] = eqx.field(
+        static=True, default=("m_normalised", "g_normalised"), converter=lambda c: spelled_out(c)
+    )
+    momentum_decay: float = eqx.field(static=True, default=0.95)
+    rms_decay: float = eqx.field(static=True, default=0.95)
+    first_order: bool = eqx.field(static=True, default=True)
+
+    def __check_init__(self) -> None:
+        for decay in (self.momentum_decay, self.rms_decay):
+            if not 0 <= decay < 1:
+                raise ValueError(
+                    f"MomentFeatures: the decay {decay} must be at least 0 and below 1; try 0.95."
+                )
+        if not self.chosen or len(set(self.chosen)) < len(self.chosen):
+            raise ValueError(f"MomentFeatures(chosen={self.chosen}) must be different names.")
+
+    def init(self, key: Key) -> Theta:
+        """Returns no weights."""
+        return ()
+
+    def begin(self, params: Tensors) -> dict[str, Tensor]:
+        """Returns a zero for each accumulator."""
+        zeros = jnp.zeros_like(join(params))
+        return dict.fromkeys(sorted(self._kept()), zeros)
+
+    def _kept(self) -> set[str]:
+        """Returns the accumulators that the chosen features need."""
+        needs = {"m": "m", "m_corrected": "m", "v": "v", "root_v": "v", "g_normalised": "v"}
+        kept = {needs[name] for name in self.chosen if name in needs}
+        for name in self.chosen:
+            if name == "m_normalised":
+                kept |= {"m", "v"}
+            elif name.startswith("m_over_root_"):
+                kept |= {"m", name.removeprefix("m_over_")}
+            elif name.startswith("momentum_"):
+                kept |= {name}
+        return kept
+
+    def update(
+        self,
+        theta: Theta,
+        grads: Tensors,
+        state: dict[str, Tensor],
+        params: Tensors,
+        step: Int[Array, ""],
+    ) -> tuple[Any, dict[str, Tensor]]:
+        """Adds the gradient to each accumulator."""
+        grad = join(grads)
+        if self.first_order:
+            grad = jax.lax.stop_gradient(grad)
+        new = {}
+        for name, old in state.items():
+            decay, value = self._average(name, grad)
+            new[name] = old + (1 - decay) * (value - old)
+        time = (step + 1).astype(grad.dtype)
+        corrections = tuple(1 - decay**time for decay in (self.momentum_decay, self.rms_decay))
+        return (grad, join(params) if "parameter" in self.chosen else (), new, corrections), new
+
+    def _average(self, name: str, grad: Tensor) -> tuple[float, Tensor]:
+        """Returns the decay of an accumulator and what is added to it."""
+        if name.startswith("momentum_"):
+            return float(name.removeprefix("momentum_")), grad
+        if name.startswith("root_"):
+            return self.rms_decay, jnp.abs(grad) ** float(name.removeprefix("root_"))
+        return (self.momentum_decay, grad) if name == "m" else (self.rms_decay, grad * grad)
+
+    def columns(self, views: Any) -> tuple[Columns, ...]:
+        """Returns the chosen features, in the order of their choice; time is not among them."""
+        return tuple(self._column(name, *views)[None] for name in self.chosen if name != "time")
+
+    def _column(
+        self,
+        name: str,
+        grad: Tensor,
+        param: Tensor | tuple[()],
+        moments: dict[str, Tensor],
+        corrections: tuple[Float[Array, ""], Float[Array, ""]],
+    ) -> Tensor:
+        if name == "gradient":
+            return grad
+        if name == "parameter":
+            return jnp.asarray(param)
+        if name in moments:
+            return moments[name]
+        first, second = corrections
+        if name == "m_corrected":
+            return moments["m"] / first
+        if name.startswith("m_over_root_"):
+            power = name.removeprefix("m_over_root_")
+            root = _root(moments[f"root_{power}"] / second, 1 / float(power))
+            return moments["m"] / first / (root + 1e-8)
+        root = _root(moments["v"] / second, 0.5) + 1e-12
+        if name == "root_v":
+            return root
+        return (grad if name == "g_normalised" else moments["m"] / first) / root
+
+    def shared(self, step: Int[Array, ""], dtype: Any) -> Float[Array, " shared"]:
+        """Returns the time, in thousands of steps, if it was chosen."""
+        time = (step + 1).astype(dtype)[None] / 1000
+        return time if "time" in self.chosen else time[:0]
+
+    def names(self) -> tuple[str, ...]:
+        """Returns what was chosen, time last."""
+        last = ("time",) if "time" in self.chosen else ()
+        return (*(name for name in self.chosen if name != "time"), *last)
+
+    def select(self, names: tuple[str, ...]) -> "MomentFeatures":
+        """Returns features with these names only, and only the accumulators that they need."""
+        return MomentFeatures(names, self.momentum_decay, self.rms_decay, self.first_order)
+
+
+class LogAndSign(AbstractFeatures):
+    """The logarithm of the gradient's magnitude and its sign, both within [-1, 1] for |g| <= e^k.
+
+    max(log(|g| + eps) / k, -1) and clip(g e^k, -1, 1), with eps of the dtype. No accumulators.
+
+    Attributes:
+        k: gradients below e^-k count as small.
+        first_order: whether gradients count as constants when training is differentiated.
+
+    Reference: Andrychowicz et al. 2016, arXiv:1606.04474, appendix A; k = 5 in their code.
+    """
+
+    k: float = eqx.field(static=True, default=5.0)
+    first_order: bool = eqx.field(static=True, default=True)
+
+    def __check_init__(self) -> None:
+        if not 0 < self.k < 30:
+            raise ValueError(f"LogAndSign(k={self.k}) must be between 0 and 30; try 5.")
+
+    def init(self, key: Key) -> Theta:
+        """Returns no weights."""
+        return ()
+
+    def begin(self, params: Tensors) -> State:
+        """Returns no accumulators."""
+        return ()
+
+    def update(
+        self, theta: Theta, grads: Tensors, state: State, params: Tensors, step: Int[Array, ""]
+    ) -> tuple[Tensor, State]:
+        """Takes in the gradient."""
+        grad = join(grads)
+        return (jax.lax.stop_gradient(grad) if self.first_order else grad), state
+
+    def columns(self, views: Tensor) -> tuple[Columns, ...]:
+        """Returns logarithm and sign."""
+        tiny = jnp.finfo(views.dtype).eps
+        logarithm = jnp.maximum(jnp.log(jnp.abs(views) + tiny) / self.k, -1)
+        return logarithm[None], jnp.clip(views * math.exp(self.k), -1, 1)[None]
+
+    def shared(self, step: Int[Array, ""], dtype: Any) -> Float[Array, "0"]:
+        """Returns nothing."""
+        return jnp.zeros((0,), dtype)
+
+    def names(self) -> tuple[str, ...]:
+        """Returns "log_magnitude", "clipped_gradient"."""
+        return "log_magnitude", "clipped_gradient"
+
+
+def spelled_out(chosen: str | tuple[str, ...]) -> tuple[str, ...]:
+    """Returns names of features, published ones (also as "mt+gt+mom5") spelled out.
+
+    Raises:
+        ValueError: if there is no feature of that name.
+    """
+    parts = chosen.split("+") if isinstance(chosen, str) else chosen
+    return tuple(map(_spelled_out, parts))
+
+
+def _spelled_out(name: str) -> str:
+    if name in PUBLISHED:
+        return PUBLISHED[name]
+    if name in (*PLAIN, "time"):
+        return name
+    if name.startswith("mom") and name.removeprefix("mom").isdigit():
+        return f"momentum_0.{name.removeprefix('mom')}"
+    for prefix, low, high in (("momentum_", 0.0, 1.0), ("m_over_root_", 1.0, 100.0)):
+        try:
+            if name.startswith(prefix) and low <= float(name.removeprefix(prefix)) < high:
+                return name
+        except ValueError:
+            break
+    raise ValueError(
+        f"There is no feature {name!r}; known are {', '.join((*PLAIN, 'time'))}, momentum_0.9 or "
+        "with another decay, m_over_root_3 or with another power, and mt, gt, g, mom5, ...."
+    )
+
+
+def _root(x: Tensor, power: float) -> Tensor:
+    """Returns x^power with a finite derivative, zero, at zero."""
+    safe = x > 0
+    root = jnp.where(safe, x, jnp.ones_like(x)) ** power
+    return jnp.where(safe, root, jnp.zeros_like(root))
