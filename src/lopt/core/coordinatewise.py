@@ -198,9 +198,10 @@ class Coordinatewise(AbstractLearnedOptimizer):
             outputs, memory = self.rule.apply(theta, columns, shared, memory)
             return self.scale(outputs), memory
 
-        totals = map_blocks(sums, (view, tensor), tensor.shape, self.block_size)
+        block_size = tensor.size if self.rule.fuses() else self.block_size
+        totals = map_blocks(sums, (view, tensor), tensor.shape, block_size)
         factors = [self._factor(jnp.stack(total) / tensor.size) for total in totals]
-        return map_blocks(apply, (view, memory, tensor), tensor.shape, self.block_size)
+        return map_blocks(apply, (view, memory, tensor), tensor.shape, block_size)
 
     def _factor(self, moments: Tensor) -> Tensor:
         """Returns what gives features of these second moments unit ones, or ones."""

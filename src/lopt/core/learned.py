@@ -116,6 +116,13 @@ class AbstractFeatures(eqx.Module):
     def names(self) -> tuple[str, ...]:
         """Returns the name of each column, then of each shared feature, as recordings use them."""
 
+    def select(self, names: tuple[str, ...]) -> "AbstractFeatures":
+        """Returns features that have at least these names, without what the others need.
+
+        Features with weights of their own return themselves, as weights are theirs to fit.
+        """
+        return self
+
     @abc.abstractmethod
     def columns(self, views: Any) -> tuple[Columns, ...]:
         """Returns the features that differ between coordinates, in stacks. Elementwise.
@@ -156,3 +163,11 @@ class AbstractRule(eqx.Module):
         A rule whose inputs have a meaning overrides this.
         """
         return None
+
+    def fuses(self) -> bool:
+        """Returns whether it is a few elementwise operations and no product of matrices.
+
+        The compiler then makes one loop of features, rule and update, so that large tensors need
+        not be worked on in slabs.
+        """
+        return False

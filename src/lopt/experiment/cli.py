@@ -29,6 +29,8 @@ def train(
         tyro.conf.UseAppendAction[tuple[str, ...]],
         tyro.conf.arg(name="set", metavar="FIELD=VALUE"),
     ] = (),
+    start: Annotated[Path | None, tyro.conf.arg(name="from")] = None,
+    task: str | None = None,
     run: Path | None = None,
     resume: Path | None = None,
 ) -> None:
@@ -37,13 +39,58 @@ def train(
     Args:
         recipe: the name of a recipe, such as digits, or a Python file that defines one.
         settings: change a field of the recipe; may be repeated.
+        start: train on what a run trained, on --task; instead of a recipe (it is then transfer).
+        task: with --from, data set and network, such as digits_conv or fashion_mnist_mlp.
         run: the folder of the new run; runs/RECIPE, numbered if need be, by default.
         resume: the folder of a run to continue, instead of a recipe.
     """
-    if (recipe is None) == (resume is None):
-        raise ValueError("lopt train takes a recipe, or --resume RUN: one of the two.")
+    if sum(option is not None for option in (recipe, resume, start)) != 1:
+        raise ValueError(
+            "lopt train takes a recipe, or --from RUN --task NAME, or --resume RUN: one of them."
+        )
     if resume is not None and (settings or run is not None):
         raise ValueError("lopt train --resume RUN takes no --set and no --run: the run has both.")
+    if (task is None) != (start is None):
+        raise ValueError("--from RUN and --task NAME go together; try --task digits_conv.")
+    if start is not None:
+        recipe, settings = "transfer", transfer_settings(start, str(task), settings)
+    _train(recipe, settings, run, resume)
+
+
+@app.command
+def tune(
+    rule: tyro.conf.Positional[Path],
+    *,
+    task: str = "digits_conv",
+    settings: Annotated[
+        tyro.conf.UseAppendAction[tuple[str, ...]],
+        tyro.conf.arg(name="set", metavar="FIELD=VALUE"),
+    ] = (),
+    run: Path | None = None,
+) -> None:
+    """Meta-train the constants of a distilled rule, and a multiplier per type of tensor.
+
+    It is `lopt train --from RULE` with the setting tensor_types=True: it resumes likewise, with
+    lopt train --resume RUN.
+
+    Args:
+        rule: the folder that lopt distill wrote, or any weights of lopt.
+        task: data set and network, such as digits_conv, digits_resnet or cifar10_resnet50.
+        settings: change a field of the recipe transfer; may be repeated.
+        run: the folder of the new run; runs/tune, numbered if need be, by default.
+    """
+    settings = transfer_settings(rule, task, ("tensor_types=True", *settings))
+    _train("transfer", settings, _unused_folder("tune") if run is None else run, None)
+
+
+def transfer_settings(start: Path, task: str, settings: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns the settings of the recipe transfer."""
+    return (f"start={start.resolve()}", f"task={task}", *settings)
+
+
+def _train(
+    recipe: str | None, settings: tuple[str, ...], run: Path | None, resume: Path | None
+) -> None:
     prepare_jax()
     from lopt.experiment.train import create, reopen
     from lopt.experiment.train import train as meta_train
@@ -85,13 +132,14 @@ def _evaluate(experiment: "Experiment", folder: Path, console: Console) -> None:
     from lopt.experiment.storage import load
 
     learned, theta = load(folder, experiment.learned)
+    before = None if experiment.initial is None else {"before": (learned, experiment.initial)}
     if not experiment.evaluations:
         console.print(f"Trained; weights in {folder / 'weights.safetensors'}.", highlight=False)
         return
     # Far from the keys of meta-training: these initialisations and batches were never seen.
     key = jax.random.fold_in(jax.random.key(experiment.seed), 2**32 - 1)
     comparisons = [
-        compare(evaluation, learned, theta, jax.random.fold_in(key, i))
+        compare(evaluation, learned, theta, jax.random.fold_in(key, i), before)
         for i, evaluation in enumerate(
             track(experiment.evaluations, "evaluating", transient=True, console=console)
         )

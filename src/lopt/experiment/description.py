@@ -10,10 +10,8 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-import equinox as eqx
-
 # Where named things may come from: classes of lopt, functions of these modules.
-_CLASSES = ("lopt.core", "lopt.learned")
+_CLASSES = ("lopt.core", "lopt.learned", "lopt.symbolic")
 _FUNCTIONS = ("optax", "jax.nn", "lopt.learned")
 
 
@@ -27,7 +25,7 @@ def describe(thing: Any) -> Any:
         return thing
     if isinstance(thing, tuple | list):
         return [describe(item) for item in thing]
-    if isinstance(thing, eqx.Module):
+    if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
         name = type(thing).__name__
         if _look_up(name, _CLASSES) is not type(thing):
             raise TypeError(
@@ -58,7 +56,7 @@ def restore(description: Any) -> Any:
     if "class" in description:
         name = description["class"]
         found = _look_up(name, _CLASSES)
-        if not (isinstance(found, type) and issubclass(found, eqx.Module)):
+        if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
             raise ValueError(f"There is no class {name!r} in this version of lopt.")
         fields = {key: restore(value) for key, value in description.get("fields", {}).items()}
         try:

@@ -6,6 +6,7 @@ steps; each baseline's learning rate is the best of 11 for just these runs, whic
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
@@ -17,11 +18,11 @@ from jaxtyping import Array, Float
 from jaxtyping import Key as KeyArray
 
 from lopt.core.learned import AbstractLearnedOptimizer
-from lopt.core.types import Key, Theta
+from lopt.core.task import AbstractStatefulTask, AbstractTask
+from lopt.core.types import Key, Params, Scalar, State, Theta
 from lopt.core.unroll import start, unroll
 from lopt.experiment.experiment import Evaluation
 from lopt.learned.hyperparameters import learnable
-from lopt.tasks.classification import Classification
 
 # Half decades, wide enough that the best is never at an end on the tasks of the recipes.
 BASELINES = {
@@ -114,21 +115,34 @@ class Comparison:
 
 
 def compare(
-    evaluation: Evaluation, learned: AbstractLearnedOptimizer, theta: Theta, key: Key
+    evaluation: Evaluation,
+    learned: AbstractLearnedOptimizer,
+    theta: Theta,
+    key: Key,
+    others: Mapping[str, tuple[AbstractLearnedOptimizer, Theta]] | None = None,
 ) -> Comparison:
-    """Trains the evaluation's task with the learned optimizer and with every baseline."""
+    """Trains the evaluation's task with the learned optimizer and with every baseline.
+
+    `others` are further learned optimizers and their weights, by name.
+    """
     keys = jax.random.split(key, evaluation.num_seeds)
-    results = [_learned_runs(evaluation, learned, theta, keys)]
+    results = [_learned_runs(evaluation, "learned", learned, theta, keys)]
+    for name, (other, weights) in (others or {}).items():
+        results.append(_learned_runs(evaluation, name, other, weights, keys))
     for name, (factory, rates) in BASELINES.items():
         results += _tuned_runs(evaluation, name, factory, rates, keys)
     return Comparison(evaluation, tuple(results))
 
 
 def _learned_runs(
-    evaluation: Evaluation, learned: AbstractLearnedOptimizer, theta: Theta, keys: Keys
+    evaluation: Evaluation,
+    name: str,
+    learned: AbstractLearnedOptimizer,
+    theta: Theta,
+    keys: Keys,
 ) -> Runs:
     arrays = _train_all(evaluation.task, learned, theta, evaluation.horizon, keys)
-    return Runs("learned", None, False, *map(np.asarray, arrays))
+    return Runs(name, None, False, *map(np.asarray, arrays))
 
 
 def _tuned_runs(
@@ -155,7 +169,7 @@ def _tuned_runs(
 
 @eqx.filter_jit
 def _train_all(
-    task: Classification,
+    task: AbstractStatefulTask,
     learned: AbstractLearnedOptimizer,
     theta: Theta,
     horizon: int,
@@ -166,10 +180,21 @@ def _train_all(
         optimizer = learned.optimizer(theta)
         state = start(task, optimizer, task.init(init_key), run_key)
         state, losses = unroll(task, optimizer, state, horizon)
-        final = task.loss(state.params, task.everything("train"))
-        return losses, final, task.accuracy(state.params, task.everything("test"))
+        final = _everything(task, state.params, state.estimator_state, "train")
+        return losses, final, _accuracy(task, state.params, state.estimator_state)
 
     return jax.vmap(train_one)(keys)
+
+
+def _everything(task: Any, params: Params, state: State, split: str) -> Scalar:
+    return task.loss_and_state(params, state, task.everything(split))[0]
+
+
+def _accuracy(task: Any, params: Params, state: State) -> Scalar:
+    batch = task.everything("test")
+    if isinstance(task, AbstractTask):
+        return task.accuracy(params, batch)
+    return task.accuracy(params, state, batch)
 
 
 def _mean_and_error(values: np.ndarray) -> dict[str, float | None]:

@@ -7,9 +7,9 @@ import optax
 
 from lopt.core.estimator import AbstractGradientEstimator
 from lopt.core.learned import AbstractLearnedOptimizer
-from lopt.core.types import Scalar
+from lopt.core.task import AbstractStatefulTask
+from lopt.core.types import Scalar, Theta
 from lopt.core.unroll import Step
-from lopt.tasks.classification import Classification
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,14 +18,14 @@ class Evaluation:
 
     Attributes:
         name: a few words, the title of its plot.
-        task: the task to train.
+        task: the task to train: one of classification, with `everything` and `accuracy`.
         horizon: inner steps.
         num_seeds: the number of initialisations, each with batches of its own; at least 5.
         trained_on: whether meta-training drew this task (with other initialisations).
     """
 
     name: str
-    task: Classification
+    task: AbstractStatefulTask
     horizon: int
     num_seeds: int = 5
     trained_on: bool = False
@@ -55,6 +55,8 @@ class Experiment:
             written and a checkpoint is made.
         note: a sentence or two for the report, such as why this estimator.
         record: what else to log of each outer step, by name.
+        initial: the theta to begin with, for training on; by default the learned optimizer's.
+        initial_digest: of the file that it was read from: a run is not resumed with another.
     """
 
     learned: AbstractLearnedOptimizer
@@ -66,6 +68,8 @@ class Experiment:
     steps_per_chunk: int = 20
     note: str = ""
     record: Callable[[Step], Mapping[str, Scalar]] | None = None
+    initial: Theta | None = None
+    initial_digest: str = ""
 
     def __post_init__(self) -> None:
         for name in ("outer_steps", "steps_per_chunk"):

@@ -1,5 +1,6 @@
 """Files that are whole or not there: every write goes to a temporary file that is then renamed."""
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -20,6 +21,11 @@ def write_bytes(path: Path, content: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def digest(path: Path) -> str:
+    """Returns the SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def write_json(path: Path, content: Any) -> None:

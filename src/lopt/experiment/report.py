@@ -91,6 +91,7 @@ def _verdict(summary: dict[str, Any]) -> str:
 
 _COLORS = {
     "learned": "#d62728",
+    "before": "#ff9896",
     "SGD": "#7f7f7f",
     "momentum": "#2ca02c",
     "Adam": "#1f77b4",

@@ -67,8 +67,7 @@ def load(
         FileNotFoundError: if there is no such file.
         ValueError: if the file is damaged, or its weights do not fit its configuration.
     """
-    path = Path(path)
-    path = path / "weights.safetensors" if path.is_dir() else path
+    path = weights_file(Path(path))
     arrays, metadata = _read(path)
     if learned is None and "lopt" not in metadata:
         raise ValueError(
@@ -87,6 +86,11 @@ def load(
         raise ValueError(f"{path} describes {learned}, which is not a learned optimizer.")
     like = eqx.filter_eval_shape(learned.init, jax.random.key(0))
     return learned, _fill(like, arrays, path, check_dtypes=False)
+
+
+def weights_file(path: Path) -> Path:
+    """Returns the file of weights that a path names: itself, or that of a run's folder."""
+    return path / "weights.safetensors" if path.is_dir() else path
 
 
 def load_optimizer(

@@ -6,7 +6,6 @@ any moment; resumed, it continues as if nothing had happened, bit for bit.
 """
 
 import contextlib
-import hashlib
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,7 +35,7 @@ from lopt.estimators import particle_mesh
 from lopt.experiment import storage
 from lopt.experiment.cache import release_memory
 from lopt.experiment.experiment import Experiment
-from lopt.experiment.files import read_json, read_lines, to_line, write_bytes, write_json
+from lopt.experiment.files import digest, read_json, read_lines, to_line, write_bytes, write_json
 from lopt.experiment.registry import build
 
 
@@ -109,7 +108,7 @@ def source_digest(recipe: str) -> str | None:
     """Returns the checksum of a recipe file; None for recipes that come with lopt."""
     if not recipe.endswith(".py"):
         return None
-    return hashlib.sha256(Path(recipe).read_bytes()).hexdigest()
+    return digest(Path(recipe))
 
 
 def printed(experiment: Experiment) -> str:
@@ -250,7 +249,9 @@ def _latest_state(
 ) -> TrainState:
     def begin() -> TrainState:
         init_key, run_key = jax.random.split(jax.random.key(experiment.seed))
-        theta = experiment.learned.init(init_key)
+        theta = experiment.initial
+        if theta is None:
+            theta = experiment.learned.init(init_key)
         return start(experiment.meta, optimizer, theta, run_key)
 
     numbers = storage.checkpoints(folder / "checkpoints")

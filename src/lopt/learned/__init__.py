@@ -24,6 +24,7 @@ from lopt.learned.schedules import (
     PerStep,
     Polynomial,
 )
+from lopt.learned.tensor_types import PerTensorType
 from lopt.learned.tensors import PerTensor, per_tensor
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "Multiplied",
     "PerStep",
     "PerTensor",
+    "PerTensorType",
     "Polynomial",
     "adafactor_mlp",
     "dm",

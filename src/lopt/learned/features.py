@@ -93,6 +93,10 @@ class MomentumFeatures(AbstractFeatures):
         """Returns "gradient", "parameter", "momentum_0.1", ..., "time_1", ...."""
         return ("gradient", "parameter", *_named("momentum", self.decays), *TIME_NAMES)
 
+    def select(self, names: tuple[str, ...]) -> "MomentumFeatures":
+        """Returns features with those momenta only."""
+        return MomentumFeatures(tuple(d for d in self.decays if f"momentum_{d:g}" in names))
+
     def columns(self, views: MomentumViews) -> tuple[Columns, ...]:
         """Returns gradient, parameter, momenta."""
         return views.grad[None], views.param[None], views.momentum

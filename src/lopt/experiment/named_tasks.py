@@ -1,0 +1,48 @@
+"""Tasks by name, for the command line: a data set and a kind of network, as in "digits_conv"."""
+
+from collections.abc import Callable
+
+from lopt.core.task import AbstractStatefulTask
+from lopt.experiment.datasets import NAMES, load_images
+from lopt.tasks import conv_classification, mlp_classification, resnet_classification
+from lopt.tasks.data import ImageData
+
+# Of each kind of network, at the size that a laptop trains.
+NETWORKS: dict[str, Callable[[ImageData, int], AbstractStatefulTask]] = {
+    "mlp": lambda data, batch_size: mlp_classification(data, (32,), batch_size=batch_size),
+    "conv": lambda data, batch_size: conv_classification(
+        data, (16, 16), 3, (32,), batch_size=batch_size
+    ),
+    "resnet": lambda data, batch_size: resnet_classification(
+        data, channels=(8, 16), blocks=(1, 1), batch_size=batch_size
+    ),
+    "resnet18": lambda data, batch_size: resnet_classification(data, 18, batch_size=batch_size),
+    "resnet50": lambda data, batch_size: resnet_classification(data, 50, batch_size=batch_size),
+}
+
+
+def task_names() -> list[str]:
+    """Returns the names of all tasks."""
+    return [f"{data}_{network}" for data in NAMES for network in NETWORKS]
+
+
+def named_task(name: str, size: int = 0, batch_size: int = 128) -> AbstractStatefulTask:
+    """Returns a task by its name.
+
+    Args:
+        name: data set and network, such as "fashion_mnist_mlp" or "cifar10_resnet50".
+        size: pixels along each side; by default 32 of CIFAR-10 and 8 of others.
+        batch_size: examples per step.
+
+    Raises:
+        ValueError: if there is no such task.
+        ConnectionError: if the data are neither here nor can be downloaded.
+    """
+    data, _, network = name.rpartition("_")
+    if data not in NAMES or network not in NETWORKS:
+        raise ValueError(
+            f"There is no task {name!r}: it is a data set ({', '.join(NAMES)}) and a network "
+            f"({', '.join(NETWORKS)}), as in digits_conv."
+        )
+    images = load_images(data, size=size or (32 if data == "cifar10" else 8))
+    return NETWORKS[network](images, batch_size)

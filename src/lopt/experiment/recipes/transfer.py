@@ -1,0 +1,94 @@
+"""A trained optimizer trained on, on another task: transfer, and tuning of distilled rules.
+
+`lopt train --from RUN --task NAME` and `lopt tune RULE --task NAME` are this recipe. For
+`--task cifar10_resnet50` see `lopt.tasks.resnet_classification` for the memory it needs.
+"""
+
+import math
+from pathlib import Path
+
+import optax
+
+import lopt
+from lopt.experiment.experiment import Evaluation, Experiment
+from lopt.experiment.files import digest
+from lopt.experiment.named_tasks import named_task
+from lopt.experiment.storage import load, weights_file
+from lopt.learned import PerTensorType
+
+
+def experiment(
+    start: str = "",
+    task: str = "digits_conv",
+    size: int = 0,
+    batch_size: int = 128,
+    tensor_types: bool = False,
+    horizon: int = 200,
+    truncation: int = 20,
+    estimator: str = "pes",
+    sigma: float = 0.01,
+    particles: int = 4,
+    outer_steps: int = 200,
+    learning_rate: float = 1e-3,
+    gradient_clip: float = 1.0,
+    seeds: int = 5,
+    seed: int = 0,
+) -> Experiment:
+    """Builds the experiment.
+
+    Args:
+        start: what to begin with: a run's folder, a distilled rule's, or a file of `lopt.save`.
+        task: data set and network, such as digits_conv, fashion_mnist_mlp or cifar10_resnet50.
+        size: pixels along each side; 0 for 32 of CIFAR-10 and 8 of others.
+        batch_size: examples per inner step.
+        tensor_types: whether vectors, matrices and kernels get a learned multiplier each.
+        horizon: inner steps per episode, and per evaluation.
+        truncation: inner steps per outer step; divides the horizon. ES does without.
+        estimator: of the meta-gradient: pes, es, truncated_backprop or forward.
+        sigma: perturbation of theta, for PES and ES.
+        particles: episodes side by side, or pairs of them.
+        outer_steps: steps of meta-training.
+        learning_rate: of the outer Adam; falls to zero along a cosine.
+        gradient_clip: the largest norm of a meta-gradient.
+        seeds: initialisations per evaluation; 0 for no evaluation.
+        seed: of everything random.
+    """
+    if not start:
+        raise ValueError("start='' must name a run, a distilled rule or a file of lopt.save.")
+    for name, value in {"learning_rate": learning_rate, "gradient_clip": gradient_clip}.items():
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name}={value} must be positive and finite.")
+    learned, theta = load(start)
+    if tensor_types:
+        learned = PerTensorType(learned)
+        theta = learned.around(theta)
+    trained_on = named_task(task, size, batch_size)
+    inner = lopt.InnerTraining(trained_on, learned, horizon)
+    estimators = {
+        "pes": lambda: lopt.PES(inner, truncation, sigma),
+        "es": lambda: lopt.ES(inner, sigma),
+        "truncated_backprop": lambda: lopt.TruncatedBackprop(inner, truncation),
+        "forward": lambda: lopt.ForwardMode(inner),
+    }
+    if estimator not in estimators:
+        raise ValueError(f"estimator={estimator!r} must be one of {', '.join(estimators)}.")
+    outer = optax.chain(
+        optax.clip_by_global_norm(gradient_clip),
+        optax.adam(optax.cosine_decay_schedule(learning_rate, outer_steps)),
+    )
+    evaluations = (
+        [Evaluation(f"{task}, new initialisations", trained_on, horizon, seeds, trained_on=True)]
+        if seeds
+        else []
+    )
+    return Experiment(
+        learned,
+        lopt.Mean(estimators[estimator](), particles),
+        outer,
+        outer_steps,
+        tuple(evaluations),
+        seed,
+        steps_per_chunk=min(20, outer_steps),
+        initial=theta,
+        initial_digest=digest(weights_file(Path(start))),
+    )

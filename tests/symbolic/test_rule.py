@@ -1,0 +1,129 @@
+"""An equation in the network's place: it is the optimizer that it says, and keeps what it needs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import lopt
+from lopt.learned import MomentFeatures
+from lopt.symbolic import SymbolicRule, Variable, in_place_of, make_expression, symbolic_optimizer
+
+KEY = jax.random.key(0)
+V = Variable
+ADAM = ("divide", ("multiply", -0.01, V("m_corrected")), V("root_v"))
+PARAMS = {"w": jnp.ones((3, 2)), "b": jnp.zeros(2)}
+
+
+def grads_at(step):
+    return jax.tree.map(lambda p: jnp.cos(p + step + jnp.arange(p.size).reshape(p.shape)), PARAMS)
+
+
+def trajectory(optimizer, steps=5):
+    params, state = PARAMS, optimizer.init(PARAMS)
+    for step in range(steps):
+        updates, state = optimizer.update(grads_at(step), state, params)
+        params = optax.apply_updates(params, updates)
+    return params, state
+
+
+@pytest.mark.standard_promotion
+def test_adams_equation_is_adam():
+    features = MomentFeatures(("m_corrected", "root_v"), 0.9, 0.999)
+    learned = symbolic_optimizer(make_expression(ADAM), features)
+    ours, _ = trajectory(learned.optimizer(learned.init(KEY)))
+    theirs, _ = trajectory(optax.adam(0.01, eps=1e-12))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9), ours, theirs)
+
+
+def test_the_state_holds_only_what_the_equation_uses():
+    features = MomentFeatures("mt+gt+g+mom5+mom9")
+    learned = symbolic_optimizer(make_expression(("multiply", -0.1, V("momentum_0.9"))), features)
+    state = learned.optimizer(learned.init(KEY)).init(PARAMS)
+    floats = [leaf for leaf in jax.tree.leaves(state) if leaf.dtype == float]
+    assert sum(leaf.size for leaf in floats) == 8  # one momentum of eight weights
+
+
+def test_lags_look_back_in_time_and_find_zero_before_the_start():
+    root = ("add", ("multiply", -0.5, V("gradient")), ("multiply", 0.25, V("gradient", 2)))
+    learned = symbolic_optimizer(make_expression(root), MomentFeatures(("gradient",)))
+    optimizer = learned.optimizer(learned.init(KEY))
+    state = optimizer.init(PARAMS)
+    for step in range(4):
+        updates, state = optimizer.update(grads_at(step), state, PARAMS)
+        past = grads_at(step - 2) if step >= 2 else jax.tree.map(jnp.zeros_like, PARAMS)
+        expected = jax.tree.map(lambda g, p: -0.5 * g + 0.25 * p, grads_at(step), past)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), updates, expected)
+
+
+def test_a_shared_feature_and_its_lag():
+    root = ("multiply", V("gradient"), ("add", V("time"), V("time", 1)))
+    learned = symbolic_optimizer(make_expression(root), MomentFeatures(("gradient", "time")))
+    optimizer = learned.optimizer(learned.init(KEY))
+    state = optimizer.init(PARAMS)
+    for step in range(3):
+        updates, state = optimizer.update(grads_at(step), state, PARAMS)
+        factor = (2 * step + 1) / 1000
+        jax.tree.map(
+            lambda u, g, f=factor: np.testing.assert_allclose(u, f * g, rtol=1e-12),
+            updates,
+            grads_at(step),
+        )
+
+
+def test_constants_are_theta_and_can_be_learned():
+    rule = make_expression(("multiply", -0.001, V("gradient")))
+    learned = symbolic_optimizer(rule, MomentFeatures(("gradient",), first_order=False))
+    task = lopt.tasks.Quadratic(jnp.full(2, 1.0), jnp.zeros(2))
+    meta = lopt.MetaTask(lopt.InnerTraining(task, learned, 4))
+    theta = meta.init(KEY)
+    sgd = lopt.MetaTask(lopt.InnerTraining(task, lopt.LearnableSGD(0.001), 4))
+    slope = jax.grad(meta.loss)(theta, KEY)["rule"]["constants"][0]
+    other = jax.grad(sgd.loss)(sgd.init(KEY), KEY)["learning_rate"]
+    # d loss / d log rate = rate * d loss / d rate, and the constant is minus the rate.
+    np.testing.assert_allclose(-0.001 * -slope, other, rtol=1e-9)
+
+
+def test_it_takes_the_networks_place(tmp_path):
+    network = lopt.rnnprop(hidden=(3,), dense=2)
+    theta = network.init(KEY)
+    rule = make_expression(("tanh", ("multiply", -1.3, V("m_normalised"))))
+    learned, constants = in_place_of(network, theta, rule)
+    assert learned.features.names() == ("m_normalised",)
+    updates, _ = learned.optimizer(constants).update(
+        grads_at(0), learned.optimizer(constants).init(PARAMS), PARAMS
+    )
+    expected = jax.tree.map(lambda g: 0.01 * jnp.tanh(-1.3 * jnp.sign(g)), grads_at(0))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), updates, expected)
+    lopt.save(tmp_path / "rule.safetensors", learned, constants)
+    again, _ = lopt.load(tmp_path / "rule.safetensors")
+    assert again == learned
+
+
+def test_learned_decays_stay_with_the_features():
+    network = lopt.adafactor_mlp()
+    theta = network.init(KEY)
+    theta["features"]["momentum_decays"] += 0.1
+    rule = make_expression(("multiply", -0.1, V("momentum_0.9")))
+    learned, constants = in_place_of(network, theta, rule, lopt.symbolic.Output())
+    assert learned.features == network.features
+    assert constants["features"] is theta["features"]
+
+
+@pytest.mark.parametrize(
+    ("root", "words"),
+    [
+        (("multiply", 2.0, V("momentum_0.9")), "momentum_0.9"),
+        (("multiply", 2.0, 3.0), "no feature"),
+    ],
+)
+def test_other_features_than_it_was_distilled_from_are_refused(root, words):
+    with pytest.raises(ValueError, match=words):
+        symbolic_optimizer(make_expression(root), MomentFeatures("mt+gt"))
+
+
+def test_other_features_are_refused_by_coordinatewise_too():
+    rule = SymbolicRule(V("gradient"), (), ("gradient",))
+    with pytest.raises(ValueError, match="made for the features gradient, but is given v"):
+        lopt.Coordinatewise(MomentFeatures(("v",)), rule, lopt.symbolic.Output(), False)
