@@ -1,6 +1,7 @@
 """What README.md and docs/ say is true: their Python runs, their links and commands work."""
 
 import itertools
+import os
 import re
 import shlex
 import shutil
@@ -55,6 +56,7 @@ def execute(script: str, folder: Path) -> None:
         "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+        "XLA_FLAGS": os.environ["XLA_FLAGS"],
     }
     path = folder / "page.py"
     path.write_text(script)

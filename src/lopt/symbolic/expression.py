@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy
 from jaxtyping import Array, Float
 
-from lopt.symbolic.operators import OPERATORS
+from lopt.symbolic.operators import OPERATORS, Values
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -59,7 +59,6 @@ class Call:
 
 
 Node = Union[Variable, Constant, Call]
-Values = Float[Array, "..."]
 
 
 class Expression(eqx.Module):
@@ -67,7 +66,8 @@ class Expression(eqx.Module):
 
     Attributes:
         root: its tree.
-        constants: one for each `Constant` of the tree, in the order of its indices.
+        constants: one for each `Constant` of the tree, in the order of its indices. As read or
+            made they are of NumPy, in 64 bits whatever JAX is set to.
 
     Example:
         >>> g = Variable("gradient")
@@ -79,7 +79,7 @@ class Expression(eqx.Module):
     """
 
     root: Node = eqx.field(static=True)
-    constants: Float[Array, " constant"]
+    constants: Float[Array | numpy.ndarray, " constant"]
 
     def __check_init__(self) -> None:
         indices = {node.index for node in walk(self.root) if isinstance(node, Constant)}
@@ -97,7 +97,7 @@ class Expression(eqx.Module):
         Raises:
             KeyError: if a variable is missing.
         """
-        return evaluate(self.root, self.constants, columns, jnp)
+        return evaluate(self.root, jnp.asarray(self.constants), columns, jnp)
 
     @property
     def variables(self) -> tuple[Variable, ...]:
@@ -111,17 +111,25 @@ class Expression(eqx.Module):
 
 
 def walk(node: Node) -> Iterator[Node]:
-    """Yields all nodes of a tree, parents first."""
-    yield node
-    if isinstance(node, Call):
-        for argument in node.arguments:
-            yield from walk(argument)
+    """Yields all nodes of a tree, parents first, arguments in order."""
+    waiting = [node]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        if isinstance(node, Call):
+            waiting.extend(reversed(node.arguments))
 
 
 def evaluate(
     node: Node, constants: Any, columns: Mapping[Variable, Values], np: Any = numpy
-) -> Any:
+) -> Values:
     """Returns the value of a tree with the array module `np`, NumPy by default.
+
+    Args:
+        node: the tree.
+        constants: an array, or a sequence of numbers.
+        columns: arrays of the module, which broadcast to one another.
+        np: `numpy` or `jax.numpy`.
 
     Raises:
         KeyError: if a variable is missing.
@@ -158,4 +166,4 @@ def make_expression(root: Any) -> Expression:
         return Constant(len(numbers) - 1)
 
     node = build(root)
-    return Expression(node, jnp.asarray(numpy.asarray(numbers, float)))
+    return Expression(node, numpy.asarray(numbers, float))

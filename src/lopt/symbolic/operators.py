@@ -1,20 +1,27 @@
 """The operators of expressions, guarded: finite arguments give finite values and derivatives.
 
-Each is written once, over an array module `np` that is NumPy or `jax.numpy`. Guards change values
-only where the textbook function has none: division by what is smaller than 1e-30 gives zero, and
-`exp`, `sinh`, `square`, `cube` and `pow` stay below about 1e30.
+Each is written once, over an array module `np` that is NumPy or `jax.numpy`. Guards act only where
+the textbook function, or its derivative, has no value that 32 bits hold: what would be divided by
+less than 1e-18 is zero, quotients stay within 1e18, `square` and `cube` take arguments within 1e10,
+and `exp`, `sinh` and `pow` stay below e^69, about 1e30. Only sums and products of numbers beyond
+1e19 overflow, as everywhere.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
 import jax
-from jaxtyping import Array, Float
 
-Values = Float[Array, "..."]
+# Arrays of the module, or numbers.
+Values = Any
 TINY, EXPONENT, HUGE = 1e-30, 69.0, 1e10
+# The derivative x / y^2 of a quotient stays below 1e36 if |y| and |y / x| are above this.
+DIVISOR = 1e-18
+# e^82 is 4e35: above that a derivative of `pow` counts as one of a division by nothing.
+STEEP = 82.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,20 +43,24 @@ class Operator:
     even: bool = False
 
 
-def _away_from_zero(np: Any, x: Values) -> tuple[Values, Values]:
-    """Returns where x is large enough to divide by, and x with ones elsewhere."""
-    safe = np.abs(x) > TINY
-    return safe, np.where(safe, x, np.ones_like(x))
+def _where(np: Any, chosen: Values, x: Values, otherwise: float) -> Values:
+    return np.where(chosen, x, np.full_like(x, otherwise))
 
 
+# Where a guard acts, the arguments are replaced before the function is taken: a derivative that is
+# infinite makes no number of the zero that `where` multiplies it by afterwards.
 def _divide(np: Any, x: Values, y: Values) -> Values:
-    safe, y = _away_from_zero(np, y)
-    return np.where(safe, x / y, np.zeros_like(x / y))
+    small, large = np.abs(y) <= DIVISOR, np.abs(x) * DIVISOR >= np.abs(y)
+    plain = ~(small | large)
+    quotient = _where(np, plain, x, 1) / _where(np, plain, y, 1)
+    limit = np.sign(x) * np.sign(y) / DIVISOR
+    return np.where(plain, quotient, _where(np, ~small, limit, 0))
 
 
 def _sqrt(np: Any, x: Values) -> Values:
-    safe, x = _away_from_zero(np, x)
-    return np.where(safe, np.sqrt(np.abs(x)), np.zeros_like(x))
+    safe = np.abs(x) > TINY
+    root = np.sqrt(np.abs(_where(np, safe, x, 1)))
+    return _where(np, safe, root, 0)
 
 
 def _log(np: Any, x: Values) -> Values:
@@ -57,9 +68,16 @@ def _log(np: Any, x: Values) -> Values:
 
 
 def _pow(np: Any, x: Values, y: Values) -> Values:
-    safe, x = _away_from_zero(np, x)
-    logs = np.clip(y * np.log(np.abs(x)), -EXPONENT, EXPONENT)
-    return np.where(safe, np.sign(x) * np.exp(logs), np.zeros_like(logs))
+    safe, y = np.abs(x) > TINY, np.clip(y, -HUGE, HUGE)
+    logs = np.log(np.abs(_where(np, safe, x, 1)))
+    exponents = y * logs
+    plain = safe & (np.abs(exponents) < EXPONENT) & (exponents - logs < STEEP)
+    logs = np.log(np.abs(np.where(plain, x, np.ones_like(exponents))))
+    powers = np.exp(np.where(plain, y, np.zeros_like(exponents)) * logs)
+    # Beyond the guards: as dividing by nothing near zero, the largest value far from it.
+    grows = safe & (exponents >= EXPONENT) & (np.abs(x) > 1)
+    limit = _where(np, grows, np.full_like(exponents, math.exp(EXPONENT)), 0)
+    return np.sign(x) * np.where(plain, powers, limit)
 
 
 def _square(np: Any, x: Values) -> Values:
@@ -70,10 +88,9 @@ def _cube(np: Any, x: Values) -> Values:
     return np.clip(x, -HUGE, HUGE) ** 3
 
 
-def _asinh(np: Any, x: Values) -> Values:
-    # Stable on both sides, where the primitive of some array modules is not.
-    x = np.clip(x, -HUGE, HUGE)
-    return np.sign(x) * np.log1p(np.abs(x) + x * x / (1 + np.sqrt(x * x + 1)))
+def _greater(np: Any, x: Values, y: Values) -> Values:
+    shaped = np.clip(x, -1, 1) + np.clip(y, -1, 1)
+    return np.where(x > y, np.ones_like(shaped), np.zeros_like(shaped))
 
 
 def _erfc(np: Any, x: Values) -> Values:
@@ -94,7 +111,7 @@ _ALL = (
     Operator("max", 2, lambda np, x, y: np.maximum(x, y)),
     Operator("min", 2, lambda np, x, y: np.minimum(x, y)),
     # One where x > y, else zero.
-    Operator("greater", 2, lambda np, x, y: np.where(x > y, np.ones_like(x + y), 0 * (x + y))),
+    Operator("greater", 2, _greater),
     # x / sqrt(1 + y^2)
     Operator("quotient", 2, lambda np, x, y: x / np.sqrt(1 + np.clip(y, -HUGE, HUGE) ** 2)),
     Operator("negative", 1, lambda np, x: -x, odd=True),
@@ -108,7 +125,7 @@ _ALL = (
     Operator("exp", 1, lambda np, x: np.exp(np.clip(x, -EXPONENT, EXPONENT))),
     Operator("tanh", 1, lambda np, x: np.tanh(x), odd=True),
     Operator("sinh", 1, lambda np, x: np.sinh(np.clip(x, -EXPONENT, EXPONENT)), odd=True),
-    Operator("asinh", 1, _asinh, odd=True),
+    Operator("asinh", 1, lambda np, x: np.arcsinh(x), odd=True),
     Operator("relu", 1, lambda np, x: np.maximum(x, np.zeros_like(x))),
     Operator("erfc", 1, _erfc),
 )

@@ -6,6 +6,7 @@ steps of one coordinate are nearly the same row, and must not be on both sides.
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -25,6 +26,8 @@ class Table:
         output: what the rule put out, before its scale.
         task, run, tensor, coordinate, step: where each row comes from; coordinates are numbered
             within a run.
+        about: what else there is to say, such as the run that was recorded; kept in files, so
+            made of what JSON has.
     """
 
     columns: tuple[Variable, ...]
@@ -35,6 +38,7 @@ class Table:
     tensor: Int[np.ndarray, " row"]
     coordinate: Int[np.ndarray, " row"]
     step: Int[np.ndarray, " row"]
+    about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         rows = len(self.output)
@@ -66,6 +70,17 @@ class Table:
     def mapping(self) -> Mapping[Variable, Float[np.ndarray, " row"]]:
         """Returns the columns by variable, as expressions take them."""
         return dict(zip(self.columns, self.values.T, strict=True))
+
+    def column(self, variable: Variable) -> Float[np.ndarray, " row"]:
+        """Returns one column.
+
+        Raises:
+            ValueError: if there is none of this name and lag.
+        """
+        if variable not in self.columns:
+            known = ", ".join(map(str, self.columns))
+            raise ValueError(f"The table has no column {variable}; it has {known}.")
+        return self.values[:, self.columns.index(variable)]
 
     def take(self, rows: np.ndarray) -> "Table":
         """Returns some of its rows, given by numbers or a mask."""
