@@ -12,11 +12,14 @@ from rich.text import Text
 from lopt.experiment.cache import prepare_jax
 from lopt.experiment.cli_horizon import horizon
 from lopt.experiment.cli_probe import probe
+from lopt.experiment.cli_symbolic import distill, record
 
 if TYPE_CHECKING:
     from lopt.experiment.experiment import Experiment
 
 app = tyro.extras.SubcommandApp()
+app.command(record, name="record", help="Record what a run's optimizer sees and does.")
+app.command(distill, name="distill", help="Distil a run's optimizer into a short equation.")
 app.command(probe, name="probe", help="Measure what happens inside of meta-training.")
 app.command(horizon, name="horizon", help="See what short horizons do to hyperparameters.")
 
@@ -165,7 +168,7 @@ def main() -> None:
         app.cli(prog="lopt", description=_ABOUT)
     except KeyboardInterrupt:
         sys.exit(130)
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, ImportError) as error:
         if os.environ.get("LOPT_TRACEBACK"):
             raise
         Console(stderr=True).print(Text(f"lopt: {error}", style="red"), soft_wrap=True)

@@ -38,7 +38,7 @@ def write_report(
     if report["particles_dropped_as_not_finite"]:
         console.print(f"Dropped particles: {report['particles_dropped_as_not_finite']}.")
     write_json(folder / "report.json", report)
-    write_bytes(folder / "curves.png", _curves(comparisons))
+    write_bytes(folder / "curves.png", draw_curves(comparisons))
     write_bytes(folder / "meta_training.png", _meta_training(lines))
     return report
 
@@ -92,6 +92,7 @@ def _verdict(summary: dict[str, Any]) -> str:
 _COLORS = {
     "learned": "#d62728",
     "before": "#ff9896",
+    "equation": "#9467bd",
     "SGD": "#7f7f7f",
     "momentum": "#2ca02c",
     "Adam": "#1f77b4",
@@ -99,7 +100,7 @@ _COLORS = {
 }
 
 
-def _curves(comparisons: list[Comparison]) -> bytes:
+def draw_curves(comparisons: list[Comparison]) -> bytes:
     """Draws the training loss of every optimizer on every evaluation, mean and standard error."""
     columns = min(3, len(comparisons)) or 1
     rows = -(-len(comparisons) // columns) or 1

@@ -1,0 +1,305 @@
+"""From a trained run to an equation that takes its place: record, search, score, roll out.
+
+What takes long is kept in the folder as it is finished: the table, and the front of every search.
+A distillation that was killed goes on from there when it is asked for again.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import numpy as np
+
+from lopt.core.checks import check_integer
+from lopt.core.coordinatewise import Coordinatewise
+from lopt.core.learned import AbstractFeatures
+from lopt.core.types import Theta
+from lopt.experiment import storage
+from lopt.experiment.evaluate import Comparison, compare
+from lopt.experiment.experiment import Experiment
+from lopt.experiment.files import read_json, write_json
+from lopt.experiment.record_run import RecordSettings, record_run
+from lopt.experiment.tables import load_table, save_table
+from lopt.experiment.train import reopen
+from lopt.learned import MomentFeatures
+from lopt.symbolic import Output, in_place_of, symbolic_optimizer
+from lopt.symbolic.distill import Distillation, distill
+from lopt.symbolic.expression import Expression, Variable, rename
+from lopt.symbolic.gplearn_search import GplearnSearch
+from lopt.symbolic.metrics import Perception, perception_of_expression
+from lopt.symbolic.operon import OperonSearch
+from lopt.symbolic.pysr_search import PysrSearch
+from lopt.symbolic.record import RAW_GRADIENT
+from lopt.symbolic.score import Ceiling, Loss, ablate, ceiling
+from lopt.symbolic.search import AbstractSearch
+from lopt.symbolic.serial import from_json, to_json
+from lopt.symbolic.table import Table
+from lopt.symbolic.template import TemplateSearch
+
+SEARCHES: dict[str, type[AbstractSearch]] = {
+    "template": TemplateSearch,
+    "operon": OperonSearch,
+    "gplearn": GplearnSearch,
+    "pysr": PysrSearch,
+}
+TABLE, SETTINGS = "table.npz", "distill.json"
+Say = Callable[[int, int, str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillSettings:
+    """How a run is distilled.
+
+    Attributes:
+        rows, steps: of the recorded table, see `RecordSettings`.
+        history: how many steps back each feature is looked at, for rules with a memory; others
+            see the present alone.
+        lags: raw gradients of so many steps in place of features.
+        searches: names of backends.
+        seeds: of each.
+        search_rows: rows that a search sees.
+        odd: names of features that change sign with the gradient; if any, u(-g) = -u(g).
+        seed: of everything random.
+    """
+
+    rows: int = 20_000
+    steps: int = 200
+    history: int = 4
+    lags: int | None = None
+    searches: tuple[str, ...] = ("template", "operon")
+    seeds: int = 3
+    search_rows: int = 2000
+    odd: tuple[str, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least, hint in (
+            ("rows", 100, 20_000),
+            ("steps", 1, 200),
+            ("history", 0, 4),
+            ("seeds", 1, 3),
+            ("search_rows", 10, 2000),
+        ):
+            check_integer("DistillSettings", name, getattr(self, name), least, hint=hint)
+        for name in self.searches:
+            if name not in SEARCHES:
+                raise ValueError(
+                    f"DistillSettings(searches) has {name!r}; known are {', '.join(SEARCHES)}."
+                )
+
+
+class Kept(AbstractSearch):
+    """A search whose proposals are kept in a folder, a file for each seed, and found again.
+
+    Attributes:
+        one: the search.
+        folder: where.
+    """
+
+    one: AbstractSearch
+    folder: Path = eqx.field(static=True)
+
+    def search(self, table: Table, seed: int) -> list[Expression]:
+        """Returns what was found before, or searches."""
+        path = self.folder / f"{seed}.json"
+        if path.exists():
+            return [from_json(data) for data in read_json(path)]
+        found = self.one.search(table, seed)
+        write_json(path, [to_json(expression) for expression in found])
+        return found
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Report:
+    """What a distillation found, and how well it stands in for the network.
+
+    Attributes:
+        experiment: of the run.
+        table: recorded.
+        found: front, choice and splits.
+        ceiling: what a black box explains of the same rows.
+        ablation: what the equation loses without each feature.
+        perception: how far back it looks.
+        learned, theta: the optimizer with the equation in the network's place.
+        comparisons: both of them trained on the run's evaluations, beside tuned baselines.
+    """
+
+    experiment: Experiment
+    table: Table
+    found: Distillation
+    ceiling: Ceiling
+    ablation: tuple[Loss, ...]
+    perception: tuple[Perception, ...]
+    learned: Coordinatewise
+    theta: Theta
+    comparisons: tuple[Comparison, ...]
+
+
+def distill_run(
+    run: Path,
+    out: Path,
+    settings: DistillSettings,
+    say: Say = lambda done, total, what: None,
+    *,
+    show_progress: bool = True,
+) -> Report:
+    """Distils the latest weights of a run.
+
+    Args:
+        run: the folder of the run.
+        out: where the table and settings are kept, and found again.
+        settings: how.
+        say: called with the numbers of finished and of all stages, and what comes next.
+        show_progress: whether to draw the progress bar of the recording.
+
+    Raises:
+        FileNotFoundError: if there is no such run.
+        ValueError: if it cannot be distilled, or `out` holds a distillation with other settings.
+        ImportError: if a backend's library is not installed.
+    """
+    experiment = reopen(run)
+    learned, theta = storage.load(run, experiment.learned)
+    if not isinstance(learned, Coordinatewise):
+        raise ValueError(
+            f"{run} trained {type(learned).__name__}, which is not coordinatewise: an equation "
+            "can take the place of the rule of a lopt.Coordinatewise only."
+        )
+    check_settings(out, run, settings)
+    table = recorded(run, out, settings, learned, theta, show_progress)
+    searches = [Kept(SEARCHES[name](), out / "searches" / name) for name in settings.searches]
+    total = len(searches) * settings.seeds + 5
+
+    def stage(done: int, of: int, what: str) -> None:
+        say(done, total, what)
+
+    found = distill(
+        table,
+        searches,
+        range(settings.seed, settings.seed + settings.seeds),
+        rows=settings.search_rows,
+        odd=settings.odd,
+        progress=stage,
+    )
+    sides = found.splits.mapping()
+    expression = found.chosen.expression
+    say(total - 3, total, "black-box ceiling")
+    top = ceiling(sides, settings.seed)
+    say(total - 2, total, "what each feature is for")
+    ablation = ablate(expression, found.splits.train, found.splits.test)
+    perception = perception_of_expression(expression, found.splits.test)
+    distilled, weights = replacement(learned, theta, expression, table)
+    storage.save(out / "weights.safetensors", distilled, weights)
+    say(total - 1, total, "training with the equation")
+    comparisons = roll_out(experiment, learned, theta, distilled, weights)
+    say(total, total, "done")
+    return Report(
+        experiment, table, found, top, ablation, perception, distilled, weights, comparisons
+    )
+
+
+def check_settings(out: Path, run: Path, settings: DistillSettings) -> None:
+    """Writes what a folder distils, or refuses a folder that distils something else.
+
+    Raises:
+        ValueError: if the folder holds a distillation of another run or with other settings.
+    """
+    asked = {"run": run.name, **dataclasses.asdict(settings)}
+    asked = json.loads(json.dumps(asked))
+    if (out / SETTINGS).exists():
+        kept = read_json(out / SETTINGS)
+        if kept != asked:
+            different = sorted(
+                k for k in asked if not isinstance(kept, dict) or kept.get(k) != asked[k]
+            )
+            raise ValueError(
+                f"{out} holds a distillation with another {', '.join(different)}; give another "
+                "folder with --out."
+            )
+    else:
+        write_json(out / SETTINGS, asked)
+
+
+def recorded(
+    run: Path,
+    out: Path,
+    settings: DistillSettings,
+    learned: Coordinatewise,
+    theta: Theta,
+    show_progress: bool,
+) -> Table:
+    """Returns the table of the run, recorded now or before."""
+    path = out / TABLE
+    if path.exists():
+        return load_table(path)
+    features: tuple[str, ...] = ()
+    if settings.lags is None:
+        features = tuple(map(str, columns_of(learned, theta, settings.history)))
+    table = record_run(
+        run,
+        RecordSettings(settings.rows, settings.steps, features, settings.lags, padded=True),
+        settings.seed,
+        show_progress=show_progress,
+    )
+    save_table(path, table)
+    return table
+
+
+def columns_of(learned: Coordinatewise, theta: Theta, history: int) -> list[Variable]:
+    """Returns what an equation may be made of: all features, and their past if the rule has one."""
+    memory = jax.eval_shape(lambda theta: learned.rule.begin(theta["rule"], (1,)), theta)
+    lags = 1 + history if jax.tree.leaves(memory) else 1
+    return [Variable(name, lag) for lag in range(lags) for name in learned.features.names()]
+
+
+def replacement(
+    learned: Coordinatewise, theta: Theta, expression: Expression, table: Table
+) -> tuple[Coordinatewise, Theta]:
+    """Returns the optimizer with the equation in the network's place, and its weights.
+
+    Raises:
+        ValueError: if the equation mixes raw gradients with other features.
+    """
+    scale = learned.scale if table.about.get("output") == "output" else Output()
+    raw = {one for one in expression.variables if one.name == RAW_GRADIENT}
+    if not raw:
+        return in_place_of(learned, theta, expression, scale)
+    if raw != set(expression.variables):
+        raise ValueError("An equation of raw gradients and features together cannot be used.")
+    features: AbstractFeatures = MomentFeatures(("gradient",))
+    distilled = symbolic_optimizer(rename(expression, {RAW_GRADIENT: "gradient"}), features, scale)
+    return distilled, distilled.init(jax.random.key(0))
+
+
+def roll_out(
+    experiment: Experiment,
+    learned: Coordinatewise,
+    theta: Theta,
+    distilled: Coordinatewise,
+    weights: Theta,
+) -> tuple[Comparison, ...]:
+    """Trains the run's evaluations with network, equation and tuned baselines, side by side."""
+    # Neither the keys of the run's own evaluation nor those of recording.
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(experiment.seed), 2**32 - 1), 0xD157)
+    return tuple(
+        compare(
+            evaluation,
+            learned,
+            theta,
+            jax.random.fold_in(key, i),
+            {"equation": (distilled, weights)},
+        )
+        for i, evaluation in enumerate(experiment.evaluations)
+    )
+
+
+def loss_ratios(comparison: Comparison) -> Mapping[str, float]:
+    """Returns mean final losses of a roll-out, as multiples of the network's."""
+    network = float(np.mean(comparison.of("learned").final_loss))
+    return {
+        runs.name: float(np.mean(runs.final_loss)) / network
+        for runs in comparison.runs
+        if runs.name != "learned"
+    }
