@@ -289,6 +289,9 @@ TASKS = {
     "Quadratic": lambda: QUADRATIC,
     "QuadraticFamily": lambda: lopt.tasks.QuadraticFamily(3, noise_scale=0.1),
     "Reparameterization": lambda: lopt.tasks.Reparameterization(classification(), 0.5, 2.0),
+    "ResidualClassification": lambda: lopt.tasks.ResidualClassification(
+        digits(0), (2,), (1,), activation=jnp.tanh, batch_size=6, augmentation=True
+    ),
     "Rosenbrock": lopt.tasks.Rosenbrock,
     "StyblinskiTang": lopt.tasks.StyblinskiTang,
     "WarmStart": lambda: lopt.tasks.WarmStart(classification(), classification().init(KEY)),
@@ -296,6 +299,9 @@ TASKS = {
         digits(0), (2, 3), 3, (4,), jnp.tanh, batch_size=6
     ),
     "mlp_classification": classification,
+    "resnet_classification": lambda: lopt.tasks.resnet_classification(
+        digits(0), (1,), (2,), True, jnp.tanh, batch_size=6
+    ),
 }
 
 

@@ -58,7 +58,7 @@ class Call:
             )
 
 
-Node = Union[Variable, Constant, Call]
+Node = Union[Variable, Constant, Call]  # noqa: UP007
 
 
 class Expression(eqx.Module):
@@ -141,7 +141,10 @@ def evaluate(
             known = ", ".join(map(str, sorted(columns))) or "none"
             raise KeyError(f"The expression needs the feature {node}; there are {known}.")
         return columns[node]
-    values = (evaluate(argument, constants, columns, np) for argument in node.arguments)
+    values = []
+    # A comprehension would double the depth of the stack.
+    for argument in node.arguments:
+        values.append(evaluate(argument, constants, columns, np))
     return OPERATORS[node.operator].apply(np, *values)
 
 
@@ -167,3 +170,21 @@ def make_expression(root: Any) -> Expression:
 
     node = build(root)
     return Expression(node, numpy.asarray(numbers, float))
+
+
+def rename(expression: Expression, names: Mapping[str, str]) -> Expression:
+    """Returns an expression of features with other names, their lags as they were.
+
+    Example:
+        >>> rename(make_expression(("tanh", Variable("g", 2))), {"g": "gradient"}).variables
+        (Variable(name='gradient', lag=2),)
+    """
+
+    def build(node: Node) -> Node:
+        if isinstance(node, Call):
+            return Call(node.operator, tuple(map(build, node.arguments)))
+        if isinstance(node, Variable):
+            return Variable(names.get(node.name, node.name), node.lag)
+        return node
+
+    return Expression(build(expression.root), expression.constants)

@@ -52,15 +52,15 @@ def _where(np: Any, chosen: Values, x: Values, otherwise: float) -> Values:
 def _divide(np: Any, x: Values, y: Values) -> Values:
     small, large = np.abs(y) <= DIVISOR, np.abs(x) * DIVISOR >= np.abs(y)
     plain = ~(small | large)
-    quotient = _where(np, plain, x, 1) / _where(np, plain, y, 1)
+    quotient = _where(np, plain, x, 1.0) / _where(np, plain, y, 1.0)
     limit = np.sign(x) * np.sign(y) / DIVISOR
-    return np.where(plain, quotient, _where(np, ~small, limit, 0))
+    return np.where(plain, quotient, _where(np, ~small, limit, 0.0))
 
 
 def _sqrt(np: Any, x: Values) -> Values:
     safe = np.abs(x) > TINY
-    root = np.sqrt(np.abs(_where(np, safe, x, 1)))
-    return _where(np, safe, root, 0)
+    root = np.sqrt(np.abs(_where(np, safe, x, 1.0)))
+    return _where(np, safe, root, 0.0)
 
 
 def _log(np: Any, x: Values) -> Values:
@@ -69,14 +69,14 @@ def _log(np: Any, x: Values) -> Values:
 
 def _pow(np: Any, x: Values, y: Values) -> Values:
     safe, y = np.abs(x) > TINY, np.clip(y, -HUGE, HUGE)
-    logs = np.log(np.abs(_where(np, safe, x, 1)))
+    logs = np.log(np.abs(_where(np, safe, x, 1.0)))
     exponents = y * logs
     plain = safe & (np.abs(exponents) < EXPONENT) & (exponents - logs < STEEP)
     logs = np.log(np.abs(np.where(plain, x, np.ones_like(exponents))))
     powers = np.exp(np.where(plain, y, np.zeros_like(exponents)) * logs)
     # Beyond the guards: as dividing by nothing near zero, the largest value far from it.
     grows = safe & (exponents >= EXPONENT) & (np.abs(x) > 1)
-    limit = _where(np, grows, np.full_like(exponents, math.exp(EXPONENT)), 0)
+    limit = _where(np, grows, np.full_like(exponents, math.exp(EXPONENT)), 0.0)
     return np.sign(x) * np.where(plain, powers, limit)
 
 

@@ -7,6 +7,8 @@ from lopt.tasks.convolutional import ConvolutionalNetwork, conv_classification
 from lopt.tasks.data import Examples, ImageData, Labelled, image_data, resize
 from lopt.tasks.landscapes import Ackley, Beale, Rosenbrock, StyblinskiTang
 from lopt.tasks.quadratics import Quadratic, QuadraticFamily
+from lopt.tasks.residual_network import ResidualNetwork
+from lopt.tasks.resnet import ResidualClassification, resnet_classification
 from lopt.tasks.subsets import Choice, DataSubset
 
 __all__ = [
@@ -26,6 +28,8 @@ __all__ = [
     "Quadratic",
     "QuadraticFamily",
     "Reparameterization",
+    "ResidualClassification",
+    "ResidualNetwork",
     "Rosenbrock",
     "StyblinskiTang",
     "WarmStart",
@@ -33,4 +37,5 @@ __all__ = [
     "image_data",
     "mlp_classification",
     "resize",
+    "resnet_classification",
 ]

@@ -1,0 +1,290 @@
+"""Checked, not believed: whether a task has a symmetry, measured on its own loss.
+
+Twice: the derivative of the loss along each tangent must vanish on every batch, as a share of the
+gradient's length; and a finite move along the group action must change nothing, as a share of what
+a move of equal length in a random direction changes. Both are free of scale. What rounding leaves
+of them is about the precision of the params; the tolerance is its square root.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Num
+
+from lopt.analysis.symmetry.discrete import DiscreteMap
+from lopt.analysis.symmetry.generators import AbstractGenerator
+from lopt.analysis.symmetry.places import Keys
+from lopt.core.checks import check_integer
+from lopt.core.task import AbstractStatefulTask
+from lopt.core.types import Batch, Key, Params, Scalar, State
+
+# How far the group action is followed: units are stretched by factors within exp(-0.5, 0.5).
+FURTHEST = 0.5
+
+
+class Evidence(eqx.Module):
+    """What was measured of one symmetry.
+
+    Attributes:
+        name: of the symmetry.
+        slopes: of each unit, the largest |<grad L, xi>| / (|grad L| |xi|) over the batches; nothing
+            for a discrete map.
+        moved: the largest change of the loss by a finite move, as a share of that by a move of
+            equal length in a random direction.
+        idle: the number of units that had no say, because their tangent is zero.
+        tolerance: the largest slope and move of a symmetry that holds.
+    """
+
+    name: str = eqx.field(static=True)
+    slopes: Float[np.ndarray, " unit"]
+    moved: float
+    idle: int
+    tolerance: float
+
+    @property
+    def slope(self) -> float:
+        """The largest slope of all units."""
+        return float(np.max(self.slopes, initial=0.0))
+
+    @property
+    def tested(self) -> bool:
+        """Whether anything was measured: some unit had a say, and random moves changed the loss."""
+        return bool(np.isfinite(self.moved)) and (not len(self.slopes) or self.idle < len(self.slopes))
+
+    @property
+    def holds(self) -> bool:
+        """Whether the task has the symmetry."""
+        return self.tested and max(self.slope, self.moved) <= self.tolerance
+
+    def __str__(self) -> str:
+        """One line for a table or an error."""
+        if not len(self.slopes):
+            return f"{self.name}: the loss moves by {self.moved:.1e} of what random moves do"
+        worst = int(np.argmax(self.slopes))
+        return (
+            f"{self.name}: slope {self.slope:.1e} (unit {worst}), and the loss moves by "
+            f"{self.moved:.1e} of what random moves do"
+        )
+
+
+class Bench(eqx.Module):
+    """Where symmetries are measured: a loss, a point at which it is generic, and batches.
+
+    Attributes:
+        task: the task.
+        params: the point.
+        state: the task's.
+        batches: with a leading axis.
+        grads: the gradients on each, with a leading axis.
+        key: of the moves.
+    """
+
+    task: AbstractStatefulTask
+    params: Params
+    state: State
+    batches: Batch
+    grads: Params
+    key: Key
+
+    @eqx.filter_jit
+    def losses(self, params: Params) -> Float[Array, " batch"]:
+        """Returns the loss on each batch."""
+        return jax.lax.map(lambda b: _loss(self.task, params, self.state, b), self.batches)
+
+
+def prepare_bench(
+    task: AbstractStatefulTask, params: Params | None, key: Key, batches: int = 3
+) -> Bench:
+    """Returns where to measure the symmetries of a task.
+
+    Args:
+        task: the task.
+        params: the point; by default initial params with noise, so that no bias is zero, as a
+            tangent that vanishes tells nothing.
+        key: of the point, the batches and the moves.
+        batches: their number.
+
+    Raises:
+        ValueError: if no batch has a gradient that is finite and not zero.
+    """
+    check_integer("check_symmetry", "batches", batches, hint=3)
+    init_key, noise_key, batch_key, prepare_key, move_key = jax.random.split(key, 5)
+    if params is None:
+        params = _generic(task.init(init_key), noise_key)
+    state = task.prepare(params, prepare_key)
+
+    drawn, grads = _draw(task, params, state, jax.random.split(batch_key, batches))
+    length = sum(float(jnp.sum(leaf**2)) for leaf in jax.tree.leaves(grads)) ** 0.5
+    if not 0 < length < np.inf:
+        raise ValueError(
+            f"{type(task).__name__} has gradients of length {length} at these params, where "
+            "nothing can be told about its symmetries; try other params."
+        )
+    return Bench(task, params, state, drawn, grads, move_key)
+
+
+def measure_slopes(
+    generators: Sequence[AbstractGenerator], bench: Bench
+) -> list[tuple[Float[np.ndarray, " unit"], int]]:
+    """Returns the slope of each unit of each generator, and how many tangents are zero."""
+    found = _slopes(tuple(generators), bench.params, bench.grads)
+    return [(np.asarray(slopes), int(idle)) for slopes, idle in found]
+
+
+def measure_move(symmetry: AbstractGenerator | DiscreteMap, bench: Bench) -> float:
+    """Returns the change of the loss by a finite move, as a share of that by random moves.
+
+    It is no number if random moves change nothing, where nothing can be told.
+    """
+    amounts_key, control_key = jax.random.split(bench.key)
+    dtype = jnp.result_type(*jax.tree.leaves(bench.params))
+    if isinstance(symmetry, DiscreteMap):
+        amounts = _discrete_amounts(symmetry, amounts_key, dtype)
+        moved = symmetry(bench.params, amounts)
+    else:
+        shape = (symmetry.units,)
+        amounts = jax.random.uniform(amounts_key, shape, dtype, -FURTHEST, FURTHEST)
+        moved = symmetry.act(bench.params, amounts)
+    elsewhere = _equally_far(bench.params, moved, control_key)
+    before = bench.losses(bench.params)
+    control = float(jnp.max(jnp.abs(bench.losses(elsewhere) - before)))
+    change = float(jnp.max(jnp.abs(bench.losses(moved) - before)))
+    return change / control if control > 0 else float("nan")
+
+
+def check_symmetry(
+    symmetry: AbstractGenerator | DiscreteMap,
+    task: AbstractStatefulTask,
+    key: Key,
+    *,
+    params: Params | None = None,
+    batches: int = 3,
+    tolerance: float | None = None,
+) -> Evidence:
+    """Returns the evidence that a task has a symmetry.
+
+    Args:
+        symmetry: a generator, or a discrete map.
+        task: the task.
+        key: of batches and moves, and of the params.
+        params: where to measure; by default initial params with noise.
+        batches: on how many batches.
+        tolerance: the largest slope and move, shares of those of other directions; by default the
+            square root of the precision of the params.
+
+    Raises:
+        ValueError: if the task does not have it, with the measured slope; if nothing can be told;
+            or if the params are of another structure.
+    """
+    bench = prepare_bench(task, params, key, batches)
+    evidence = gather_evidence(symmetry, bench, tolerance)
+    if not evidence.tested:
+        raise ValueError(
+            f"{symmetry.name} cannot be told on {type(task).__name__}: all its tangents are "
+            "zero at these params, or the loss is the same wherever they are moved; try others."
+        )
+    if not evidence.holds:
+        raise ValueError(
+            f"{type(task).__name__} does not have the symmetry {evidence}; at most "
+            f"{evidence.tolerance:.1e} is rounding. Try lopt.analysis.symmetry.symmetries for "
+            "those that it has."
+        )
+    return evidence
+
+
+def gather_evidence(
+    symmetry: AbstractGenerator | DiscreteMap, bench: Bench, tolerance: float | None = None
+) -> Evidence:
+    """Measures one symmetry, whether it holds or not."""
+    if tolerance is None:
+        tolerance = default_tolerance(bench.params)
+    slopes, idle = np.zeros(0), 0
+    if not isinstance(symmetry, DiscreteMap):
+        _check_action(symmetry, bench.params)
+        [(slopes, idle)] = measure_slopes([symmetry], bench)
+    return Evidence(symmetry.name, slopes, measure_move(symmetry, bench), idle, tolerance)
+
+
+def default_tolerance(params: Params) -> float:
+    """Returns the square root of the precision of some params."""
+    return float(jnp.finfo(jnp.result_type(*jax.tree.leaves(params))).eps) ** 0.5
+
+
+def _loss(task: AbstractStatefulTask, params: Params, state: State, batch: Batch) -> Scalar:
+    return task.loss_and_state(params, state, batch)[0]
+
+
+@eqx.filter_jit
+def _draw(
+    task: AbstractStatefulTask, params: Params, state: State, keys: Keys
+) -> tuple[Batch, Params]:
+    """Returns a batch for each key, and the gradients on it, with leading axes."""
+    batches = jax.lax.map(task.batch, keys)
+    slope = jax.grad(lambda p, b: _loss(task, p, state, b))
+    return batches, jax.lax.map(lambda b: slope(params, b), batches)
+
+
+@eqx.filter_jit
+def _slopes(
+    generators: tuple[AbstractGenerator, ...], params: Params, grads: Params
+) -> list[tuple[Array, Array]]:
+    """Returns the largest slope of each unit over the gradients, and how many tangents are zero."""
+    squares = [jnp.sum(g.reshape(len(g), -1) ** 2, axis=1) for g in jax.tree.leaves(grads)]
+    length = jnp.sqrt(sum(squares[1:], squares[0]))[:, None]
+    found = []
+    for generator in generators:
+        xi = generator.lengths(params)[None]
+        along = jax.vmap(lambda g, of=generator: of.along(params, g))(grads)
+        slopes = jnp.abs(along) / jnp.maximum(length * xi, jnp.finfo(length.dtype).tiny)
+        found.append((jnp.max(slopes, axis=0), jnp.sum(xi == 0)))
+    return found
+
+
+@jax.jit
+def _generic(params: Params, key: Key) -> Params:
+    """Adds noise of a third of each array's size, or a third of a tenth if that is zero."""
+    sizes = jax.tree.map(
+        lambda leaf: jnp.full_like(leaf, jnp.maximum(jnp.sqrt(jnp.mean(leaf**2)), 0.1)), params
+    )
+    flat, restore = jax.flatten_util.ravel_pytree(params)
+    noise = jax.random.normal(key, flat.shape, flat.dtype)
+    return restore(flat + 0.3 * noise * jax.flatten_util.ravel_pytree(sizes)[0])
+
+
+@jax.jit
+def _equally_far(params: Params, moved: Params, key: Key) -> Params:
+    """Returns params moved as far as others are, in a random direction."""
+    flat, restore = jax.flatten_util.ravel_pytree(params)
+    distance = jnp.linalg.norm(jax.flatten_util.ravel_pytree(moved)[0] - flat)
+    noise = jax.random.normal(key, flat.shape, flat.dtype)
+    return restore(flat + noise * (distance / jnp.linalg.norm(noise)))
+
+
+def _discrete_amounts(symmetry: DiscreteMap, key: Key, dtype: np.dtype) -> Num[Array, " unit"]:
+    if symmetry.motion == "permute":
+        # One cycle through all units, so that none stays where it is.
+        order = jax.random.permutation(key, symmetry.units)
+        return jnp.zeros_like(order).at[order].set(jnp.roll(order, 1))
+    signs = jnp.where(jax.random.bernoulli(key, 0.5, (symmetry.units,)), 1, -1)
+    return signs.at[0].set(-1).astype(dtype)
+
+
+def _check_action(generator: AbstractGenerator, params: Params) -> None:
+    """Refuses a group action that does not return params of the structure it was given."""
+    amounts = jnp.zeros(generator.units, jnp.result_type(*jax.tree.leaves(params)))
+    moved = jax.eval_shape(generator.act, params, amounts)
+    given = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
+    trees: list[Any] = [jax.tree.structure(moved), jax.tree.structure(given)]
+    if trees[0] != trees[1] or any(
+        a.shape != b.shape or a.dtype != b.dtype
+        for a, b in zip(jax.tree.leaves(moved), jax.tree.leaves(given), strict=True)
+    ):
+        raise ValueError(
+            f"{type(generator).__name__}({generator.name!r}) must move params to params of the "
+            f"same structure; it makes {moved} of {given}. Try lopt.analysis.symmetry's builders."
+        )

@@ -1,0 +1,90 @@
+"""Maps of the params that leave the function of a network as it is: permutations and sign flips."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from lopt.analysis.symmetry.places import Place, array_at, leaves_by_path, with_leaves
+from lopt.core.types import Params
+
+
+class DiscreteMap(eqx.Module):
+    """Permutes hidden units, or changes their sign.
+
+    Signs may change on both sides of odd units (tanh, linear), of queries and keys, or in a layer
+    and the gain of the batch norm behind it; on the way in alone of even units.
+
+    Attributes:
+        name: what tables and errors call it.
+        motion: "permute" or "flip".
+        units: their number.
+        places: the arrays whose slices belong to the units; coefficients do not count.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> params = {"in": jnp.array([1.0, 2.0]), "out": jnp.array([[3.0, 4.0]])}
+        >>> hidden = (Place("['in']", axis=0), Place("['out']", axis=1))
+        >>> swapped = DiscreteMap("hidden", "permute", 2, hidden)(params, jnp.array([1, 0]))
+        >>> print(swapped["in"], swapped["out"])
+        [2. 1.] [[4. 3.]]
+    """
+
+    name: str = eqx.field(static=True)
+    motion: Literal["permute", "flip"] = eqx.field(static=True)
+    units: int = eqx.field(static=True)
+    places: tuple[Place, ...] = eqx.field(static=True)
+
+    def __check_init__(self) -> None:
+        if self.motion not in ("permute", "flip"):
+            raise ValueError(
+                f"DiscreteMap(motion={self.motion!r}) must be 'permute' or 'flip'; try 'flip'."
+            )
+
+    def __call__(
+        self, params: Params, amounts: Int[Array, " unit"] | Float[Array, " unit"]
+    ) -> Params:
+        """Returns the mapped params.
+
+        Args:
+            params: of the network.
+            amounts: for a permutation, which unit takes the place of each; for a flip, the sign of
+                each, 1 or -1.
+
+        Raises:
+            ValueError: if there is not one amount for each unit, or params have another structure.
+        """
+        owner = f"The map {self.name!r}"
+        if amounts.shape != (self.units,):
+            raise ValueError(
+                f"{owner} has {self.units} units; amounts of shape {amounts.shape} must be one "
+                f"number for each, try jnp.arange({self.units})."
+            )
+        leaves, new = leaves_by_path(params), {}
+        for place in self.places:
+            array = array_at(owner, leaves, place.path)
+            place.check(owner, array, self.units)
+            if self.motion == "flip":
+                new[place.path] = array * place.spread(amounts, array)
+            else:
+                seen = array.reshape(place.view or array.shape)
+                new[place.path] = jnp.take(seen, amounts, axis=place.axis).reshape(array.shape)
+        return with_leaves(params, new, others=True)
+
+
+def unit_map(
+    motion: Literal["permute", "flip"], places: Sequence[Place], units: int, order: str = "last"
+) -> DiscreteMap:
+    """Returns the map of the units at some places, named after the arrays.
+
+    Args:
+        motion: "permute" or "flip".
+        places: the arrays whose slices belong to the units.
+        units: their number.
+        order: "first" if a flattened image has them first, for the name.
+    """
+    does = "permutation" if motion == "permute" else "sign flips"
+    name = f"{does} of {', '.join(place.path for place in places)}"
+    return DiscreteMap(name + ", units first" * (order == "first"), motion, units, tuple(places))

@@ -1,0 +1,143 @@
+"""Found: the symmetries of a task, proposed from its structure and measured on its loss."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import equinox as eqx
+import numpy as np
+
+from lopt.analysis.symmetry.check import (
+    Bench,
+    Evidence,
+    default_tolerance,
+    measure_move,
+    measure_slopes,
+    prepare_bench,
+)
+from lopt.analysis.symmetry.discrete import DiscreteMap
+from lopt.analysis.symmetry.generators import AbstractGenerator, Symmetry
+from lopt.analysis.symmetry.structure import (
+    continuous_candidates,
+    degrees_of,
+    discrete_candidates,
+)
+from lopt.core.task import AbstractStatefulTask
+from lopt.core.types import Key, Params
+
+# Below this slope, what does not hold holds nearly, as scale does before a norm with an epsilon.
+NEARLY = 1e-3
+
+
+class Symmetries(eqx.Module):
+    """What `symmetries` found.
+
+    Attributes:
+        generators: the continuous symmetries that hold.
+        nearly: those that hold but for a slope below a thousandth, such as that of scale before a
+            batch norm, whose epsilon of 1e-5 does not scale.
+        maps: the permutations and sign flips that hold.
+        evidence: what was measured of all these, and of all that were proposed and do not hold, by
+            name.
+    """
+
+    generators: tuple[AbstractGenerator, ...]
+    nearly: tuple[AbstractGenerator, ...]
+    maps: tuple[DiscreteMap, ...]
+    evidence: dict[str, Evidence]
+
+    def of_kind(self, kind: str) -> tuple[AbstractGenerator, ...]:
+        """Returns the generators of one kind, also those that hold nearly."""
+        return tuple(g for g in (*self.generators, *self.nearly) if g.kind == kind)
+
+    def __str__(self) -> str:
+        """A line for each symmetry that holds, at least nearly."""
+        held: tuple[Any, ...] = (*self.generators, *self.nearly, *self.maps)
+        return "\n".join(str(self.evidence[symmetry.name]) for symmetry in held)
+
+
+def symmetries(
+    task: AbstractStatefulTask,
+    key: Key,
+    *,
+    params: Params | None = None,
+    batches: int = 3,
+    tolerance: float | None = None,
+    others: Sequence[AbstractGenerator | DiscreteMap] = (),
+) -> Symmetries:
+    """Returns the symmetries of a task that can be found.
+
+    Proposed are translation, scale, bias shift, rescale, that of gain and shift of a norm, and that
+    of queries and keys, for all layers that their shapes allow; and permutations and sign flips.
+    For a model or a loss that is no task, see `ModelLoss`.
+
+    Args:
+        task: the task.
+        key: of the batches and moves, and of the params.
+        params: where to measure; by default initial params with noise.
+        batches: on how many batches.
+        tolerance: see `check_symmetry`.
+        others: symmetries to propose besides.
+
+    Example:
+        >>> import jax, lopt
+        >>> task = lopt.tasks.mlp_classification(lopt.load_images("digits"), widths=(8,))
+        >>> found = symmetries(task, jax.random.key(0))
+        >>> [(generator.kind, generator.units) for generator in found.generators]
+        [('translation', 9), ('rescale', 8)]
+        >>> [each.motion for each in found.maps]
+        ['permute']
+    """
+    bench = prepare_bench(task, params, key, batches)
+    tolerance = default_tolerance(bench.params) if tolerance is None else tolerance
+    continuous: list[AbstractGenerator] = list(
+        continuous_candidates(bench.params, degrees_of(task))
+    )
+    continuous += [other for other in others if isinstance(other, AbstractGenerator)]
+    maps = list(discrete_candidates(bench.params))
+    maps += [other for other in others if isinstance(other, DiscreteMap)]
+    evidence = {}
+    slopes = measure_slopes(continuous, bench)
+    for generator, (slope, idle) in zip(continuous, slopes, strict=True):
+        # A slope is enough to refuse, and costs nothing; only what passes is moved along.
+        moves = slope.max() <= NEARLY and idle < generator.units
+        moved = measure_move(generator, bench) if moves else float("inf")
+        evidence[generator.name] = Evidence(generator.name, slope, moved, idle, tolerance)
+    held = [g for g in continuous if evidence[g.name].holds]
+    nearly = [g for g in continuous if g not in held and _holds_nearly(evidence[g.name])]
+    exact = _without_implied(held)
+    nearly = [g for g in _without_implied([*held, *nearly]) if g in nearly]
+    kept = _kept_maps(maps, bench, tolerance, evidence)
+    return Symmetries(tuple(exact), tuple(nearly), tuple(kept), evidence)
+
+
+def _holds_nearly(evidence: Evidence) -> bool:
+    return evidence.tested and max(evidence.slope, evidence.moved) <= NEARLY
+
+
+def _kept_maps(
+    maps: Sequence[DiscreteMap], bench: Bench, tolerance: float, evidence: dict[str, Evidence]
+) -> list[DiscreteMap]:
+    """Returns the maps that hold, and notes what was measured of all of them."""
+    kept = []
+    for each in maps:
+        moved = measure_move(each, bench)
+        evidence[each.name] = Evidence(each.name, np.zeros(0), moved, 0, tolerance)
+        if evidence[each.name].holds:
+            kept.append(each)
+    return kept
+
+
+def _without_implied(generators: Sequence[AbstractGenerator]) -> list[AbstractGenerator]:
+    """Leaves out what scales or shifts all units of a symmetry that is already there as one."""
+    owned = [
+        {place.path for place in g.places if place.axis is not None}
+        for g in generators
+        if isinstance(g, Symmetry) and g.kind in ("scale", "bias shift")
+    ]
+    kept = []
+    for generator in generators:
+        paths = {p.path for p in generator.places} if isinstance(generator, Symmetry) else set()
+        whole = generator.kind == "scale" and generator.units == 1
+        if not (whole and any(paths <= others for others in owned)):
+            kept.append(generator)
+    return kept

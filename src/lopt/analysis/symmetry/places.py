@@ -1,0 +1,105 @@
+"""Where in the params a symmetry acts: which arrays, and which of their slices belong to a unit.
+
+Arrays are named by their path as `jax.tree_util.keystr` prints it, so that one description fits
+dicts, tuples and Equinox modules alike.
+"""
+
+import math
+from collections.abc import Sequence
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from lopt.core.types import Params
+
+Tensor = Float[Array, "..."]
+Units = Float[Array, " unit"]
+Keys = Key[Array, " batch"]
+
+
+class Place(eqx.Module):
+    """The slices of one array that the units of a symmetry own.
+
+    Attributes:
+        path: of the array, such as ".layers[0].weight" or "['w']".
+        axis: the axis that counts units, or None if one unit owns the whole array.
+        coefficient: of this array in the generator, such as +1 for what leads into a unit and
+            -degree for what leads out of it.
+        view: the shape to see the array in before `axis` is counted, by default its own. A dense
+            layer behind m positions of n channels has a row of m n entries, seen as (m, n).
+        first: the unit that owns the first slice.
+    """
+
+    path: str = eqx.field(static=True)
+    axis: int | None = eqx.field(static=True, default=0)
+    coefficient: float = eqx.field(static=True, default=1.0)
+    view: tuple[int, ...] | None = eqx.field(static=True, default=None)
+    first: int = eqx.field(static=True, default=0)
+
+    def spread(self, amounts: Units, array: Tensor) -> Tensor:
+        """Returns an array of the shape of `array`, each entry the amount of its owner."""
+        amounts = amounts.astype(array.dtype)
+        if self.axis is None:
+            return jnp.broadcast_to(amounts[self.first], array.shape)
+        view = self.view or array.shape
+        count = view[self.axis]
+        own = amounts[self.first : self.first + count]
+        along_axis = [count if axis == self.axis else 1 for axis in range(len(view))]
+        return jnp.broadcast_to(own.reshape(along_axis), view).reshape(array.shape)
+
+    def gather(self, array: Tensor, units: int) -> Units:
+        """Returns for each of `units` units the sum of the entries it owns: `spread` transposed."""
+        total = jnp.zeros(units, array.dtype)
+        if self.axis is None:
+            return total.at[self.first].add(jnp.sum(array))
+        seen = array.reshape(self.view or array.shape)
+        sums = jnp.sum(seen, axis=tuple(a for a in range(seen.ndim) if a != self.axis))
+        return total.at[self.first : self.first + len(sums)].add(sums)
+
+    def check(self, owner: str, array: Tensor, units: int) -> None:
+        """Refuses an array that has not the slices that this place speaks of."""
+        view = self.view or array.shape
+        fits = math.prod(view) == array.size
+        if fits and self.axis is not None:
+            fits = self.axis < len(view) and self.first + view[self.axis] <= units
+        if not fits:
+            raise ValueError(
+                f"{owner} needs an array at params{self.path} which, seen as {view}, has "
+                f"{units - self.first} slices on axis {self.axis}; it has shape {array.shape}. "
+                "Try building the symmetry from these params."
+            )
+
+
+def leaves_by_path(params: Params) -> dict[str, Tensor]:
+    """Returns the arrays of some params by their paths, in the order of the tree."""
+    return {
+        jax.tree_util.keystr(path): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+
+
+def array_at(owner: str, leaves: dict[str, Tensor], path: str) -> Tensor:
+    """Returns one array.
+
+    Raises:
+        ValueError: if there is none at that path, with those that there are.
+    """
+    if path not in leaves:
+        there = ", ".join(leaves) or "none at all"
+        raise ValueError(
+            f"{owner} needs an array at params{path}; params have {there}. Try one of these paths, "
+            "as jax.tree_util.keystr prints them."
+        )
+    return leaves[path]
+
+
+def with_leaves(params: Params, new: dict[str, Tensor], others: bool) -> Params:
+    """Returns params with some arrays replaced, and the others as they are, or zero."""
+
+    def replace(path: Sequence, leaf: Tensor) -> Tensor:
+        old = leaf if others else jnp.zeros_like(leaf)
+        return new.get(jax.tree_util.keystr(tuple(path)), old)
+
+    return jax.tree_util.tree_map_with_path(replace, params)

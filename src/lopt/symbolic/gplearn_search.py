@@ -1,0 +1,158 @@
+"""Genetic programming by gplearn, in Python alone: slow, one objective, no fit of constants.
+
+It searches by correlation, so that scale and intercept need not be found; they are least squares
+afterwards. Where pyoperon runs, `OperonSearch` is some forty times faster.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import equinox as eqx
+import numpy as np
+
+from lopt.core.checks import check_integer
+from lopt.symbolic.expression import Expression
+from lopt.symbolic.least_squares import linear_fit
+from lopt.symbolic.operators import OPERATORS
+from lopt.symbolic.search import AbstractSearch, predict
+from lopt.symbolic.table import Table
+from lopt.symbolic.terms import Term, combine
+
+
+class GplearnSearch(AbstractSearch):
+    """Genetic programming by gplearn. Needs the extra `gplearn`: pip install "lopt[gplearn]".
+
+    Its programs are made of this library's operators, guards and all.
+
+    Attributes:
+        operators: allowed ones.
+        length: of the longest programs that are returned, in gplearn's nodes.
+        population: programs.
+        generations: of them.
+        per_length: how many programs of each length to return.
+        intercept: whether to return each with an intercept, too; no, for odd functions.
+    """
+
+    operators: tuple[str, ...] = eqx.field(
+        static=True, default=("add", "subtract", "multiply", "divide", "sqrt", "square", "tanh")
+    )
+    length: int = eqx.field(static=True, default=30)
+    population: int = eqx.field(static=True, default=500)
+    generations: int = eqx.field(static=True, default=20)
+    per_length: int = eqx.field(static=True, default=2)
+    intercept: bool = eqx.field(static=True, default=True)
+
+    def __check_init__(self) -> None:
+        for name in self.operators:
+            if name not in OPERATORS:
+                raise ValueError(
+                    f"GplearnSearch(operators) has {name!r}; known are {', '.join(OPERATORS)}."
+                )
+        if not self.operators:
+            raise ValueError("GplearnSearch(operators=()) is empty; try ('add', 'multiply').")
+        check_integer("GplearnSearch", "length", self.length, hint=30)
+        # Its tournaments have twenty.
+        check_integer("GplearnSearch", "population", self.population, 20, hint=500)
+        check_integer("GplearnSearch", "generations", self.generations, hint=20)
+        check_integer("GplearnSearch", "per_length", self.per_length, hint=2)
+
+    def search(self, table: Table, seed: int) -> list[Expression]:
+        """Evolves a population and translates the best programs of each length in it."""
+        regressor_class, make_function = _gplearn()
+        regressor = regressor_class(
+            population_size=self.population,
+            generations=self.generations,
+            function_set=[_function(name, make_function) for name in self.operators],
+            metric="pearson",
+            stopping_criteria=1.0,
+            random_state=seed,
+        )
+        with np.errstate(all="ignore"):
+            regressor.fit(table.values / table.scale, table.output)
+        found: list[Expression] = []
+        for program in _best(regressor._programs[-1], self.length, self.per_length):
+            found += _scaled(translate(program, table), table, self.intercept)
+        return found
+
+
+def translate(program: Sequence[Any], table: Table) -> Term:
+    """Returns a program of gplearn as a term.
+
+    Programs are in prefix order; a whole number is a column, another number a constant, and a
+    function has the name of its operator.
+
+    Args:
+        program: over columns that were divided by their scale.
+        table: whose columns and scales they are.
+
+    Raises:
+        ValueError: if the program is cut off, goes on after its end, or has an unknown operator.
+    """
+    nodes = iter(program)
+    term = _next(nodes, table)
+    if next(nodes, None) is not None:
+        raise ValueError("translate: the program goes on after its end.")
+    return term
+
+
+def _next(nodes: Iterator[Any], table: Table) -> Term:
+    node = next(nodes, None)
+    if node is None:
+        raise ValueError("translate: the program ends before all operators have arguments.")
+    if isinstance(node, int | np.integer):
+        return Term(1 / float(table.scale[node]), table.columns[node])
+    if isinstance(node, float | np.floating):
+        return Term(float(node))
+    if node.name not in OPERATORS:
+        raise ValueError(
+            f"translate: there is no operator {node.name!r}; known are {', '.join(OPERATORS)}."
+        )
+    arguments = [_next(nodes, table) for _ in range(OPERATORS[node.name].arity)]
+    return combine(node.name, *arguments)
+
+
+def _best(programs: Iterable[Any], length: int, per_length: int) -> Iterator[Sequence[Any]]:
+    """Yields the programs of each length that correlate most, the shortest first."""
+    ranked: dict[int, dict[float, Any]] = {}
+    for one in programs:
+        if one.length_ <= length:
+            # Equal correlation to the last bit is the same program, written in another order.
+            ranked.setdefault(one.length_, {}).setdefault(one.raw_fitness_, one.program)
+    for _, of_length in sorted(ranked.items()):
+        for fitness in sorted(of_length, reverse=True)[:per_length]:
+            yield of_length[fitness]
+
+
+def _scaled(term: Term, table: Table, intercept: bool) -> Iterator[Expression]:
+    """Yields a f, and a f + b if wanted, with the least squared error on a table."""
+    bare = term.expression()
+    if bare is None or term.is_number:
+        return
+    values = predict(bare, table)
+    if not np.isfinite(values).all():
+        return
+    for columns in ([values], [values, np.ones_like(values)])[: 1 + intercept]:
+        weights = [*linear_fit(np.column_stack(columns), np.asarray(table.output, float)), 0.0]
+        scaled = combine("multiply", Term(float(weights[0])), term)
+        expression = combine("add", scaled, Term(float(weights[1]))).expression()
+        if expression is not None:
+            yield expression
+
+
+def _function(name: str, make_function: Any) -> Any:
+    apply, arity = OPERATORS[name].apply, OPERATORS[name].arity
+    # It counts the arguments in the function's code.
+    function = (lambda x: apply(np, x)) if arity == 1 else (lambda x, y: apply(np, x, y))
+    return make_function(function=function, name=name, arity=arity, wrap=False)
+
+
+def _gplearn() -> tuple[Any, Any]:
+    try:
+        from gplearn.functions import make_function
+        from gplearn.genetic import SymbolicRegressor
+    except ImportError as error:
+        raise ImportError(
+            "GplearnSearch needs gplearn, of the extra gplearn; install it with: pip install "
+            "'lopt[gplearn]'"
+        ) from error
+    return SymbolicRegressor, make_function

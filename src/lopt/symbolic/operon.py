@@ -1,0 +1,186 @@
+"""The default search: genetic programming by Operon, structure first and constants after.
+
+Burlacu, Kronberger, Kommenda 2020, "Operon C++: an efficient genetic programming framework for
+symbolic regression". Its fronts trade R2 for length (NSGA-II). Most generations fit no constants,
+as that starves the search; the last ones fit those of a twentieth of the offspring.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import equinox as eqx
+import numpy as np
+
+from lopt.core.checks import check_integer
+from lopt.symbolic.expression import Expression
+from lopt.symbolic.operators import TINY
+from lopt.symbolic.search import AbstractSearch, predict
+from lopt.symbolic.table import Table
+from lopt.symbolic.terms import Term, combine
+
+# What its options call them, and its nodes; asinh, sign, erfc, relu, cube and greater it lacks.
+NAMES = {
+    "add": ("add", "+"),
+    "subtract": ("sub", "-"),
+    "multiply": ("mul", "*"),
+    "divide": ("div", "/"),
+    "quotient": ("aq", "aq"),
+    "pow": ("powabs", "powabs"),
+    "max": ("fmax", "fmax"),
+    "min": ("fmin", "fmin"),
+    "abs": ("abs", "abs"),
+    "square": ("square", "square"),
+    "sqrt": ("sqrtabs", "sqrtabs"),
+    "log": ("logabs", "logabs"),
+    "exp": ("exp", "exp"),
+    "tanh": ("tanh", "tanh"),
+    "sinh": ("sinh", "sinh"),
+}
+# By the names of nodes: their types of minimum and maximum are exchanged in pyoperon 0.6.2.
+_OURS = {node: name for name, (_, node) in NAMES.items()}
+
+
+class OperonSearch(AbstractSearch):
+    """Genetic programming by pyoperon. Needs the extra `symbolic`: pip install "lopt[symbolic]".
+
+    Attributes:
+        operators: allowed ones. Its "pow" is |x|^y.
+        length: the most nodes, a variable with its weight being one.
+        population: individuals.
+        generations: with constants left to mutation.
+        tuned_generations: after those, with constants of 5% of the offspring fitted by
+            Levenberg-Marquardt.
+        iterations: of each such fit.
+        per_length: how many expressions of each length to return; the front of the last population
+            and the next best, whose constants may only be worse.
+    """
+
+    operators: tuple[str, ...] = eqx.field(
+        static=True, default=("add", "subtract", "multiply", "divide", "sqrt", "square", "tanh")
+    )
+    length: int = eqx.field(static=True, default=30)
+    population: int = eqx.field(static=True, default=1000)
+    generations: int = eqx.field(static=True, default=150)
+    tuned_generations: int = eqx.field(static=True, default=40)
+    iterations: int = eqx.field(static=True, default=10)
+    per_length: int = eqx.field(static=True, default=1)
+
+    def __check_init__(self) -> None:
+        for name in self.operators:
+            if name not in NAMES:
+                raise ValueError(
+                    f"OperonSearch(operators) cannot search with {name!r}; Operon has "
+                    f"{', '.join(NAMES)}."
+                )
+        check_integer("OperonSearch", "length", self.length, 3, hint=30)
+        check_integer("OperonSearch", "population", self.population, 10, hint=1000)
+        check_integer("OperonSearch", "generations", self.generations, hint=150)
+        check_integer("OperonSearch", "tuned_generations", self.tuned_generations, 0, hint=40)
+        check_integer("OperonSearch", "iterations", self.iterations, hint=10)
+        check_integer("OperonSearch", "per_length", self.per_length, hint=2)
+
+    def search(self, table: Table, seed: int) -> list[Expression]:
+        """Evolves a population and translates the best of each length.
+
+        Those with an intercept are returned without it, too.
+        """
+        symbols = [NAMES[name][0] for name in self.operators]
+        regressor = _regressor()(
+            allowed_symbols=",".join((*symbols, "constant", "variable")),
+            objectives=["r2", "length"],
+            max_length=self.length,
+            population_size=self.population,
+            generations=self.generations,
+            # Only generations count.
+            max_evaluations=2**62,
+            local_search_probability=0.0,
+            optimizer_iterations=0,
+            random_state=seed,
+        )
+        # Operon works in 32 bits and draws its constants from N(0, 1).
+        inputs = table.values / table.scale
+        output = table.output / np.sqrt(np.mean(np.square(table.output, dtype=float)))
+        regressor.fit(inputs, output)
+        if self.tuned_generations:
+            regressor.set_params(
+                warm_start=True,
+                generations=self.generations + self.tuned_generations,
+                local_search_probability=0.05,
+                optimizer_iterations=self.iterations,
+            )
+            regressor.fit(inputs, output)
+        columns = dict(zip(regressor.variables_, range(len(table.columns)), strict=True))
+        trees = _best(regressor.individuals_, self.per_length)
+        terms = (translate(tree, columns, table) for tree in trees)
+        return [one for term in terms for one in _scaled(term, table)]
+
+
+def translate(tree: Any, columns: Mapping[int, int], table: Table) -> Term:
+    """Returns a tree of Operon as a term.
+
+    Nodes are in postfix order, the last argument first; every variable has a weight.
+
+    Args:
+        tree: of Operon, over columns that were divided by their scale.
+        columns: their numbers, by Operon's hashes of variables.
+        table: whose columns and scales they are.
+    """
+    scale = table.scale
+    stack: list[Term] = []
+    for node in tree.Nodes:
+        if node.IsVariable:
+            column = columns[node.HashValue]
+            stack.append(Term(float(node.Value) / float(scale[column]), table.columns[column]))
+        elif node.IsConstant:
+            stack.append(Term(float(node.Value)))
+        else:
+            arguments = [stack.pop() for _ in range(node.Arity)]
+            name = _OURS[node.Name]
+            if name == "pow":
+                arguments[0] = combine("abs", arguments[0])
+            stack.append(combine(name, *arguments))
+    return stack.pop()
+
+
+def _best(individuals: Iterable[Any], per_length: int) -> Iterator[Any]:
+    """Yields the trees of each length that have the best R2, shortest first."""
+    ranked: dict[int, dict[float, Any]] = {}
+    for one in individuals:
+        # Equal R2 to the last bit is the same expression, written in another order.
+        ranked.setdefault(one.Genotype.Length, {}).setdefault(one.GetFitness(0), one.Genotype)
+    for _, trees in sorted(ranked.items()):
+        # Operon minimises the negative of R2.
+        for fitness in sorted(trees)[:per_length]:
+            yield trees[fitness]
+
+
+def _scaled(term: Term, table: Table) -> Iterator[Expression]:
+    """Yields a f and a f + b, least squares on a table; the R2 of Operon takes them for granted."""
+    bare = term.expression()
+    if bare is None or term.is_number:
+        return
+    values = predict(bare, table)
+    if not np.isfinite(values).all():
+        return
+    slope = values @ table.output / max(float(values @ values), TINY)
+    centred = values - values.mean()
+    tilt = centred @ table.output / max(float(centred @ centred), TINY)
+    offset = table.output.mean() - tilt * values.mean()
+    for factor, constant in ((slope, 0.0), (tilt, offset)):
+        scaled = combine(
+            "add", combine("multiply", Term(float(factor)), term), Term(float(constant))
+        )
+        expression = scaled.expression()
+        if expression is not None:
+            yield expression
+
+
+def _regressor() -> Any:
+    try:
+        from pyoperon.sklearn import SymbolicRegressor
+    except ImportError as error:
+        raise ImportError(
+            "OperonSearch needs pyoperon, of the extra symbolic; install it with: pip install "
+            "'lopt[symbolic]'"
+        ) from error
+    return SymbolicRegressor

@@ -1,0 +1,126 @@
+"""Pruning: what is left of an expression when one of its parts is left out.
+
+Searches find the right structure with a passenger more often than by itself: a summand with a
+factor of 1e-15, a tanh of something small. Leaving out each part in turn and fitting the constants
+again finds the shorter expression, if there is one.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from lopt.symbolic.expression import Call, Constant, Expression, Node, Variable
+from lopt.symbolic.refit import refit
+from lopt.symbolic.search import Candidate, Complexity, Front, judge, make_front
+from lopt.symbolic.simplify import simplify
+from lopt.symbolic.table import Table
+
+# Rounds of pruning, and evaluations of each fit while there are hundreds of them.
+_ROUNDS, _EVALUATIONS = 5, 20
+# By what factor a fit may be hoped to lower a loss.
+_HOPE = 3.0
+
+
+def prunings(expression: Expression) -> Iterator[Expression]:
+    """Yields the expressions in which one call is replaced by one of its arguments.
+
+    This leaves out a summand, a factor, a divisor, or a function around its argument; those that
+    consist of a constant alone are not yielded.
+
+    Example:
+        >>> from lopt.symbolic.expression import make_expression
+        >>> whole = make_expression(("add", 0.5, ("tanh", Variable("gradient"))))
+        >>> [one.complexity for one in prunings(whole)]
+        [2, 3]
+    """
+    constants = np.asarray(expression.constants, float)
+    for root in _without_one(expression.root, lambda node: node):
+        if not isinstance(root, Constant):
+            yield _numbered(root, constants)
+
+
+def shortened(
+    expressions: Iterable[Expression],
+    table: Table,
+    complexity: Complexity | None = None,
+    allowed: Callable[[Expression], bool] = lambda expression: True,
+) -> Front:
+    """Returns the front of expressions and of their prunings, simplified and roughly fitted.
+
+    Args:
+        expressions: what searches found.
+        table: the rows to fit, some thousands.
+        complexity: the unit of length; nodes if not given.
+        allowed: which expressions may be on the front. What is not may have a pruning that is.
+
+    Raises:
+        ValueError: if no expression is allowed and finite.
+    """
+    seen: set[tuple[Any, ...]] = set()
+
+    def fresh(some: Iterable[Expression]) -> Iterator[Expression]:
+        for one in map(simplify, some):
+            if len(one.constants) <= len(table) and (one.root, *one.constants) not in seen:
+                seen.add((one.root, *one.constants))
+                yield one
+
+    def measured(some: Iterable[Expression]) -> list[Candidate]:
+        return judge(some, {"train": table}, complexity)
+
+    def fitted(some: Iterable[Expression]) -> list[Candidate]:
+        return measured(refit(one, table, _EVALUATIONS) for one in some)
+
+    given = list(expressions)
+    whole = [one for one in given if allowed(one)]
+    parts = [part for one in given if not allowed(one) for part in prunings(one) if allowed(part)]
+    rough = measured(fresh([*whole, *parts]))
+    hopeful = _within_reach(rough, make_front(rough))
+    front = make_front([*rough, *fitted(one.expression for one in hopeful)])
+    pruned: set[int] = set()
+    for _ in range(_ROUNDS):
+        unpruned = [one for one in front.candidates if id(one) not in pruned]
+        pruned |= {id(one) for one in unpruned}
+        parts = [part for one in unpruned for part in prunings(one.expression) if allowed(part)]
+        front = make_front([*front.candidates, *fitted(fresh(parts))])
+        # The last round found nothing that is shorter, or better.
+        if all(id(one) in pruned for one in front.candidates):
+            break
+    return front
+
+
+def _within_reach(candidates: Iterable[Candidate], front: Front) -> Iterator[Candidate]:
+    """Yields those that would be on a front if a fit lowered their loss by some factor."""
+    for one in candidates:
+        shorter = [two for two in front.candidates if two.complexity <= one.complexity]
+        if shorter and one.losses["train"] <= _HOPE * shorter[-1].losses["train"]:
+            yield one
+
+
+def _without_one(node: Node, rebuild: Callable[[Node], Node]) -> Iterator[Node]:
+    if not isinstance(node, Call):
+        return
+    for argument in node.arguments:
+        yield rebuild(argument)
+    for place, argument in enumerate(node.arguments):
+
+        def around(part: Node, place: int = place, node: Call = node) -> Node:
+            arguments = (*node.arguments[:place], part, *node.arguments[place + 1 :])
+            return rebuild(Call(node.operator, arguments))
+
+        yield from _without_one(argument, around)
+
+
+def _numbered(root: Node, constants: np.ndarray) -> Expression:
+    """Returns an expression with the constants that a tree still uses."""
+    kept: dict[int, int] = {}
+
+    def visit(node: Node) -> Node:
+        if isinstance(node, Constant):
+            return Constant(kept.setdefault(node.index, len(kept)))
+        if isinstance(node, Variable):
+            return node
+        return Call(node.operator, tuple(map(visit, node.arguments)))
+
+    root = visit(root)
+    return Expression(root, constants[list(kept)])

@@ -1,0 +1,189 @@
+"""What a search for equations is, and what it returns: a front of loss against complexity.
+
+A backend proposes expressions for a table and does nothing else. Losses, fronts, exact constants
+and the choice among candidates are the same for all backends and are made elsewhere.
+"""
+
+import abc
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import equinox as eqx
+import numpy as np
+from jaxtyping import Float
+
+from lopt.core.checks import is_real
+from lopt.symbolic.expression import Call, Expression, Node, Variable, evaluate, walk
+from lopt.symbolic.operators import OPERATORS
+from lopt.symbolic.table import Table
+
+SPLITS = ("train", "validation", "test")
+
+
+class AbstractSearch(eqx.Module):
+    """A backend of symbolic regression; its fields are its options.
+
+    `search` returns any number of expressions of the table's columns, in any order and of any
+    length. Their constants should be good enough to tell good structures from bad ones; they are
+    fitted exactly afterwards. Equal tables and seeds give equal expressions.
+    """
+
+    @abc.abstractmethod
+    def search(self, table: Table, seed: int) -> list[Expression]:
+        """Proposes expressions for the output of a table.
+
+        Args:
+            table: the rows to fit, all of them; sub-sampling was done before.
+            seed: from 0 to 2**32 - 1.
+
+        Raises:
+            ImportError: if the backend's library is not installed, naming the extra.
+        """
+
+
+@dataclasses.dataclass(frozen=True)
+class Complexity:
+    """The unit that expressions are measured in: a weight for each node.
+
+    Attributes:
+        weights: of an operator's name, of "variable" and of "constant"; one if not given.
+
+    Example:
+        >>> from lopt.symbolic.expression import make_expression
+        >>> rule = make_expression(("tanh", ("multiply", 2.0, Variable("gradient"))))
+        >>> Complexity()(rule), Complexity({"tanh": 3.0, "constant": 0.0})(rule)
+        (4.0, 5.0)
+    """
+
+    weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, weight in self.weights.items():
+            if name not in OPERATORS and name not in ("variable", "constant"):
+                raise ValueError(
+                    f"Complexity(weights) has a weight for {name!r}; known are variable, "
+                    f"constant, {', '.join(OPERATORS)}."
+                )
+            if not is_real(weight) or not 0 <= weight < math.inf:
+                raise ValueError(
+                    f"Complexity(weights={{{name!r}: {weight!r}}}) must be finite and not "
+                    "negative; try 1.0."
+                )
+
+    def __call__(self, expression: Expression) -> float:
+        """Returns the sum of the weights of all nodes."""
+        return float(sum(self.weights.get(_kind(node), 1) for node in walk(expression.root)))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Candidate:
+    """An expression and how good it is.
+
+    Attributes:
+        expression: it.
+        complexity: in nodes, or in whatever unit was asked for.
+        losses: mean squared errors by the names of splits; "train" at least.
+    """
+
+    expression: Expression
+    complexity: float
+    losses: Mapping[str, float]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Front:
+    """Candidates by complexity, each better on "train" than all that are shorter.
+
+    Attributes:
+        candidates: the shortest first.
+    """
+
+    candidates: tuple[Candidate, ...]
+
+    def __post_init__(self) -> None:
+        if not self.candidates:
+            raise ValueError(
+                "Front(candidates=()) is empty: no search proposed an expression that is finite on "
+                "all rows; allow a larger complexity or other operators."
+            )
+        for shorter, longer in zip(self.candidates, self.candidates[1:], strict=False):
+            better = longer.losses["train"] < shorter.losses["train"]
+            if longer.complexity <= shorter.complexity or not better:
+                raise ValueError(
+                    f"Front(candidates): that of complexity {longer.complexity:g} does not improve "
+                    f"on that of {shorter.complexity:g} before it; build it by make_front."
+                )
+
+    def __len__(self) -> int:
+        return len(self.candidates)
+
+
+def predict(expression: Expression, table: Table) -> Float[np.ndarray, " row"]:
+    """Returns the values of an expression on the rows of a table, in 64 bits.
+
+    They may be infinite or no numbers. Constants are taken as they are.
+
+    Raises:
+        KeyError: if a variable is not a column.
+    """
+    columns: Any = {name: np.asarray(column, float) for name, column in table.mapping().items()}
+    with np.errstate(all="ignore"):
+        values = evaluate(expression.root, np.asarray(expression.constants, float), columns)
+    return np.broadcast_to(np.asarray(values, float), (len(table),))
+
+
+def mean_squared_error(expression: Expression, table: Table) -> float:
+    """Returns the mean squared error of an expression on a table; infinite if it has no value."""
+    with np.errstate(all="ignore"):
+        error = float(np.mean((predict(expression, table) - table.output) ** 2))
+    return error if math.isfinite(error) else math.inf
+
+
+def judge(
+    expressions: Iterable[Expression],
+    tables: Mapping[str, Table],
+    complexity: Complexity | None = None,
+) -> list[Candidate]:
+    """Measures expressions on tables, named as splits are: "train", "validation", "test"."""
+    complexity = Complexity() if complexity is None else complexity
+    return [
+        Candidate(
+            expression,
+            complexity(expression),
+            {name: mean_squared_error(expression, table) for name, table in tables.items()},
+        )
+        for expression in expressions
+    ]
+
+
+def make_front(candidates: Iterable[Candidate]) -> Front:
+    """Returns the candidates that are better on "train" than all that are not longer.
+
+    Those that are not finite on a split are left out.
+
+    Raises:
+        ValueError: if none is left.
+    """
+    finite = (one for one in candidates if all(map(math.isfinite, one.losses.values())))
+    chosen: list[Candidate] = []
+    for one in sorted(finite, key=lambda one: (one.complexity, one.losses["train"])):
+        if not chosen or one.losses["train"] < chosen[-1].losses["train"]:
+            chosen.append(one)
+    return Front(tuple(chosen))
+
+
+def pool(fronts: Iterable[Front]) -> Front:
+    """Returns the front of several, such as those of several seeds.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    return make_front(one for front in fronts for one in front.candidates)
+
+
+def _kind(node: Node) -> str:
+    if isinstance(node, Call):
+        return node.operator
+    return "variable" if isinstance(node, Variable) else "constant"

@@ -1,0 +1,112 @@
+"""Networks whose symmetries are known, in double precision."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import lopt
+from lopt.analysis.symmetry import ModelLoss
+
+CLASSES = 3
+
+
+def double(tree):
+    """Returns a tree with its floating-point arrays in double precision."""
+    return jax.tree.map(
+        lambda leaf: leaf.astype(jnp.float64) if eqx.is_inexact_array(leaf) else leaf, tree
+    )
+
+
+def cross_entropy(model, batch):
+    inputs, labels = batch
+    logits = jax.vmap(model)(inputs)
+    return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1))
+
+
+class Inputs(eqx.Module):
+    """Draws normal inputs of a shape, and labels."""
+
+    shape: tuple[int, ...] = eqx.field(static=True)
+    size: int = eqx.field(static=True, default=8)
+
+    def __call__(self, key):
+        one, other = jax.random.split(key)
+        inputs = jax.random.normal(one, (self.size, *self.shape), jnp.float64)
+        return inputs, jax.random.randint(other, (self.size,), 0, CLASSES)
+
+
+def model_task(model, shape, size=8):
+    return ModelLoss(double(model), cross_entropy, Inputs(shape, size))
+
+
+def perceptron(activation, depth=1, size=8, seed=1):
+    """4 inputs, hidden layers of 3 units, 3 classes: 27 params with one hidden layer."""
+    model = eqx.nn.MLP(4, CLASSES, 3, depth, activation, key=jax.random.key(seed))
+    return model_task(model, (4,), size)
+
+
+class Normalised(eqx.Module):
+    """4-3-3 with batch norm, in training mode: 33 params."""
+
+    layers: tuple[eqx.nn.Linear, ...]
+    gain: jax.Array
+    shift: jax.Array
+    epsilon: float = eqx.field(static=True)
+
+    def __init__(self, epsilon, key):
+        one, other = jax.random.split(key)
+        self.layers = (eqx.nn.Linear(4, 3, key=one), eqx.nn.Linear(3, CLASSES, key=other))
+        self.gain, self.shift, self.epsilon = jnp.ones(3), jnp.zeros(3), epsilon
+
+
+def normalised_loss(model, batch):
+    inputs, labels = batch
+    rows = jax.vmap(model.layers[0])(inputs)
+    rows = rows - jnp.mean(rows, axis=0, keepdims=True)
+    rows = rows * jax.lax.rsqrt(jnp.mean(rows**2, axis=0, keepdims=True) + model.epsilon)
+    rows = jax.nn.relu(rows * model.gain[None] + model.shift[None])
+    return cross_entropy(model.layers[1], (rows, labels))
+
+
+def normalised(epsilon, size=8):
+    model = double(Normalised(epsilon, jax.random.key(3)))
+    return ModelLoss(model, normalised_loss, Inputs((4,), size))
+
+
+class Attentive(eqx.Module):
+    """Self-attention, a layer norm and two layers, on a sequence."""
+
+    attention: eqx.nn.MultiheadAttention
+    hidden: eqx.nn.Linear
+    norm: eqx.nn.LayerNorm
+    output: eqx.nn.Linear
+
+    def __init__(self, key):
+        one, two, three = jax.random.split(key, 3)
+        biases = {f"use_{name}_bias": True for name in ("query", "key", "value", "output")}
+        self.attention = eqx.nn.MultiheadAttention(2, 4, qk_size=3, **biases, key=one)
+        self.hidden = eqx.nn.Linear(4, 5, key=two)
+        self.norm = eqx.nn.LayerNorm(5)
+        self.output = eqx.nn.Linear(5, CLASSES, key=three)
+
+    def __call__(self, rows):
+        rows = jax.vmap(self.hidden)(self.attention(rows, rows, rows))
+        return self.output(jnp.mean(jax.nn.relu(jax.vmap(self.norm)(rows)), axis=0))
+
+
+def images(size=28, count=512, classes=10):
+    """Random grey images: 784 pixels by default."""
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 256, (count, size, size, 1), dtype=np.uint8)
+    labels = random.integers(0, classes, count)
+    return lopt.tasks.image_data(pixels, labels, None, None, num_classes=classes, size=size)
+
+
+def start_at(task, optimizer, seed=0):
+    """Returns a training state in double precision whose biases are not zero."""
+    key = jax.random.key(seed)
+    params = double(task.init(key))
+    flat, restore = jax.flatten_util.ravel_pytree(params)
+    flat = flat + 0.1 * jax.random.normal(key, flat.shape, flat.dtype)
+    return lopt.start(task, optimizer, restore(flat), key)

@@ -1,0 +1,124 @@
+"""Symmetries are found: in the library's tasks, in Equinox models and in foreign losses."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import pytest
+from networks import Attentive, Inputs, images, model_task
+
+import lopt
+from lopt.analysis.symmetry import ModelLoss, homogeneous_degree, scale, symmetries
+
+
+def kinds(found):
+    return sorted((generator.kind, generator.units) for generator in found.generators)
+
+
+def motions(found):
+    return sorted(each.motion for each in found.maps)
+
+
+def test_of_a_perceptron(key):
+    data = images(4)
+    relu = symmetries(lopt.tasks.mlp_classification(data, (6, 5)), key)
+    assert kinds(relu) == [("rescale", 5), ("rescale", 6), ("translation", 6)]
+    assert motions(relu) == ["permute", "permute"]
+    tanh = symmetries(lopt.tasks.mlp_classification(data, (6,), jnp.tanh), key)
+    assert kinds(tanh) == [("translation", 7)]
+    assert motions(tanh) == ["flip", "permute"]
+    # What was refused is there with its slope.
+    refused = tanh.evidence["rescale of .layers[0].weight and .layers[1].weight"]
+    assert not refused.holds
+    assert refused.slope > 1e-4
+    assert "translation of .layers[1].weight: slope" in str(tanh)
+
+
+def test_of_batch_norm_scale_holds_nearly(key):
+    task = lopt.tasks.BatchNormClassification(images(4), (6, 5))
+    found = symmetries(task, key)
+    assert kinds(found) == [
+        *(("bias shift", 5), ("bias shift", 6), ("norm rescale", 5), ("norm rescale", 6)),
+        ("translation", 6),
+    ]
+    assert sorted((g.kind, g.units) for g in found.nearly) == [("scale", 5), ("scale", 6)]
+    # Units with their norms, and the sign of a row with that of its gain.
+    assert motions(found) == ["flip", "flip", "permute", "permute"]
+    assert len(found.of_kind("scale")) == 2
+
+
+def test_of_convolutions_and_the_dense_layer_behind_them(key):
+    task = lopt.tasks.conv_classification(images(8), (3, 4), 3, (5,), batch_size=32)
+    found = symmetries(task, key)
+    assert kinds(found) == [
+        *(("rescale", 3), ("rescale", 4), ("rescale", 5), ("translation", 6)),
+    ]
+    views = [place.view for g in found.generators for place in g.places if place.view]
+    assert (5, 4, 4) in views  # a dense layer of 5 on 2 x 2 positions of 4 channels, units last
+    assert motions(found) == ["permute"] * 3
+
+
+def test_of_attention_and_layer_norm(key):
+    found = symmetries(model_task(Attentive(jax.random.key(1)), (4, 4)), key)
+    names = {(g.kind, g.name) for g in found.generators}
+    assert ("query-key rescale", "query-key rescale of .attention.query_proj.weight") in names
+    assert ("translation", "translation of .hidden.weight") in names  # the layer norm's
+    assert ("translation", "translation of .output.weight") in names  # the softmax's
+    assert ("norm rescale", "norm rescale of .norm.weight and .output.weight") in names
+    value = "rescale of .attention.value_proj.weight and .attention.output_proj.weight"
+    assert ("rescale", value) in names
+    assert [g.name for g in found.nearly] == ["scale of all .hidden.weight"]
+
+
+def test_of_a_foreign_loss_by_numbers_alone(key):
+    # Squared ReLU, in a dict, on a squared error: rescaling of degree 2 and nothing else.
+    first, second, bias = (
+        jax.random.normal(k, s)
+        for k, s in zip(jax.random.split(key, 3), ((4, 3), (2, 4), (4,)), strict=True)
+    )
+
+    def loss(model, batch):
+        hidden = jax.nn.relu(batch[0] @ model["a"]["w"].T + model["a"]["b"][None]) ** 2
+        return jnp.mean((hidden @ model["z"].T - 1) ** 2)
+
+    task = ModelLoss({"a": {"w": first, "b": bias}, "z": second}, loss, Inputs((3,)))
+    found = symmetries(task, key)
+    assert [(g.kind, g.units, g.places[-1].coefficient) for g in found.generators] == [
+        ("rescale", 4, -2.0)
+    ]
+
+
+def test_symmetries_of_ones_own_are_proposed_besides(key):
+    task = lopt.tasks.mlp_classification(images(4), (6,))
+    wrong = scale(task.init(key), ".layers[0].weight", name="mine")
+    found = symmetries(task, key, others=[wrong])
+    assert not found.evidence["mine"].holds
+    assert "mine" not in [g.name for g in found.generators]
+
+
+def test_single_precision_is_precise_enough(key):
+    model = eqx.nn.MLP(4, 3, 5, 1, jax.nn.relu, dtype=jnp.float32, key=key)
+
+    def loss(model, batch):
+        return jnp.mean(
+            jax.nn.logsumexp(jax.vmap(model)(batch[0].astype(jnp.float32)), axis=1)
+            - jnp.mean(jax.vmap(model)(batch[0].astype(jnp.float32)), axis=1)
+        )
+
+    found = symmetries(ModelLoss(model, loss, Inputs((4,))), key)
+    assert kinds(found) == [("rescale", 5), ("translation", 6)]
+
+
+@pytest.mark.parametrize(
+    ("activation", "degree"),
+    [
+        (jax.nn.relu, 1.0),
+        (lambda z: z, 1.0),
+        (jax.nn.relu6, None),
+        (jax.nn.gelu, None),
+        (jnp.tanh, None),
+        (lambda z: jnp.abs(z) ** 1.5, 1.5),
+        (jnp.zeros_like, None),
+    ],
+)
+def test_degrees_of_units(activation, degree):
+    assert homogeneous_degree(activation) == degree

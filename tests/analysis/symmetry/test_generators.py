@@ -1,0 +1,130 @@
+"""Generators: tangents, actions and conserved quantities belong together; wrong structures."""
+
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from networks import perceptron
+
+from lopt.analysis.symmetry import (
+    DiscreteMap,
+    FreeGenerator,
+    Place,
+    Symmetry,
+    bias_exchange,
+    bias_shift,
+    early_translation,
+    mixing,
+    query_key_rescale,
+    rescale,
+    scale,
+    translation,
+)
+
+W1, B1, W2, B2 = (f".layers[{i}].{name}" for i in (0, 1) for name in ("weight", "bias"))
+
+
+def built(params):
+    return [
+        translation(params, W2, B2),
+        scale(params, W1, B1),
+        scale(params, W1, B1, whole=True),
+        bias_shift(params, B1),
+        rescale(params, (W1, B1), W2),
+        rescale(params, W1, W2, degree=2.0),
+        query_key_rescale(params, (W1, B1), (W2, B2)),
+        mixing(params, (W1, B1), W2),
+        bias_exchange(params, B1, W2, B2),
+        early_translation(params, W1, W2),
+    ]
+
+
+def random_like(params, seed):
+    flat, restore = jax.flatten_util.ravel_pytree(params)
+    return restore(jax.random.normal(jax.random.key(seed), flat.shape, flat.dtype))
+
+
+@pytest.fixture
+def params():
+    return random_like(perceptron(jnp.tanh).init(jax.random.key(0)), 0)
+
+
+@pytest.mark.parametrize("which", range(10))
+def test_everything_follows_from_the_action(params, which):
+    generator = built(params)[which]
+    rest = jnp.zeros(generator.units, jnp.float64)
+    for a, b in zip(
+        jax.tree.leaves(generator.act(params, rest)), jax.tree.leaves(params), strict=True
+    ):
+        np.testing.assert_allclose(a, b, atol=1e-14)
+    flat = jax.vmap(lambda tree: jax.flatten_util.ravel_pytree(tree)[0])
+    tangents = flat(generator.tangents(params))
+    steps = 1e-5 * jnp.eye(generator.units)
+    act = jax.vmap(generator.act, in_axes=(None, 0))
+    differences = (flat(act(params, steps)) - flat(act(params, -steps))) / 2e-5
+    np.testing.assert_allclose(tangents, differences, atol=1e-8)
+    direction = random_like(params, 1)
+    towards = jax.flatten_util.ravel_pytree(direction)[0]
+    np.testing.assert_allclose(generator.along(params, direction), tangents @ towards, atol=1e-12)
+    np.testing.assert_allclose(
+        generator.lengths(params), jnp.linalg.norm(tangents, axis=1), rtol=1e-12
+    )
+    amounts = jnp.arange(1.0, generator.units + 1)
+    combined = jax.flatten_util.ravel_pytree(generator.combine(params, amounts))[0]
+    np.testing.assert_allclose(combined, amounts @ tangents, atol=1e-10)
+    if generator.knows_conserved:
+        gradient = flat(jax.jacobian(generator.conserved)(params))
+        factor = 2 if generator.motion == "stretch" else 1
+        np.testing.assert_allclose(gradient, factor * tangents, atol=1e-12)
+
+
+def test_actions_of_stretches_add_up(params):
+    generator = rescale(params, (W1, B1), W2, degree=2.0)
+    one, two = jnp.array([0.1, -0.2, 0.3]), jnp.array([0.5, 0.4, -0.3])
+    apart = generator.act(generator.act(params, one), two)
+    once = generator.act(params, one + two)
+    for a, b in zip(jax.tree.leaves(apart), jax.tree.leaves(once), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-13)
+
+
+def test_units_of_a_flattened_image_are_its_channels():
+    params = {"conv": jnp.ones((2, 1, 3, 3)), "dense": jnp.ones((1, 6))}
+    last = rescale(params, "['conv']", "['dense']")
+    first = rescale(params, "['conv']", "['dense']", order="first")
+    amounts = jnp.array([1.0, 0.0])
+    assert last.combine(params, amounts)["dense"].tolist() == [[-1, 0, -1, 0, -1, 0]]
+    assert first.combine(params, amounts)["dense"].tolist() == [[-1, -1, -1, 0, 0, 0]]
+
+
+def test_what_a_free_generator_does_not_know_it_refuses(params):
+    with pytest.raises(ValueError, match=r"quantity=None.*try quantity="):
+        mixing(params, (W1, B1), W2).conserved(params)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (
+            lambda p: translation(p, ".layers[7].weight"),
+            r"array at params\.layers\[7\]\.weight",
+        ),
+        (lambda p: translation(p, B2), "weight of shape .outputs, inputs.*Try the weight"),
+        (lambda p: rescale(p, (W2, B2), W1), "3 outputs and the other 4 inputs"),
+        (lambda p: rescale(p, (W1, B1), W2, degree=0.0), "degree=0.*try scale"),
+        (lambda p: scale(p, W1, ".nothing"), r"array at params\.nothing"),
+        (lambda p: Symmetry("x", "x", 3, "turn", (Place(W1),)), "motion.*turn"),
+        (lambda p: Symmetry("x", "x", 3, "shift", (Place(W1), Place(W1))), "none twice"),
+        (lambda p: Symmetry("x", "x", 0, "shift", (Place(W1),)), "units=0.*positive integer"),
+        (lambda p: FreeGenerator("x", "x", -1, lambda p, a: p), "units=-1.*positive integer"),
+        (lambda p: scale(p, W1).act(p, jnp.zeros(2)), "has 3 units; amounts of shape"),
+        (lambda p: scale(p, W1).act({"w": jnp.zeros((3, 4))}, jnp.zeros(3)), "Try one of"),
+        (lambda p: Symmetry("x", "x", 2, "stretch", (Place(W1),)).lengths(p), "has shape"),
+        (lambda p: DiscreteMap("x", "permute", 3, (Place(W1),))(p, jnp.arange(2)), "3 units"),
+        (lambda p: DiscreteMap("x", "turn", 3, (Place(W1),)), "motion.*turn"),
+    ],
+)
+def test_wrong_structures_are_refused(params, build, message):
+    # Under the tests' type checker a word that is none of the options never arrives.
+    with pytest.raises((ValueError, TypeError), match=message):
+        build(params)

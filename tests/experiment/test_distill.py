@@ -1,0 +1,142 @@
+"""lopt distill, lopt tune and lopt train --from, from the command line to the files."""
+
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lopt
+from lopt.experiment.cli import app
+from lopt.experiment.distill_run import DistillSettings, check_settings
+from lopt.experiment.files import read_json
+from lopt.experiment.registry import build
+from lopt.experiment.train import create
+from lopt.experiment.train import train as meta_train
+from lopt.symbolic.serial import from_json
+
+TINY = ("optimizer=small_rnnprop", "dataset=digits", "outer_steps=2", "horizon=20")
+TINY += ("truncation=10", "particles=1", "hidden=(6,)")
+ARGUMENTS = ("--rows", "900", "--steps", "30", "--history", "1", "--seeds", "1")
+ARGUMENTS += ("--search", "template", "--search-rows", "300")
+
+# Optax's Adam, in baselines and outside.
+pytestmark = pytest.mark.standard_promotion
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    with jax.numpy_dtype_promotion("standard"):
+        meta_train(create(folder, "rnnprop", TINY), folder, show_progress=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def distilled(run):
+    with jax.numpy_dtype_promotion("standard"):
+        app.cli(args=["distill", str(run), *ARGUMENTS])
+    return run / "distilled"
+
+
+def test_the_report_is_whole_and_strict_json(distilled):
+    def refuse(name):
+        raise AssertionError(name)
+
+    report = json.loads((distilled / "report.json").read_text(), parse_constant=refuse)
+    assert report["output"] == "output"
+    chosen = [one for one in report["front"] if one["chosen"]]
+    assert len(chosen) == 1
+    assert chosen[0]["nodes"] == report["nodes"]
+    for name in ("train", "validation", "test"):
+        assert report["r2"][name] == pytest.approx(chosen[0]["r2"][name], abs=1e-9)
+        assert report["r2_of_ceiling"][name] <= 1
+    assert len(report["roll_out"]) == 2
+    names = {row["optimizer"] for row in report["roll_out"][0]["rows"]}
+    assert {"learned", "equation", "Adam", "momentum"} <= names
+    assert (distilled / "equation.tex").read_text().strip() == report["latex"]
+
+
+def test_the_page_needs_no_other_file(distilled):
+    page = (distilled / "index.html").read_text()
+    assert re.findall(r'(?:src|href)="(?!data:)', page) == []
+    assert page.count("data:image/png;base64,") == 4
+
+
+def test_the_equation_is_an_optimizer(distilled, key):
+    learned, theta = lopt.load(distilled)
+    expression = from_json(read_json(distilled / "equation.json"))
+    np.testing.assert_allclose(theta["rule"]["constants"], expression.constants)
+    optimizer = learned.optimizer(theta)
+    params = {"w": jnp.ones(3)}
+    updates, _ = optimizer.update({"w": jnp.ones(3)}, optimizer.init(params), params)
+    assert float(jnp.abs(updates["w"]).max()) > 0
+
+
+def test_a_second_start_uses_what_was_found(run, distilled):
+    before = (distilled / "report.json").read_text()
+    times = {path: path.stat().st_mtime_ns for path in distilled.rglob("*.npz")}
+    times |= {path: path.stat().st_mtime_ns for path in (distilled / "searches").rglob("*.json")}
+    app.cli(args=["distill", str(run), *ARGUMENTS])
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    assert (distilled / "report.json").read_text() == before
+
+
+def test_other_settings_need_another_folder(run, distilled):
+    with pytest.raises(ValueError, match="another search_rows"):
+        check_settings(distilled, run, DistillSettings(900, 30, 1, None, ("template",), 1, 200))
+
+
+def test_what_cannot_be_distilled_is_refused(run, tmp_path):
+    with pytest.raises(ValueError, match="--sanity"):
+        app.cli(args=["distill"])
+    with pytest.raises(FileNotFoundError, match="holds no run"):
+        app.cli(args=["distill", str(tmp_path / "nothing")])
+    with pytest.raises(ValueError, match="no_such"):
+        app.cli(args=["distill", str(run), "--search", "no_such", "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_rule_is_tuned_on_a_convolutional_network(distilled, tmp_path):
+    tuned = tmp_path / "tuned"
+    settings = ("outer_steps=2", "horizon=4", "truncation=2", "particles=1", "seeds=0")
+    words = [word for setting in settings for word in ("--set", setting)]
+    app.cli(args=["tune", str(distilled), "--task", "digits_conv", *words, "--run", str(tuned)])
+    _, before = lopt.load(distilled)
+    learned, after = lopt.load(tuned)
+    assert set(after) == {"learned", "log_multipliers"}
+    changed = jax.tree.map(
+        lambda a, b: float(jnp.abs(a - b).max()), after["learned"]["rule"], before["rule"]
+    )
+    assert 0 < changed["constants"] < 0.1
+    assert 0 < abs(float(after["log_multipliers"]["kernel"])) < 0.1
+    with pytest.raises(FileExistsError, match="already holds a run"):
+        app.cli(args=["tune", str(distilled), *words, "--run", str(tuned)])
+
+
+def test_a_network_is_trained_on_on_another_task(run, tmp_path):
+    words = ["--set", "outer_steps=1", "--set", "horizon=4", "--set", "truncation=2"]
+    words += ["--set", "particles=1", "--set", "seeds=0", "--run", str(tmp_path / "on")]
+    app.cli(args=["train", "--from", str(run), "--task", "digits_resnet", *words])
+    learned, after = lopt.load(tmp_path / "on")
+    same, before = lopt.load(run)
+    assert learned == same
+    moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), after, before)
+    assert 0 < max(jax.tree.leaves(moved)) < 0.01
+
+
+def test_bad_transfers_are_refused(run, tmp_path):
+    with pytest.raises(ValueError, match="go together"):
+        app.cli(args=["train", "--from", str(run)])
+    with pytest.raises(ValueError, match="one of them"):
+        app.cli(args=["train", "digits", "--from", str(run), "--task", "digits_conv"])
+    with pytest.raises(ValueError, match="no task 'digits_nothing'"):
+        build("transfer", (f"start={run}", "task=digits_nothing"))
+    with pytest.raises(ValueError, match="must name a run"):
+        build("transfer")
+    folder = tmp_path / "bad"
+    with pytest.raises(ValueError, match="FileNotFoundError"):
+        create(folder, "transfer", ("start=nowhere.safetensors",))
+    assert not folder.exists()

@@ -1,0 +1,69 @@
+"""Figures of an optimizer's inner life are drawn, for what is measured and for what is extreme."""
+
+import struct
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import lopt
+from lopt.analysis.dynamics import (
+    AlignmentRecord,
+    Companions,
+    UpdateHistogram,
+    effective_rate,
+    signal,
+    tensor_names,
+    valley_portrait,
+    valley_starts,
+)
+from lopt.experiment import dynamics_figures as figures
+
+pytestmark = pytest.mark.standard_promotion
+
+
+def size(content):
+    """Returns the width and height of a PNG."""
+    assert content[:8] == b"\x89PNG\r\n\x1a\n"
+    return struct.unpack(">II", content[16:24])
+
+
+def test_records_of_a_run_are_drawn(key):
+    task = lopt.tasks.Quadratic(jnp.ones(4), jnp.ones(4))
+    # One looks on, and one does nothing, which has no angle.
+    companions = Companions(optax.sgd(0.1), {"SGD": optax.sgd(0.2), "none": optax.set_to_zero()})
+    histogram, record = UpdateHistogram(), AlignmentRecord(companions)
+    state = lopt.start(task, companions.optimizer, task.init(key), key)
+
+    def watch(step):
+        return histogram(step), record(step), effective_rate(step.updates, step.grads)
+
+    _, (counts, angles, rates) = lopt.unroll(task, companions.optimizer, state, 6, record=watch)
+    names = tensor_names(state.params)
+    assert size(figures.draw_histograms(counts, histogram, names))[0] > 100
+    narrow = size(figures.draw_alignment(angles, None, names))
+    wide = size(figures.draw_alignment(angles, rates, names))
+    assert wide[0] > narrow[0]
+
+
+def test_answers_are_drawn():
+    signals = {name: signal(name, 8, 3) for name in ("impulse", "step", "sign flip")}
+    still = {name: jnp.zeros(8) for name in signals}
+    assert size(figures.draw_signals(signals, {"itself": signals, "nothing": still}))
+    values = jnp.linspace(-1, 1, 7)
+    curves = jax.vmap(lambda scale: scale * values)(jnp.arange(200.0))
+    one = size(figures.draw_responses(values, {"gradient": curves}))
+    five = size(figures.draw_responses(values, {str(i): curves for i in range(5)}))
+    assert five[0] == pytest.approx(4 * one[0], abs=4)
+    assert five[1] == pytest.approx(2 * one[1], abs=4)
+
+
+def test_portraits_are_drawn():
+    starts = valley_starts(2.0, 3)
+    found = {
+        "SGD": valley_portrait(optax.sgd(0.1), starts, 10),
+        "too fast": valley_portrait(optax.sgd(3.0), starts, 10),
+        "still": valley_portrait(optax.set_to_zero(), starts[4:5], 2),
+    }
+    assert size(figures.draw_portraits(found))[0] > 800

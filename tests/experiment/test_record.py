@@ -1,0 +1,155 @@
+"""Recording trained runs: what the table says is true of the run, and mistakes cost no time."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tyro
+
+from lopt.experiment import cli_symbolic, storage
+from lopt.experiment.record_run import RecordSettings, parse_variable, record_run
+from lopt.experiment.tables import load_table
+from lopt.experiment.train import create, train
+from lopt.symbolic.expression import Variable
+
+RECIPE = Path(__file__).with_name("tiny_recipe.py")
+NETWORK = """
+import jax.numpy as jnp, lopt, optax
+
+def experiment():
+    family = lopt.tasks.QuadraticFamily(12)
+    learned = lopt.learned.rnnprop("mt+g+t", hidden=(3,), dense=2)
+    meta = lopt.Mean(lopt.PES(lopt.InnerTraining(family, learned, 8), 4, 0.05), 2)
+    return lopt.Experiment(learned, meta, optax.sgd(0.01), 1)
+"""
+
+pytestmark = pytest.mark.standard_promotion
+
+
+@pytest.fixture(scope="module")
+def rate_run(tmp_path_factory):
+    """A run of one learned rate on a quadratic of two coordinates: fewer than are recorded."""
+    folder = tmp_path_factory.mktemp("rate")
+    train(create(folder, str(RECIPE), ["outer_steps=2"]), folder, show_progress=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def network_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("network")
+    (folder / "recipe.py").write_text(NETWORK)
+    run = folder / "run"
+    train(create(run, str(folder / "recipe.py")), run, show_progress=False)
+    return run
+
+
+def test_of_learned_sgd_the_updates_are_the_rate_times_the_gradients(rate_run):
+    settings = RecordSettings(rows=60, steps=10, at_once=2)
+    table = record_run(rate_run, settings, show_progress=False)
+    assert len(table) == 60
+    assert list(map(str, table.columns)) == ["gradient", "parameter"]
+    rate = np.exp(storage.load(rate_run)[1]["learning_rate"])
+    np.testing.assert_allclose(table.output, -rate * table.values[:, 0], rtol=1e-5)
+    assert set(table.coordinate) == {0, 1}
+    # One task, one tensor, and as many rows of each step, as steps are tenths of the run.
+    assert (set(table.task), set(table.tensor)) == ({0}, {0})
+    assert np.bincount(table.step).tolist() == [6] * 10
+    # A tenth of what was recorded.
+    assert table.about["runs"] == 30
+    assert table.about["output"] == "update"
+
+
+def test_a_network_with_memory_is_recorded_on_fresh_tasks(network_run):
+    settings = RecordSettings(rows=40, steps=6, at_once=2)
+    table = record_run(network_run, settings, show_progress=False)
+    assert list(map(str, table.columns)) == ["m_normalised", "gradient", "time"]
+    assert table.about["output"] == "output"
+    assert (np.abs(table.output) <= 1).all()
+    assert np.ptp(table.output) > 0
+    np.testing.assert_allclose(table.column(Variable("time")), (table.step + 1) / 1000, rtol=1e-6)
+    # Every run drew a task of its own.
+    assert len(set(table.task)) == len(set(table.run)) > 2
+    same, other = (record_run(network_run, settings, s, show_progress=False) for s in (0, 1))
+    np.testing.assert_array_equal(same.values, table.values)
+    assert not np.isin(other.column(Variable("gradient")), table.column(Variable("gradient"))).any()
+
+
+def test_the_command_writes_a_table_of_lags_and_never_over_one(network_run, monkeypatch, capsys):
+    monkeypatch.setattr(cli_symbolic, "prepare_jax", lambda: None)
+    arguments = [str(network_run), "--rows", "30", "--steps", "6", "--lags", "3", "--target"]
+    tyro.cli(cli_symbolic.record, args=[*arguments, "update", "--padded"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "30 rows, 3 columns, output update" in said
+    table = load_table(network_run / "table.npz")
+    # This rule gets the gradient as it is, so that lags go by its name.
+    assert table.columns == tuple(Variable("gradient", lag) for lag in range(3))
+    early = table.step < 2
+    assert early.any()
+    assert (table.values[early, 2] == 0).all()
+    assert (table.values[~early] != 0).all()
+    assert table.about["steps"] == 6
+    with pytest.raises(FileExistsError, match="already exists; give another"):
+        tyro.cli(cli_symbolic.record, args=[*arguments, "update"])
+    other = network_run / "other.npy"
+    tyro.cli(cli_symbolic.record, args=[*arguments, "output", "--output", str(other)])
+    assert np.load(other).shape == (30, 4)
+
+
+def test_features_are_read_as_they_are_printed():
+    for variable in (Variable("m"), Variable("momentum_0.9", 12)):
+        assert parse_variable(str(variable)) == variable
+    for text in ("", "m[t]", "m[t-x]", "m[t-1", "[t-1]", "m[t--1]", "m[t-1]]"):
+        with pytest.raises(ValueError, match="is no feature"):
+            parse_variable(text)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"rows": 0}, r"rows=0"),
+        ({"steps": 0}, r"steps=0"),
+        ({"per_tensor": 0}, r"per_tensor=0"),
+        ({"steps": 10, "lags": 11}, "lags=11"),
+        ({"lags": 2, "features": ("gradient",)}, "give one of the two"),
+        ({"features": ("gradient[2]",)}, "is no feature"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings, words):
+    with pytest.raises(ValueError, match=words):
+        RecordSettings(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"features": ("momentum",)}, "no feature 'momentum'.*gradient, parameter"),
+        ({"features": ("gradient[t-9]",)}, "must be from 0 to 3"),
+        ({"output": "output"}, "no output 'output'.*update"),
+    ],
+)
+def test_what_was_not_recorded_is_named(settings, words, rate_run):
+    with pytest.raises(ValueError, match=words):
+        record_run(rate_run, RecordSettings(rows=4, steps=4, **settings), show_progress=False)
+
+
+def test_folders_and_files_are_checked_first(rate_run, tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no run"):
+        record_run(tmp_path, RecordSettings(), show_progress=False)
+    with pytest.raises(ValueError, match=r"ends in .npz"):
+        cli_symbolic.record(rate_run, output=tmp_path / "table.txt")
+    with pytest.raises(ValueError, match="--seed -1"):
+        cli_symbolic.record(rate_run, seed=-1)
+    create(tmp_path / "untrained", str(RECIPE))
+    with pytest.raises(FileNotFoundError, match=r"weights\.safetensors"):
+        record_run(tmp_path / "untrained", RecordSettings(), show_progress=False)
+    assert {file.name for file in tmp_path.iterdir()} == {"untrained"}
+
+
+def test_runs_that_all_diverge_make_no_table(tmp_path):
+    train(
+        create(tmp_path, str(RECIPE), ["outer_steps=2", "poison=True"]),
+        tmp_path,
+        show_progress=False,
+    )
+    with pytest.raises(ValueError, match=r"No row of .* 0 of them stayed finite"):
+        record_run(tmp_path, RecordSettings(rows=10, steps=40), show_progress=False)

@@ -1,0 +1,127 @@
+"""Known optimizers are what they say, and are found again."""
+
+import numpy as np
+import pytest
+
+from lopt.symbolic.expression import Variable, walk
+from lopt.symbolic.operon import OperonSearch
+from lopt.symbolic.sanity import (
+    LAG_RULES,
+    SUITE,
+    adam_table,
+    default_searches,
+    lag_table,
+    run_sanity,
+    tanh_table,
+)
+from lopt.symbolic.template import TemplateSearch
+
+
+def lagged(table):
+    return [table.values[:, table.columns.index(Variable("gradient", lag))] for lag in range(20)]
+
+
+def test_tables_of_raw_lags_follow_their_rules():
+    g = lagged(lag_table("sgd"))
+    np.testing.assert_allclose(lag_table("sgd").output, -0.01 * g[0])
+    expected = sum((1 - 0.1 * lag) * g[lag] for lag in range(11))
+    np.testing.assert_allclose(lag_table("linear lags").output, expected)
+    expected = g[0] ** 2 + g[1] + 2 * g[2] + np.exp(g[4])
+    np.testing.assert_allclose(lag_table("nonlinear mix").output, expected)
+    # What is before the last 20 gradients weighs 0.6^20.
+    expected = sum(0.6**lag * g[lag] for lag in range(20))
+    np.testing.assert_allclose(lag_table("momentum 0.6").output, expected, atol=1e-4)
+
+
+def test_adams_table_of_raw_lags_is_only_nearly_a_function_of_them():
+    table = lag_table("adam")
+    g = lagged(table)
+    weights = 0.9 ** np.arange(20)
+    ratio = weights @ g / np.sqrt(weights @ np.square(g)) * np.sqrt(0.1)
+    explained = np.corrcoef(ratio, table.output)[0, 1] ** 2
+    assert 0.93 < explained < 0.9999
+
+
+def test_gradients_are_about_as_large_as_they_say_and_lags_are_neighbours():
+    table = lag_table("sgd")
+    g = table.values[:, 0]
+    assert 0.09 < g.std() < 0.11
+    first = (table.run == 3) & (table.coordinate == 2)
+    by_step = table.take(np.flatnonzero(first)[np.argsort(table.step[first])])
+    np.testing.assert_array_equal(by_step.values[1:, 1], by_step.values[:-1, 0])
+
+
+def test_tables_of_averages_follow_their_rules():
+    table = adam_table()
+    m, v = (
+        table.values[:, table.columns.index(Variable(name))]
+        for name in ("momentum_0.9", "second_moment_0.999")
+    )
+    np.testing.assert_allclose(table.output, -1e-3 * m / (np.sqrt(v) + 1e-8))
+    table = tanh_table()
+    m, before, g = table.values[:, 0], table.values[:, 1], table.values[:, 2]
+    np.testing.assert_allclose(table.output, 0.1 * np.tanh(-1.3 * m - 0.45 * g + 0.6 * before))
+
+
+def test_coordinates_and_seeds_differ():
+    assert lag_table("sgd", 0).output.tolist() != lag_table("sgd", 1).output.tolist()
+    table = adam_table()
+    pairs = set(zip(table.run.tolist(), table.coordinate.tolist(), strict=True))
+    assert len(pairs) == 500
+    assert len(table) == 20_000
+
+
+def test_the_two_easy_ones_are_found_quickly():
+    small = (OperonSearch(population=200, generations=10, tuned_generations=5),)
+    seen = []
+    (row,) = run_sanity(("sgd",), small, progress=lambda *stage: seen.append(stage))
+    assert row.passed
+    assert row.nodes == 3
+    np.testing.assert_allclose(np.asarray(row.expression.constants), [-0.01], rtol=1e-9)
+    assert [stage[0] for stage in seen] == [0, 1]
+    (row,) = run_sanity(("linear lags",), (TemplateSearch(forms=("linear",)),))
+    assert row.passed
+
+
+def test_unknown_optimizers_are_refused():
+    with pytest.raises(ValueError, match="lion"):
+        run_sanity(("lion",))
+    with pytest.raises(ValueError, match="lion"):
+        lag_table("lion")
+
+
+@pytest.mark.slow
+def test_the_suite_of_raw_lags_reaches_its_figures():
+    rows = run_sanity(tuple(LAG_RULES))
+    assert all(row.passed for row in rows), [(row.name, row.r_squared) for row in rows]
+    assert sum(row.seconds for row in rows) < 120
+
+
+@pytest.mark.slow
+def test_adams_law_is_found_by_four_seeds_of_five():
+    rows = [run_one("adam from averages", seed) for seed in range(5)]
+    good = [row.r_squared > 0.9999 and row.nodes <= 16 for row in rows]
+    assert sum(good) >= 4, [(row.r_squared, row.nodes) for row in rows]
+    assert max(row.seconds for row in rows) < 60
+
+
+@pytest.mark.slow
+def test_the_tanh_rule_is_found_to_three_digits_by_four_seeds_of_five():
+    rows = [run_one("tanh rule", seed) for seed in range(5)]
+    good = [
+        row.r_squared > 0.9999
+        and row.nodes <= 16
+        and sorted(np.round(np.abs(np.asarray(row.expression.constants)), 3).tolist())
+        == [0.1, 0.45, 0.6, 1.3]
+        for row in rows
+    ]
+    assert sum(good) >= 4, [(row.r_squared, row.expression) for row in rows]
+    assert max(row.seconds for row in rows) < 60
+
+
+def run_one(name, seed):
+    assert name in SUITE
+    assert all(isinstance(one, OperonSearch) for one in default_searches(name))
+    (row,) = run_sanity((name,), seed=seed)
+    assert row.nodes == sum(1 for _ in walk(row.expression.root))
+    return row
