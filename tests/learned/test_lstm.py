@@ -68,7 +68,7 @@ def columns_of(features, grads):
 
 def test_features_in_closed_form():
     names = ("m_normalised", "g_normalised", "m", "v", "m_corrected", "root_v", "gradient")
-    names += ("parameter", "momentum_0.5", "m_over_root_3")
+    names += ("parameter", "momentum_0.5", "m_over_root_3", "momentum_0.9_normalised")
     features = MomentFeatures(names, 0.9, 0.99)
     columns, _ = columns_of(features, [0.5, 0.5, 0.5])
     t = np.arange(1, 4)
@@ -83,6 +83,7 @@ def test_features_in_closed_form():
         "parameter": 2,
         "momentum_0.5": 0.5 * (1 - 0.5**t),
         "m_over_root_3": 1,
+        "momentum_0.9_normalised": 1,
     }
     for name, column in zip(features.names(), columns.T, strict=True):
         np.testing.assert_allclose(column, expected[name] * np.ones(3), rtol=1e-7, err_msg=name)
@@ -93,6 +94,7 @@ def test_only_the_accumulators_that_are_needed_are_kept():
     params = [jnp.ones(3)]
     assert set(whole.begin(params)) == {"m", "v", "momentum_0.5", "root_4"}
     assert set(whole.select(("g_normalised",)).begin(params)) == {"v"}
+    assert set(whole.select(("momentum_0.5_normalised",)).begin(params)) == {"v", "momentum_0.5"}
     assert set(whole.select(("gradient",)).begin(params)) == set()
     momenta = lopt.learned.MomentumFeatures((0.5, 0.9)).select(("momentum_0.9",))
     assert momenta.decays == (0.9,)

@@ -2,6 +2,7 @@
 
 from lopt.learned.features import AdafactorFeatures, MomentumFeatures
 from lopt.learned.hyperparameters import Learnable, LearnableState, learnable
+from lopt.learned.joined import Joined, Reading, seen_through
 from lopt.learned.moments import LogAndSign, MomentFeatures
 from lopt.learned.presets import (
     LearnableAdam,
@@ -36,6 +37,7 @@ __all__ = [
     "DirectionMagnitude",
     "Exponential",
     "InverseTime",
+    "Joined",
     "Learnable",
     "LearnableAdam",
     "LearnableSGD",
@@ -48,6 +50,7 @@ __all__ = [
     "PerTensor",
     "PerTensorType",
     "Polynomial",
+    "Reading",
     "adafactor_mlp",
     "dm",
     "inverse_time_momentum",
@@ -55,6 +58,7 @@ __all__ = [
     "momentum_sgd",
     "per_tensor",
     "rnnprop",
+    "seen_through",
     "small_mlp",
     "small_rnnprop",
 ]

@@ -18,6 +18,7 @@ from lopt.core.learned import AbstractFeatures, Columns, Tensor, Tensors
 from lopt.core.types import Key, State, Theta
 
 PLAIN = ("gradient", "parameter", "m", "v", "m_corrected", "root_v", "m_normalised", "g_normalised")
+_NORMALISED = "_normalised"
 PUBLISHED = {
     "mt": "m_normalised",
     "gt": "g_normalised",
@@ -39,6 +40,7 @@ class MomentFeatures(AbstractFeatures):
     - m_corrected: m^; root_v: s = sqrt(v^) + 1e-12;
     - m_normalised: m^ / s; g_normalised: g / s;
     - momentum_D: the exponential average of g with decay D, such as momentum_0.9;
+    - momentum_D_normalised: that over 1 - D^t, divided by s;
     - m_over_root_P: m^ / ((v_P / (1 - decay^t))^(1/P) + 1e-8) with v_P that of |g|^P;
     - time: t / 1000, the same for all coordinates; always the last.
 
@@ -86,7 +88,8 @@ class MomentFeatures(AbstractFeatures):
             elif name.startswith("m_over_root_"):
                 kept |= {"m", name.removeprefix("m_over_")}
             elif name.startswith("momentum_"):
-                kept |= {name}
+                kept |= {name.removesuffix(_NORMALISED)}
+                kept |= {"v"} if name.endswith(_NORMALISED) else set()
         return kept
 
     def update(
@@ -106,8 +109,7 @@ class MomentFeatures(AbstractFeatures):
             decay, value = self._average(name, grad)
             new[name] = old + (1 - decay) * (value - old)
         time = (step + 1).astype(grad.dtype)
-        corrections = tuple(1 - decay**time for decay in (self.momentum_decay, self.rms_decay))
-        return (grad, join(params) if "parameter" in self.chosen else (), new, corrections), new
+        return (grad, join(params) if "parameter" in self.chosen else (), new, time), new
 
     def _average(self, name: str, grad: Tensor) -> tuple[float, Tensor]:
         """Returns the decay of an accumulator and what is added to it."""
@@ -127,7 +129,7 @@ class MomentFeatures(AbstractFeatures):
         grad: Tensor,
         param: Tensor | tuple[()],
         moments: dict[str, Tensor],
-        corrections: tuple[Float[Array, ""], Float[Array, ""]],
+        time: Float[Array, ""],
     ) -> Tensor:
         if name == "gradient":
             return grad
@@ -135,7 +137,7 @@ class MomentFeatures(AbstractFeatures):
             return jnp.asarray(param)
         if name in moments:
             return moments[name]
-        first, second = corrections
+        first, second = 1 - self.momentum_decay**time, 1 - self.rms_decay**time
         if name == "m_corrected":
             return moments["m"] / first
         if name.startswith("m_over_root_"):
@@ -145,7 +147,13 @@ class MomentFeatures(AbstractFeatures):
         root = _root(moments["v"] / second, 0.5) + 1e-12
         if name == "root_v":
             return root
-        return (grad if name == "g_normalised" else moments["m"] / first) / root
+        if name == "g_normalised":
+            return grad / root
+        if name == "m_normalised":
+            return moments["m"] / first / root
+        momentum = name.removesuffix(_NORMALISED)
+        decay, _ = self._average(momentum, grad)
+        return moments[momentum] / (1 - decay**time) / root
 
     def shared(self, step: Int[Array, ""], dtype: Any) -> Float[Array, " shared"]:
         """Returns the time, in thousands of steps, if it was chosen."""
@@ -229,8 +237,11 @@ def _spelled_out(name: str) -> str:
     if name.startswith("mom") and name.removeprefix("mom").isdigit():
         return f"momentum_0.{name.removeprefix('mom')}"
     for prefix, low, high in (("momentum_", 0.0, 1.0), ("m_over_root_", 1.0, 100.0)):
+        number = name.removeprefix(prefix)
+        if prefix == "momentum_":
+            number = number.removesuffix(_NORMALISED)
         try:
-            if name.startswith(prefix) and low <= float(name.removeprefix(prefix)) < high:
+            if name.startswith(prefix) and low <= float(number) < high:
                 return name
         except ValueError:
             break

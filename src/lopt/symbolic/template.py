@@ -27,7 +27,7 @@ MEMORIES = (3, 5, 10)
 class TemplateSearch(AbstractSearch):
     """Fits known forms, each with every number of terms: chosen forwards, then left out again.
 
-    It needs no library beyond NumPy and takes seconds. It is deterministic: seeds change nothing.
+    It needs no extra and takes seconds. It is deterministic: seeds change nothing.
 
     Attributes:
         forms: which to fit: "linear" sums of columns; "power", sums of signed powers
@@ -51,7 +51,16 @@ class TemplateSearch(AbstractSearch):
             )
         check_integer("TemplateSearch", "max_terms", self.max_terms, 1, hint=12)
 
-    def search(self, table: Table, seed: int) -> list[Expression]:  # noqa: D102
+    def search(self, table: Table, seed: int) -> list[Expression]:
+        """Fits all forms on all rows; see `AbstractSearch.search`."""
+        from threadpoolctl import threadpool_limits
+
+        # The matrices are so small that threads of a linear algebra library only wait, at full
+        # load: five times the CPU seconds on two cores.
+        with threadpool_limits(1):
+            return self._search(table)
+
+    def _search(self, table: Table) -> list[Expression]:
         output = np.asarray(table.output, float)
         values = np.asarray(table.values, float)
         scales = _scales(table.columns, values)

@@ -53,11 +53,13 @@ class Normalised(eqx.Module):
     gain: jax.Array
     shift: jax.Array
     epsilon: float = eqx.field(static=True)
+    activation: object = eqx.field(static=True)
 
-    def __init__(self, epsilon, key):
+    def __init__(self, epsilon, activation, key):
         one, other = jax.random.split(key)
         self.layers = (eqx.nn.Linear(4, 3, key=one), eqx.nn.Linear(3, CLASSES, key=other))
-        self.gain, self.shift, self.epsilon = jnp.ones(3), jnp.zeros(3), epsilon
+        self.gain, self.shift = jnp.ones(3), jnp.zeros(3)
+        self.epsilon, self.activation = epsilon, activation
 
 
 def normalised_loss(model, batch):
@@ -65,12 +67,12 @@ def normalised_loss(model, batch):
     rows = jax.vmap(model.layers[0])(inputs)
     rows = rows - jnp.mean(rows, axis=0, keepdims=True)
     rows = rows * jax.lax.rsqrt(jnp.mean(rows**2, axis=0, keepdims=True) + model.epsilon)
-    rows = jax.nn.relu(rows * model.gain[None] + model.shift[None])
+    rows = model.activation(rows * model.gain[None] + model.shift[None])
     return cross_entropy(model.layers[1], (rows, labels))
 
 
-def normalised(epsilon, size=8):
-    model = double(Normalised(epsilon, jax.random.key(3)))
+def normalised(epsilon, size=8, activation=jax.nn.relu):
+    model = double(Normalised(epsilon, activation, jax.random.key(3)))
     return ModelLoss(model, normalised_loss, Inputs((4,), size))
 
 

@@ -60,7 +60,7 @@ CASES = {
         HOMOGENEOUS,
     ),
     "two hidden": (
-        lambda: perceptron(jax.nn.leaky_relu, 2),
+        lambda: perceptron(jax.nn.leaky_relu, 2, seed=11),
         two_hidden,
         (39, 29, 10),
         SMOOTH | {"rescale": 6},

@@ -90,19 +90,25 @@ class UpdateHistogram(eqx.Module):
         params = [jnp.ravel(p) for p in jax.tree.leaves(step.params)]
         sizes = [jnp.abs(u) for u in updates]
         return UpdateDistribution(
-            counts=jnp.stack([self._count(size) for size in sizes]),
+            counts=self._count(sizes),
             largest=jnp.stack([jnp.max(size) for size in sizes]),
             update_norm=jnp.stack([jnp.linalg.norm(u) for u in updates]),
             param_norm=jnp.stack([jnp.linalg.norm(p) for p in params]),
         )
 
-    def _count(self, sizes: Float[Array, " coordinate"]) -> Int[Array, " bin"]:
-        # Comparing with all edges at once takes less than looking each place up. What is no number
-        # is below none of them.
-        edges = jnp.asarray(self.edges, sizes.dtype)
-        reach = jnp.sum(~(sizes[None] < edges[:, None]), axis=1, dtype=jnp.int32)
-        ends = jnp.asarray([sizes.size, 0], jnp.int32)
-        return -jnp.diff(jnp.concatenate([ends[:1], reach, ends[1:]]))
+    def _count(self, tensors: list[Float[Array, "_coordinate"]]) -> Int[Array, "tensor bin"]:
+        # Of logarithmic bins the number is a logarithm, no search. What falls on an edge may be
+        # counted on either side of it, by rounding. All tensors are counted in one go.
+        sizes = jnp.concatenate(tensors)
+        scale = self.bins / math.log(self.highest / self.lowest)
+        place = jnp.floor(jnp.log(sizes / self.lowest) * scale) + 1
+        # Not `clip`, which keeps what is no number.
+        place = jnp.where(place <= self.bins, jnp.maximum(place, 0), self.bins + 1)
+        width = self.bins + 2
+        row = np.repeat(np.arange(len(tensors), dtype=np.int32), [len(t) for t in tensors])
+        places = place.astype(jnp.int32) + jnp.asarray(row * width, jnp.int32)
+        counts = jnp.zeros(len(tensors) * width, jnp.int32).at[places].add(1)
+        return counts.reshape(len(tensors), width)
 
 
 def tensor_names(params: Params) -> tuple[str, ...]:

@@ -54,7 +54,9 @@ class Evidence(eqx.Module):
     @property
     def tested(self) -> bool:
         """Whether anything was measured: some unit had a say, and random moves changed the loss."""
-        return bool(np.isfinite(self.moved)) and (not len(self.slopes) or self.idle < len(self.slopes))
+        return bool(np.isfinite(self.moved)) and (
+            not len(self.slopes) or self.idle < len(self.slopes)
+        )
 
     @property
     def holds(self) -> bool:

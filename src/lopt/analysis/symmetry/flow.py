@@ -2,7 +2,8 @@
 
 The implicit midpoint rule u = -h grad L(theta + u / 2) keeps every linear and every quadratic
 function of the params that the flow keeps, whatever the step (Cooper 1987): the law that gradient
-flow drifts zero along a symmetry can be seen to rounding, also across the kinks of ReLU.
+flow drifts zero along a symmetry can be seen to rounding. Not so where a gradient jumps, at a kink
+of ReLU: there u may have no solution, and what is lost shrinks with the step.
 """
 
 from typing import Any

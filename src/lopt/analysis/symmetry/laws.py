@@ -25,6 +25,8 @@ from lopt.core.checks import check_positive, is_real
 from lopt.core.types import Params
 from lopt.core.unroll import Step
 
+Entries = Float[Array, "... unit"]
+
 
 class HeavyBall(eqx.Module):
     """SGD with coupled weight decay and momentum, for which the laws are exact.
@@ -64,7 +66,7 @@ class HeavyBall(eqx.Module):
 
 
 class Ledger(eqx.Module):
-    """What the laws need of one step for one symmetry, of each of its units.
+    """What the laws need of a step for one symmetry, of each of its units; recorded, of all steps.
 
     Attributes:
         conserved: [th, th], or the sum of c th for a shift.
@@ -74,15 +76,15 @@ class Ledger(eqx.Module):
             what is conserved to first order.
     """
 
-    conserved: Units
-    params_velocity: Units
-    velocity: Units
-    grads: Units
-    velocity_grads: Units
-    updates: Units
-    first_order: Units
+    conserved: Entries
+    params_velocity: Entries
+    velocity: Entries
+    grads: Entries
+    velocity_grads: Entries
+    updates: Entries
+    first_order: Entries
 
-    def next_conserved(self, generator: Symmetry) -> Units:
+    def next_conserved(self, generator: Symmetry) -> Entries:
         """Returns what is conserved after the update, an identity for any optimizer."""
         if generator.motion == "shift":
             return self.conserved + self.first_order
