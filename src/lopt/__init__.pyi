@@ -59,9 +59,9 @@ from .experiment.storage import save as save
 from .learned import LearnableAdam as LearnableAdam
 from .learned import LearnableSGD as LearnableSGD
 from .learned import adafactor_mlp as adafactor_mlp
+from .learned import dm as dm
 from .learned import inverse_time_momentum as inverse_time_momentum
 from .learned import learnable as learnable
-from .learned import dm as dm
 from .learned import rnnprop as rnnprop
 from .learned import small_mlp as small_mlp
 from .learned import small_rnnprop as small_rnnprop

@@ -86,7 +86,9 @@ def test_a_second_start_uses_what_was_found(run, distilled):
 
 def test_other_settings_need_another_folder(run, distilled):
     with pytest.raises(ValueError, match="another search_rows"):
-        check_settings(distilled, run, DistillSettings(900, 30, 1, None, ("template",), 1, 200))
+        check_settings(
+            distilled, run, DistillSettings(900, 30, 1, None, None, ("template",), 1, 200)
+        )
 
 
 def test_what_cannot_be_distilled_is_refused(run, tmp_path):
@@ -105,7 +107,7 @@ def test_the_rule_is_tuned_on_a_convolutional_network(distilled, tmp_path):
     words = [word for setting in settings for word in ("--set", setting)]
     app.cli(args=["tune", str(distilled), "--task", "digits_conv", *words, "--run", str(tuned)])
     _, before = lopt.load(distilled)
-    learned, after = lopt.load(tuned)
+    _, after = lopt.load(tuned)
     assert set(after) == {"learned", "log_multipliers"}
     changed = jax.tree.map(
         lambda a, b: float(jnp.abs(a - b).max()), after["learned"]["rule"], before["rule"]

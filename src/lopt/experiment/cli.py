@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from lopt.experiment.experiment import Experiment
 
 app = tyro.extras.SubcommandApp()
-app.command(record, name="record", help="Record what a run's optimizer sees and does.")
-app.command(distill, name="distill", help="Distil a run's optimizer into a short equation.")
+app.command(name="record", help="Record what a run's optimizer sees and does.")(record)
+app.command(name="distill", help="Distil a run's optimizer into a short equation.")(distill)
 app.command(probe, name="probe", help="Measure what happens inside of meta-training.")
 app.command(horizon, name="horizon", help="See what short horizons do to hyperparameters.")
 

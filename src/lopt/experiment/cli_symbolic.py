@@ -78,7 +78,8 @@ def distill(
     *,
     rows: int = 20_000,
     steps: int = 200,
-    history: int = 4,
+    history: int = 2,
+    also: tuple[str, ...] | None = None,
     lags: int | None = None,
     search: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
     seeds: int = 3,
@@ -98,6 +99,8 @@ def distill(
         rows: of the recorded table.
         steps: of each recorded training.
         history: how many steps back every feature is looked at, for rules with a memory.
+        also: features besides those that the rule sees, such as m_normalised or momentum_0.9; for
+            rules with a memory momenta of several decays and time by default.
         lags: raw gradients of so many steps, instead of features.
         search: a backend: template, operon, gplearn or pysr; may be repeated; template and operon
             by default.
@@ -125,7 +128,7 @@ def distill(
 
     searches = search or ("template", "operon")
     settings = DistillSettings(
-        rows, steps, history, lags, searches, seeds, search_rows, tuple(odd), seed
+        rows, steps, history, also, lags, searches, seeds, search_rows, tuple(odd), seed
     )
     folder = run / "distilled" if out is None else out
     with _stages(console) as say:

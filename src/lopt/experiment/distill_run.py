@@ -24,7 +24,7 @@ from lopt.experiment.files import read_json, write_json
 from lopt.experiment.record_run import RecordSettings, record_run
 from lopt.experiment.tables import load_table, save_table
 from lopt.experiment.train import reopen
-from lopt.learned import MomentFeatures
+from lopt.learned import MomentFeatures, seen_through
 from lopt.symbolic import Output, in_place_of, symbolic_optimizer
 from lopt.symbolic.distill import Distillation, distill
 from lopt.symbolic.expression import Expression, Variable, rename
@@ -45,6 +45,14 @@ SEARCHES: dict[str, type[AbstractSearch]] = {
     "gplearn": GplearnSearch,
     "pysr": PysrSearch,
 }
+MOMENTA = (
+    "gradient",
+    "g_normalised",
+    "momentum_0.5_normalised",
+    "momentum_0.9_normalised",
+    "momentum_0.98_normalised",
+    "time",
+)
 TABLE, SETTINGS = "table.npz", "distill.json"
 Say = Callable[[int, int, str], None]
 
@@ -57,6 +65,8 @@ class DistillSettings:
         rows, steps: of the recorded table, see `RecordSettings`.
         history: how many steps back each feature is looked at, for rules with a memory; others
             see the present alone.
+        also: features of `lopt.learned.MomentFeatures` besides those that the rule sees; `None`
+            takes `MOMENTA` for rules with a memory, which average in it, and none for others.
         lags: raw gradients of so many steps in place of features.
         searches: names of backends.
         seeds: of each.
@@ -67,7 +77,8 @@ class DistillSettings:
 
     rows: int = 20_000
     steps: int = 200
-    history: int = 4
+    history: int = 2
+    also: tuple[str, ...] | None = None
     lags: int | None = None
     searches: tuple[str, ...] = ("template", "operon")
     seeds: int = 3
@@ -79,7 +90,7 @@ class DistillSettings:
         for name, least, hint in (
             ("rows", 100, 20_000),
             ("steps", 1, 200),
-            ("history", 0, 4),
+            ("history", 0, 2),
             ("seeds", 1, 3),
             ("search_rows", 10, 2000),
         ):
@@ -167,8 +178,11 @@ def distill_run(
             f"{run} trained {type(learned).__name__}, which is not coordinatewise: an equation "
             "can take the place of the rule of a lopt.Coordinatewise only."
         )
+    also = extra_features(learned, theta, settings)
     check_settings(out, run, settings)
-    table = recorded(run, out, settings, learned, theta, show_progress)
+    if also:
+        learned, theta = seen_through(learned, theta, MomentFeatures(also))
+    table = recorded(run, out, settings, also, learned, theta, show_progress)
     searches = [Kept(SEARCHES[name](), out / "searches" / name) for name in settings.searches]
     total = len(searches) * settings.seeds + 5
 
@@ -226,6 +240,7 @@ def recorded(
     run: Path,
     out: Path,
     settings: DistillSettings,
+    also: tuple[str, ...],
     learned: Coordinatewise,
     theta: Theta,
     show_progress: bool,
@@ -239,7 +254,9 @@ def recorded(
         features = tuple(map(str, columns_of(learned, theta, settings.history)))
     table = record_run(
         run,
-        RecordSettings(settings.rows, settings.steps, features, settings.lags, padded=True),
+        RecordSettings(
+            settings.rows, settings.steps, features, settings.lags, padded=True, also=also
+        ),
         settings.seed,
         show_progress=show_progress,
     )
@@ -247,11 +264,40 @@ def recorded(
     return table
 
 
+def remembers(learned: Coordinatewise, theta: Theta) -> bool:
+    """Returns whether the rule has a memory."""
+    memory = jax.eval_shape(lambda theta: learned.rule.begin(theta["rule"], (1,)), theta)
+    return bool(jax.tree.leaves(memory))
+
+
+def extra_features(
+    learned: Coordinatewise, theta: Theta, settings: DistillSettings
+) -> tuple[str, ...]:
+    """Returns the features to record besides the rule's own.
+
+    Raises:
+        ValueError: if there is no such feature.
+    """
+    if settings.lags is not None:
+        return ()
+    chosen = settings.also
+    if chosen is None:
+        chosen = MOMENTA if remembers(learned, theta) else ()
+    named = MomentFeatures(chosen).names() if chosen else ()
+    return tuple(name for name in named if name not in learned.features.names())
+
+
 def columns_of(learned: Coordinatewise, theta: Theta, history: int) -> list[Variable]:
     """Returns what an equation may be made of: all features, and their past if the rule has one."""
-    memory = jax.eval_shape(lambda theta: learned.rule.begin(theta["rule"], (1,)), theta)
-    lags = 1 + history if jax.tree.leaves(memory) else 1
-    return [Variable(name, lag) for lag in range(lags) for name in learned.features.names()]
+    lags = 1 + history if remembers(learned, theta) else 1
+    names = learned.features.names()
+    # Time a step ago is time but for a constant.
+    return [
+        Variable(name, lag)
+        for lag in range(lags)
+        for name in names
+        if not (lag and name.startswith("time"))
+    ]
 
 
 def replacement(

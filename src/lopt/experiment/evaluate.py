@@ -191,8 +191,8 @@ def _everything(task: Any, params: Params, state: State, split: str) -> Scalar:
 
 
 def _accuracy(task: Any, params: Params, state: State) -> Scalar:
-    batch = task.everything("test")
-    if isinstance(task, AbstractTask):
+    batch, stateless = task.everything("test"), isinstance(task, AbstractTask)
+    if stateless:
         return task.accuracy(params, batch)
     return task.accuracy(params, state, batch)
 

@@ -14,7 +14,7 @@ NETWORKS: dict[str, Callable[[ImageData, int], AbstractStatefulTask]] = {
         data, (16, 16), 3, (32,), batch_size=batch_size
     ),
     "resnet": lambda data, batch_size: resnet_classification(
-        data, channels=(8, 16), blocks=(1, 1), batch_size=batch_size
+        data, (1, 1), channels=(8, 16), batch_size=batch_size
     ),
     "resnet18": lambda data, batch_size: resnet_classification(data, 18, batch_size=batch_size),
     "resnet50": lambda data, batch_size: resnet_classification(data, 50, batch_size=batch_size),

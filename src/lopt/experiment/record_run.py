@@ -14,12 +14,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from lopt.core.checks import check_integer, check_length
+from lopt.core.coordinatewise import Coordinatewise
 from lopt.core.inner import InnerTraining
 from lopt.core.types import Key, Theta
 from lopt.experiment import storage
 from lopt.experiment.experiment import Experiment
 from lopt.experiment.probe_slices import round_up, sample_mesh, spread_rows
 from lopt.experiment.train import reopen
+from lopt.learned import MomentFeatures, seen_through
 from lopt.symbolic.expression import Variable
 from lopt.symbolic.record import RAW_GRADIENT, Recorded, record_episode
 from lopt.symbolic.series import (
@@ -53,6 +55,7 @@ class RecordSettings:
             need them are left out.
         keep_dead: whether coordinates without a gradient for 20 steps are kept.
         at_once: runs side by side.
+        also: names of `lopt.learned.MomentFeatures` to record besides what the rule sees.
     """
 
     rows: int = 50_000
@@ -64,6 +67,7 @@ class RecordSettings:
     padded: bool = False
     keep_dead: bool = False
     at_once: int = 8
+    also: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, hint in (("rows", 50_000), ("steps", 300), ("per_tensor", 10), ("at_once", 8)):
@@ -122,6 +126,13 @@ def record_run(
     """
     experiment = reopen(folder)
     learned, theta = storage.load(folder, experiment.learned)
+    if settings.also:
+        if not isinstance(learned, Coordinatewise):
+            raise ValueError(
+                f"{folder} trained {type(learned).__name__}: only a lopt.Coordinatewise can be "
+                f"seen through {', '.join(settings.also)} besides its own features."
+            )
+        learned, theta = seen_through(learned, theta, MomentFeatures(settings.also))
     inner = dataclasses.replace(inner_training(experiment, folder), learned=learned)
     check_length(f"lopt record --steps {settings.steps}", settings.steps, learned.made_for())
     # Far from the keys of meta-training and of evaluations.

@@ -208,6 +208,7 @@ def network_complexity(
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.neural_network import MLPRegressor
+    from threadpoolctl import threadpool_limits
 
     _check_least("network_complexity", least)
     check_integer("network_complexity", "tries", tries, hint=2)
@@ -220,7 +221,7 @@ def network_complexity(
                 hidden_layer_sizes=(width,), activation="tanh", solver="lbfgs", alpha=1e-9,
                 max_iter=most, max_fun=20 * most, tol=1e-9, random_state=seed + attempt,
             )  # fmt: skip
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), threadpool_limits(1):
                 # A fit that could go on is judged like any other.
                 warnings.simplefilter("ignore", ConvergenceWarning)
                 model.fit(train.values / train.scale, (train.output - mean) / unit)

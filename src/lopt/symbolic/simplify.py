@@ -5,7 +5,6 @@ when its time is over; whatever it returns is compared with the original on samp
 """
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -24,7 +23,9 @@ __all__ = ["agree", "is_odd", "rounded", "simplify"]
 
 # JSON in, JSON out: the other process evaluates no string either.
 WORKER = """
-import json, sys
+import json, os, sys
+sys.path[:] = json.loads(sys.argv[1])
+os.environ["JAX_PLATFORMS"] = "cpu"
 from lopt.symbolic.algebra import simplified
 from lopt.symbolic.serial import from_json, to_json
 json.dump(to_json(simplified(from_json(json.load(sys.stdin)))), sys.stdout)
@@ -68,12 +69,11 @@ def simplify(expression: Expression, seconds: float = 0.0) -> Expression:
 def _in_another_process(expression: Expression, seconds: float) -> Expression | None:
     try:
         done = subprocess.run(
-            [sys.executable, "-c", WORKER],
+            [sys.executable, "-c", WORKER, json.dumps(sys.path)],
             input=json.dumps(to_json(expression)),
             capture_output=True,
             text=True,
             timeout=seconds,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "JAX_PLATFORMS": "cpu"},
         )
     except (subprocess.TimeoutExpired, OSError):
         return None

@@ -54,8 +54,8 @@ def deviation(
         >>> params = {"w": jnp.ones((2, 1))}
         >>> softmax = translation(params, "['w']")
         >>> found = deviation(softmax, params, {"w": jnp.array([[3.0], [4.0]])})
-        >>> print(found.signed, found.cosine)  # 7 / (5 * sqrt(2))
-        7.0 0.98994946
+        >>> print(found.signed, jnp.round(found.cosine, 3))  # 7 / (5 * sqrt(2))
+        7.0 0.99
     """
     along = generator.along(params, direction)
     lengths = generator.lengths(params)

@@ -183,7 +183,7 @@ def homogeneous_degree(activation: Callable[[Any], Any]) -> float | None:
         >>> homogeneous_degree(jax.nn.sigmoid) is None
         True
     """
-    points = jnp.array([-2.0, -0.7, 0.3, 1.1])
+    points = jnp.array([-30.0, -2.0, -0.7, 0.3, 1.1, 30.0])
     try:
         base, twice, half = (np.asarray(activation(a * points)) for a in (1.0, 2.0, 0.5))
     except (TypeError, ValueError):  # no function of one array

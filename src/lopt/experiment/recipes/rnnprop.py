@@ -6,6 +6,8 @@ runs of 200 steps, truncated backpropagation over 20, gradients as constants, Ad
 files are found, else 8x8 digits. Distil what comes out with `lopt distill`.
 """
 
+from collections.abc import Callable
+
 import optax
 
 import lopt
@@ -29,6 +31,7 @@ def experiment(
     particles: int = 2,
     outer_steps: int = 1000,
     learning_rate: float = 1e-3,
+    weight_decay: float = 0.0,
     gradient_clip: float = 1.0,
     seeds: int = 5,
     seed: int = 0,
@@ -46,7 +49,8 @@ def experiment(
         truncation: inner steps per outer step; divides the horizon.
         particles: episodes side by side.
         outer_steps: steps of meta-training; a published epoch is horizon / truncation of them.
-        learning_rate: of the outer Adam.
+        learning_rate: of the outer AdamW.
+        weight_decay: of the outer AdamW: networks with smaller weights are simpler to distil.
         gradient_clip: the largest norm of a meta-gradient.
         seeds: initialisations per evaluation.
         seed: of everything random.
@@ -56,7 +60,10 @@ def experiment(
     learned = learned_optimizer(optimizer, features)
     inner = lopt.InnerTraining(task, learned, horizon)
     meta = lopt.Mean(lopt.TruncatedBackprop(inner, truncation), particles)
-    outer = optax.chain(optax.clip_by_global_norm(gradient_clip), optax.adam(learning_rate))
+    outer = optax.chain(
+        optax.clip_by_global_norm(gradient_clip),
+        optax.adamw(learning_rate, weight_decay=weight_decay),
+    )
     evaluations = (
         Evaluation(f"{name}, new initialisations", task, horizon, seeds, trained_on=True),
         Evaluation(f"{name}, 3 times as long", task, 3 * horizon, seeds),
@@ -74,7 +81,10 @@ def learned_optimizer(optimizer: str, features: str = "") -> Coordinatewise:
         if features:
             raise ValueError(f"features={features!r}: dm sees the gradient and nothing else.")
         return lopt.dm()
-    makers = {"rnnprop": lopt.rnnprop, "small_rnnprop": lopt.small_rnnprop}
+    makers: dict[str, Callable[..., Coordinatewise]] = {
+        "rnnprop": lopt.rnnprop,
+        "small_rnnprop": lopt.small_rnnprop,
+    }
     if optimizer not in makers:
         raise ValueError(f"optimizer={optimizer!r} must be one of {', '.join(OPTIMIZERS)}.")
     return makers[optimizer](features) if features else makers[optimizer]()
