@@ -16,6 +16,7 @@ from lopt.experiment.registry import build, recipe_names
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 IDS = [page.stem for page in PAGES]
+COMMANDS = ("train", "evaluate", "probe", "horizon", "record", "distill", "tune", "--help")
 
 # A run like that of `make demo`, but tiny.
 TINY_RUN = """
@@ -92,7 +93,7 @@ def test_python_runs(page, request, tmp_path):
 @pytest.mark.parametrize("page", PAGES, ids=IDS)
 def test_commands_name_recipes_and_their_fields(page):
     for words in commands_of(page):
-        assert words[1] in ("train", "evaluate", "probe", "horizon", "--help"), words
+        assert words[1] in COMMANDS, words
         settings = [after for word, after in itertools.pairwise(words) if word == "--set"]
         if words[1] == "train" and words[2] in recipe_names():
             build(words[2], settings)

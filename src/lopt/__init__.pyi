@@ -3,6 +3,7 @@ from . import core as core
 from . import estimators as estimators
 from . import experiment as experiment
 from . import learned as learned
+from . import symbolic as symbolic
 from . import tasks as tasks
 from .analysis import NoisyQuadratic as NoisyQuadratic
 from .analysis import chebyshev_quadratic as chebyshev_quadratic

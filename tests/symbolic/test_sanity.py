@@ -72,7 +72,7 @@ def test_coordinates_and_seeds_differ():
 
 
 def test_the_two_easy_ones_are_found_quickly():
-    small = (OperonSearch(population=200, generations=10, tuned_generations=5),)
+    small = (OperonSearch(population=200, generations=10, tuned_generations=5, restarts=1),)
     seen = []
     (row,) = run_sanity(("sgd",), small, progress=lambda *stage: seen.append(stage))
     assert row.passed

@@ -150,7 +150,7 @@ def test_mirror_images_negate_what_is_odd():
 
 
 def operon(**options):
-    return OperonSearch(population=100, generations=10, tuned_generations=4, **options)
+    return OperonSearch(population=100, generations=10, tuned_generations=4, restarts=1, **options)
 
 
 def test_operon_is_deterministic_and_depends_on_the_seed():

@@ -43,6 +43,8 @@ _OURS = {node: name for name, (_, node) in NAMES.items()}
 class OperonSearch(AbstractSearch):
     """Genetic programming by pyoperon. Needs the extra `symbolic`: pip install "lopt[symbolic]".
 
+    Several short runs find more than a long one, which may settle on a wrong structure for good.
+
     Attributes:
         operators: allowed ones. Its "pow" is |x|^y.
         length: the most nodes, a variable with its weight being one.
@@ -51,6 +53,7 @@ class OperonSearch(AbstractSearch):
         tuned_generations: after those, with constants of 5% of the offspring fitted by
             Levenberg-Marquardt.
         iterations: of each such fit.
+        restarts: independent runs, the best of which are returned.
         per_length: how many expressions of each length to return; the front of the last population
             and the next best, whose constants may only be worse.
     """
@@ -60,9 +63,10 @@ class OperonSearch(AbstractSearch):
     )
     length: int = eqx.field(static=True, default=30)
     population: int = eqx.field(static=True, default=1000)
-    generations: int = eqx.field(static=True, default=150)
-    tuned_generations: int = eqx.field(static=True, default=40)
+    generations: int = eqx.field(static=True, default=60)
+    tuned_generations: int = eqx.field(static=True, default=20)
     iterations: int = eqx.field(static=True, default=10)
+    restarts: int = eqx.field(static=True, default=3)
     per_length: int = eqx.field(static=True, default=1)
 
     def __check_init__(self) -> None:
@@ -74,45 +78,51 @@ class OperonSearch(AbstractSearch):
                 )
         check_integer("OperonSearch", "length", self.length, 3, hint=30)
         check_integer("OperonSearch", "population", self.population, 10, hint=1000)
-        check_integer("OperonSearch", "generations", self.generations, hint=150)
-        check_integer("OperonSearch", "tuned_generations", self.tuned_generations, 0, hint=40)
+        check_integer("OperonSearch", "generations", self.generations, hint=60)
+        check_integer("OperonSearch", "tuned_generations", self.tuned_generations, 0, hint=20)
         check_integer("OperonSearch", "iterations", self.iterations, hint=10)
+        check_integer("OperonSearch", "restarts", self.restarts, hint=3)
         check_integer("OperonSearch", "per_length", self.per_length, hint=2)
 
     def search(self, table: Table, seed: int) -> list[Expression]:
-        """Evolves a population and translates the best of each length.
+        """Evolves populations and translates the best of each length.
 
         Those with an intercept are returned without it, too.
         """
-        symbols = [NAMES[name][0] for name in self.operators]
-        regressor = _regressor()(
-            allowed_symbols=",".join((*symbols, "constant", "variable")),
-            objectives=["r2", "length"],
-            max_length=self.length,
-            population_size=self.population,
-            generations=self.generations,
-            # Only generations count.
-            max_evaluations=2**62,
-            local_search_probability=0.0,
-            optimizer_iterations=0,
-            random_state=seed,
-        )
+        kind = _regressor()
         # Operon works in 32 bits and draws its constants from N(0, 1).
         inputs = table.values / table.scale
-        output = table.output / np.sqrt(np.mean(np.square(table.output, dtype=float)))
-        regressor.fit(inputs, output)
-        if self.tuned_generations:
-            regressor.set_params(
-                warm_start=True,
-                generations=self.generations + self.tuned_generations,
-                local_search_probability=0.05,
-                optimizer_iterations=self.iterations,
-            )
+        output = table.output / max(np.sqrt(np.mean(np.square(table.output, dtype=float))), TINY)
+        found = []
+        for one in np.random.SeedSequence(seed).generate_state(self.restarts):
+            regressor = kind(random_state=int(one), **self._settings())
             regressor.fit(inputs, output)
-        columns = dict(zip(regressor.variables_, range(len(table.columns)), strict=True))
-        trees = _best(regressor.individuals_, self.per_length)
-        terms = (translate(tree, columns, table) for tree in trees)
-        return [one for term in terms for one in _scaled(term, table)]
+            if self.tuned_generations:
+                regressor.set_params(
+                    warm_start=True,
+                    generations=self.generations + self.tuned_generations,
+                    local_search_probability=0.05,
+                    optimizer_iterations=self.iterations,
+                )
+                regressor.fit(inputs, output)
+            columns = dict(zip(regressor.variables_, range(len(table.columns)), strict=True))
+            for tree in _best(regressor.individuals_, self.per_length):
+                found += _scaled(translate(tree, columns, table), table)
+        return found
+
+    def _settings(self) -> dict[str, Any]:
+        symbols = [NAMES[name][0] for name in self.operators]
+        return {
+            "allowed_symbols": ",".join((*symbols, "constant", "variable")),
+            "objectives": ["r2", "length"],
+            "max_length": self.length,
+            "population_size": self.population,
+            "generations": self.generations,
+            # Only generations count.
+            "max_evaluations": 2**62,
+            "local_search_probability": 0.0,
+            "optimizer_iterations": 0,
+        }
 
 
 def translate(tree: Any, columns: Mapping[int, int], table: Table) -> Term:

@@ -14,12 +14,15 @@ from lopt.symbolic.expression import Call, Constant, Expression, Node, Variable
 from lopt.symbolic.refit import refit
 from lopt.symbolic.search import Candidate, Complexity, Front, judge, make_front
 from lopt.symbolic.simplify import simplify
+from lopt.symbolic.split import sample
 from lopt.symbolic.table import Table
 
-# Rounds of pruning, and evaluations of each fit while there are hundreds of them.
-_ROUNDS, _EVALUATIONS = 5, 20
-# By what factor a fit may be hoped to lower a loss.
-_HOPE = 3.0
+# Rounds of pruning, of expressions of so many nodes: longer ones have too many parts.
+_ROUNDS, _LONGEST = 5, 30
+# Evaluations of each fit while there are hundreds, and by what factor it may be hoped to lower a
+# loss. What is left of an expression is tried on few rows first.
+_EVALUATIONS, _HOPE = 20, 3.0
+_TRIAL_EVALUATIONS, _TRIAL_ROWS = 4, 400
 
 
 def prunings(expression: Expression) -> Iterator[Expression]:
@@ -61,8 +64,9 @@ def shortened(
 
     def fresh(some: Iterable[Expression]) -> Iterator[Expression]:
         for one in map(simplify, some):
-            if len(one.constants) <= len(table) and (one.root, *one.constants) not in seen:
-                seen.add((one.root, *one.constants))
+            key = one.root, *np.asarray(one.constants).tolist()
+            if key not in seen and len(one.constants) <= min(len(table), _TRIAL_ROWS):
+                seen.add(key)
                 yield one
 
     def measured(some: Iterable[Expression]) -> list[Candidate]:
@@ -75,26 +79,29 @@ def shortened(
     whole = [one for one in given if allowed(one)]
     parts = [part for one in given if not allowed(one) for part in prunings(one) if allowed(part)]
     rough = measured(fresh([*whole, *parts]))
-    hopeful = _within_reach(rough, make_front(rough))
-    front = make_front([*rough, *fitted(one.expression for one in hopeful)])
+    front = make_front(rough)
+    front = make_front([*rough, *fitted(_within_reach(rough, front))])
+    few = sample(table, _TRIAL_ROWS, 0)
     pruned: set[int] = set()
     for _ in range(_ROUNDS):
         unpruned = [one for one in front.candidates if id(one) not in pruned]
         pruned |= {id(one) for one in unpruned}
-        parts = [part for one in unpruned for part in prunings(one.expression) if allowed(part)]
-        front = make_front([*front.candidates, *fitted(fresh(parts))])
+        short = (one.expression for one in unpruned if one.expression.complexity <= _LONGEST)
+        parts = [part for one in short for part in prunings(one) if allowed(part)]
+        tried = measured(refit(one, few, _TRIAL_EVALUATIONS) for one in fresh(parts))
+        front = make_front([*front.candidates, *fitted(_within_reach(tried, front))])
         # The last round found nothing that is shorter, or better.
         if all(id(one) in pruned for one in front.candidates):
             break
     return front
 
 
-def _within_reach(candidates: Iterable[Candidate], front: Front) -> Iterator[Candidate]:
+def _within_reach(candidates: Iterable[Candidate], front: Front) -> Iterator[Expression]:
     """Yields those that would be on a front if a fit lowered their loss by some factor."""
     for one in candidates:
         shorter = [two for two in front.candidates if two.complexity <= one.complexity]
-        if shorter and one.losses["train"] <= _HOPE * shorter[-1].losses["train"]:
-            yield one
+        if not shorter or one.losses["train"] <= _HOPE * shorter[-1].losses["train"]:
+            yield one.expression
 
 
 def _without_one(node: Node, rebuild: Callable[[Node], Node]) -> Iterator[Node]:

@@ -164,7 +164,7 @@ class SanityRow:
 def default_searches(name: str) -> tuple[AbstractSearch, ...]:
     """Returns what the suite searches with: raw lags are long sums, which templates are good at."""
     if name in LAG_RULES:
-        brief = OperonSearch(population=500, generations=20, tuned_generations=20)
+        brief = OperonSearch(population=500, generations=20, tuned_generations=20, restarts=1)
         return (TemplateSearch(), brief)
     return (OperonSearch(),)
 

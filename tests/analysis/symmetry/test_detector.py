@@ -80,7 +80,13 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in ("gelu", "leaky") else name
+        for name in CASES
+    ],
+)
 def test_missing_ranks_are_exact(name):
     build, generators, expected, kinds = CASES[name]
     task = build()

@@ -46,6 +46,7 @@ def test_of_batch_norm_scale_holds_nearly(key):
     assert len(found.of_kind("scale")) == 2
 
 
+@pytest.mark.slow
 def test_of_convolutions_and_the_dense_layer_behind_them(key):
     task = lopt.tasks.conv_classification(images(8), (3, 4), 3, (5,), batch_size=32)
     found = symmetries(task, key)
@@ -57,6 +58,7 @@ def test_of_convolutions_and_the_dense_layer_behind_them(key):
     assert motions(found) == ["permute"] * 3
 
 
+@pytest.mark.slow
 def test_of_attention_and_layer_norm(key):
     found = symmetries(model_task(Attentive(jax.random.key(1)), (4, 4)), key)
     names = {(g.kind, g.name) for g in found.generators}
@@ -95,6 +97,7 @@ def test_symmetries_of_ones_own_are_proposed_besides(key):
     assert "mine" not in [g.name for g in found.generators]
 
 
+@pytest.mark.slow
 def test_single_precision_is_precise_enough(key):
     model = eqx.nn.MLP(4, 3, 5, 1, jax.nn.relu, dtype=jnp.float32, key=key)
 

@@ -50,13 +50,19 @@ def squared():
     return task, (rescale(params, (W1, B1), W2, degree=2.0),)
 
 
-@pytest.mark.parametrize("dampening", [0.0, 0.3])
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-@pytest.mark.parametrize("name", ["dense", "norm", "squared"])
+@pytest.mark.parametrize(
+    ("name", "momentum", "dampening"),
+    [
+        *(
+            (name, momentum, 0.0)
+            for name in ("dense", "norm", "squared")
+            for momentum in (0.0, 0.9)
+        ),
+        *(("dense", momentum, 0.3) for momentum in (0.0, 0.9)),
+    ],
+)
 def test_exact_laws_hold_over_fifty_steps(name, momentum, dampening):
     task, generators = subjects()[name]
-    if dampening and name != "dense":
-        pytest.skip("one network shows it")
     optimizer = HeavyBall(0.1 if name != "squared" else 0.01, 1e-3, momentum, dampening)
     _, ledgers = record(task, generators, optimizer.optimizer(), 50)
     for generator in generators:
@@ -173,7 +179,9 @@ def flow_drifts(task, size, least, key):
     return drifts
 
 
-@pytest.mark.parametrize("name", SMOOTH)
+@pytest.mark.parametrize(
+    "name", ["squared", *(pytest.param(n, marks=pytest.mark.slow) for n in ("linear", "norm"))]
+)
 def test_gradient_flow_drifts_zero_along_every_declared_symmetry(name, key):
     # The fourth law, on a fresh batch in each step.
     build, size, least = SMOOTH[name]
@@ -182,8 +190,9 @@ def test_gradient_flow_drifts_zero_along_every_declared_symmetry(name, key):
     assert max(sgd) > 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINKED)
-def test_across_kinks_it_drifts_a_thousandth_of_what_sgd_does(name, key):
+def test_across_kinks_it_drifts_a_hundredth_of_what_sgd_does(name, key):
     build, size, least = KINKED[name]
     flow, sgd = flow_drifts(build(), size, least, key)
     assert max(flow) < 1e-2 * max(sgd)

@@ -65,6 +65,7 @@ def test_the_penalty_takes_params_as_constants():
     assert bool(jnp.isfinite(optax.tree.norm(jax.grad(value, argnums=1)(params, still))))
 
 
+@pytest.mark.slow
 @pytest.mark.standard_promotion
 def test_meta_training_with_the_penalty_lowers_deviations():
     task = lopt.tasks.mlp_classification(images(4), (4,), batch_size=16)
