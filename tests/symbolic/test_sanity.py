@@ -14,7 +14,6 @@ from lopt.symbolic.sanity import (
     run_sanity,
     tanh_table,
 )
-from lopt.symbolic.template import TemplateSearch
 
 
 def lagged(table):
@@ -71,7 +70,7 @@ def test_coordinates_and_seeds_differ():
     assert len(table) == 20_000
 
 
-def test_the_two_easy_ones_are_found_quickly():
+def test_gradient_descent_is_found_quickly():
     small = (OperonSearch(population=200, generations=10, tuned_generations=5, restarts=1),)
     seen = []
     (row,) = run_sanity(("sgd",), small, progress=lambda *stage: seen.append(stage))
@@ -79,8 +78,6 @@ def test_the_two_easy_ones_are_found_quickly():
     assert row.nodes == 3
     np.testing.assert_allclose(np.asarray(row.expression.constants), [-0.01], rtol=1e-9)
     assert [stage[0] for stage in seen] == [0, 1]
-    (row,) = run_sanity(("linear lags",), (TemplateSearch(forms=("linear",)),))
-    assert row.passed
 
 
 def test_unknown_optimizers_are_refused():

@@ -212,7 +212,12 @@ def test_a_missing_extra_is_named(monkeypatch):
 def test_distillation_finds_a_law_and_reports_each_side():
     table = make_table(lambda g, m, v: -1e-3 * m / np.sqrt(v))
     stages = []
-    found = distill(table, (operon(),), (0, 1), progress=lambda *stage: stages.append(stage))
+    found = distill(
+        table,
+        (OperonSearch(population=300, generations=20, tuned_generations=0, restarts=1),),
+        (0, 1),
+        progress=lambda *stage: stages.append(stage),
+    )
     assert found.r_squared["test"] > 0.999999
     assert found.chosen.complexity <= 8
     assert set(found.r_squared) == set(found.chosen.losses) == {"train", "validation", "test"}

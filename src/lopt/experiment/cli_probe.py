@@ -9,8 +9,10 @@ import tyro
 from rich.console import Console
 
 from lopt.experiment.cache import check_seed, prepare_jax
+from lopt.experiment.cli_dynamics import dynamics
 
 probe = tyro.extras.SubcommandApp()
+probe.command(dynamics)
 
 
 @probe.command

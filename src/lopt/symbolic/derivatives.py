@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from lopt.symbolic.expression import Constant, Node, Variable
+from lopt.symbolic.expression import Call, Constant, Node, Variable
 from lopt.symbolic.operators import DIVISOR, EXPONENT, HUGE, OPERATORS, STEEP, TINY
 
 # Arrays, or numbers where only constants are below.
@@ -34,35 +34,33 @@ def jacobian(
     """
     slopes = np.zeros((len(constants), rows))
     with np.errstate(all="ignore"):
-        value, pull = _forward(node, constants, columns)
-        if pull is not None:
-            pull(np.ones(rows), slopes)
-    return np.broadcast_to(value, (rows,)), slopes
+        values = _forward(node, constants, columns)
+        _backward(node, values, np.ones(rows), slopes)
+    return np.broadcast_to(values[0], (rows,)), slopes
 
 
-def _forward(
-    node: Node, constants: Float[np.ndarray, " constant"], columns: Columns
-) -> tuple[Any, Callable[[Any, Any], None] | None]:
-    """Returns a node's value, and what adds its share of the slopes, if it has constants."""
+def _forward(node: Node, constants: Values, columns: Columns) -> Any:
+    """Returns a node's value, and as much of its arguments; None if no constant is below it."""
     if isinstance(node, Constant):
-
-        def collect(sensitivity: Values, slopes: Values) -> None:
-            slopes[node.index] += sensitivity
-
-        return constants[node.index], collect
+        return constants[node.index], ()
     if isinstance(node, Variable):
         return columns[node], None
-    values, pulls = zip(*(_forward(one, constants, columns) for one in node.arguments), strict=True)
-    value = OPERATORS[node.operator].apply(np, *values)
-    if not any(pulls):
-        return value, None
+    parts = [_forward(argument, constants, columns) for argument in node.arguments]
+    value = OPERATORS[node.operator].apply(np, *(part[0] for part in parts))
+    return value, parts if any(part[1] is not None for part in parts) else None
 
-    def pull_all(sensitivity: Values, slopes: Values) -> None:
-        for partial, pull in zip(PARTIALS[node.operator], pulls, strict=True):
-            if pull is not None:
-                pull(sensitivity * partial(value, *values), slopes)
 
-    return value, pull_all
+def _backward(node: Node, values: Any, sensitivity: Values, slopes: Values) -> None:
+    """Adds a node's share to the slopes, given the derivative of the root by it."""
+    value, parts = values
+    if isinstance(node, Constant):
+        slopes[node.index] += sensitivity
+    elif isinstance(node, Call) and parts is not None:
+        arguments = [part[0] for part in parts]
+        for place, argument in enumerate(node.arguments):
+            if parts[place][1] is not None:
+                partial = PARTIALS[node.operator][place](value, *arguments)
+                _backward(argument, parts[place], sensitivity * partial, slopes)
 
 
 def _inside(x: Values, bound: float) -> Values:

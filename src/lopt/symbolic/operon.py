@@ -93,7 +93,7 @@ class OperonSearch(AbstractSearch):
         # Operon works in 32 bits and draws its constants from N(0, 1).
         inputs = table.values / table.scale
         output = table.output / max(np.sqrt(np.mean(np.square(table.output, dtype=float))), TINY)
-        found = []
+        found: list[Expression] = []
         for one in np.random.SeedSequence(seed).generate_state(self.restarts):
             regressor = kind(random_state=int(one), **self._settings())
             regressor.fit(inputs, output)

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from lopt.symbolic.expression import Call, Constant, Expression, Node, Variable
+from lopt.symbolic.expression import Call, Constant, Expression, Node
 from lopt.symbolic.refit import refit
+from lopt.symbolic.rewrite import renumbered
 from lopt.symbolic.search import Candidate, Complexity, Front, judge, make_front
 from lopt.symbolic.simplify import simplify
 from lopt.symbolic.split import sample
@@ -37,10 +38,10 @@ def prunings(expression: Expression) -> Iterator[Expression]:
         >>> [one.complexity for one in prunings(whole)]
         [2, 3]
     """
-    constants = np.asarray(expression.constants, float)
-    for root in _without_one(expression.root, lambda node: node):
+    constants = np.asarray(expression.constants, float).tolist()
+    for root in _without_one(expression.root):
         if not isinstance(root, Constant):
-            yield _numbered(root, constants)
+            yield renumbered(root, constants)
 
 
 def shortened(
@@ -104,30 +105,11 @@ def _within_reach(candidates: Iterable[Candidate], front: Front) -> Iterator[Exp
             yield one.expression
 
 
-def _without_one(node: Node, rebuild: Callable[[Node], Node]) -> Iterator[Node]:
+def _without_one(node: Node) -> Iterator[Node]:
     if not isinstance(node, Call):
         return
-    for argument in node.arguments:
-        yield rebuild(argument)
+    yield from node.arguments
     for place, argument in enumerate(node.arguments):
-
-        def around(part: Node, place: int = place, node: Call = node) -> Node:
-            arguments = (*node.arguments[:place], part, *node.arguments[place + 1 :])
-            return rebuild(Call(node.operator, arguments))
-
-        yield from _without_one(argument, around)
-
-
-def _numbered(root: Node, constants: np.ndarray) -> Expression:
-    """Returns an expression with the constants that a tree still uses."""
-    kept: dict[int, int] = {}
-
-    def visit(node: Node) -> Node:
-        if isinstance(node, Constant):
-            return Constant(kept.setdefault(node.index, len(kept)))
-        if isinstance(node, Variable):
-            return node
-        return Call(node.operator, tuple(map(visit, node.arguments)))
-
-    root = visit(root)
-    return Expression(root, constants[list(kept)])
+        before, after = node.arguments[:place], node.arguments[place + 1 :]
+        for part in _without_one(argument):
+            yield Call(node.operator, (*before, part, *after))

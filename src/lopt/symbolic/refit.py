@@ -4,14 +4,18 @@ Searches fit constants roughly, on few rows and in 32 bits. What they found is w
 starts, and the same structure comes out of it with better numbers.
 """
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Float
 
-from lopt.symbolic.derivatives import jacobian
-from lopt.symbolic.expression import Expression, evaluate
+from lopt.symbolic.derivatives import Columns, jacobian
+from lopt.symbolic.expression import Expression, Node, evaluate
 from lopt.symbolic.search import predict
 from lopt.symbolic.table import Table
 
+Constants = Float[np.ndarray, " constant"]
+Row = Float[np.ndarray, " row"]
 # Relative reductions of squares, steps and gradients that are none any more.
 _TOLERANCES = {"ftol": 1e-10, "xtol": 1e-12, "gtol": 1e-14}
 
@@ -42,27 +46,38 @@ def refit(expression: Expression, table: Table, most: int = 100) -> Expression:
         return expression
     # Residuals of order one, whatever the unit of the output.
     unit = max(float(np.sqrt(np.mean((before - table.output) ** 2))), np.finfo(float).tiny)
-    columns = {
+    columns: Any = {
         name: np.asarray(column, float)
         for name, column in table.mapping().items()
         if name in expression.variables
     }
 
-    def residuals(constants: Float[np.ndarray, " constant"]) -> Float[np.ndarray, " row"]:
-        with np.errstate(all="ignore"):
-            error = (evaluate(expression.root, constants, columns) - table.output) / unit
-        # A step to where there is no value is a bad one, and not an error.
-        return np.where(np.isfinite(error), error, 1e100)
-
-    def slopes(constants: Float[np.ndarray, " constant"]) -> Float[np.ndarray, "row constant"]:
-        _, by_constant = jacobian(expression.root, constants, columns, len(table))
-        return np.nan_to_num(by_constant.T / unit, nan=0.0, posinf=0.0, neginf=0.0)
-
     fitted = least_squares(
-        residuals, start, slopes, method="lm", x_scale="jac", max_nfev=most, **_TOLERANCES
+        _residuals,
+        start,
+        _slopes,
+        method="lm",
+        x_scale="jac",
+        max_nfev=most,
+        args=(expression.root, columns, table.output, unit),
+        **_TOLERANCES,
     ).x
     # Of NumPy, and so in 64 bits even where JAX is kept to 32.
     better = Expression(expression.root, fitted)
     after = predict(better, table)
     gains = np.sum((after - table.output) ** 2) < np.sum((before - table.output) ** 2)
     return better if gains else expression
+
+
+def _residuals(constants: Constants, root: Node, columns: Columns, output: Row, unit: float) -> Row:
+    with np.errstate(all="ignore"):
+        error = (evaluate(root, constants, columns) - output) / unit
+    # A step to where there is no value is a bad one, and not an error.
+    return np.where(np.isfinite(error), error, 1e100)
+
+
+def _slopes(
+    constants: Constants, root: Node, columns: Columns, output: Row, unit: float
+) -> Float[np.ndarray, "row constant"]:
+    _, by_constant = jacobian(root, constants, columns, len(output))
+    return np.nan_to_num(by_constant.T / unit, nan=0.0, posinf=0.0, neginf=0.0)

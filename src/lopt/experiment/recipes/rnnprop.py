@@ -22,6 +22,8 @@ OPTIMIZERS = ("rnnprop", "small_rnnprop", "dm")
 def experiment(
     optimizer: str = "rnnprop",
     features: str = "",
+    cells: int = 0,
+    dense: int = 0,
     dataset: str = "",
     size: int = 8,
     hidden: tuple[int, ...] = (30, 20),
@@ -41,6 +43,8 @@ def experiment(
     Args:
         optimizer: rnnprop, small_rnnprop or dm.
         features: of rnnprop and small_rnnprop, such as mt+gt+mom5+mom99; empty takes their own.
+        cells: width of the only LSTM of small_rnnprop; 0 takes its own.
+        dense: width of the layer in front of it; 0 takes its own.
         dataset: digits, mnist or fashion_mnist; empty takes MNIST where it is found, else digits.
         size: pixels along each side; the published one is 28.
         hidden: units of the layers of the network that is trained.
@@ -57,7 +61,7 @@ def experiment(
     """
     name = dataset or ("mnist" if available("mnist") else "digits")
     task = mlp_classification(load_images(name, size=size), hidden, batch_size=batch_size)
-    learned = learned_optimizer(optimizer, features)
+    learned = learned_optimizer(optimizer, features, cells, dense)
     inner = lopt.InnerTraining(task, learned, horizon)
     meta = lopt.Mean(lopt.TruncatedBackprop(inner, truncation), particles)
     outer = optax.chain(
@@ -71,20 +75,26 @@ def experiment(
     return Experiment(learned, meta, outer, outer_steps, evaluations, seed)
 
 
-def learned_optimizer(optimizer: str, features: str = "") -> Coordinatewise:
+def learned_optimizer(
+    optimizer: str, features: str = "", cells: int = 0, dense: int = 0
+) -> Coordinatewise:
     """Returns one of the LSTM optimizers by name.
 
     Raises:
-        ValueError: if there is no such optimizer or feature.
+        ValueError: if there is no such optimizer or feature, or it has no such field.
     """
+    if optimizer not in OPTIMIZERS:
+        raise ValueError(f"optimizer={optimizer!r} must be one of {', '.join(OPTIMIZERS)}.")
+    if (cells or dense) and optimizer != "small_rnnprop":
+        raise ValueError(f"cells={cells}, dense={dense}: {optimizer} has sizes of its own.")
     if optimizer == "dm":
         if features:
             raise ValueError(f"features={features!r}: dm sees the gradient and nothing else.")
         return lopt.dm()
-    makers: dict[str, Callable[..., Coordinatewise]] = {
+    sizes = {name: size for name, size in {"hidden": cells, "dense": dense}.items() if size}
+    seen = {"features": features} if features else {}
+    make: Callable[..., Coordinatewise] = {
         "rnnprop": lopt.rnnprop,
         "small_rnnprop": lopt.small_rnnprop,
-    }
-    if optimizer not in makers:
-        raise ValueError(f"optimizer={optimizer!r} must be one of {', '.join(OPTIMIZERS)}.")
-    return makers[optimizer](features) if features else makers[optimizer]()
+    }[optimizer]
+    return make(**seen, **sizes)

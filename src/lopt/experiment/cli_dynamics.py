@@ -1,0 +1,56 @@
+"""The command `lopt probe dynamics`. JAX is imported by it, not by its help."""
+
+import dataclasses
+import time
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+
+from lopt.experiment.cache import check_seed, prepare_jax
+
+DYNAMICS_FILES = ("dynamics.json", "dynamics.html")
+
+
+def dynamics(
+    run: tyro.conf.Positional[Path],
+    *,
+    seeds: int = 3,
+    steps: int | None = None,
+    seed: int = 0,
+    out: Path | None = None,
+) -> None:
+    """Watch a run's optimizer from inside, beside SGD, momentum, Adam and Lion.
+
+    Args:
+        run: the folder of a run.
+        seeds: fresh tasks of the run, each with initial params and batches of its own.
+        steps: of each training; the run's horizon, but at most 500, by default.
+        seed: of everything random.
+        out: the folder of the results; probes/RUN, numbered if need be, by default.
+    """
+    # That file registers this command.
+    from lopt.experiment.cli_probe import folder_of
+
+    folder = folder_of(run.resolve().name, out, DYNAMICS_FILES)
+    check_seed(seed)
+    prepare_jax()
+    import jax
+
+    from lopt.experiment.probe_dynamics import DynamicsSettings, probe_dynamics
+    from lopt.experiment.probe_dynamics_report import write_dynamics_probe
+
+    began = time.perf_counter()
+    settings = DynamicsSettings(steps, seeds, seed)
+    result = probe_dynamics(run, settings)
+    said = {
+        "run": run.resolve().name,
+        **dataclasses.asdict(settings),
+        "steps": result.steps,
+        "devices": len(jax.local_devices()),
+        "platform": jax.default_backend(),
+        "seconds": time.perf_counter() - began,
+    }
+    console = Console()
+    names = write_dynamics_probe(result, said, folder, console)
+    console.print(f"Wrote {', '.join(names)} in {folder}.", highlight=False)

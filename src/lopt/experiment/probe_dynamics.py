@@ -1,0 +1,255 @@
+"""The inner life of a run's learned optimizer, beside that of SGD, momentum, Adam and Lion.
+
+All of them train fresh tasks of the run from the same params on the same batches, are asked the
+same scripted gradients, and are let loose in the valley (x - y)^2 / 2.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+from jaxtyping import Array, Float
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from lopt.analysis.dynamics import (
+    Companions,
+    Portrait,
+    Valley,
+    tensor_names,
+    valley_portrait,
+    valley_starts,
+)
+from lopt.core.checks import check_integer, check_length
+from lopt.core.coordinatewise import Coordinatewise
+from lopt.core.inner import InnerTraining
+from lopt.core.learned import AbstractLearnedOptimizer
+from lopt.core.types import Theta
+from lopt.experiment import storage
+from lopt.experiment.probe_dynamics_answers import (
+    SIGNALS,
+    Feature,
+    features_of,
+    scripts_like,
+    unfit,
+)
+from lopt.experiment.probe_dynamics_watch import (
+    REFERENCES,
+    Checkpoint,
+    Rate,
+    Seen,
+    fresh_run,
+    noise_at,
+    tuned_rate,
+    watched_runs,
+)
+from lopt.experiment.record_run import inner_training
+from lopt.experiment.train import reopen
+
+LONGEST = 500
+SHORTEST = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class DynamicsSettings:
+    """What is measured.
+
+    Attributes:
+        steps: of each training; None for the run's horizon, but at most 500.
+        seeds: fresh tasks, each with initial params and batches of its own.
+        seed: of everything random.
+        batches: at each moment that noise is measured at.
+        moments: at which it is, besides the beginning.
+        starts: along each side of the valley; even, so that none is the origin.
+        rows: of recorded inputs, at which response curves are drawn.
+    """
+
+    steps: int | None = None
+    seeds: int = 3
+    seed: int = 0
+    batches: int = 64
+    moments: int = 4
+    starts: int = 6
+    rows: int = 200
+
+    def __post_init__(self) -> None:
+        least = {"seeds": 1, "batches": 4, "moments": 1, "starts": 2, "rows": 2}
+        for name, hint in (("seeds", 3), ("batches", 64), ("moments", 4), ("starts", 6)):
+            check_integer("DynamicsSettings", name, getattr(self, name), least[name], hint=hint)
+        check_integer("DynamicsSettings", "rows", self.rows, least["rows"], hint=200)
+        if self.steps is not None:
+            check_integer("DynamicsSettings", "steps", self.steps, SHORTEST, hint=200)
+
+
+@dataclasses.dataclass(frozen=True)
+class Watched:
+    """What was found out about one optimizer.
+
+    Attributes:
+        name: "learned", or that of a reference.
+        rate: on the run's tasks; None for the learned one.
+        seen: by seed and step.
+        noise: at each moment.
+        valley_rate: in the valley, where references are tuned anew.
+        portrait: of the valley; None where the optimizer is made for other tensors.
+        answers: to each signal, and to none ("quiet"), over time; likewise.
+    """
+
+    name: str
+    rate: Rate | None
+    seen: Seen
+    noise: tuple[Checkpoint, ...]
+    valley_rate: Rate | None
+    portrait: Portrait | None
+    answers: dict[str, Float[Array, " time"]] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class DynamicsProbe:
+    """All that was found out.
+
+    Attributes:
+        steps: of each training.
+        tensors: names.
+        coordinates: of each tensor.
+        optimizers: the learned one first.
+        signals: the gradients that were sent, over time.
+        features: of the learned rule, those that move updates most first; empty if it has none.
+        left_out: which parts, and why.
+    """
+
+    steps: int
+    tensors: tuple[str, ...]
+    coordinates: tuple[int, ...]
+    optimizers: tuple[Watched, ...]
+    signals: dict[str, Float[Array, " time"]]
+    features: tuple[Feature, ...]
+    left_out: dict[str, str]
+
+    @property
+    def learned(self) -> Watched:
+        """The learned optimizer."""
+        return self.optimizers[0]
+
+
+def probe_dynamics(
+    folder: Path, settings: DynamicsSettings, *, show_progress: bool = True
+) -> DynamicsProbe:
+    """Measures the latest weights of a run on tasks that its meta-training never drew.
+
+    Args:
+        folder: of the run.
+        settings: what is measured.
+        show_progress: whether to draw a progress bar.
+
+    Raises:
+        FileNotFoundError: if the folder holds no run, or no weights.
+        ValueError: if the run has no inner training, or its optimizer is not made for such steps.
+    """
+    experiment = reopen(folder)
+    learned, theta = storage.load(folder, experiment.learned)
+    inner = inner_training(experiment, folder)
+    steps = settings.steps or max(SHORTEST, min(inner.horizon, LONGEST))
+    check_length(f"lopt probe dynamics --steps {steps}", steps, learned.made_for())
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        disable=not show_progress,
+        transient=True,
+    )
+    with bar:
+        # Two rates for each reference; runs, noise, valley and signals of all; the rule.
+        total = 2 * len(REFERENCES) + 4 * (1 + len(REFERENCES)) + 1
+        task = bar.add_task("tracing", total=total)
+
+        def say(text: str) -> None:
+            bar.update(task, advance=1, description=text)
+
+        return _probe(inner, learned, theta, settings, steps, say)
+
+
+def _probe(
+    inner: InnerTraining,
+    learned: AbstractLearnedOptimizer,
+    theta: Theta,
+    settings: DynamicsSettings,
+    steps: int,
+    say: Callable[[str], None],
+) -> DynamicsProbe:
+    # Far from the keys of meta-training, of evaluations and of recordings.
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(settings.seed), 2**32 - 1), 0xD1A)
+    run_key, valley_key, signal_key, input_key = jax.random.split(key, 4)
+    keys = jax.random.split(run_key, settings.seeds)
+    moments = _moments(steps, settings.moments)
+    rates, valley_rates = {}, {}
+    for name in REFERENCES:
+        say(f"tuning {name}")
+        rates[name] = tuned_rate(inner.tasks, name, keys, steps)
+        say(f"tuning {name} in the valley")
+        # A rate suits a curvature: that of the valley is 2, whatever the run's tasks have.
+        in_valley = jax.random.split(valley_key, settings.starts**2)
+        valley_rates[name] = tuned_rate(Valley(), name, in_valley, steps)
+    references = {name: REFERENCES[name](rate.value) for name, rate in rates.items()}
+    watched = Companions(learned.optimizer(theta), references)
+    runs = {"learned": watched.optimizer, **references}
+    seen, noise = {}, {}
+    for name, optimizer in runs.items():
+        say(f"training with {name}")
+        companions = watched if name == "learned" else None
+        seen[name], states = watched_runs(inner.tasks, optimizer, companions, keys, moments)
+        say(f"noise of {name}")
+        noise[name] = tuple(
+            noise_at(inner.tasks, optimizer, keys, state, step, settings.batches)
+            for step, state in zip(moments, states, strict=True)
+        )
+    _, params, _ = fresh_run(inner.tasks, keys[0])
+    leaves = jax.tree.leaves(params)
+    scripts = scripts_like(seen["learned"], sum(leaf.size for leaf in leaves), steps, signal_key)
+    starts = valley_starts(2.0, settings.starts)
+    left_out, misfit = {}, unfit(learned, theta)
+    if misfit:
+        left_out["valley and signals of the learned optimizer"] = misfit
+    optimizers = []
+    for name in runs:
+        portrait, answers, rate = None, None, valley_rates.get(name)
+        alone = learned.optimizer(theta) if rate is None else REFERENCES[name](rate.value)
+        fits = name != "learned" or not misfit
+        say(f"{name} in the valley")
+        if fits:
+            portrait = jax.device_get(valley_portrait(alone, starts, steps))
+        say(f"signals to {name}")
+        if fits:
+            one = alone if name == "learned" else references[name]
+            answers = {kind: scripts.answer(one, kind) for kind in scripts.signals}
+        optimizers.append(
+            Watched(name, rates.get(name), seen[name], noise[name], rate, portrait, answers)
+        )
+    say("what the rule does")
+    features: tuple[Feature, ...] = ()
+    if isinstance(learned, Coordinatewise):
+        features = features_of(
+            inner.tasks, learned, theta, keys[0], input_key, steps, settings.rows
+        )
+        if not features:
+            left_out["response curves"] = "No feature that the rule gets varies and stays finite."
+    else:
+        left_out["response curves"] = (
+            f"{type(learned).__name__} is no lopt.Coordinatewise, whose rule has features by name."
+        )
+    return DynamicsProbe(
+        steps,
+        tensor_names(params),
+        tuple(leaf.size for leaf in leaves),
+        tuple(optimizers),
+        {kind: scripts.signals[kind] for kind in SIGNALS},
+        features,
+        left_out,
+    )
+
+
+def _moments(steps: int, count: int) -> tuple[int, ...]:
+    """Returns 0, then so many moments evenly, the last at the end: parts differ in the last one."""
+    part = max(1, steps // count)
+    return (0, *(part * i for i in range(1, min(count, steps))), steps)

@@ -1,0 +1,101 @@
+"""The learned optimizer of the symmetry study: a two-layer LSTM, trained on one hidden layer of 20.
+
+The setting is that of Sobotka et al. 2024 (arXiv:2312.07174), section 3: 5,301 weights, runs of 200
+steps, truncated backpropagation over 20, gradients as constants, Adam at 1e-3, batches of 128. What
+differs: the meta-loss is the mean of log losses and not the log of their sum; weights begin as
+lopt's networks do and not as PyTorch's; images are 8x8 unless `size` says 28, and digits where
+MNIST is not found; batch norm keeps an epsilon of 1e-5, which breaks the symmetry of scale by about
+as much. See what comes out with `lopt probe dynamics`.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array
+
+import lopt
+from lopt.core.task import AbstractStatefulTask
+from lopt.core.types import Scalar
+from lopt.core.unroll import Step
+from lopt.experiment.datasets import available, load_images
+from lopt.experiment.experiment import Evaluation, Experiment
+from lopt.tasks import BatchNormClassification, ImageData, mlp_classification
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "sigmoid": jax.nn.sigmoid,
+    "relu": jax.nn.relu,
+    "leaky_relu": jax.nn.leaky_relu,
+}
+BATCH_NORM = "batch_norm"
+
+
+def log_loss(task: AbstractStatefulTask, step: Step) -> Scalar:
+    """The logarithm of the training loss that a step found, as nearly as a sum over steps can be.
+
+    The study takes log(sum of 20 losses) of each window, whose derivative is that of the losses
+    divided by their mean. Here each is divided by itself: within a window nearly the same.
+    """
+    # A loss that has vanished in single precision would have no logarithm.
+    return jnp.log(step.loss + 1e-8)
+
+
+def experiment(
+    activation: str = "relu",
+    dataset: str = "",
+    size: int = 8,
+    hidden: tuple[int, ...] = (20,),
+    batch_size: int = 128,
+    horizon: int = 200,
+    truncation: int = 20,
+    particles: int = 1,
+    outer_steps: int = 1000,
+    learning_rate: float = 1e-3,
+    seeds: int = 5,
+    seed: int = 0,
+) -> Experiment:
+    """Builds the experiment.
+
+    Args:
+        activation: of the network that is trained: sigmoid, relu, leaky_relu, or batch_norm, which
+            is ReLU behind batch normalisation.
+        dataset: digits, mnist or fashion_mnist; empty takes MNIST where it is found, else digits.
+        size: pixels along each side; the published one is 28.
+        hidden: units of the layers of the network that is trained.
+        batch_size: examples per inner step.
+        horizon: inner steps per episode, and of the first evaluation.
+        truncation: inner steps per outer step; divides the horizon.
+        particles: episodes side by side; the published number is 1.
+        outer_steps: steps of meta-training; 10,000 were published (50 epochs of 20 runs).
+        learning_rate: of the outer Adam.
+        seeds: initialisations per evaluation.
+        seed: of everything random.
+    """
+    name = dataset or ("mnist" if available("mnist") else "digits")
+    task = network_task(load_images(name, size=size), activation, hidden, batch_size)
+    learned = lopt.dm(k=10.0, biases=2, multiplier=0.1)
+    inner = lopt.InnerTraining(task, learned, horizon, log_loss)
+    meta = lopt.Mean(lopt.TruncatedBackprop(inner, truncation), particles)
+    evaluations = (
+        Evaluation(f"{name}, new initialisations", task, horizon, seeds, trained_on=True),
+        Evaluation(f"{name}, 5 times as long", task, 5 * horizon, seeds),
+    )
+    return Experiment(learned, meta, optax.adam(learning_rate), outer_steps, evaluations, seed)
+
+
+def network_task(
+    data: ImageData, activation: str, hidden: tuple[int, ...] = (20,), batch_size: int = 128
+) -> AbstractStatefulTask:
+    """Returns classification by one of the networks of the study.
+
+    Raises:
+        ValueError: if there is no such activation.
+    """
+    if activation == BATCH_NORM:
+        return BatchNormClassification(data, hidden, batch_size=batch_size)
+    if activation not in ACTIVATIONS:
+        raise ValueError(
+            f"activation={activation!r} must be one of {', '.join(ACTIVATIONS)} or {BATCH_NORM}."
+        )
+    return mlp_classification(data, hidden, ACTIVATIONS[activation], batch_size)
