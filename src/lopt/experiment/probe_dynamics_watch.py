@@ -153,8 +153,8 @@ def watched_runs(
         steps = moments[i] - moments[i - 1]
         state, part = _advance(tasks, optimizer, keys, states[-1], steps, Watch(companions))
         states.append(state)
-        seen.append(jax.device_get(part))
-    return jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *seen), states
+        seen.append(part)
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *seen), states
 
 
 @eqx.filter_jit
@@ -199,7 +199,7 @@ def noise_at(
         state = jax.tree.map(lambda leaf, i=i: leaf[i], states)
         # Steps fold their numbers into the run's key, and preparation the largest of 32 bits.
         key = jax.random.fold_in(state.key, 2**32 - 2)
-        found = jax.device_get(noise_samples(task, optimizer, state, key, batches))
+        found = noise_samples(task, optimizer, state, key, batches)
         gradients.append(_noise(found.grads))
         updates.append(_noise(found.updates))
     return Checkpoint(step, tuple(gradients), tuple(updates))

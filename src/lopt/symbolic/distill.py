@@ -75,6 +75,8 @@ def distill(
     if not searches or not seeds:
         raise ValueError("distill needs at least one of searches and of seeds; try seeds=(0, 1).")
     check_integer("distill", "rows", rows, 10, hint=2000)
+    for seed in seeds:
+        check_integer("distill", "seeds", seed, 0, 2**32 - 1, hint=0)
     names = {column.name for column in table.columns}
     if unknown := sorted(set(odd) - names):
         raise ValueError(

@@ -54,8 +54,8 @@ class OperonSearch(AbstractSearch):
             Levenberg-Marquardt.
         iterations: of each such fit.
         restarts: independent runs, the best of which are returned.
-        per_length: how many expressions of each length to return; the front of the last population
-            and the next best, whose constants may only be worse.
+        per_length: how many expressions of each length to return from each run. The second best may
+            only have worse constants than the best.
     """
 
     operators: tuple[str, ...] = eqx.field(

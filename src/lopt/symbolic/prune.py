@@ -33,7 +33,7 @@ def prunings(expression: Expression) -> Iterator[Expression]:
     consist of a constant alone are not yielded.
 
     Example:
-        >>> from lopt.symbolic.expression import make_expression
+        >>> from lopt.symbolic.expression import Variable, make_expression
         >>> whole = make_expression(("add", 0.5, ("tanh", Variable("gradient"))))
         >>> [one.complexity for one in prunings(whole)]
         [2, 3]

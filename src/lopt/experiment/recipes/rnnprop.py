@@ -6,7 +6,7 @@ runs of 200 steps, truncated backpropagation over 20, gradients as constants, Ad
 files are found, else 8x8 digits. Distil what comes out with `lopt distill`.
 """
 
-from collections.abc import Callable
+from typing import Any
 
 import optax
 
@@ -91,10 +91,7 @@ def learned_optimizer(
         if features:
             raise ValueError(f"features={features!r}: dm sees the gradient and nothing else.")
         return lopt.dm()
-    sizes = {name: size for name, size in {"hidden": cells, "dense": dense}.items() if size}
-    seen = {"features": features} if features else {}
-    make: Callable[..., Coordinatewise] = {
-        "rnnprop": lopt.rnnprop,
-        "small_rnnprop": lopt.small_rnnprop,
-    }[optimizer]
-    return make(**seen, **sizes)
+    given = {"features": features, "hidden": cells, "dense": dense}
+    options: dict[str, Any] = {name: value for name, value in given.items() if value}
+    make = lopt.rnnprop if optimizer == "rnnprop" else lopt.small_rnnprop
+    return make(**options)

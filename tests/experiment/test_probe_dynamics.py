@@ -1,0 +1,273 @@
+"""Watching a run's optimizer: what it finds where the truth is known, and what it writes."""
+
+import json
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import lopt
+from lopt.experiment import cli, cli_dynamics, storage
+from lopt.experiment.probe_dynamics_answers import MOST_FEATURES, features_of, unfit
+from lopt.experiment.probe_dynamics_figures import draw_features
+from lopt.experiment.probe_dynamics_watch import (
+    RATES,
+    REFERENCES,
+    noise_at,
+    tuned_rate,
+    watched_runs,
+)
+from lopt.experiment.recipes import l2o
+from lopt.experiment.train import create, train
+
+RECIPE = Path(__file__).with_name("tiny_recipe.py")
+NETWORK = """
+import lopt, optax
+
+def experiment():
+    family = lopt.tasks.QuadraticFamily(6, noise_scale=0.1)
+    learned = lopt.small_mlp(hidden=(3,))
+    meta = lopt.Mean(lopt.PES(lopt.InnerTraining(family, learned, 12), 4, 0.05), 2)
+    return lopt.Experiment(learned, meta, optax.sgd(0.01), 1)
+"""
+
+pytestmark = pytest.mark.standard_promotion
+
+
+def command(monkeypatch, folder, *arguments):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(cli_dynamics, "prepare_jax", lambda: None)
+    monkeypatch.setattr("sys.argv", ["lopt", "probe", "dynamics", *map(str, arguments)])
+    cli.main()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of one learned rate on a noisy quadratic: every answer is known."""
+    folder = tmp_path_factory.mktemp("runs") / "learned_rate"
+    train(create(folder, str(RECIPE), ["outer_steps=2"]), folder, show_progress=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def written(run, tmp_path_factory):
+    """What the command writes of it."""
+    folder = tmp_path_factory.mktemp("results")
+    with pytest.MonkeyPatch.context() as patch:
+        command(patch, folder, run, "--steps", 60, "--seeds", 2)
+    return folder / "probes" / "learned_rate"
+
+
+@pytest.fixture(scope="module")
+def report(written):
+    def refuse(name):
+        raise AssertionError(f"{name} is not JSON.")
+
+    return json.loads((written / "dynamics.json").read_text(), parse_constant=refuse)
+
+
+@pytest.fixture(scope="module")
+def by_name(report):
+    return {one["optimizer"]: one for one in report["optimizers"]}
+
+
+def test_the_page_needs_no_other_file(written):
+    page = (written / "dynamics.html").read_text()
+    assert re.findall(r'(?:src|href)="(?!data:)', page) == []
+    pictures = sorted(path.name for path in written.glob("*.png"))
+    assert page.count("data:image/png;base64,") == len(pictures)
+    histograms = {f"updates_{name}.png" for name in ("learned", *REFERENCES)}
+    assert {*histograms, "courses.png", "alignment.png", "noise.png"} < set(pictures)
+    for path in written.glob("*.png"):
+        assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_learned_sgd_is_sgd(run, report, by_name):
+    rate = float(np.exp(storage.load(run)[1]["learning_rate"]))
+    learned, aligned = by_name["learned"], report["alignment"]["SGD"]
+    np.testing.assert_allclose(learned["effective_rate"], rate, rtol=1e-5)
+    np.testing.assert_allclose(aligned["cosine"]["over_time"], 1, rtol=1e-6)
+    ratio = rate / by_name["SGD"]["learning_rate"]
+    np.testing.assert_allclose(aligned["relative"]["over_time"], ratio, rtol=1e-5)
+    assert report["alignment"]["Lion"]["cosine"]["mean"]["mean"] < 0.999
+    # A learned rate on a quadratic is worse than none of the tuned ones by accident only.
+    assert by_name["SGD"]["mean_loss"]["mean"] <= learned["mean_loss"]["mean"]
+
+
+def test_every_update_is_counted(report, by_name):
+    assert report["shown_steps"] == [1, 5, 10, 30, 60]
+    assert report["tensors"] == {"params": 2}
+    for one in by_name.values():
+        counts = np.array(one["tensors"]["params"]["counts"])
+        assert counts.shape == (5, len(report["histogram_edges"]) + 1)
+        assert (counts.sum(axis=1) == 2 * report["seeds"]).all()
+        assert len(one["loss"]) == len(one["relative_step"]) == report["steps"] == 60
+    # All of Lion's updates have one size.
+    np.testing.assert_allclose(
+        by_name["Lion"]["largest_update"], by_name["Lion"]["learning_rate"], rtol=1e-6
+    )
+
+
+def test_noise_of_updates_is_that_of_gradients_times_what_the_rule_makes_of_it(by_name):
+    # The velocity that momentum begins a step with is the same for all batches.
+    for name in ("SGD", "momentum"):
+        one = by_name[name]
+        assert [moment["step"] for moment in one["noise"]] == [0, 15, 30, 45, 60]
+        for moment in one["noise"]:
+            gradients, updates = moment["gradients"], moment["updates"]
+            expected = one["learning_rate"] ** 2 * gradients["trace"]["mean"]
+            np.testing.assert_allclose(updates["trace"]["mean"], expected, rtol=1e-4)
+            np.testing.assert_allclose(
+                updates["tail_index"]["mean"], gradients["tail_index"]["mean"], rtol=1e-3
+            )
+            assert 0 < gradients["top_eigenvalue"]["mean"] <= gradients["trace"]["mean"]
+
+
+def test_in_the_valley_odd_rules_keep_to_their_line(by_name):
+    for one in by_name.values():
+        valley = one["valley"]
+        assert valley["largest_change_of_sum"] < 1e-5
+        assert abs(valley["median_drift"]) < 1e-5
+        assert valley["median_oddness_defect"] < 1e-5
+        assert len(valley["starts"]) == len(valley["ends"]) == 36
+    # The curvature is 2, and 1/2 of the grid gets there in one step.
+    assert by_name["SGD"]["valley"]["learning_rate"] == 0.5
+    assert by_name["SGD"]["valley"]["largest_final_loss"] < 1e-12
+
+
+def test_signals_are_answered(report, by_name):
+    rate, answers = by_name["SGD"]["learning_rate"], by_name["SGD"]["signals"]
+    for kind, grads in report["signals"].items():
+        np.testing.assert_allclose(answers["updates"][kind], -rate * np.array(grads), rtol=1e-5)
+    assert answers["steps_to_half_of_impulse"] == 0
+    assert by_name["learned"]["signals"]["steps_to_half_of_impulse"] == 0
+    # 1 - 0.9^7 is the first to exceed a half.
+    assert by_name["momentum"]["signals"]["steps_to_half_of_impulse"] == 6
+
+
+def test_what_a_run_does_not_allow_is_left_out_and_said(report, written):
+    assert set(report["left_out"]) == {"response curves"}
+    assert "Learnable is no lopt.Coordinatewise" in report["left_out"]["response curves"]
+    assert report["features"] == []
+    assert "Left out" in (written / "dynamics.html").read_text()
+    assert not (written / "responses.png").exists()
+
+
+def test_nothing_is_written_over(run, written, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        command(monkeypatch, written, run, "--out", written)
+    assert "already holds a probe" in capsys.readouterr().err
+
+
+def test_a_rule_is_asked_about_each_of_its_features(key):
+    learned = lopt.small_mlp(hidden=(3,))
+    family, theta = lopt.tasks.QuadraticFamily(6, noise_scale=0.1), learned.init(key)
+    features = features_of(family, learned, theta, key, key, steps=12, rows=8)
+    names = [one.name for one in features]
+    assert {"gradient", "parameter", "time_1"} < set(names) <= set(learned.features.names())
+    swings = [one.swing for one in features]
+    assert swings == sorted(swings, reverse=True)
+    drawn = [one for one in features if one.curves is not None]
+    assert len(drawn) == MOST_FEATURES
+    for one in drawn:
+        np.testing.assert_allclose(one.curves.mean(axis=0), one.mean, rtol=1e-6, atol=1e-12)
+        assert one.curves.shape == (8, 41)
+        assert one.values[0] < one.values[-1]
+    assert draw_features(features).startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_of_a_coordinatewise_run_nothing_is_left_out(tmp_path, monkeypatch):
+    (tmp_path / "recipe.py").write_text(NETWORK)
+    folder = tmp_path / "run"
+    train(create(folder, str(tmp_path / "recipe.py")), folder, show_progress=False)
+    command(monkeypatch, tmp_path, folder, "--seeds", 1, "--out", tmp_path / "out")
+    report = json.loads((tmp_path / "out" / "dynamics.json").read_text())
+    assert (report["steps"], report["left_out"]) == (12, {})
+    assert len(report["features"]) > MOST_FEATURES
+    learned = report["optimizers"][0]
+    # Of one seed there is no error, and of a rule with biases an oddness defect.
+    assert learned["mean_loss"]["standard_error"] is None
+    assert learned["valley"]["median_oddness_defect"] > 1e-6
+    page = (tmp_path / "out" / "dynamics.html").read_text()
+    assert "What the rule does with each feature" in page
+    assert page.count("data:image/png;base64,") == len(list((tmp_path / "out").glob("*.png")))
+
+
+def test_the_best_rate_of_the_grid_is_found(key):
+    # One step of rate 1 solves it.
+    task = lopt.tasks.Quadratic(jnp.ones(3), jnp.array([1.0, 2.0, 3.0]))
+    found = tuned_rate(task, "SGD", jax.random.split(key, 2), 10)
+    assert (found.value, found.at_edge) == (1.0, False)
+    steep = lopt.tasks.Quadratic(1e6 * jnp.ones(3), jnp.array([1.0, 2.0, 3.0]))
+    found = tuned_rate(steep, "SGD", jax.random.split(key, 2), 200)
+    assert (found.value, found.at_edge) == (RATES[0], True)
+
+
+def test_where_batches_do_not_differ_there_is_no_noise(key):
+    task = lopt.tasks.Quadratic(jnp.ones(3), jnp.zeros(3))
+    keys, optimizer = jax.random.split(key, 2), optax.sgd(0.1)
+    seen, states = watched_runs(task, optimizer, None, keys, (0, 2, 5))
+    assert seen.loss.shape == (2, 5)
+    found = noise_at(task, optimizer, keys, states[-1], 5, 4)
+    assert found.gradients == found.updates == (None, None)
+
+
+def test_an_optimizer_for_other_tensors_says_so(key):
+    rates = lopt.learned.per_tensor({"weight": 0.1, "bias": 0.01})
+    learned = lopt.learnable(optax.sgd, learning_rate=rates)
+    assert "weight" in unfit(learned, learned.init(key))
+    plain = lopt.LearnableSGD(0.1)
+    assert unfit(plain, plain.init(key)) == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nowhere"], "holds no run"),
+        (["untrained"], "weights.safetensors"),
+        (["untrained", "--seeds", "0"], "seeds=0"),
+        (["untrained", "--steps", "3"], "steps=3"),
+        (["untrained", "--seed", "-1"], "--seed -1"),
+    ],
+)
+def test_mistakes_are_said_in_a_line_before_anything_is_written(
+    arguments, words, monkeypatch, tmp_path, capsys
+):
+    create(tmp_path / "untrained", str(RECIPE))
+    with pytest.raises(SystemExit) as stopped:
+        command(monkeypatch, tmp_path, *arguments)
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert len(error.strip().splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["untrained"]
+
+
+def test_the_optimizer_of_the_symmetry_study(key):
+    experiment = l2o.experiment(dataset="digits")
+    leaves = jax.tree.leaves(experiment.learned.init(key))
+    assert sum(leaf.size for leaf in leaves) == 5301
+    assert experiment.evaluations[1].horizon == 1000
+    data = lopt.load_images("digits")
+    for activation in (*l2o.ACTIVATIONS, l2o.BATCH_NORM):
+        task = l2o.network_task(data, activation, (20,), 16)
+        params = jax.eval_shape(task.init, key)
+        expected = 64 * 20 + 20 + 20 * 10 + 10 + 40 * (activation == l2o.BATCH_NORM)
+        assert sum(leaf.size for leaf in jax.tree.leaves(params)) == expected
+    with pytest.raises(ValueError, match="'tanh' must be one of sigmoid, relu, leaky_relu or"):
+        l2o.experiment("tanh", dataset="digits")
+
+
+def test_its_meta_loss_is_the_mean_of_log_losses(key):
+    task = lopt.tasks.Quadratic(jnp.ones(2), jnp.zeros(2))
+    learned = lopt.LearnableSGD(0.1)
+    theta = learned.init(key)
+    inner = lopt.InnerTraining(task, learned, 4, l2o.log_loss)
+    plain = lopt.InnerTraining(task, learned, 4)
+    losses, _ = plain.advance(theta, plain.begin(theta, key), 4)
+    np.testing.assert_allclose(inner.meta_loss(theta, key), jnp.log(losses).mean(), rtol=1e-6)
