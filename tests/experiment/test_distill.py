@@ -23,7 +23,7 @@ from lopt.symbolic.serial import from_json
 TINY = ("optimizer=small_rnnprop", "dataset=digits", "outer_steps=2", "horizon=20")
 TINY += ("truncation=10", "particles=1", "hidden=(6,)")
 ARGUMENTS = ("--rows", "900", "--steps", "30", "--history", "1", "--seeds", "1")
-ARGUMENTS += ("--search", "template", "--search-rows", "300")
+ARGUMENTS += ("--search", "template", "--search-rows", "200", "--also", "time")
 
 # Optax's Adam, in baselines and outside.
 pytestmark = pytest.mark.standard_promotion
@@ -98,7 +98,7 @@ def test_a_second_start_uses_what_was_found(run, distilled):
 def test_other_settings_need_another_folder(run, distilled):
     with pytest.raises(ValueError, match="another search_rows"):
         check_settings(
-            distilled, run, DistillSettings(900, 30, 1, None, None, ("template",), 1, 200)
+            distilled, run, DistillSettings(900, 30, 1, ("time",), None, ("template",), 1, 300)
         )
 
 

@@ -10,9 +10,11 @@ from rich.console import Console
 
 from lopt.experiment.cache import check_seed, prepare_jax
 from lopt.experiment.cli_dynamics import dynamics
+from lopt.experiment.cli_symmetry import symmetry
 
 probe = tyro.extras.SubcommandApp()
 probe.command(dynamics)
+probe.command(symmetry)
 
 
 @probe.command

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table as TextTable
 
 from lopt.experiment.distill_figures import draw_fit, draw_front, draw_responses, draw_roll_outs
-from lopt.experiment.distill_run import Report, loss_ratios
+from lopt.experiment.distill_run import ENOUGH, Report, loss_ratios
 from lopt.experiment.files import write_bytes, write_json
 from lopt.experiment.page import Picture, Rows, Section, Text, write_page
 from lopt.symbolic.export import to_latex, to_numpy_source, to_text, to_torch_source
@@ -71,6 +71,11 @@ def summary(report: Report, shown: Expression) -> dict[str, Any]:
         },
         "temporal_perception_field": {one.feature: one.field for one in report.perception},
         "lags_that_take_part": {one.feature: one.participation for one in report.perception},
+        "mapping_complexity": {
+            "r2": ENOUGH,
+            "nodes_of_an_equation": report.complexity[0],
+            "weights_of_a_network": report.complexity[1],
+        },
         "roll_out": [
             {**comparison.summary(), "loss_over_network": dict(loss_ratios(comparison))}
             for comparison in report.comparisons

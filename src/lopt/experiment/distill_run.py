@@ -29,13 +29,19 @@ from lopt.symbolic import Output, in_place_of, symbolic_optimizer
 from lopt.symbolic.distill import Distillation, distill
 from lopt.symbolic.expression import Expression, Variable, rename
 from lopt.symbolic.gplearn_search import GplearnSearch
-from lopt.symbolic.metrics import Perception, perception_of_expression
+from lopt.symbolic.metrics import (
+    Perception,
+    equation_complexity,
+    network_complexity,
+    perception_of_expression,
+)
 from lopt.symbolic.operon import OperonSearch
 from lopt.symbolic.pysr_search import PysrSearch
 from lopt.symbolic.record import RAW_GRADIENT
 from lopt.symbolic.score import Ceiling, Loss, ablate, ceiling
 from lopt.symbolic.search import AbstractSearch
 from lopt.symbolic.serial import from_json, to_json
+from lopt.symbolic.split import sample
 from lopt.symbolic.table import Table
 from lopt.symbolic.template import TemplateSearch
 
@@ -53,6 +59,8 @@ MOMENTA = (
     "momentum_0.98_normalised",
     "time",
 )
+# The R2 that mapping complexity asks for.
+ENOUGH = 0.9
 TABLE, SETTINGS = "table.npz", "distill.json"
 Say = Callable[[int, int, str], None]
 
@@ -116,11 +124,11 @@ class Kept(AbstractSearch):
     def search(self, table: Table, seed: int) -> list[Expression]:
         """Returns what was found before, or searches."""
         path = self.folder / f"{seed}.json"
-        if path.exists():
-            return [from_json(data) for data in read_json(path)]
-        found = self.one.search(table, seed)
-        write_json(path, [to_json(expression) for expression in found])
-        return found
+        if not path.exists():
+            found = self.one.search(table, seed)
+            write_json(path, [to_json(expression) for expression in found])
+        # Read back also when just written: a second start continues with the same numbers.
+        return [from_json(data) for data in read_json(path)]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -134,6 +142,8 @@ class Report:
         ceiling: what a black box explains of the same rows.
         ablation: what the equation loses without each feature.
         perception: how far back it looks.
+        complexity: nodes of the shortest equation, and weights of the smallest network, that
+            explain `ENOUGH` of the variance; infinite if none does.
         learned, theta: the optimizer with the equation in the network's place.
         comparisons: both of them trained on the run's evaluations, beside tuned baselines.
     """
@@ -144,6 +154,7 @@ class Report:
     ceiling: Ceiling
     ablation: tuple[Loss, ...]
     perception: tuple[Perception, ...]
+    complexity: tuple[float, float]
     learned: Coordinatewise
     theta: Theta
     comparisons: tuple[Comparison, ...]
@@ -204,13 +215,27 @@ def distill_run(
     say(total - 2, total, "what each feature is for")
     ablation = ablate(expression, found.splits.train, found.splits.test)
     perception = perception_of_expression(expression, found.splits.test)
+    few = {name: sample(side, settings.search_rows, settings.seed) for name, side in sides.items()}
+    complexity = (
+        equation_complexity(found.front, found.splits.validation, ENOUGH, "validation"),
+        network_complexity(few, ENOUGH, seed=settings.seed),
+    )
     distilled, weights = replacement(learned, theta, expression, table)
     storage.save(out / "weights.safetensors", distilled, weights)
     say(total - 1, total, "training with the equation")
     comparisons = roll_out(experiment, learned, theta, distilled, weights)
     say(total, total, "done")
     return Report(
-        experiment, table, found, top, ablation, perception, distilled, weights, comparisons
+        experiment=experiment,
+        table=table,
+        found=found,
+        ceiling=top,
+        ablation=ablation,
+        perception=perception,
+        complexity=complexity,
+        learned=distilled,
+        theta=weights,
+        comparisons=comparisons,
     )
 
 
@@ -261,7 +286,7 @@ def recorded(
         show_progress=show_progress,
     )
     save_table(path, table)
-    return table
+    return load_table(path)
 
 
 def remembers(learned: Coordinatewise, theta: Theta) -> bool:
