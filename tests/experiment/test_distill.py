@@ -86,6 +86,7 @@ def test_the_equation_is_an_optimizer(distilled, key):
     assert float(jnp.abs(updates["w"]).max()) > 0
 
 
+@pytest.mark.slow
 def test_a_second_start_uses_what_was_found(run, distilled):
     before = (distilled / "report.json").read_text()
     times = {path: path.stat().st_mtime_ns for path in distilled.rglob("*.npz")}

@@ -1,4 +1,4 @@
-"""The published large task: a rule's constants tuned on ResNet-50, on images of CIFAR-10's shape."""
+"""The published large task: a rule's constants tuned on ResNet-50, on images like CIFAR-10's."""
 
 import jax
 import numpy as np

@@ -1,0 +1,159 @@
+"""Cost of watching symmetries, and what keeping them costs a learned optimizer. Run by hand.
+
+Recording every step of the digits MLP (64-32-10, batch 128), in turns with a plain unroll. And a
+small rule meta-trained with penalties on symmetry breaking, or with its updates projected, all with
+equal budgets, on a digits MLP with 20 ReLU units. For example:
+
+    python benchmarks/symmetry.py cost
+    python benchmarks/symmetry.py tradeoff
+"""
+
+import statistics
+import sys
+import time
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from common import show
+
+import lopt
+from lopt.analysis.dynamics import UpdateHistogram
+from lopt.analysis.symmetry import (
+    SymmetryPenalty,
+    SymmetryProbe,
+    broken_component,
+    remove_breaking,
+    symmetries,
+)
+
+STEPS, REPEATS = 200, 40
+HORIZON, TRUNCATION, PARTICLES, OUTER_STEPS, SEEDS = 100, 20, 8, 200, 10
+STRENGTHS = (0.0, 0.3, 1.0, 3.0, 10.0)
+
+
+class Recorded(eqx.Module):
+    """The loss, which the plain unroll records as well, and more."""
+
+    more: eqx.Module
+
+    def __call__(self, step):
+        return step.loss, self.more(step)
+
+
+def cost() -> None:
+    task = lopt.tasks.mlp_classification(lopt.load_images("digits"), (32,), batch_size=128)
+    key = jax.random.key(0)
+    generators = symmetries(task, key).generators
+    records = {
+        "plain": lopt.loss_of,
+        "SymmetryProbe": Recorded(SymmetryProbe(generators)),
+        "UpdateHistogram": Recorded(UpdateHistogram()),
+    }
+    learned = lopt.small_mlp()
+    optimizers = {
+        "SGD": optax.sgd(0.1),
+        "Adam": optax.adam(0.01),
+        "small_mlp": learned.optimizer(learned.init(key)),
+    }
+    rows = []
+    for name, optimizer in optimizers.items():
+        state = lopt.start(task, optimizer, task.init(key), key)
+        times = {record: [] for record in records}
+        for i in range(REPEATS + 1):
+            for record, function in records.items():
+                began = time.perf_counter()
+                done = lopt.unroll(task, optimizer, state, STEPS, record=function)
+                jax.block_until_ready(done)
+                if i:  # the first compiles
+                    times[record].append(time.perf_counter() - began)
+        plain = times.pop("plain")
+        cells = [f"{1e6 * statistics.median(plain) / STEPS:.0f}"]
+        for seconds in times.values():
+            ratios = [a / b for a, b in zip(seconds, plain, strict=True)]
+            cells.append(f"{statistics.median(ratios):.2f} ({min(seconds) / min(plain):.2f})")
+        rows.append([name, *cells])
+    show(
+        "Recording every step: median ratio (and that of the fastest), at most 1.3",
+        ["", "µs a step", "SymmetryProbe", "UpdateHistogram"],
+        rows,
+    )
+
+
+class Projected(lopt.AbstractLearnedOptimizer):
+    """Another, whose updates have no component along tangents of symmetries."""
+
+    one: lopt.AbstractLearnedOptimizer
+    generators: tuple
+
+    def init(self, key):
+        return self.one.init(key)
+
+    def begin(self, theta, params):
+        return self.one.begin(theta, params)
+
+    def update(self, theta, grads, state, params=None, *, value=None, **extra):
+        updates, state = self.one.update(theta, grads, state, params, value=value, **extra)
+        broken = broken_component(self.generators, params, updates)
+        return jax.tree.map(jnp.subtract, updates, broken), state
+
+
+def tradeoff() -> None:
+    task = lopt.tasks.mlp_classification(lopt.load_images("digits"), (20,), batch_size=128)
+    key = jax.random.key(0)
+    generators = symmetries(task, key).generators
+    learned = lopt.small_mlp()
+    rows = []
+
+    def row(name, optimizer, seconds):
+        loss, deviations = evaluate(task, optimizer, generators)
+        rows.append([name, f"{loss:.4f}", *(f"{size:.2g}" for size in deviations)])
+        rows[-1].append(f"{seconds:.0f}")
+        print(rows[-1], flush=True)
+
+    for strength in STRENGTHS:
+        objective = SymmetryPenalty(generators, strength, "cosine")
+        theta, seconds = meta_train(task, learned, objective)
+        optimizer = learned.optimizer(theta)
+        row(f"penalty {strength:g}", optimizer, seconds)
+        if not strength:
+            for share in (0.5, 0.9, 1.0):
+                projected = remove_breaking(optimizer, generators, share)
+                row(f"no penalty, {share:g} removed when used", projected, 0.0)
+    projected = Projected(learned, generators)
+    theta, seconds = meta_train(task, projected, lopt.train_loss)
+    row("meta-trained with all of it removed", projected.optimizer(theta), seconds)
+    headings = ["", "final loss", *(g.kind for g in generators), "seconds of meta-training"]
+    show(f"Normalised deviation, mean over {HORIZON} steps and {SEEDS} seeds", headings, rows)
+
+
+def meta_train(task, learned, objective):
+    inner = lopt.InnerTraining(task, learned, HORIZON, objective)
+    meta = lopt.Mean(lopt.PES(inner, TRUNCATION, 0.01), PARTICLES)
+    outer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(3e-3))
+    began = time.perf_counter()
+    state = lopt.start(meta, outer, learned.init(jax.random.key(1)), jax.random.key(2))
+    state, _ = lopt.unroll(meta, outer, state, OUTER_STEPS)
+    return jax.block_until_ready(state.params), time.perf_counter() - began
+
+
+def evaluate(task, optimizer, generators):
+    record = Recorded(SymmetryProbe(generators))
+
+    @jax.jit
+    def runs(keys):
+        def run(key):
+            state = lopt.start(task, optimizer, task.init(key), key)
+            return lopt.unroll(task, optimizer, state, HORIZON, record=record)[1]
+
+        return jax.vmap(run)(keys)
+
+    losses, readings = runs(jax.random.split(jax.random.key(3), SEEDS))
+    sizes = [float(readings[g.name].updates.cosine.mean()) for g in generators]
+    return float(losses[:, -10:].mean()), sizes
+
+
+if __name__ == "__main__":
+    for word in sys.argv[1:] or ["cost", "tradeoff"]:
+        {"cost": cost, "tradeoff": tradeoff}[word]()
