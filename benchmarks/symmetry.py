@@ -30,7 +30,7 @@ from lopt.analysis.symmetry import (
 
 STEPS, REPEATS = 200, 40
 HORIZON, TRUNCATION, PARTICLES, OUTER_STEPS, SEEDS = 100, 20, 8, 200, 10
-STRENGTHS = (0.0, 0.3, 1.0, 3.0, 10.0)
+STRENGTHS = (0.0, 0.03, 0.1, 0.3, 1.0)
 
 
 class Recorded(eqx.Module):
@@ -39,6 +39,7 @@ class Recorded(eqx.Module):
     more: eqx.Module
 
     def __call__(self, step):
+        """Returns both."""
         return step.loss, self.more(step)
 
 
@@ -88,12 +89,15 @@ class Projected(lopt.AbstractLearnedOptimizer):
     generators: tuple
 
     def init(self, key):
+        """Returns the weights of the one."""
         return self.one.init(key)
 
     def begin(self, theta, params):
+        """Returns the state of the one."""
         return self.one.begin(theta, params)
 
     def update(self, theta, grads, state, params=None, *, value=None, **extra):
+        """Returns its updates, projected."""
         updates, state = self.one.update(theta, grads, state, params, value=value, **extra)
         broken = broken_component(self.generators, params, updates)
         return jax.tree.map(jnp.subtract, updates, broken), state
@@ -103,7 +107,7 @@ def tradeoff() -> None:
     task = lopt.tasks.mlp_classification(lopt.load_images("digits"), (20,), batch_size=128)
     key = jax.random.key(0)
     generators = symmetries(task, key).generators
-    learned = lopt.small_mlp()
+    learned = lopt.small_mlp(step_multiplier=0.03)
     rows = []
 
     def row(name, optimizer, seconds):

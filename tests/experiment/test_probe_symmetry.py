@@ -1,16 +1,25 @@
 """Watching which symmetries a run's optimizer breaks: what must be zero is, and what must not."""
 
+import dataclasses
 import json
 import re
 import shutil
 from pathlib import Path
 
+import equinox as eqx
 import numpy as np
 import pytest
 
-from lopt.experiment import cli, cli_symmetry, storage
+from lopt.experiment import (
+    cli,
+    cli_symmetry,
+    probe_symmetry_figures,
+    probe_symmetry_report,
+    storage,
+)
 from lopt.experiment.probe_symmetry import SymmetrySettings, kept_thetas, probe_symmetry
-from lopt.experiment.probe_symmetry_figures import over_steps
+from lopt.experiment.probe_symmetry_figures import draw_meta_training, over_steps
+from lopt.experiment.probe_symmetry_report import numbers_of
 from lopt.experiment.train import create, reopen, train
 
 QUADRATIC = Path(__file__).with_name("tiny_recipe.py")
@@ -58,6 +67,8 @@ def written(run, result, tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lopt.experiment.probe_symmetry.probe_symmetry", lambda *_: result)
+        for module in (probe_symmetry_figures, probe_symmetry_report):
+            patch.setattr(module, "MOST_ROWS", 1)  # drawing takes as long as computing
         command(patch, folder, run, "--steps", 12, "--seeds", 2, "--outer-steps", 4)
     return folder / "probes" / "run"
 
@@ -90,6 +101,7 @@ def test_the_page_needs_no_other_file(written):
     for name in ("losses", "deviations", "nearly", "meta_training", "stages"):
         assert (written / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert sum(1 for _ in written.iterdir()) == 7
+    assert re.search(r"[1-9] more are in symmetry\.json", page)
 
 
 def test_symmetries_that_an_epsilon_breaks_are_apart(report):
@@ -148,12 +160,18 @@ def test_meta_training_is_done_again_as_it_was(run, result):
     assert (learned == result.stages[4].symmetries[SCALE].updates.normalised).all()
 
 
-def test_runs_without_checkpoints_and_meta_training_are_fine(run, tmp_path):
+def test_what_there_is_none_of_is_left_out(run, result, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints")
-    found = probe_symmetry(tmp_path / "run", SymmetrySettings(12, 2, 0, 0), show_progress=False)
-    assert found.replay is None
-    assert list(found.stages) == [0]
+    assert list(kept_thetas(reopen(run), tmp_path / "run")) == [0]
+    # No checkpoints, no outer steps done again, nothing that holds nearly.
+    found = eqx.tree_at(lambda found: found.nearly, result.found, ())
+    stages = {0: result.stages[0]}
+    less = dataclasses.replace(result, found=found, stages=stages, outer_steps=0, replay=None)
+    report = numbers_of(less)
+    assert all(one["meta_training"]["again"] is None for one in report["symmetries"])
+    assert all(one["holds"] == "exactly" for one in report["symmetries"])
+    assert draw_meta_training(less, found.generators[:1]).startswith(b"\x89PNG")
 
 
 def test_bad_input_is_one_error_before_anything_is_written(run, tmp_path, monkeypatch, capsys):
@@ -169,8 +187,8 @@ def test_bad_input_is_one_error_before_anything_is_written(run, tmp_path, monkey
     assert "outer_steps=-1" in said(run, "--outer-steps", -1)
     assert "--seed -1" in said(run, "--seed", -1)
     assert "holds no run" in said(tmp_path)
-    train(create(tmp_path / "q", str(QUADRATIC), ["outer_steps=2"]), tmp_path / "q",
-          show_progress=False)  # fmt: skip
+    quadratic = create(tmp_path / "q", str(QUADRATIC), ["outer_steps=2"])
+    train(quadratic, tmp_path / "q", show_progress=False)
     assert "(Quadratic) have no continuous symmetry" in said(tmp_path / "q")
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "symmetry.json").touch()
