@@ -81,7 +81,7 @@ class Coordinatewise(AbstractLearnedOptimizer):
 
     def begin(self, theta: Theta, params: Params) -> CoordinatewiseState:
         """Returns empty accumulators and the rule's initial memory."""
-        groups = self._groups([_tensor(leaf) for leaf in jax.tree.leaves(params)])
+        groups = self.groups([as_tensor(leaf) for leaf in jax.tree.leaves(params)])
         return CoordinatewiseState(
             jnp.zeros((), jnp.int32),
             tuple(self.features.begin(group.tensors) for group in groups),
@@ -124,13 +124,13 @@ class Coordinatewise(AbstractLearnedOptimizer):
                     f"Coordinatewise.update(grads) has an array of shape {jnp.shape(grad)} where "
                     f"params has {jnp.shape(leaf)}; pass the gradient at these params."
                 )
-        groups = self._groups([_tensor(leaf) for leaf in leaves])
+        groups = self.groups([as_tensor(leaf) for leaf in leaves])
         if _shapes(state) != _shapes(jax.eval_shape(self.begin, theta, params)):
             raise ValueError(
                 "Coordinatewise.update(state) is not a state of these params; "
                 "begin with optimizer.init(params)."
             )
-        slopes = [_tensor(grad) for grad in jax.tree.leaves(grads)]
+        slopes = [as_tensor(grad) for grad in jax.tree.leaves(grads)]
         updates, accumulators, memories = list(leaves), [], []
         for group, old, memory in zip(groups, state.features, state.memory, strict=True):
             like = group.tensors[0]
@@ -147,13 +147,13 @@ class Coordinatewise(AbstractLearnedOptimizer):
         state = CoordinatewiseState(state.step + 1, tuple(accumulators), tuple(memories))
         return jax.tree.unflatten(structure, updates), state
 
-    def _groups(self, tensors: list[Tensor]) -> list["_Group"]:
-        """Returns the tensors in groups: all small ones of a dtype, and each large one."""
+    def groups(self, tensors: list[Tensor]) -> list["Group"]:
+        """Returns tensors in groups: all small ones of a dtype, and each large one."""
         together: dict[Any, list[int]] = {}
         for i in sorted(range(len(tensors)), key=lambda i: tensors[i].ndim > 1):
             large = tensors[i].size > self.block_size
             together.setdefault(i if large else tensors[i].dtype, []).append(i)
-        return [_Group(places, [tensors[i] for i in places]) for places in together.values()]
+        return [Group(places, [tensors[i] for i in places]) for places in together.values()]
 
     def _together(
         self,
@@ -208,13 +208,14 @@ class Coordinatewise(AbstractLearnedOptimizer):
         return jax.lax.rsqrt(1e-5 + moments) if self.normalise else jnp.ones_like(moments)
 
 
-class _Group(NamedTuple):
+class Group(NamedTuple):
     """Tensors that features and rule see together, and their places in tree order."""
 
     places: list[int]
     tensors: list[Tensor]
 
     def pick(self, arrays: list[Tensor]) -> list[Tensor]:
+        """Returns the group's part of a list of all tensors."""
         return [arrays[i] for i in self.places]
 
 
@@ -238,7 +239,7 @@ def _concatenate(
     return jnp.concatenate([jnp.broadcast_to(s, (len(s), *shape)) for s in scaled])
 
 
-def _tensor(leaf: Tensor) -> Tensor:
+def as_tensor(leaf: Tensor) -> Tensor:
     """Gives a scalar one axis, and a half-precision array the precision of accumulators."""
     array = jnp.atleast_1d(leaf)
     if not jnp.issubdtype(array.dtype, jnp.floating):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from lopt.core.coordinatewise import Coordinatewise, CoordinatewiseState, _tensor
+from lopt.core.coordinatewise import Coordinatewise, CoordinatewiseState, as_tensor
 from lopt.core.learned import AbstractLearnedOptimizer, AbstractRule, Columns
 from lopt.core.task import AbstractTaskFamily
 from lopt.core.types import Key, Params, State, Theta
@@ -117,7 +117,7 @@ class Recorder(eqx.Module):
             learned.block_size,
         )
         _, state = open_rule.update(self.theta, step.grads, step.opt_state, step.params)
-        groups = learned._groups([_tensor(leaf) for leaf in jax.tree.leaves(step.params)])
+        groups = learned.groups([as_tensor(leaf) for leaf in jax.tree.leaves(step.params)])
         parts: dict[int, Float[Array, "column _place"]] = {}
         for group, seen in zip(groups, state.memory, strict=True):
             flat, first = seen.reshape(len(seen), -1), 0
