@@ -1,6 +1,7 @@
 """Sphinx: Markdown pages by MyST, API pages from docstrings."""
 
 import importlib.metadata
+import re
 
 project = "lopt"
 author = "The lopt founders"
@@ -52,6 +53,12 @@ def shorten(app, what, name, obj, options, signature, returned):
     return replace(signature), replace(returned)
 
 
+def escape_bars(app, what, name, obj, options, lines):
+    """Lets |u| be an absolute value, and not a substitution."""
+    lines[:] = [line if ">>>" in line else re.sub(r"(?<!`)\|(?!`)", r"\\|", line) for line in lines]
+
+
 def setup(app):
     """Called by Sphinx."""
+    app.connect("autodoc-process-docstring", escape_bars)
     app.connect("autodoc-process-signature", shorten)

@@ -73,6 +73,7 @@ def is_finite(tree):
 # ---------------------------------------------------------------------------------------------
 
 LEARNED = {
+    "PerTensorType": lambda: lopt.learned.PerTensorType(lopt.dm(hidden=(3,))),
     "learnable": lambda: lopt.learnable(optax.sgd, learning_rate=0.1),
     "Learnable": lambda: lopt.learnable(optax.adam, learning_rate=0.1, b1=0.8),
 }

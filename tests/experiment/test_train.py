@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from lopt.experiment.train import (
     skipped_steps,
     train,
 )
+from lopt.learned import LearnableSGD
 
 RECIPE = Path(__file__).with_name("tiny_recipe.py")
 
@@ -277,10 +279,13 @@ class TestBadInput:
             create(run, str(RECIPE))
 
 
-def test_recipes_that_come_along_can_be_built():
+def test_recipes_that_come_along_can_be_built(tmp_path):
     assert "digits" in recipe_names()
+    learned = LearnableSGD()
+    storage.save(tmp_path / "start.safetensors", learned, learned.init(jax.random.key(0)))
+    needed = {"transfer": (f"start={tmp_path / 'start.safetensors'}",)}
     for name in recipe_names():
-        assert build(name).outer_steps > 0
+        assert build(name, needed.get(name, ())).outer_steps > 0
 
 
 def test_a_run_is_evaluated_and_a_second_start_compiles_nothing(tmp_path, environment):
