@@ -130,6 +130,7 @@ def test_the_rule_is_tuned_on_a_convolutional_network(distilled, tmp_path):
         app.cli(args=["tune", str(distilled), *words, "--run", str(tuned)])
 
 
+@pytest.mark.slow
 def test_a_network_is_trained_on_on_another_task(run, tmp_path):
     words = ["--set", "outer_steps=1", "--set", "horizon=4", "--set", "truncation=2"]
     words += ["--set", "particles=1", "--set", "seeds=0", "--run", str(tmp_path / "on")]

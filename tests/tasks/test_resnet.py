@@ -234,6 +234,7 @@ def test_it_learns_and_inference_follows():
     assert accuracy > 0.8
 
 
+@pytest.mark.slow
 def test_running_statistics_cross_the_border_of_a_window():
     """The published code overwrote them with noise, then crashed at the second window."""
     task = make_task(channels=(4,), blocks=(1,), augmentation=True)

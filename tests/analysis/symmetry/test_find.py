@@ -33,6 +33,7 @@ def test_of_a_perceptron(key):
     assert "translation of .layers[1].weight: slope" in str(tanh)
 
 
+@pytest.mark.slow
 def test_of_batch_norm_scale_holds_nearly(key):
     task = lopt.tasks.BatchNormClassification(images(4), (6, 5))
     found = symmetries(task, key)
@@ -71,6 +72,7 @@ def test_of_attention_and_layer_norm(key):
     assert [g.name for g in found.nearly] == ["scale of all .hidden.weight"]
 
 
+@pytest.mark.slow
 def test_of_a_foreign_loss_by_numbers_alone(key):
     # Squared ReLU, in a dict, on a squared error: rescaling of degree 2 and nothing else.
     first, second, bias = (
