@@ -88,8 +88,7 @@ def test_no_refit_loses_more_than_everything():
     tables = make_tables(lambda f, old, g: f / (1 + 1e6 * g * g))
     expression = make_expression(("divide", F, ("add", 1.0, ("multiply", 1e6, ("square", G)))))
     for loss in ablate(expression, tables["train"], tables["test"]):
-        # All of R2, and what the mean of one side is off on the other.
-        assert loss.refitted <= 1.05
+        assert loss.refitted <= 1.02
 
 
 def test_lags_of_a_feature_go_together():

@@ -8,6 +8,7 @@ import tyro
 from rich.console import Console
 
 from lopt.experiment.cache import check_seed, prepare_jax
+from lopt.experiment.probe_host import folder_of
 
 DYNAMICS_FILES = ("dynamics.json", "dynamics.html")
 
@@ -29,9 +30,6 @@ def dynamics(
         seed: of everything random.
         out: the folder of the results; probes/RUN, numbered if need be, by default.
     """
-    # That file registers this command.
-    from lopt.experiment.cli_probe import folder_of
-
     folder = folder_of(run.resolve().name, out, DYNAMICS_FILES)
     check_seed(seed)
     prepare_jax()

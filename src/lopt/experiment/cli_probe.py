@@ -11,6 +11,7 @@ from rich.console import Console
 from lopt.experiment.cache import check_seed, prepare_jax
 from lopt.experiment.cli_dynamics import dynamics
 from lopt.experiment.cli_symmetry import symmetry
+from lopt.experiment.probe_host import folder_of
 
 probe = tyro.extras.SubcommandApp()
 probe.command(dynamics)
@@ -164,16 +165,3 @@ def horizon(
 
 ESTIMATOR_FILES = ("probe.json", "probe.png")
 HORIZON_FILES = ("horizon.json", "horizon.png")
-
-
-def folder_of(name: str, out: Path | None, files: tuple[str, ...]) -> Path:
-    """Returns where results go: a folder given, or one that holds none yet."""
-    if out is not None:
-        if any((out / file).exists() for file in files):
-            raise FileExistsError(f"{out} already holds a probe; give another folder with --out.")
-        return out
-    base = Path("probes") / Path(name).stem
-    folder, number = base, 2
-    while any((folder / file).exists() for file in files):
-        folder, number = base.with_name(f"{base.name}-{number}"), number + 1
-    return folder

@@ -7,6 +7,7 @@ import tyro
 from rich.console import Console
 
 from lopt.experiment.cache import check_seed, prepare_jax
+from lopt.experiment.probe_host import folder_of
 
 SYMMETRY_FILES = ("symmetry.json", "symmetry.html")
 
@@ -31,9 +32,6 @@ def symmetry(
         seed: of everything random, but for the meta-training, which has the run's.
         out: the folder of the results; probes/RUN, numbered if need be, by default.
     """
-    # That file registers this command.
-    from lopt.experiment.cli_probe import folder_of
-
     folder = folder_of(run.resolve().name, out, SYMMETRY_FILES)
     check_seed(seed)
     prepare_jax()

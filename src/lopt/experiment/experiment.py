@@ -3,9 +3,11 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 
+import jax
 import optax
 
 from lopt.core.estimator import AbstractGradientEstimator
+from lopt.core.inner import InnerTraining
 from lopt.core.learned import AbstractLearnedOptimizer
 from lopt.core.task import AbstractStatefulTask
 from lopt.core.types import Scalar, Theta
@@ -70,6 +72,11 @@ class Experiment:
     record: Callable[[Step], Mapping[str, Scalar]] | None = None
     initial: Theta | None = None
     initial_digest: str = ""
+
+    def inner_training(self) -> InnerTraining | None:
+        """Returns the first inner training in the estimator, or None if it has none."""
+        nodes = jax.tree.leaves(self.meta, is_leaf=lambda node: isinstance(node, InnerTraining))
+        return next((node for node in nodes if isinstance(node, InnerTraining)), None)
 
     def __post_init__(self) -> None:
         for name in ("outer_steps", "steps_per_chunk"):

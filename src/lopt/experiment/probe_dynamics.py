@@ -11,7 +11,6 @@ from pathlib import Path
 import jax
 import optax
 from jaxtyping import Array, Float
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from lopt.analysis.dynamics import (
     Companions,
@@ -46,6 +45,7 @@ from lopt.experiment.probe_dynamics_watch import (
     tuned_rate,
     watched_runs,
 )
+from lopt.experiment.probe_host import stages_of
 from lopt.experiment.record_run import inner_training
 from lopt.experiment.train import reopen
 
@@ -154,22 +154,9 @@ def probe_dynamics(
     inner = inner_training(experiment, folder)
     steps = settings.steps or max(SHORTEST, min(inner.horizon, LONGEST))
     check_length(f"lopt probe dynamics --steps {steps}", steps, learned.made_for())
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        disable=not show_progress,
-        transient=True,
-    )
-    with bar:
-        # Two rates for each reference; two parts for each optimizer; the rule.
-        total = 2 * len(REFERENCES) + 2 * (1 + len(REFERENCES)) + 1
-        task = bar.add_task("tracing", total=total)
-
-        def say(text: str) -> None:
-            bar.update(task, advance=1, description=text)
-
+    # Two rates for each reference; two parts for each optimizer; the rule.
+    total = 2 * len(REFERENCES) + 2 * (1 + len(REFERENCES)) + 1
+    with stages_of(total, show_progress) as say:
         return _probe(inner, learned, theta, settings, steps, say)
 
 

@@ -61,12 +61,10 @@ def subject(
             raise ValueError(f"--set changes fields of recipes, and {name} is a task.")
         inner = InnerTraining(tasks[name](), LearnableAdam(0.01), longest)
     elif name in recipe_names() or name.endswith(".py"):
-        meta = build(name, settings).meta
-        nodes = jax.tree.leaves(meta, is_leaf=lambda node: isinstance(node, InnerTraining))
-        found = [node for node in nodes if isinstance(node, InnerTraining)]
-        if not found:
+        found = build(name, settings).inner_training()
+        if found is None:
             raise ValueError(f"The estimator of recipe {name} has no InnerTraining to probe.")
-        inner = found[0]
+        inner = found
     else:
         raise FileNotFoundError(
             f"There is no recipe or task {name!r}; recipes are {', '.join(recipe_names())}, or "

@@ -6,9 +6,8 @@ few steps with that of every outer step, while the beginning of the run's meta-t
 again. The study is that of Sobotka et al. 2024 (arXiv:2312.07174).
 """
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from lopt.analysis.symmetry import Symmetries, symmetries
 from lopt.core.checks import check_integer, check_length
@@ -28,6 +26,7 @@ from lopt.estimators import particle_mesh
 from lopt.experiment import storage
 from lopt.experiment.experiment import Experiment
 from lopt.experiment.probe_dynamics_watch import REFERENCES, Keys, Rate, tuned_rate
+from lopt.experiment.probe_host import stages_of
 from lopt.experiment.probe_symmetry_watch import Course, EachTheta, Watch, watched
 from lopt.experiment.record_run import inner_training
 from lopt.experiment.train import guarded, reopen
@@ -129,7 +128,7 @@ def probe_symmetry(
     again = min(settings.outer_steps, experiment.outer_steps)
     thetas = kept_thetas(experiment, folder)
     total = 2 + 2 * len(REFERENCES) + len(thetas) + len(_chunks(again))
-    with _progress(total, show_progress) as say:
+    with stages_of(total, show_progress) as say:
         say("finding symmetries")
         found = find_symmetries(inner.tasks, find_key, folder)
         watch = Watch((*found.generators, *found.nearly))
@@ -239,18 +238,3 @@ def _begin(experiment: Experiment, optimizer: Any) -> TrainState:
     """Returns the state that meta-training began with."""
     run_key = jax.random.split(jax.random.key(experiment.seed))[1]
     return start(experiment.meta, optimizer, _initial(experiment), run_key)
-
-
-@contextlib.contextmanager
-def _progress(total: int, show: bool) -> Iterator[Callable[[str], None]]:
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        disable=not show,
-        transient=True,
-    )
-    task = bar.add_task("tracing", total=total)
-    with bar:
-        yield lambda text: bar.update(task, advance=1, description=text)

@@ -160,11 +160,10 @@ def record_run(
 
 def inner_training(experiment: Experiment, folder: Path) -> InnerTraining:
     """Returns the inner training of a run: the first in its meta-gradient estimator."""
-    nodes = jax.tree.leaves(experiment.meta, is_leaf=lambda node: isinstance(node, InnerTraining))
-    for node in nodes:
-        if isinstance(node, InnerTraining):
-            return node
-    raise ValueError(f"The estimator of the run {folder} has no InnerTraining to record.")
+    inner = experiment.inner_training()
+    if inner is None:
+        raise ValueError(f"The estimator of the run {folder} has no InnerTraining to record.")
+    return inner
 
 
 def record_series(

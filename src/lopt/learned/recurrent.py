@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from lopt.core.learned import AbstractRule, Columns, Tensor
 from lopt.core.types import Key, Theta
+from lopt.learned.rules import check_inputs
 
 Memory = tuple[tuple[Columns, Columns], ...]
 
@@ -82,11 +83,7 @@ class LSTM(AbstractRule):
         Raises:
             ValueError: if there are not `inputs` features.
         """
-        if len(columns) + len(shared) != self.inputs:
-            raise ValueError(
-                f"{self} was given {len(columns)} + {len(shared)} features; "
-                f"try inputs={len(columns) + len(shared)}."
-            )
+        check_inputs(self, self.inputs, columns, shared)
         shape = columns.shape[1:]
         common = shared.reshape(-1, *(1,) * len(shape))
         layer = jnp.concatenate([columns, jnp.broadcast_to(common, (len(shared), *shape))])

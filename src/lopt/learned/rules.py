@@ -60,17 +60,24 @@ class MLP(AbstractRule):
         Raises:
             ValueError: if there are not `inputs` features.
         """
-        if len(columns) + len(shared) != self.inputs:
-            raise ValueError(
-                f"{self} was given {len(columns)} + {len(shared)} features; "
-                f"try inputs={len(columns) + len(shared)}."
-            )
+        check_inputs(self, self.inputs, columns, shared)
         # What all coordinates share is multiplied once and joins the bias.
         own, common = theta["w0"][:, : len(columns)], theta["w0"][:, len(columns) :].T
         layer = _dense(own, theta["b0"] + shared @ common, columns)
         for i in range(1, len(self.hidden) + 1):
             layer = _dense(theta[f"w{i}"], theta[f"b{i}"], jax.nn.relu(layer))
         return layer, memory
+
+
+def check_inputs(
+    rule: AbstractRule, inputs: int, columns: Columns, shared: Float[Array, " shared"]
+) -> None:
+    """Refuses another number of features than a rule was made for."""
+    given = len(columns) + len(shared)
+    if given != inputs:
+        raise ValueError(
+            f"{rule} was given {len(columns)} + {len(shared)} features; try inputs={given}."
+        )
 
 
 def _dense(weights: Tensor, bias: Tensor, layer: Columns) -> Columns:

@@ -12,11 +12,10 @@ import numpy as np
 
 from lopt.core.checks import check_integer
 from lopt.symbolic.expression import Expression
-from lopt.symbolic.least_squares import linear_fit
 from lopt.symbolic.operators import OPERATORS
-from lopt.symbolic.search import AbstractSearch, predict
+from lopt.symbolic.search import AbstractSearch
 from lopt.symbolic.table import Table
-from lopt.symbolic.terms import Term, combine
+from lopt.symbolic.terms import Term, combine, scaled
 
 
 class GplearnSearch(AbstractSearch):
@@ -71,7 +70,7 @@ class GplearnSearch(AbstractSearch):
             regressor.fit(table.values / table.scale, table.output)
         found: list[Expression] = []
         for program in _best(regressor._programs[-1], self.length, self.per_length):
-            found += _scaled(translate(program, table), table, self.intercept)
+            found += scaled(translate(program, table), table, self.intercept)
         return found
 
 
@@ -121,22 +120,6 @@ def _best(programs: Iterable[Any], length: int, per_length: int) -> Iterator[Seq
     for _, of_length in sorted(ranked.items()):
         for fitness in sorted(of_length, reverse=True)[:per_length]:
             yield of_length[fitness]
-
-
-def _scaled(term: Term, table: Table, intercept: bool) -> Iterator[Expression]:
-    """Yields a f, and a f + b if wanted, with the least squared error on a table."""
-    bare = term.expression()
-    if bare is None or term.is_number:
-        return
-    values = predict(bare, table)
-    if not np.isfinite(values).all():
-        return
-    for columns in ([values], [values, np.ones_like(values)])[: 1 + intercept]:
-        weights = [*linear_fit(np.column_stack(columns), np.asarray(table.output, float)), 0.0]
-        scaled = combine("multiply", Term(float(weights[0])), term)
-        expression = combine("add", scaled, Term(float(weights[1]))).expression()
-        if expression is not None:
-            yield expression
 
 
 def _function(name: str, make_function: Any) -> Any:

@@ -14,9 +14,9 @@ import numpy as np
 from lopt.core.checks import check_integer
 from lopt.symbolic.expression import Expression
 from lopt.symbolic.operators import TINY
-from lopt.symbolic.search import AbstractSearch, predict
+from lopt.symbolic.search import AbstractSearch
 from lopt.symbolic.table import Table
-from lopt.symbolic.terms import Term, combine
+from lopt.symbolic.terms import Term, combine, scaled
 
 # What its options call them, and its nodes; asinh, sign, erfc, relu, cube and greater it lacks.
 NAMES = {
@@ -107,7 +107,7 @@ class OperonSearch(AbstractSearch):
                 regressor.fit(inputs, output)
             columns = dict(zip(regressor.variables_, range(len(table.columns)), strict=True))
             for tree in _best(regressor.individuals_, self.per_length):
-                found += _scaled(translate(tree, columns, table), table)
+                found += scaled(translate(tree, columns, table), table)
         return found
 
     def _settings(self) -> dict[str, Any]:
@@ -162,27 +162,6 @@ def _best(individuals: Iterable[Any], per_length: int) -> Iterator[Any]:
         # Operon minimises the negative of R2.
         for fitness in sorted(trees)[:per_length]:
             yield trees[fitness]
-
-
-def _scaled(term: Term, table: Table) -> Iterator[Expression]:
-    """Yields a f and a f + b, least squares on a table; the R2 of Operon takes them for granted."""
-    bare = term.expression()
-    if bare is None or term.is_number:
-        return
-    values = predict(bare, table)
-    if not np.isfinite(values).all():
-        return
-    slope = values @ table.output / max(float(values @ values), TINY)
-    centred = values - values.mean()
-    tilt = centred @ table.output / max(float(centred @ centred), TINY)
-    offset = table.output.mean() - tilt * values.mean()
-    for factor, constant in ((slope, 0.0), (tilt, offset)):
-        scaled = combine(
-            "add", combine("multiply", Term(float(factor)), term), Term(float(constant))
-        )
-        expression = scaled.expression()
-        if expression is not None:
-            yield expression
 
 
 def _regressor() -> Any:

@@ -16,7 +16,6 @@ from jaxtyping import Float
 from lopt.core.checks import check_integer
 from lopt.symbolic.expression import Call, Constant, Expression, Node, Variable
 from lopt.symbolic.refit import refit
-from lopt.symbolic.search import mean_squared_error
 from lopt.symbolic.select import output_variance, r_squared
 from lopt.symbolic.table import Table
 
@@ -72,8 +71,8 @@ def ablate(expression: Expression, train: Table, table: Table) -> tuple[Loss, ..
     """Measures what an equation loses without each feature of a table.
 
     Without a feature means: with every lag of it at its mean over `train`. Refitted means that all
-    constants, and those that stand for these means, are then fitted to `train`; if that is still
-    worse than the mean output, that is taken.
+    constants, and those that stand for these means, are then fitted to `train`; what such a fit
+    loses on `table` counts up to what the mean output of `train` loses, as fits may have poles.
 
     Args:
         expression: it, fitted to `train`.
@@ -84,6 +83,7 @@ def ablate(expression: Expression, train: Table, table: Table) -> tuple[Loss, ..
         One for each feature, in the order of the columns.
     """
     before = r_squared(expression, table)
+    constant = _r_squared(table, np.full(len(table), np.mean(train.output, dtype=float)))
     found = []
     for name in feature_names(table.columns):
         gone = [one for one in expression.variables if one.name == name]
@@ -93,9 +93,7 @@ def ablate(expression: Expression, train: Table, table: Table) -> tuple[Loss, ..
         means = {one: float(np.mean(train.mapping()[one], dtype=float)) for one in gone}
         without = fix_variables(expression, means)
         fitted = refit(without, train)
-        after = r_squared(fitted, table)
-        if not mean_squared_error(fitted, train) < output_variance(train):
-            after = _r_squared(table, np.full(len(table), np.mean(train.output, dtype=float)))
+        after = max(r_squared(fitted, table), constant)
         found.append(Loss(name, before - r_squared(without, table), before - after))
     return tuple(found)
 

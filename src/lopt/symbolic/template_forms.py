@@ -62,25 +62,30 @@ class TanhForm(AbstractForm):
 
     odd: bool
 
-    def values(self, numbers: Numbers) -> tuple[Row, Float[np.ndarray, "row number"]]:  # noqa: D102
+    def values(self, numbers: Numbers) -> tuple[Row, Float[np.ndarray, "row number"]]:
+        """Returns the values, and their derivatives by all numbers."""
         squashed = np.tanh(self.columns @ numbers[2:] + numbers[1])
         slope = numbers[0] * (1 - squashed**2)
         slopes = np.column_stack([squashed, slope, slope[:, None] * self.columns])
         return numbers[0] * squashed, slopes
 
-    def starts(self, output: Row) -> list[tuple[Numbers, list[int]]]:  # noqa: D102
+    def starts(self, output: Row) -> list[tuple[Numbers, list[int]]]:
+        """Returns where fits begin."""
         # Bounded by a little more than the output: nothing to cut off, and it bends.
         start = np.zeros(2 + len(self.names))
         start[0] = 1.5 * float(np.max(np.abs(output)))
         return [(start, [0] if self.odd else [0, 1])]
 
-    def bounds(self) -> tuple[Numbers, Numbers]:  # noqa: D102
+    def bounds(self) -> tuple[Numbers, Numbers]:
+        """Returns the least and the greatest value of each number."""
         return _unbounded(2 + len(self.names))
 
-    def optional(self) -> Int[np.ndarray, " number"]:  # noqa: D102
+    def optional(self) -> Int[np.ndarray, " number"]:
+        """Returns the numbers that a search may add or take away."""
         return 2 + np.arange(len(self.names))
 
-    def expression(self, numbers: Numbers, used: list[int]) -> Expression | None:  # noqa: D102
+    def expression(self, numbers: Numbers, used: list[int]) -> Expression | None:
+        """Returns the formula, in the columns as they were; None if nothing is left of it."""
         terms = [
             ("multiply", numbers[i] / self.scales[i - 2], self.names[i - 2])
             for i in sorted(used)
@@ -103,7 +108,8 @@ class ClippedForm(AbstractForm):
         features = sorted({one.name for one in self.names})
         return np.asarray([features.index(one.name) for one in self.names])
 
-    def values(self, numbers: Numbers) -> tuple[Row, Float[np.ndarray, "row number"]]:  # noqa: D102
+    def values(self, numbers: Numbers) -> tuple[Row, Float[np.ndarray, "row number"]]:
+        """Returns the values, and their derivatives by all numbers."""
         count, groups = len(self.names), self._groups()
         weights, slopes = numbers[:count], numbers[count:][groups]
         squashed = np.tanh(self.columns * slopes)
@@ -111,7 +117,8 @@ class ClippedForm(AbstractForm):
         by_group = [by_slope[:, groups == one].sum(axis=1) for one in range(len(numbers) - count)]
         return squashed @ weights, np.column_stack([squashed, *by_group])
 
-    def starts(self, output: Row) -> list[tuple[Numbers, list[int]]]:  # noqa: D102
+    def starts(self, output: Row) -> list[tuple[Numbers, list[int]]]:
+        """Returns where fits begin."""
         # The line search over gamma: bent hardly, somewhat, and hard.
         count, features = len(self.names), int(self._groups().max()) + 1
         free = list(range(count, count + features))
@@ -120,15 +127,18 @@ class ClippedForm(AbstractForm):
             for slope in (0.2, 1.0, 5.0)
         ]
 
-    def bounds(self) -> tuple[Numbers, Numbers]:  # noqa: D102
+    def bounds(self) -> tuple[Numbers, Numbers]:
+        """Returns the least and the greatest value of each number."""
         lower, upper = _unbounded(len(self.names) + int(self._groups().max()) + 1)
         lower[len(self.names) :], upper[len(self.names) :] = 1e-3, 1e3
         return lower, upper
 
-    def optional(self) -> Int[np.ndarray, " number"]:  # noqa: D102
+    def optional(self) -> Int[np.ndarray, " number"]:
+        """Returns the numbers that a search may add or take away."""
         return np.arange(len(self.names))
 
-    def expression(self, numbers: Numbers, used: list[int]) -> Expression | None:  # noqa: D102
+    def expression(self, numbers: Numbers, used: list[int]) -> Expression | None:
+        """Returns the formula, in the columns as they were; None if nothing is left of it."""
         count, groups = len(self.names), self._groups()
         chosen = [i for i in sorted(used) if i < count]
         if not chosen:
@@ -167,7 +177,8 @@ class RatioForm(AbstractForm):
         ones = np.ones((len(self.columns), 1))
         return np.concatenate([ones, self.columns**2, self.columns[:, self.moments]], axis=1)
 
-    def values(self, numbers: Numbers) -> tuple[Row, Float[np.ndarray, "row number"]]:  # noqa: D102
+    def values(self, numbers: Numbers) -> tuple[Row, Float[np.ndarray, "row number"]]:
+        """Returns the values, and their derivatives by all numbers."""
         count, second = len(self.names), self._second()
         above, square = self.columns @ numbers[:count], second @ numbers[count:]
         # As division of expressions: zero where there is nothing to divide by.
@@ -176,7 +187,8 @@ class RatioForm(AbstractForm):
         by_second = -0.5 * (value * inverse**2)[:, None] * second
         return value, np.column_stack([inverse[:, None] * self.columns, by_second])
 
-    def starts(self, output: Row) -> list[tuple[Numbers, list[int]]]:  # noqa: D102
+    def starts(self, output: Row) -> list[tuple[Numbers, list[int]]]:
+        """Returns where fits begin."""
         count, second = len(self.names), self._second()
         found = []
         for below in range(1, second.shape[1]):
@@ -196,16 +208,19 @@ class RatioForm(AbstractForm):
         found.sort(key=lambda one: -one[0])
         return [(numbers, used) for _, numbers, used in found[:2]]
 
-    def bounds(self) -> tuple[Numbers, Numbers]:  # noqa: D102
+    def bounds(self) -> tuple[Numbers, Numbers]:
+        """Returns the least and the greatest value of each number."""
         lower, upper = _unbounded(2 * len(self.names) + 1 + len(self.moments))
         lower[len(self.names) :] = 0.0
         return lower, upper
 
-    def optional(self) -> Int[np.ndarray, " number"]:  # noqa: D102
+    def optional(self) -> Int[np.ndarray, " number"]:
+        """Returns the numbers that a search may add or take away."""
         count = len(self.names)
         return np.concatenate([self.numerators, count + np.arange(count + 1 + len(self.moments))])
 
-    def expression(self, numbers: Numbers, used: list[int]) -> Expression | None:  # noqa: D102
+    def expression(self, numbers: Numbers, used: list[int]) -> Expression | None:
+        """Returns the formula, in the columns as they were; None if nothing is left of it."""
         count = len(self.names)
         above = [i for i in sorted(used) if i < count]
         below = [i for i in sorted(used, reverse=True) if i >= count and numbers[i] > 0]

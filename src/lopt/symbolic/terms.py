@@ -7,12 +7,15 @@ few constants as its shape allows: the fit is then well posed and complexity is 
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from lopt.symbolic.expression import Expression, make_expression
-from lopt.symbolic.operators import OPERATORS
+from lopt.symbolic.operators import OPERATORS, TINY
+from lopt.symbolic.search import predict
+from lopt.symbolic.table import Table
 
 # f(c x) = f(c) f(x)
 _POWERS = ("abs", "sign", "sqrt", "square", "cube", "negative")
@@ -67,6 +70,28 @@ def combine(operator: str, *terms: Term) -> Term:
             tree = terms[0].tree if operator == "negative" else (operator, terms[0].tree)
             return Term(float(factor), tree)
     return _plain(operator, *terms)
+
+
+def scaled(term: Term, table: Table, intercept: bool = True) -> Iterator[Expression]:
+    """Yields a f, and a f + b if wanted, with the least squared error on a table.
+
+    Searches that rank by R2 take factor and intercept for granted.
+    """
+    bare = term.expression()
+    if bare is None or term.is_number:
+        return
+    values = predict(bare, table)
+    if not np.isfinite(values).all():
+        return
+    slope = values @ table.output / max(float(values @ values), TINY)
+    centred = values - values.mean()
+    tilt = centred @ table.output / max(float(centred @ centred), TINY)
+    offset = table.output.mean() - tilt * values.mean()
+    for factor, constant in ((slope, 0.0), (tilt, offset))[: 1 + intercept]:
+        weighted = combine("multiply", Term(float(factor)), term)
+        expression = combine("add", weighted, Term(float(constant))).expression()
+        if expression is not None:
+            yield expression
 
 
 def _plain(operator: str, *terms: Term) -> Term:

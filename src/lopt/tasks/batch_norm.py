@@ -68,16 +68,7 @@ class BatchNormClassification(AbstractStatefulTask):
                 "BatchNormClassification(widths=()) must have a hidden layer to normalise; "
                 "try widths=(32,), or mlp_classification."
             )
-        if not 0 <= self.momentum < 1:
-            raise ValueError(
-                f"BatchNormClassification(momentum={self.momentum!r}) must be at least 0 and "
-                "below 1; try momentum=0.9."
-            )
-        if not self.epsilon > 0:
-            raise ValueError(
-                f"BatchNormClassification(epsilon={self.epsilon!r}) must be positive; "
-                "try epsilon=1e-5."
-            )
+        check_normalisation("BatchNormClassification", self.momentum, self.epsilon)
 
     def init(self, key: Key) -> Params:
         """Returns `{"network": ..., "gain": ..., "shift": ...}`, gains one and shifts zero."""
@@ -155,3 +146,13 @@ class BatchNormClassification(AbstractStatefulTask):
             scale = params["gain"][i] * jax.lax.rsqrt(variance + self.epsilon)
             rows = self.activation((rows - mean[None]) * scale[None] + params["shift"][i][None])
         return jax.vmap(last)(rows)
+
+
+def check_normalisation(owner: str, momentum: float, epsilon: float) -> None:
+    """Refuses a momentum of running averages, or an epsilon, that is out of range."""
+    if not 0 <= momentum < 1:
+        raise ValueError(
+            f"{owner}(momentum={momentum!r}) must be at least 0 and below 1; try momentum=0.9."
+        )
+    if not epsilon > 0:
+        raise ValueError(f"{owner}(epsilon={epsilon!r}) must be positive; try epsilon=1e-5.")

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from lopt.core.task import AbstractStatefulTask
 from lopt.core.types import Key, Scalar, Split
-from lopt.tasks.batch_norm import RunningStatistics
+from lopt.tasks.batch_norm import RunningStatistics, check_normalisation
 from lopt.tasks.classification import cross_entropy, hit_rate
 from lopt.tasks.data import ImageData, Images, Labelled
 from lopt.tasks.ranges import check_count
@@ -66,16 +66,7 @@ class ResidualClassification(AbstractStatefulTask):
     def __check_init__(self) -> None:
         check_stages("ResidualClassification", self.channels, self.blocks)
         check_count("ResidualClassification", "batch_size", self.batch_size, 2, 128)
-        if not 0 <= self.momentum < 1:
-            raise ValueError(
-                f"ResidualClassification(momentum={self.momentum!r}) must be at least 0 and "
-                "below 1; try momentum=0.9."
-            )
-        if not self.epsilon > 0:
-            raise ValueError(
-                f"ResidualClassification(epsilon={self.epsilon!r}) must be positive; "
-                "try epsilon=1e-5."
-            )
+        check_normalisation("ResidualClassification", self.momentum, self.epsilon)
 
     def init(self, key: Key) -> ResidualNetwork:
         """Returns a new network."""

@@ -1,0 +1,36 @@
+"""What all probes share on the host: where results go, and a bar of named stages."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+
+def folder_of(name: str, out: Path | None, files: tuple[str, ...]) -> Path:
+    """Returns where results go: a folder given, or one that holds none yet."""
+    if out is not None:
+        if any((out / file).exists() for file in files):
+            raise FileExistsError(f"{out} already holds a probe; give another folder with --out.")
+        return out
+    base = Path("probes") / Path(name).stem
+    folder, number = base, 2
+    while any((folder / file).exists() for file in files):
+        folder, number = base.with_name(f"{base.name}-{number}"), number + 1
+    return folder
+
+
+@contextlib.contextmanager
+def stages_of(total: int, show: bool) -> Iterator[Callable[[str], None]]:
+    """Draws a progress bar; each call of what it yields ends a stage and names the next."""
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        disable=not show,
+        transient=True,
+    )
+    task = bar.add_task("tracing", total=total)
+    with bar:
+        yield lambda text: bar.update(task, advance=1, description=text)
