@@ -1,11 +1,19 @@
 """How tests run: 64-bit, strict about dtypes and ranks, with a compilation cache."""
 
+import gc
 import os
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 # Most of the time goes into compiling programs that run once: better fast than optimised.
-FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+FLAGS = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    "--xla_cpu_parallel_codegen_split_count=1"
+)
+# Half the time of the generations that have it; the others refuse the flag.
+if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):
+    FLAGS += " --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
 
 import jax  # noqa: E402
@@ -35,6 +43,14 @@ def promotion(request: pytest.FixtureRequest) -> Iterator[None]:
     relaxed = relaxed or isinstance(request.node, pytest.DoctestItem)
     with jax.numpy_dtype_promotion("standard" if relaxed else "strict"):
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def programs_of_a_module() -> Iterator[None]:
+    """Frees compiled programs with their module: thousands use up a process's memory maps."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture

@@ -16,6 +16,8 @@ from lopt.experiment.registry import build, recipe_names
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 IDS = [page.stem for page in PAGES]
+# Their Python is checked by hand (make slow): minutes, nearly all of them to compile.
+LONG = ("concepts", "estimators", "extending", "horizon", "symmetry")
 COMMANDS = ("train", "evaluate", "probe", "horizon", "record", "distill", "tune", "--help")
 
 # A run like that of `make demo`, but tiny.
@@ -79,7 +81,11 @@ def tiny_run(tmp_path_factory) -> Path:
     return folder / "runs"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=IDS)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(p, marks=[pytest.mark.slow] * (p.stem in LONG)) for p in PAGES],
+    ids=IDS,
+)
 def test_python_runs(page, request, tmp_path):
     script = python_of(page)
     if not script.strip():

@@ -57,20 +57,21 @@ def test_examples_run(path):
         run(path)
 
 
+@pytest.mark.slow
 def test_variances_cross_and_the_mix_follows_the_lower(tmp_path):
     found = returned("variance_crossover", tmp_path / "figure.png")
-    es, other, mix = (
-        found[name]
-        for name in ("evolution strategies", "reparameterisation", "mixed by inverse variance")
-    )
+    es, other, mix, best = (values for name, values in found.items() if name != "frequencies")
     assert (other[:10] < 0.01 * es[:10]).all()
     assert es[-1] < 0.1 * other[-1]
     # The two see the same pairs; where that makes them agree in their errors, the mix of both is
     # up to a quarter worse than the better one alone.
     assert (mix < 1.4 * np.minimum(es, other)).all()
+    # A sample variance of n gradients is off by (2 / n)^(1/2) of itself, here 0.032.
+    assert (best < 1.13 * np.minimum(es, other)).all()
     assert (tmp_path / "figure.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_tutorial_on_digits():
     found = tutorial("digits")
     for name in ("sgd", "own"):

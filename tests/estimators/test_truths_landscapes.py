@@ -170,6 +170,41 @@ class TestVarianceCrossover:
         if apart or k > 1:
             assert variance < allowed
 
+    @pytest.mark.parametrize("k", [1, 2, 3, 5, 9])
+    def test_with_covariance_the_mix_is_never_worse(self, k, key):
+        """Of shares from 0 to 1 of the better, the one of least variance, and no more than that."""
+        num, repeats = 256, 4_000
+        es, rp = self.estimators(k)
+        mix = lopt.InverseVariance(es, rp, num, covariance=True)
+        variance = particles(mix, jnp.asarray(self.theta), key, repeats).var() * num
+        covariance, shares = self.covariance(k), np.linspace(0, 1, 1001)
+        weights = np.stack([shares, 1 - shares])
+        least = np.einsum("is,ij,js->s", weights, covariance, weights).min()
+        best = np.diag(covariance).min()
+        assert least <= best
+        error = (2 / repeats) ** 0.5
+        np.testing.assert_allclose(variance, least, rtol=4 * error)
+        assert variance < best * (1 + 4 * error)
+
+    def test_two_of_the_same_with_covariance_are_that_one(self, key):
+        es, _ = self.estimators(3)
+        theta = jnp.asarray(self.theta)
+        for other in (es, lopt.Reparameterized(lopt.MetaTask(es.inner), 0.5)):
+            mix = lopt.InverseVariance(es, other, 8, covariance=True)
+            estimate, _ = mix.estimate(theta, mix.prepare(theta, key), key)
+            keys = jax.random.split(key, 8)
+            each = [
+                np.asarray(jax.vmap(one.estimate, (None, None, 0))(theta, (), keys)[0].grads)
+                for one in (es, other)
+            ]
+            covariance = np.cov(each)
+            denominator = covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]
+            share = 0.0
+            if denominator > 0:
+                share = np.clip((covariance[1, 1] - covariance[0, 1]) / denominator, 0, 1)
+            expected = share * each[0].mean() + (1 - share) * each[1].mean()
+            np.testing.assert_allclose(estimate.grads, expected, rtol=1e-6)
+
 
 class Wave(lopt.AbstractTask):
     """1 - cos(x), of values from 0 to 2 and curvatures up to 1, from a random x."""

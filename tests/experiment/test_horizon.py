@@ -276,6 +276,7 @@ def test_commands_refuse_what_makes_no_sense(arguments, message, tmp_path, monke
     assert not list(tmp_path.rglob("*.png"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_process")
 def test_the_command_writes_a_probe(tmp_path, capsys):
     arguments = ["probe", "horizon", "StyblinskiTang", "--horizon", "12"]

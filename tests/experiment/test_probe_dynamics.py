@@ -53,7 +53,11 @@ def run(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
+# All that needs one is as slow as it.
+SLOW = pytest.param("slow", marks=pytest.mark.slow)
+
+
+@pytest.fixture(scope="module", params=[SLOW])
 def written(run, tmp_path_factory):
     """What the command writes of it."""
     folder = tmp_path_factory.mktemp("results")

@@ -56,7 +56,11 @@ def run(tmp_path_factory):
     return folder / "run"
 
 
-@pytest.fixture(scope="module")
+# All that needs one is as slow as it.
+SLOW = pytest.param("slow", marks=pytest.mark.slow)
+
+
+@pytest.fixture(scope="module", params=[SLOW])
 def result(run):
     return probe_symmetry(run, SymmetrySettings(12, 2, 0, 4), show_progress=False)
 

@@ -288,6 +288,7 @@ def test_recipes_that_come_along_can_be_built(tmp_path):
         assert build(name, needed.get(name, ())).outer_steps > 0
 
 
+@pytest.mark.slow
 def test_a_run_is_evaluated_and_a_second_start_compiles_nothing(tmp_path, environment):
     arguments = ["train", RECIPE, "--set", "outer_steps=4", "--set", "evaluate=True"]
     compiled = Path(environment["LOPT_CACHE_DIR"]) / "compiled"

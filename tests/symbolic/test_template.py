@@ -12,6 +12,7 @@ from lopt.symbolic.signs import is_odd
 from lopt.symbolic.split import sample
 from lopt.symbolic.table import Table
 from lopt.symbolic.template import FORMS, TemplateSearch
+from lopt.symbolic.template_units import TanhSumForm
 
 F, G = Variable("f"), Variable("g")
 
@@ -215,3 +216,43 @@ def test_gauss_newton_finds_a_minimum_within_bounds():
         else:
             assert np.allclose(numbers, wanted)
             assert loss < 1e-20
+
+
+def test_sums_of_several_tanh_are_recovered_with_no_weight_too_many():
+    x = noise(1500, F, G, Variable("f", 1), Variable("g", 1))
+    one = 0.7 * np.tanh(2.0 * x[F] - 1.0 * x[G])
+    output = 1e-3 * (one - 0.4 * np.tanh(1.5 * x[Variable("g", 1)] + 0.8 * x[F]))
+    table = table_of(x, output)
+    odd = shortest(front_of(TemplateSearch(("tanh_sum",), odd=True), table), table, 1 - 1e-9)
+    assert np.allclose(np.sort(np.abs(odd.constants)), [4e-4, 7e-4, 0.8, 1.0, 1.5, 2.0], rtol=1e-3)
+    assert is_odd(odd, odd=["f", "g"])
+    shifted = table_of(x, output + 1e-3 * np.tanh(x[F] + 0.5))
+    free = shortest(front_of(TemplateSearch(("tanh_sum",)), shifted), shifted, 1 - 1e-8)
+    assert any(np.isclose(abs(c), 0.5, rtol=1e-2) for c in constants(free))
+    assert len(free.constants) == 9
+
+
+def test_slopes_of_a_sum_of_tanh_are_finite_differences():
+    generator = np.random.default_rng(0)
+    columns = generator.normal(size=(5, 2))
+    form = TanhSumForm((F, G), columns, np.ones(2), units=3, odd=False)
+    numbers = generator.normal(size=2 * 3 + 3 * 2)
+    values, slopes = form.values(numbers)
+    for i in range(len(numbers)):
+        step = 1e-6 * np.eye(len(numbers))[i]
+        around = [form.values(numbers + sign * step)[0] for sign in (1, -1)]
+        np.testing.assert_allclose(slopes[:, i], (around[0] - around[1]) / 2e-6, atol=1e-8)
+    expression = form.expression(numbers, list(range(len(numbers))))
+    table = table_of({F: columns[:, 0], G: columns[:, 1]}, values)
+    np.testing.assert_allclose(predict(expression, table), values, rtol=1e-12)
+
+
+def test_more_tanh_are_tried_only_while_they_help():
+    x = noise(400, F)
+    table = table_of(x, np.tanh(2 * x[F]) + 0.5 * np.tanh(x[F] - 1))
+    found = TemplateSearch(("tanh_sum",)).search(table, 0)
+    heights = [
+        sum(isinstance(node, Call) and node.operator == "tanh" for node in walk(one.root))
+        for one in found
+    ]
+    assert max(heights) == 2

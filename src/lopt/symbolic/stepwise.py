@@ -62,11 +62,28 @@ def stepwise(form: AbstractForm, output: Row, max_terms: int) -> list[Expression
                 break
             numbers, used = _fit(form, output, numbers, [*used, added])
             _keep(found, form, numbers, used)
-        while (dropped := _weakest_term(form, numbers, used)) is not None:
-            numbers = numbers.copy()
-            numbers[dropped] = 0.0
-            numbers, used = _fit(form, output, numbers, [one for one in used if one != dropped])
-            _keep(found, form, numbers, used)
+        found += backwards(form, output, numbers, used)
+    return found
+
+
+def backwards(
+    form: AbstractForm, output: Row, numbers: Numbers, used: list[int]
+) -> list[Expression]:
+    """Fits a form with fewer terms again and again; of many, a tenth goes at a time.
+
+    Args:
+        form: with its columns.
+        output: what it is to equal.
+        numbers: of a fit.
+        used: those of them that are in use.
+    """
+    found: list[Expression] = []
+    while dropped := _weakest_terms(form, numbers, used):
+        numbers = numbers.copy()
+        numbers[dropped] = 0.0
+        left = [one for one in used if one not in set(dropped)]
+        numbers, used = _fit(form, output, numbers, left)
+        _keep(found, form, numbers, used)
     return found
 
 
@@ -105,18 +122,20 @@ def _next_term(form: AbstractForm, output: Row, numbers: Numbers, used: list[int
     return int(candidates[best]) if gains[best] > 1e-7 * np.linalg.norm(output) else None
 
 
-def _weakest_term(form: AbstractForm, numbers: Numbers, used: list[int]) -> int | None:
-    """Returns the number that can go most cheaply, if more than one is left."""
-    optional = [place for place, one in enumerate(used) if one in set(form.optional().tolist())]
+def _weakest_terms(form: AbstractForm, numbers: Numbers, used: list[int]) -> list[int]:
+    """Returns the numbers that can go most cheaply, a tenth of them, if more than one is left."""
+    allowed = set(form.optional().tolist())
+    optional = [place for place, one in enumerate(used) if one in allowed]
     if len(optional) < 2:
-        return None
+        return []
     _, slopes = form.values(numbers)
     slopes = slopes[:, used]
     curvature = slopes.T @ slopes
     ridge = 1e-10 * np.trace(curvature) / len(used) + 1e-300
     variance = np.diag(np.linalg.inv(curvature + ridge * np.eye(len(used))))
     costs = numbers[used] ** 2 / np.maximum(variance, 1e-300)
-    return used[min(optional, key=lambda place: costs[place])]
+    optional.sort(key=lambda place: float(costs[place]))
+    return [used[place] for place in optional[: max(1, len(optional) // 10)]]
 
 
 def _orthonormal(columns: Matrix) -> Float[np.ndarray, "row rank"]:

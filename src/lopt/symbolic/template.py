@@ -1,6 +1,7 @@
 """Regression on forms that update rules are known to have: no evolution, only least squares.
 
-Linear combinations of lags, signed powers, a tanh of a linear form, sums of clipped terms (the
+Linear combinations of lags, signed powers, one tanh of a linear form or several (a network of one
+hidden layer, pruned weight by weight), sums of clipped terms (the
 final rule of Zheng et al. 2022, arXiv:2203.06578), momentum over the root of a second moment (Adam,
 Kingma and Ba 2015, arXiv:1412.6980), and both from exponential averages of raw lags.
 """
@@ -19,8 +20,9 @@ from lopt.symbolic.table import Table
 from lopt.symbolic.template_forms import AbstractForm, ClippedForm, RatioForm, TanhForm
 from lopt.symbolic.template_memory import memories
 from lopt.symbolic.template_sums import Inputs, linear_sums, power_sums
+from lopt.symbolic.template_units import tanh_sums
 
-FORMS = ("linear", "power", "tanh", "clipped", "ratio", "memory")
+FORMS = ("linear", "power", "tanh", "clipped", "ratio", "memory", "tanh_sum")
 MEMORIES = (3, 5, 10)
 
 
@@ -33,11 +35,11 @@ class TemplateSearch(AbstractSearch):
         forms: which to fit: "linear" sums of columns; "power", sums of signed powers
             `|x|^p sign(x)`; "tanh", `a tanh(w.x)`; "clipped", `sum w gamma tanh(x / gamma)`;
             "ratio", `w.x / sqrt(v.x^2)`; "memory", exponential averages of lags, alone or as such
-            a ratio.
+            a ratio; "tanh_sum", `sum a tanh(b + w.x)` of two, three, four and six tanh.
         odd: whether to allow odd functions only: no intercept, no even term. A column that is
             never negative, such as a second moment, is taken not to change its sign with the
             gradient, and may then only be divided by.
-        max_terms: the most terms of one expression.
+        max_terms: the most terms of one expression, but for "tanh_sum", whose tanh have as many.
     """
 
     forms: tuple[str, ...] = eqx.field(default=FORMS, static=True)
@@ -80,6 +82,8 @@ class TemplateSearch(AbstractSearch):
                 found += power_sums(inputs, output, odd, self.max_terms)
         for form in self._forms(inputs, RatioForm(table.columns, columns, scales, moments, signed)):
             found += stepwise(form, output, self.max_terms)
+        if "tanh_sum" in self.forms:
+            found += tanh_sums(inputs, output, self.odd)
         if "memory" in self.forms:
             for memory in memories(names, values[:, signed], MEMORIES):
                 found.append(memory.expression(memory.fit(output)[0]))

@@ -96,10 +96,11 @@ class SymmetryProbe(eqx.Module):
 
     Example:
         >>> import jax, lopt, optax
-        >>> from lopt.analysis.symmetry import SymmetryProbe, symmetries
+        >>> from lopt.analysis.symmetry import SymmetryProbe, translation
         >>> key, task = jax.random.key(0), lopt.tasks.mlp_classification(lopt.load_images("digits"))
-        >>> probe = SymmetryProbe(symmetries(task, key).generators)
-        >>> state = lopt.start(task, optax.adam(1e-2), task.init(key), key)
+        >>> params = task.init(key)
+        >>> probe = SymmetryProbe((translation(params, ".layers[1].weight"),))
+        >>> state = lopt.start(task, optax.adam(1e-2), params, key)
         >>> _, readings = lopt.unroll(task, optax.adam(1e-2), state, 20, record=probe)
         >>> adam = readings["translation of .layers[1].weight"]
         >>> bool(adam.grads.cosine.max() < 1e-6), bool(adam.updates.cosine.max() > 1e-2)
