@@ -10,6 +10,7 @@ from lopt.symbolic.expression import Variable, make_expression
 from lopt.symbolic.operators import OPERATORS
 from lopt.symbolic.operon import NAMES, OperonSearch, translate
 from lopt.symbolic.prune import prunings, shortened
+from lopt.symbolic.sanity import tanh_table
 from lopt.symbolic.search import (
     Candidate,
     Complexity,
@@ -21,7 +22,9 @@ from lopt.symbolic.search import (
     predict,
 )
 from lopt.symbolic.signs import is_odd
+from lopt.symbolic.split import sample
 from lopt.symbolic.table import Table
+from lopt.symbolic.template import TemplateSearch
 from lopt.symbolic.terms import Term, combine
 
 G, M, V = Variable("gradient"), Variable("momentum"), Variable("second_moment")
@@ -224,6 +227,18 @@ def test_distillation_finds_a_law_and_reports_each_side():
     assert found.chosen in found.front.candidates
     assert [done for done, _, _ in stages] == [0, 1, 2, 3, 4]
     assert {total for _, total, _ in stages} == {4}
+
+
+def test_the_longest_that_may_be_chosen_leaves_the_front_as_it_is():
+    table = sample(tanh_table(0), 400, 0)
+    search = TemplateSearch(("linear", "tanh"), max_terms=3)
+    free, short = (distill(table, (search,), (0,), longest=most) for most in (None, 6))
+    assert free.chosen.complexity > 6 >= short.chosen.complexity > 1
+    assert [one.complexity for one in free.front.candidates] == [
+        one.complexity for one in short.front.candidates
+    ]
+    with pytest.raises(ValueError, match=r"longest=0.*shortest"):
+        distill(table, (search,), (0,), longest=0)
 
 
 def test_odd_symmetry_is_imposed():

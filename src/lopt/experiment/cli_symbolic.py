@@ -85,6 +85,7 @@ def distill(
     seeds: int = 3,
     search_rows: int = 2000,
     odd: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
+    longest: int | None = None,
     digits: int = 3,
     seed: int = 0,
     out: Path | None = None,
@@ -108,6 +109,8 @@ def distill(
         search_rows: rows that a search sees; all of them are fitted in the end.
         odd: a feature that changes sign with the gradient; may be repeated. If there is any,
             u(-g) = -u(g) is imposed.
+        longest: the most nodes of the equation that is chosen. It may be asked for afterwards: what
+            was found is kept.
         digits: significant ones of printed constants, more where they are needed.
         seed: of everything random.
         out: the folder of the results; RUN/distilled by default.
@@ -128,7 +131,7 @@ def distill(
 
     searches = search or ("template", "operon")
     settings = DistillSettings(
-        rows, steps, history, also, lags, searches, seeds, search_rows, tuple(odd), seed
+        rows, steps, history, also, lags, searches, seeds, search_rows, tuple(odd), longest, seed
     )
     folder = run / "distilled" if out is None else out
     with _stages(console) as say:
@@ -151,11 +154,11 @@ def _sanity(console: Console, seed: int) -> None:
     for row in rows:
         table.add_row(
             row.name,
-            to_text(row.expression, 3)[:60],
-            f"{row.nodes:g}",
             f"{row.r_squared:.5f}",
             f"{row.required:g}",
+            f"{row.nodes:g}",
             f"{row.seconds:.1f}",
+            to_text(row.expression, 3)[:60],
         )
     console.print(table)
 

@@ -80,6 +80,7 @@ class DistillSettings:
         seeds: of each.
         search_rows: rows that a search sees.
         odd: names of features that change sign with the gradient; if any, u(-g) = -u(g).
+        longest: the most nodes of the equation that is chosen; any number by default.
         seed: of everything random.
     """
 
@@ -92,6 +93,7 @@ class DistillSettings:
     seeds: int = 3
     search_rows: int = 2000
     odd: tuple[str, ...] = ()
+    longest: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -103,6 +105,8 @@ class DistillSettings:
             ("search_rows", 10, 2000),
         ):
             check_integer("DistillSettings", name, getattr(self, name), least, hint=hint)
+        if self.longest is not None:
+            check_integer("DistillSettings", "longest", self.longest, 1, hint=50)
         for name in self.searches:
             if name not in SEARCHES:
                 raise ValueError(
@@ -206,6 +210,7 @@ def distill_run(
         range(settings.seed, settings.seed + settings.seeds),
         rows=settings.search_rows,
         odd=settings.odd,
+        longest=settings.longest,
         progress=stage,
     )
     sides = found.splits.mapping()
@@ -246,6 +251,8 @@ def check_settings(out: Path, run: Path, settings: DistillSettings) -> None:
         ValueError: if the folder holds a distillation of another run or with other settings.
     """
     asked = {"run": run.name, **dataclasses.asdict(settings)}
+    # The choice is made anew, from what is kept.
+    del asked["longest"]
     asked = json.loads(json.dumps(asked))
     if (out / SETTINGS).exists():
         kept = read_json(out / SETTINGS)

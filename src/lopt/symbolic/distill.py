@@ -49,6 +49,7 @@ def distill(
     rows: int = 2000,
     complexity: Complexity | None = None,
     odd: Collection[str] = (),
+    longest: float | None = None,
     split_seed: int = 0,
     progress: Progress = lambda done, total, what: None,
 ) -> Distillation:
@@ -63,6 +64,7 @@ def distill(
         odd: the names of features that change sign with the gradient, such as momenta; the others,
             such as second moments, do not. If any is named, u(-g) = -u(g) is imposed: searches see
             each row and its mirror image, and only expressions are kept whose form is odd.
+        longest: the greatest complexity that may be chosen; the front has longer ones all the same.
         split_seed: of the split into train, validation and test.
         progress: called with the numbers of finished and of all stages, and what comes next.
 
@@ -98,12 +100,24 @@ def distill(
     progress(len(jobs) + 1, total, "fitting on all rows")
     fitted = [refit(one.expression, splits.train) for one in front.candidates]
     front = make_front(judge(fitted, splits.mapping(), complexity))
-    chosen = select(front, splits.validation)
+    chosen = select(_up_to(front, longest), splits.validation)
     explained = {
         name: r_squared(chosen.expression, side) for name, side in splits.mapping().items()
     }
     progress(total, total, "done")
     return Distillation(front, chosen, explained, splits)
+
+
+def _up_to(front: Front, longest: float | None) -> Front:
+    if longest is None:
+        return front
+    short = tuple(one for one in front.candidates if one.complexity <= longest)
+    if not short:
+        raise ValueError(
+            f"distill(longest={longest}) leaves nothing to choose: the shortest expression found "
+            f"has a complexity of {front.candidates[0].complexity:g}; try 50."
+        )
+    return Front(short)
 
 
 def mirrored(table: Table, odd: Collection[str]) -> Table:

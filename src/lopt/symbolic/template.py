@@ -13,8 +13,8 @@ import numpy as np
 
 from lopt.core.checks import check_integer
 from lopt.symbolic.expression import Expression, Variable, make_expression
-from lopt.symbolic.least_squares import Matrix, Weights
-from lopt.symbolic.search import AbstractSearch
+from lopt.symbolic.least_squares import Matrix, Row, Weights
+from lopt.symbolic.search import AbstractSearch, predict
 from lopt.symbolic.stepwise import stepwise
 from lopt.symbolic.table import Table
 from lopt.symbolic.template_forms import AbstractForm, ClippedForm, RatioForm, TanhForm
@@ -24,6 +24,7 @@ from lopt.symbolic.template_units import tanh_sums
 
 FORMS = ("linear", "power", "tanh", "clipped", "ratio", "memory", "tanh_sum")
 MEMORIES = (3, 5, 10)
+_ROUNDING = 1e-11
 
 
 class TemplateSearch(AbstractSearch):
@@ -82,11 +83,12 @@ class TemplateSearch(AbstractSearch):
                 found += power_sums(inputs, output, odd, self.max_terms)
         for form in self._forms(inputs, RatioForm(table.columns, columns, scales, moments, signed)):
             found += stepwise(form, output, self.max_terms)
-        if "tanh_sum" in self.forms:
-            found += tanh_sums(inputs, output, self.odd)
         if "memory" in self.forms:
             for memory in memories(names, values[:, signed], MEMORIES):
                 found.append(memory.expression(memory.fit(output)[0]))
+        # So many constants are for what no law explains.
+        if "tanh_sum" in self.forms and not _explained(found, table, output):
+            found += tanh_sums(inputs, output, self.odd)
         return found
 
     def _forms(self, inputs: Inputs, ratio: RatioForm) -> Iterator[AbstractForm]:
@@ -99,6 +101,12 @@ class TemplateSearch(AbstractSearch):
             yield ClippedForm(*parts)
         if "ratio" in self.forms:
             yield ratio
+
+
+def _explained(found: list[Expression], table: Table, output: Row) -> bool:
+    """Returns whether a proposal leaves no more than rounding of single precision."""
+    errors = (np.mean((predict(one, table) - output) ** 2) for one in found)
+    return any(error <= _ROUNDING * np.mean(output**2) for error in errors)
 
 
 def _scales(names: tuple[Variable, ...], values: Matrix) -> Weights:

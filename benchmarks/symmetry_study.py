@@ -1,0 +1,137 @@
+"""The published study of broken symmetries (Sobotka et al. 2024, arXiv:2312.07174), done again.
+
+Meta-trains the learned optimizer of the recipe `l2o` on networks of 20 units with four activations
+and three seeds each, watches every one with `lopt probe symmetry`, and draws how far updates leave
+the constraints in meta-testing and in meta-training, with bands over the seeds. What is there
+already is not done again. An hour on two cores:
+
+    python benchmarks/symmetry_study.py runs/study docs/images/symmetry_study.png
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("agg")
+
+import numpy as np
+from common import show
+from matplotlib import pyplot
+
+# Each activation, and the symmetry that its figure shows.
+SHOWN = {
+    "sigmoid": "translation",
+    "relu": "rescale",
+    "leaky_relu": "rescale",
+    "batch_norm": "scale",
+}
+SEEDS = 3
+NAMES = {"learned": "L2O", "SGD": "SGD", "momentum": "momentum", "Adam": "Adam", "Lion": "Lion"}
+COLORS = dict(zip(NAMES, ("#d62728", "#7f7f7f", "#2ca02c", "#1f77b4", "#9467bd"), strict=True))
+
+
+def lopt(*words: object) -> None:
+    """Runs a command of lopt's."""
+    command = "import sys; from lopt.experiment.cli import main; sys.exit(main())"
+    subprocess.run([sys.executable, "-c", command, *map(str, words)], check=True)
+
+
+def probed(folder: Path, activation: str, seed: int) -> dict:
+    """Returns what `lopt probe symmetry` writes, after training and probing if need be."""
+    run = folder / f"{activation}-{seed}"
+    if not (run / "report.json").exists():
+        settings = ("--set", f"activation={activation}", "--set", f"seed={seed}")
+        started = (run / "run.json").exists()
+        lopt("train", *(("--resume", run) if started else ("l2o", *settings, "--run", run)))
+    out = run / "symmetry"
+    if not (out / "symmetry.json").exists():
+        lopt("probe", "symmetry", run, "--out", out)
+    return json.loads((out / "symmetry.json").read_text())
+
+
+def of_kind(numbers: dict, kind: str) -> dict:
+    """Returns what was measured of the first symmetry of a kind."""
+    return next(one for one in numbers["symmetries"] if one["kind"] == kind)
+
+
+def curves(each: list[dict], kind: str, name: str, which: str = "updates") -> np.ndarray:
+    """Returns a curve of |signed sums|, as published, for each meta-training."""
+    found = []
+    for numbers in each:
+        rows = of_kind(numbers, kind)["optimizers"]
+        one = next(row for row in rows if row["optimizer"] == name)
+        found.append(one["curves"][which]["signed"]["mean"])
+    return np.asarray(found)
+
+
+def band(axes: object, steps: list[int], values: np.ndarray, name: str, **style: object) -> None:
+    """Draws the mean over seeds, and a deviation about it."""
+    mean, spread = values.mean(axis=0), values.std(axis=0)
+    axes.plot(steps, mean, color=COLORS[name], label=NAMES[name], **style)
+    low = np.maximum(mean - spread, values.min(axis=0))
+    axes.fill_between(steps, low, mean + spread, color=COLORS[name], alpha=0.2, lw=0)
+
+
+def main(folder: str = "runs/study", path: str | None = None) -> None:
+    """Does what is missing, prints the table, and draws the figure if there is a path for it."""
+    found = {
+        activation: [probed(Path(folder), activation, seed) for seed in range(SEEDS)]
+        for activation in SHOWN
+    }
+    rows = []
+    for activation, each in found.items():
+        kinds = {one["kind"] for one in each[0]["symmetries"]}
+        for kind in (k for k in ("translation", "rescale", "scale") if k in kinds):
+            for name in NAMES:
+                values, steps = curves(each, kind, name), each[0]["curve_steps"]
+                places = [int(np.argmin(np.abs(np.asarray(steps) - at))) for at in (10, 100)]
+                cells = [f"{values[:, i].mean():.2g} ± {values[:, i].std():.1g}" for i in places]
+                cosine = [
+                    row["updates"]["normalised"]["mean"]
+                    for numbers in each
+                    for row in of_kind(numbers, kind)["optimizers"]
+                    if row["optimizer"] == name
+                ]
+                rows.append([activation, kind, NAMES[name], *cells, f"{np.mean(cosine):.2g}"])
+    headings = ["network", "symmetry", "", "|signed| at 10", "at 100", "mean cosine"]
+    show(f"Deviations of updates, mean and spread over {SEEDS} seeds", headings, rows)
+    if path is not None:
+        draw(found, Path(path))
+
+
+def draw(found: dict[str, list[dict]], path: Path) -> None:
+    """Draws a column for each network: meta-testing above, meta-training below."""
+    figure, panels = pyplot.subplots(2, len(SHOWN), figsize=(15, 6.4), layout="constrained")
+    for column, (activation, kind) in zip(panels.T, SHOWN.items(), strict=True):
+        each, (above, below) = found[activation], column
+        for name in NAMES:
+            band(above, each[0]["curve_steps"], curves(each, kind, name), name)
+        above.set(title=f"{kind}, {activation.replace('_', ' ')}", xlabel="inner step")
+        again = [of_kind(numbers, kind)["meta_training"]["again"] for numbers in each]
+        means = np.asarray([one["signed"]["mean"] for one in again])
+        band(below, list(range(means.shape[1])), means, "learned")
+        kept = [of_kind(numbers, kind)["meta_training"]["kept"] for numbers in each]
+        last = [one[-1]["signed"]["mean"] for one in kept]
+        below.axhline(np.mean(last), color=COLORS["learned"], ls=":", label="L2O, trained")
+        short, rows = each[0]["short_steps"], []
+        for numbers in each:
+            rows += of_kind(numbers, kind)["meta_training"]["optimizers"]
+        for name in ("SGD", "momentum", "Adam", "Lion"):
+            levels = [row["signed"]["mean"] for row in rows if row["optimizer"] == name]
+            below.axhline(np.mean(levels), color=COLORS[name], ls="--", label=NAMES[name])
+        below.set(xlabel="outer step", title=f"first {short} steps, during meta-training")
+        for axes in column:
+            axes.set(yscale="log")
+            axes.grid(alpha=0.25, lw=0.5)
+    panels[0, 0].set(ylabel="|sum over units of <u, xi>|")
+    panels[1, 0].set(ylabel="mean over the first steps")
+    for row in panels:
+        row[0].legend(fontsize=8, frameon=False)
+    figure.savefig(path, dpi=100)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
