@@ -51,12 +51,14 @@ SEARCHES: dict[str, type[AbstractSearch]] = {
     "gplearn": GplearnSearch,
     "pysr": PysrSearch,
 }
-MOMENTA = (
+MEMORIES = (
     "gradient",
     "g_normalised",
     "momentum_0.5_normalised",
     "momentum_0.9_normalised",
     "momentum_0.98_normalised",
+    # Where a weight has got to sums what a memory has seen of it.
+    "parameter",
     "time",
 )
 # The R2 that mapping complexity asks for.
@@ -74,7 +76,7 @@ class DistillSettings:
         history: how many steps back each feature is looked at, for rules with a memory; others
             see the present alone.
         also: features of `lopt.learned.MomentFeatures` besides those that the rule sees; `None`
-            takes `MOMENTA` for rules with a memory, which average in it, and none for others.
+            takes `MEMORIES` for rules with a memory, which average in it, and none for others.
         lags: raw gradients of so many steps in place of features.
         searches: names of backends.
         seeds: of each.
@@ -314,7 +316,7 @@ def extra_features(
         return ()
     chosen = settings.also
     if chosen is None:
-        chosen = MOMENTA if remembers(learned, theta) else ()
+        chosen = MEMORIES if remembers(learned, theta) else ()
     named = MomentFeatures(chosen).names() if chosen else ()
     return tuple(name for name in named if name not in learned.features.names())
 

@@ -36,7 +36,7 @@ class TemplateSearch(AbstractSearch):
         forms: which to fit: "linear" sums of columns; "power", sums of signed powers
             `|x|^p sign(x)`; "tanh", `a tanh(w.x)`; "clipped", `sum w gamma tanh(x / gamma)`;
             "ratio", `w.x / sqrt(v.x^2)`; "memory", exponential averages of lags, alone or as such
-            a ratio; "tanh_sum", `sum a tanh(b + w.x)` of two, three, four and six tanh.
+            a ratio; "tanh_sum", `sum a tanh(b + w.x)` of two to eight tanh.
         odd: whether to allow odd functions only: no intercept, no even term. A column that is
             never negative, such as a second moment, is taken not to change its sign with the
             gradient, and may then only be divided by.

@@ -18,7 +18,7 @@ from lopt.symbolic.template_forms import AbstractForm, add_up
 from lopt.symbolic.template_sums import Inputs
 
 Each = Float[np.ndarray, " unit"]
-UNITS = (2, 3, 4, 6)
+UNITS = (2, 3, 4, 6, 8)
 
 # Random starts for each number of units, steps before all but the best are given up, and of that.
 _STARTS, _TRIAL, _STEPS = 8, 15, 100
