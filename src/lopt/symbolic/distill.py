@@ -49,7 +49,7 @@ def distill(
     rows: int = 2000,
     complexity: Complexity | None = None,
     odd: Collection[str] = (),
-    longest: float | None = None,
+    longest: float | int | None = None,
     split_seed: int = 0,
     progress: Progress = lambda done, total, what: None,
 ) -> Distillation:
@@ -108,7 +108,7 @@ def distill(
     return Distillation(front, chosen, explained, splits)
 
 
-def _up_to(front: Front, longest: float | None) -> Front:
+def _up_to(front: Front, longest: float | int | None) -> Front:
     if longest is None:
         return front
     short = tuple(one for one in front.candidates if one.complexity <= longest)
