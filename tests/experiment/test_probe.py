@@ -13,6 +13,7 @@ from toys import Faulty, linear_toy
 import lopt
 from lopt.experiment import cli, cli_probe
 from lopt.experiment.probe import ProbeSettings, probe_estimators
+from lopt.experiment.probe_host import folder_of
 from lopt.experiment.probe_report import write_probe
 from lopt.experiment.probe_slices import loss_slices
 from lopt.experiment.probe_subject import default_truncation, subject, task_names
@@ -222,3 +223,11 @@ def test_a_recipes_ramped_loss_is_ramped_to_the_new_horizon():
     inner, _ = subject("digits", ["particles=2"], horizon=12)
     assert inner.objective == lopt.RampedLoss(12)
     assert [default_truncation(n) for n in (40, 8, 7, 2)] == [10, 2, 1, 1]
+
+
+def test_a_probe_replaces_no_figure_of_a_run_and_wants_a_folder(tmp_path):
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(FileExistsError, match="holds a run"):
+        folder_of("run", tmp_path, ("symmetry.json",))
+    with pytest.raises(FileExistsError, match="is a file"):
+        folder_of("run", tmp_path / "run.json", ("symmetry.json",))

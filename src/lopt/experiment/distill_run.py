@@ -325,12 +325,13 @@ def columns_of(learned: Coordinatewise, theta: Theta, history: int) -> list[Vari
     """Returns what an equation may be made of: all features, and their past if the rule has one."""
     lags = 1 + history if remembers(learned, theta) else 1
     names = learned.features.names()
-    # Time a step ago is time but for a constant.
+    # Time a step ago is time but for a constant, and what a parameter has moved since is the output
+    # of a step ago: an equation that may see that explains the network by itself.
     return [
         Variable(name, lag)
         for lag in range(lags)
         for name in names
-        if not (lag and name.startswith("time"))
+        if not (lag and name in ("time", "parameter"))
     ]
 
 

@@ -112,7 +112,9 @@ def _valley(one: Watched, portrait: Portrait) -> dict[str, Any]:
     return {
         "learning_rate": None if one.valley_rate is None else one.valley_rate.value,
         "learning_rate_at_edge_of_grid": one.valley_rate is not None and one.valley_rate.at_edge,
-        "median_drift": _median(drift[off]),
+        # Opposite starts may drift in opposite directions, which must not cancel.
+        "median_drift": _median(np.abs(drift[off])),
+        "drift_from_to": [float(np.min(drift[off])), float(np.max(drift[off]))],
         "largest_change_of_sum": float(np.max(np.abs(portrait.displacement))),
         "median_oddness_defect": _median(np.asarray(portrait.oddness, float)),
         "largest_oddness_defect": _largest(np.asarray(portrait.oddness, float)),

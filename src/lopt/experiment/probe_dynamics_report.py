@@ -50,7 +50,7 @@ def write_dynamics_probe(
 def _printed(title: str, headings: Sequence[str], rows: list[list[str]]) -> Table:
     table = Table(title=title, title_justify="left")
     for i, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if i else "left", no_wrap=i == 0)
+        table.add_column(heading, justify="right" if i else "left", no_wrap=i == 0, overflow="fold")
     for row in rows:
         table.add_row(*row)
     return table

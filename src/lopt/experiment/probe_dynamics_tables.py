@@ -106,7 +106,7 @@ def _valley(numbers: dict[str, Any]) -> Grid:
     headings = (
         "optimizer",
         "rate",
-        "drift",
+        "|drift|",
         "|change of x+y|",
         "oddness",
         "reflection",

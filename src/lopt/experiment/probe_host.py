@@ -10,6 +10,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 def folder_of(name: str, out: Path | None, files: tuple[str, ...]) -> Path:
     """Returns where results go: a folder given, or one that holds none yet."""
     if out is not None:
+        if out.is_file():
+            raise FileExistsError(f"{out} is a file; give a folder with --out.")
+        if (out / "run.json").exists():
+            raise FileExistsError(
+                f"{out} holds a run, whose figures a probe would replace; give another folder "
+                "with --out."
+            )
         if any((out / file).exists() for file in files):
             raise FileExistsError(f"{out} already holds a probe; give another folder with --out.")
         return out

@@ -236,7 +236,7 @@ def _text(found: dict[str, Any], *, short: bool = False) -> str:
 def _printed(title: str, headings: Sequence[str], rows: list[list[str]]) -> Table:
     table = Table(title=title, title_justify="left")
     for i, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if i else "left")
+        table.add_column(heading, justify="right" if i else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
     return table

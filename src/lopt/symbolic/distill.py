@@ -98,7 +98,10 @@ def distill(
     few = sample(splits.train, rows, split_seed)
     front = shortened(found, few, complexity, _only_odd(odd, names) if odd else _anything)
     progress(len(jobs) + 1, total, "fitting on all rows")
-    fitted = [refit(one.expression, splits.train) for one in front.candidates]
+    fitted = [
+        refit(one.expression, splits.train, _evaluations(one.expression))
+        for one in front.candidates
+    ]
     front = make_front(judge(fitted, splits.mapping(), complexity))
     chosen = select(_up_to(front, longest), splits.validation)
     explained = {
@@ -106,6 +109,11 @@ def distill(
     }
     progress(total, total, "done")
     return Distillation(front, chosen, explained, splits)
+
+
+def _evaluations(expression: Expression) -> int:
+    """Returns those of a fit on all rows: laws of few constants are fitted to the last digit."""
+    return 100 if len(expression.constants) <= 20 else 20
 
 
 def _up_to(front: Front, longest: float | int | None) -> Front:

@@ -67,7 +67,7 @@ def stepwise(form: AbstractForm, output: Row, max_terms: int) -> list[Expression
 
 
 def backwards(
-    form: AbstractForm, output: Row, numbers: Numbers, used: list[int]
+    form: AbstractForm, output: Row, numbers: Numbers, used: list[int], most: int | None = None
 ) -> list[Expression]:
     """Fits a form with fewer terms again and again; of many, a tenth goes at a time.
 
@@ -76,6 +76,7 @@ def backwards(
         output: what it is to equal.
         numbers: of a fit.
         used: those of them that are in use.
+        most: how many may be in use in what is kept; any number by default.
     """
     found: list[Expression] = []
     while dropped := _weakest_terms(form, numbers, used):
@@ -83,7 +84,8 @@ def backwards(
         numbers[dropped] = 0.0
         left = [one for one in used if one not in set(dropped)]
         numbers, used = _fit(form, output, numbers, left)
-        _keep(found, form, numbers, used)
+        if most is None or len(used) <= most:
+            _keep(found, form, numbers, used)
     return found
 
 

@@ -22,6 +22,8 @@ UNITS = (2, 3, 4, 6, 8)
 
 # Random starts for each number of units, steps before all but the best are given up, and of that.
 _STARTS, _TRIAL, _STEPS = 8, 15, 100
+# Longer sums than this many numbers nobody would read, and they take minutes to fit on all rows.
+_MOST = 64
 # More units than before must leave less than this share of the squared error.
 _HELPS = 0.98
 
@@ -47,7 +49,7 @@ def tanh_sums(
         if not loss < _HELPS * least - 1e-12 * square:
             break
         least = loss
-        found += backwards(form, output, numbers, used)
+        found += backwards(form, output, numbers, used, _MOST)
     return found
 
 
