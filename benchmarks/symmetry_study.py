@@ -48,7 +48,7 @@ def probed(folder: Path, activation: str, seed: int) -> dict:
         lopt("train", *(("--resume", run) if started else ("l2o", *settings, "--run", run)))
     out = run / "symmetry"
     if not (out / "symmetry.json").exists():
-        lopt("probe", "symmetry", run, "--seed", seed, "--out", out)
+        lopt("probe", "symmetry", run, "--out", out)
     return json.loads((out / "symmetry.json").read_text())
 
 
