@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -97,10 +98,38 @@ def test_a_second_start_uses_what_was_found(run, distilled):
 
 
 def test_other_settings_need_another_folder(run, distilled):
+    features = tuple(read_json(distilled / "distill.json")["features"])
+    settings = DistillSettings(900, 30, 1, ("time",), None, ("template",), 1, 300)
     with pytest.raises(ValueError, match="another search_rows"):
-        check_settings(
-            distilled, run, DistillSettings(900, 30, 1, ("time",), None, ("template",), 1, 300)
-        )
+        check_settings(distilled, run, settings, features)
+
+
+def test_a_distillation_is_of_one_network(run, distilled, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    learned, theta = lopt.load(other)
+    lopt.save(other / "weights.safetensors", learned, jax.tree.map(lambda w: 0.5 * w, theta))
+    with pytest.raises(ValueError, match="another weights"):
+        app.cli(args=["distill", str(other), *ARGUMENTS])
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        (["--odd", "velocity"], "velocity; there are"),
+        (["--history", "30", "--steps", "30"], "looks back"),
+        (["--lags", "31", "--steps", "30"], "lags=31"),
+    ],
+)
+def test_mistakes_leave_no_folder_behind(run, tmp_path, words, match):
+    with pytest.raises(ValueError, match=match):
+        app.cli(args=["distill", str(run), *words, "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_constant_is_chosen_by_nobody(run, distilled):
+    with pytest.raises(ValueError, match="is the constant"):
+        app.cli(args=["distill", str(run), *ARGUMENTS, "--longest", "1"])
 
 
 def test_what_cannot_be_distilled_is_refused(run, tmp_path):

@@ -38,7 +38,7 @@ def write_distillation(report: Report, out: Path, console: Console, digits: int 
     front = draw_front(report)
     write_bytes(out / "front.png", front)
     write_page(
-        out / "index.html", f"Distilled from {numbers['run']}", _page(report, numbers, front)
+        out / "index.html", f"Distilled from {numbers['run']}", _page(report, numbers, front, out)
     )
 
 
@@ -128,7 +128,7 @@ def _roll_out_rows(comparison: dict[str, Any]) -> list[list[str]]:
     return rows
 
 
-def _page(report: Report, numbers: dict[str, Any], front: bytes) -> list[Section]:
+def _page(report: Report, numbers: dict[str, Any], front: bytes, out: Path) -> list[Section]:
     expression = report.found.chosen.expression
     lost = numbers["r2_lost_without"]
     sections = [
@@ -199,7 +199,7 @@ def _page(report: Report, numbers: dict[str, Any], front: bytes) -> list[Section
         Section(
             "Use",
             [
-                Text(f'optimizer = lopt.load_optimizer("{numbers["run"]}/distilled")', code=True),
+                Text(f'optimizer = lopt.load_optimizer("{out}")', code=True),
                 Text(to_numpy_source(expression), code=True),
                 Text(to_torch_source(expression), code=True),
             ],

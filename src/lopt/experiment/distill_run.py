@@ -6,6 +6,7 @@ A distillation that was killed goes on from there when it is asked for again.
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from lopt.core.types import Theta
 from lopt.experiment import storage
 from lopt.experiment.evaluate import Comparison, compare
 from lopt.experiment.experiment import Experiment
-from lopt.experiment.files import read_json, write_json
+from lopt.experiment.files import digest, read_json, write_json
 from lopt.experiment.record_run import RecordSettings, record_run
 from lopt.experiment.tables import load_table, save_table
 from lopt.experiment.train import reopen
@@ -57,8 +58,6 @@ MEMORIES = (
     "momentum_0.5_normalised",
     "momentum_0.9_normalised",
     "momentum_0.98_normalised",
-    # Where a weight has got to sums what a memory has seen of it.
-    "parameter",
     "time",
 )
 # The R2 that mapping complexity asks for.
@@ -127,14 +126,32 @@ class Kept(AbstractSearch):
     one: AbstractSearch
     folder: Path = eqx.field(static=True)
 
+    def require(self) -> None:
+        """Refuses to begin without the library; see `AbstractSearch.require`."""
+        self.one.require()
+
     def search(self, table: Table, seed: int) -> list[Expression]:
-        """Returns what was found before, or searches."""
+        """Returns what was found before, or searches.
+
+        Raises:
+            ValueError: if the file is damaged, or of another table.
+        """
         path = self.folder / f"{seed}.json"
         if not path.exists():
             found = self.one.search(table, seed)
             write_json(path, [to_json(expression) for expression in found])
         # Read back also when just written: a second start continues with the same numbers.
-        return [from_json(data) for data in read_json(path)]
+        try:
+            found = [from_json(data) for data in read_json(path)]
+            used = {feature for one in found for feature in one.variables}
+            if strange := used - set(table.columns):
+                names = ", ".join(sorted(map(str, strange)))
+                raise ValueError(f"it has features that the table lacks: {names}")
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"{path} is damaged or of another table ({error}); remove it, to search again."
+            ) from error
+        return found
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -196,11 +213,14 @@ def distill_run(
             "can take the place of the rule of a lopt.Coordinatewise only."
         )
     also = extra_features(learned, theta, settings)
-    check_settings(out, run, settings)
     if also:
         learned, theta = seen_through(learned, theta, MomentFeatures(also))
-    table = recorded(run, out, settings, also, learned, theta, show_progress)
     searches = [Kept(SEARCHES[name](), out / "searches" / name) for name in settings.searches]
+    for search in searches:
+        search.require()
+    asked = record_settings(learned, theta, settings, also)
+    check_settings(out, run, settings, asked.features)
+    table = recorded(run, out, asked, settings.seed, show_progress)
     total = len(searches) * settings.seeds + 5
 
     def stage(done: int, of: int, what: str) -> None:
@@ -217,6 +237,16 @@ def distill_run(
     )
     sides = found.splits.mapping()
     expression = found.chosen.expression
+    if not expression.variables:
+        least = min(
+            (one.complexity for one in found.front.candidates if one.expression.variables),
+            default=math.inf,
+        )
+        raise ValueError(
+            f"The chosen equation is the constant {float(expression.constants[0]):g}, which is no "
+            f"update rule; the shortest on the front with a feature has {least:g} nodes: try "
+            f"--longest {least:g} or more, or more rows."
+        )
     say(total - 3, total, "black-box ceiling")
     top = ceiling(sides, settings.seed)
     say(total - 2, total, "what each feature is for")
@@ -246,22 +276,55 @@ def distill_run(
     )
 
 
-def check_settings(out: Path, run: Path, settings: DistillSettings) -> None:
+def record_settings(
+    learned: Coordinatewise, theta: Theta, settings: DistillSettings, also: tuple[str, ...]
+) -> RecordSettings:
+    """Returns what is recorded.
+
+    Raises:
+        ValueError: if there are fewer steps than are looked back, or `odd` names no feature.
+    """
+    features: tuple[str, ...] = ()
+    names = {"gradient", RAW_GRADIENT}
+    if settings.lags is None:
+        columns = columns_of(learned, theta, settings.history)
+        features, names = tuple(map(str, columns)), {column.name for column in columns}
+    if settings.history >= settings.steps:
+        raise ValueError(
+            f"DistillSettings(history={settings.history}, steps={settings.steps}) looks back "
+            f"further than a training goes; try --history 2 or --steps {10 * settings.history}."
+        )
+    if unknown := sorted(set(settings.odd) - names):
+        raise ValueError(
+            f"DistillSettings(odd) names {', '.join(unknown)}; there are "
+            f"{', '.join(sorted(names))}."
+        )
+    return RecordSettings(
+        settings.rows, settings.steps, features, settings.lags, padded=True, also=also
+    )
+
+
+def check_settings(
+    out: Path, run: Path, settings: DistillSettings, features: tuple[str, ...]
+) -> None:
     """Writes what a folder distils, or refuses a folder that distils something else.
 
     Raises:
         ValueError: if the folder holds a distillation of another run or with other settings.
     """
-    asked = {"run": run.name, **dataclasses.asdict(settings)}
+    asked = {
+        "weights": digest(storage.weights_file(run)),
+        "features": features,
+        **dataclasses.asdict(settings),
+    }
     # The choice is made anew, from what is kept.
     del asked["longest"]
     asked = json.loads(json.dumps(asked))
     if (out / SETTINGS).exists():
         kept = read_json(out / SETTINGS)
         if kept != asked:
-            different = sorted(
-                k for k in asked if not isinstance(kept, dict) or kept.get(k) != asked[k]
-            )
+            kept = kept if isinstance(kept, dict) else {}
+            different = sorted(k for k in {*asked, *kept} if kept.get(k) != asked.get(k))
             raise ValueError(
                 f"{out} holds a distillation with another {', '.join(different)}; give another "
                 "folder with --out."
@@ -271,30 +334,12 @@ def check_settings(out: Path, run: Path, settings: DistillSettings) -> None:
 
 
 def recorded(
-    run: Path,
-    out: Path,
-    settings: DistillSettings,
-    also: tuple[str, ...],
-    learned: Coordinatewise,
-    theta: Theta,
-    show_progress: bool,
+    run: Path, out: Path, settings: RecordSettings, seed: int, show_progress: bool
 ) -> Table:
     """Returns the table of the run, recorded now or before."""
     path = out / TABLE
-    if path.exists():
-        return load_table(path)
-    features: tuple[str, ...] = ()
-    if settings.lags is None:
-        features = tuple(map(str, columns_of(learned, theta, settings.history)))
-    table = record_run(
-        run,
-        RecordSettings(
-            settings.rows, settings.steps, features, settings.lags, padded=True, also=also
-        ),
-        settings.seed,
-        show_progress=show_progress,
-    )
-    save_table(path, table)
+    if not path.exists():
+        save_table(path, record_run(run, settings, seed, show_progress=show_progress))
     return load_table(path)
 
 
@@ -331,7 +376,7 @@ def columns_of(learned: Coordinatewise, theta: Theta, history: int) -> list[Vari
         Variable(name, lag)
         for lag in range(lags)
         for name in names
-        if not (lag and name in ("time", "parameter"))
+        if not (lag and (name.startswith("time") or name == "parameter"))
     ]
 
 

@@ -76,6 +76,8 @@ def distill(
     searches = (OperonSearch(),) if searches is None else searches
     if not searches or not seeds:
         raise ValueError("distill needs at least one of searches and of seeds; try seeds=(0, 1).")
+    for search in searches:
+        search.require()
     check_integer("distill", "rows", rows, 10, hint=2000)
     for seed in seeds:
         check_integer("distill", "seeds", seed, 0, 2**32 - 1, hint=0)

@@ -55,6 +55,10 @@ class GplearnSearch(AbstractSearch):
         check_integer("GplearnSearch", "generations", self.generations, hint=20)
         check_integer("GplearnSearch", "per_length", self.per_length, hint=2)
 
+    def require(self) -> None:
+        """Refuses to begin without the library; see `AbstractSearch.require`."""
+        _gplearn()
+
     def search(self, table: Table, seed: int) -> list[Expression]:
         """Evolves a population and translates the best programs of each length in it."""
         regressor_class, make_function = _gplearn()

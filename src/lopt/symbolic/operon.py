@@ -84,6 +84,10 @@ class OperonSearch(AbstractSearch):
         check_integer("OperonSearch", "restarts", self.restarts, hint=3)
         check_integer("OperonSearch", "per_length", self.per_length, hint=2)
 
+    def require(self) -> None:
+        """Refuses to begin without the library; see `AbstractSearch.require`."""
+        _regressor()
+
     def search(self, table: Table, seed: int) -> list[Expression]:
         """Evolves populations and translates the best of each length.
 

@@ -84,6 +84,10 @@ class PysrSearch(AbstractSearch):
         check_integer("PysrSearch", "population", self.population, 15, hint=33)
         check_integer("PysrSearch", "iterations", self.iterations, hint=40)
 
+    def require(self) -> None:
+        """Refuses to begin without the library; see `AbstractSearch.require`."""
+        _regressor()
+
     def search(self, table: Table, seed: int) -> list[Expression]:
         """Evolves expressions and translates its hall of fame, one of each complexity."""
         regressor = _regressor()(

@@ -30,6 +30,13 @@ class AbstractSearch(eqx.Module):
     fitted exactly afterwards. Equal tables and seeds give equal expressions.
     """
 
+    def require(self) -> None:
+        """Refuses to begin where it could not search.
+
+        Raises:
+            ImportError: if the backend's library is not installed, naming the extra.
+        """
+
     @abc.abstractmethod
     def search(self, table: Table, seed: int) -> list[Expression]:
         """Proposes expressions for the output of a table.
