@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import Inputs, normalised, perceptron
+from networks import Inputs, images, normalised, perceptron
 
+import lopt
 from lopt.analysis.symmetry import (
     DiscreteMap,
     FreeGenerator,
@@ -14,8 +15,10 @@ from lopt.analysis.symmetry import (
     check_symmetry,
     rescale,
     scale,
+    symmetries,
     translation,
 )
+from lopt.analysis.symmetry.check import check_subject, check_task
 
 W1, B1, W2, B2 = (f".layers[{i}].{name}" for i in (0, 1) for name in ("weight", "bias"))
 
@@ -98,3 +101,46 @@ def test_an_action_of_another_structure_is_refused(key):
 def test_a_model_without_arrays_is_refused():
     with pytest.raises(ValueError, match="no floating-point arrays"):
         ModelLoss({"n": np.arange(3)}, lambda m, b: jnp.zeros(()), Inputs((1,)))
+
+
+def test_an_action_must_leave_params_as_they_are_for_amounts_of_zero(key):
+    task = perceptron(jax.nn.relu)
+    good = rescale(task.init(key), (W1, B1), W2)
+
+    def action(params, amounts):
+        return good.act(params, amounts + 0.1)
+
+    shifted = FreeGenerator("shifted", "rescale", good.units, action)
+    with pytest.raises(ValueError, match=r"'shifted'\) must leave params as they are.*zero"):
+        check_symmetry(shifted, task, key)
+    with pytest.raises(ValueError, match="'shifted'"):
+        symmetries(task, key, others=(shifted,))
+
+
+@pytest.mark.parametrize("made_for", [(16,), (4,)])
+def test_a_generator_of_another_width_is_refused(key, made_for):
+    def task(widths):
+        return lopt.tasks.mlp_classification(images(4), widths)
+
+    generator = rescale(task(made_for).init(key), (W1, B1), W2)
+    with pytest.raises(ValueError, match=rf"has {made_for[0]} slices on axis 0.*shape \(8, 16\)"):
+        check_symmetry(generator, task((8,)), key)
+
+
+@pytest.mark.parametrize("tolerance", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_tolerance_is_positive_and_finite(key, tolerance):
+    task = perceptron(jax.nn.relu)
+    symmetry = rescale(task.init(key), (W1, B1), W2)
+    with pytest.raises(ValueError, match=rf"check_symmetry\(tolerance={tolerance}\).*try 1e-06"):
+        check_symmetry(symmetry, task, key, tolerance=tolerance)
+    with pytest.raises(ValueError, match=rf"symmetries\(tolerance={tolerance}\)"):
+        symmetries(task, key, tolerance=tolerance)
+
+
+def test_what_is_no_symmetry_and_no_task_is_named(key):
+    # Under the tests' type checker these never arrive at the functions themselves.
+    task = perceptron(jax.nn.relu)
+    with pytest.raises(ValueError, match=r"check_symmetry\('abc'\) must be a generator.*try one"):
+        check_subject("check_symmetry", "abc", task)
+    with pytest.raises(ValueError, match=r"a MLP is none; try lopt\.analysis\.symmetry\.ModelLoss"):
+        check_task("symmetries", task.model)

@@ -7,7 +7,17 @@ import pytest
 from networks import Attentive, Inputs, images, model_task
 
 import lopt
-from lopt.analysis.symmetry import ModelLoss, homogeneous_degree, scale, symmetries
+from lopt.analysis.symmetry import (
+    FreeGenerator,
+    ModelLoss,
+    homogeneous_degree,
+    rescale,
+    scale,
+    symmetries,
+    translation,
+)
+from lopt.analysis.symmetry.deviation import check_sequence
+from lopt.analysis.symmetry.structure import layers_of
 
 
 def kinds(found):
@@ -127,3 +137,82 @@ def test_single_precision_is_precise_enough(key):
 )
 def test_degrees_of_units(activation, degree):
     assert homogeneous_degree(activation) == degree
+
+
+W1, B1, W2 = ".layers[0].weight", ".layers[0].bias", ".layers[1].weight"
+
+
+def test_one_of_others_that_is_proposed_anyway_counts_once(key):
+    task = lopt.tasks.mlp_classification(images(4), (6,))
+    same = rescale(task.init(key), (W1, B1), W2)
+    found = symmetries(task, key, others=[same, same])
+    assert kinds(found) == [("rescale", 6), ("translation", 7)]
+
+
+def test_one_of_others_with_the_name_of_a_different_one_is_refused(key):
+    task = lopt.tasks.mlp_classification(images(4), (6,))
+    params = task.init(key)
+    # Named as that of degree 1, which the task has.
+    wrong = rescale(params, (W1, B1), W2, degree=2.0)
+    with pytest.raises(ValueError, match=r"named 'rescale of .*try name="):
+        symmetries(task, key, others=[wrong])
+    named = rescale(params, (W1, B1), W2, degree=2.0, name="squares")
+    found = symmetries(task, key, others=[named])
+    assert kinds(found) == [("rescale", 6), ("translation", 7)]
+    assert not found.evidence["squares"].holds
+    other = translation(params, W2, name="squares")
+    with pytest.raises(ValueError, match=r"named 'squares'"):
+        symmetries(task, key, others=[named, other])
+    with pytest.raises(ValueError, match=r"the single symmetry 'squares'; try .*: \(symmetry,\)"):
+        check_sequence("symmetries", "others", named)
+
+
+def square(model, batch):
+    return jnp.mean((jax.vmap(model)(batch[0]) - 1) ** 2)
+
+
+@pytest.mark.parametrize("sizes", [(4, "scalar"), (4, 1), (1, 1)])
+def test_layers_of_one_input_or_one_output_are_layers(key, sizes):
+    model = eqx.nn.MLP(*sizes, 5, 1, jax.nn.relu, dtype=jnp.float64, key=key)
+    task = ModelLoss(model, square, Inputs((sizes[0],)))
+    assert ("rescale", 5) in kinds(symmetries(task, key))
+
+
+def test_gains_are_no_layers_and_numbers_belong_to_names():
+    layers = {"w": (4, 3), "w1": (1, 4), "w_2": (2, 1), "kernel3": (5, 2), "w5": (2, 5)}
+    biases = {"b": (4,), "b1": (1,), "b_2": (2,), "bias3": (5,), "b4": (2,), "b5": (3,)}
+    shapes = layers | biases | {"gain": (4, 1, 1), "scale": (4,), "conv": (4, 3, 1, 1)}
+    found = layers_of({name: jnp.zeros(shape) for name, shape in shapes.items()})
+    pairs = {layer.weight[2:-2]: layer.bias and layer.bias[2:-2] for layer in found}
+    numbered = {"w1": "b1", "w_2": "b_2", "kernel3": "bias3"}
+    assert pairs == {"w": "b", "w5": None, "conv": None} | numbered
+
+
+def test_a_tolerance_wider_than_nearly_is_heeded(key):
+    # A symmetry but for a small force along it.
+    def loss(model, batch):
+        logits = batch[0] @ model["w"].T
+        own = jnp.mean(jax.nn.logsumexp(logits, axis=1) - logits[:, 0])
+        return own + 0.02 * jnp.mean(model["w"])
+
+    model = {"w": jax.random.normal(key, (3, 4), jnp.float64)}
+    task = ModelLoss(model, loss, Inputs((4,)))
+    name = "translation of ['w']"
+    strict = symmetries(task, key).evidence[name]
+    assert 1e-3 < strict.slope < 0.05
+    assert strict.moved is None
+    assert strict.tested
+    assert not strict.holds
+    assert str(strict).endswith("and it was not moved")
+    wide = symmetries(task, key, tolerance=0.2)
+    assert wide.evidence[name].moved is not None
+    assert name in [g.name for g in wide.generators]
+    assert not wide.nearly
+
+
+def test_a_free_generator_may_be_proposed(key):
+    task = lopt.tasks.mlp_classification(images(4), (6,))
+    good = rescale(task.init(key), (W1, B1), W2)
+    free = FreeGenerator("free", "rescale", good.units, good.act)
+    found = symmetries(task, key, others=[free, free])
+    assert [g.name for g in found.generators].count("free") == 1

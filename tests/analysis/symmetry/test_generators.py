@@ -40,6 +40,14 @@ def built(params):
     ]
 
 
+def leaves_of(params, amounts):
+    return jax.tree.leaves(params)
+
+
+def transposed(params, amounts):
+    return jax.tree.map(lambda leaf: leaf.T[None], params)
+
+
 def random_like(params, seed):
     flat, restore = jax.flatten_util.ravel_pytree(params)
     return restore(jax.random.normal(jax.random.key(seed), flat.shape, flat.dtype))
@@ -97,6 +105,19 @@ def test_units_of_a_flattened_image_are_its_channels():
     assert first.combine(params, amounts)["dense"].tolist() == [[-1, -1, -1, 0, 0, 0]]
 
 
+def test_units_may_own_a_part_of_their_places(params):
+    # The first of four units owns a bias, the others the rows of a weight.
+    places = (Place(W1, first=1, slices=3), Place(B2, None))
+    lengths = Symmetry("x", "x", 4, "shift", places).lengths(params)
+    np.testing.assert_allclose(lengths, [3**0.5, 2, 2, 2], rtol=1e-12)
+
+
+def test_a_translation_has_a_unit_for_each_column_and_one_for_the_bias(params):
+    weight, bias = translation(params, W2, B2).places
+    assert (weight.first, weight.slices) == (0, 3)
+    assert (bias.first, bias.axis) == (3, None)
+
+
 def test_what_a_free_generator_does_not_know_it_refuses(params):
     with pytest.raises(ValueError, match=r"quantity=None.*try quantity="):
         mixing(params, (W1, B1), W2).conserved(params)
@@ -120,6 +141,26 @@ def test_what_a_free_generator_does_not_know_it_refuses(params):
         (lambda p: scale(p, W1).act(p, jnp.zeros(2)), "has 3 units; amounts of shape"),
         (lambda p: scale(p, W1).act({"w": jnp.zeros((3, 4))}, jnp.zeros(3)), "Try one of"),
         (lambda p: Symmetry("x", "x", 2, "stretch", (Place(W1),)).lengths(p), "has shape"),
+        (lambda p: Symmetry("x", "x", 4, "stretch", (Place(W1),)).lengths(p), "4 slices on axis 0"),
+        (
+            lambda p: Symmetry("x", "x", 3, "stretch", (Place(W1, axis=-2),)).lengths(p),
+            "slices on axis -2",
+        ),
+        (
+            lambda p: Symmetry("x", "x", 3, "stretch", (Place(W1, axis=2),)).lengths(p),
+            "slices on axis 2",
+        ),
+        (
+            lambda p: Symmetry("x", "x", 2, "shift", (Place(B1, None, first=2),)).lengths(p),
+            r"has 2 units, but Place.*first=2.*try one from 0 to 1",
+        ),
+        (
+            lambda p: Symmetry("x", "x", 4, "shift", (Place(B1, first=2, slices=3),)).lengths(p),
+            "3 slices on axis 0",
+        ),
+        (lambda p: FreeGenerator("x", "x", 1, leaves_of).combine(p, jnp.zeros(1)), "same struct"),
+        (lambda p: FreeGenerator("x", "x", 1, leaves_of).along(p, p), "same structure"),
+        (lambda p: FreeGenerator("x", "x", 1, transposed).along(p, p), "same structure"),
         (lambda p: DiscreteMap("x", "permute", 3, (Place(W1),))(p, jnp.arange(2)), "3 units"),
         (lambda p: DiscreteMap("x", "turn", 3, (Place(W1),)), "motion.*turn"),
     ],

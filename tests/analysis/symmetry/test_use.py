@@ -9,6 +9,8 @@ import pytest
 from networks import images, perceptron, start_at
 
 import lopt
+from lopt.analysis.dynamics import scripted_updates
+from lopt.analysis.dynamics.checks import check_optimizer
 from lopt.analysis.symmetry import (
     SymmetryPenalty,
     SymmetryProbe,
@@ -18,6 +20,7 @@ from lopt.analysis.symmetry import (
     rescale,
     translation,
 )
+from lopt.analysis.symmetry.deviation import check_names
 from lopt.core import Step
 
 W1, B1, W2, B2 = (f".layers[{i}].{name}" for i in (0, 1) for name in ("weight", "bias"))
@@ -157,3 +160,59 @@ def test_the_loss_is_handed_on_to_optimizers_that_need_it():
     state = optimizer.init(params)
     updates, _ = optimizer.update(params, state, params, value=jnp.asarray(1.0))
     assert float(optax.tree.norm(updates)) > 0
+
+
+@pytest.mark.standard_promotion
+def test_what_an_optimizer_lacks_is_named():
+    task, generators = small()
+    params = task.init(jax.random.key(0))
+
+    def update(optimizer, **extra):
+        optimizer = remove_breaking(optimizer, generators)
+        return optimizer.update(params, optimizer.init(params), params, **extra)[0]
+
+    plateau = optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau(0.5, patience=1))
+    for optimizer in (optax.polyak_sgd(), plateau):
+        with pytest.raises(ValueError, match=r"needs value .*try .*value=\.\.\.\), where value is"):
+            update(optimizer)
+    value = jnp.asarray(1.0)
+    with pytest.raises(ValueError, match=r"needs grad, value_fn for its optimizer"):
+        update(optax.lbfgs(), value=value)
+    updates = update(
+        optax.lbfgs(), value=value, grad=params, value_fn=lambda p: optax.tree.norm(p) ** 2
+    )
+    assert float(optax.tree.norm(updates)) > 0
+    # What an optimizer says itself stays as it is.
+    own = optax.stateless(lambda updates, params: updates + 1)
+    with pytest.raises(TypeError, match="unsupported operand"):
+        update(own)
+
+
+@pytest.mark.standard_promotion
+def test_no_line_search_where_there_is_nothing_to_search():
+    grads = jnp.ones((3, 2))
+    with pytest.raises(ValueError, match=r"scripted_updates\(optimizer\).*needs grad, value_fn"):
+        scripted_updates(optax.lbfgs(), grads)
+    with pytest.raises(ValueError, match="linesearch=None"):
+        scripted_updates(optax.lbfgs(), grads, losses=jnp.ones(3))
+    found = scripted_updates(optax.lbfgs(0.1, linesearch=None), grads)
+    assert bool(jnp.all(jnp.isfinite(found)))
+
+
+@pytest.mark.parametrize("strength", [float("nan"), float("inf")])
+def test_a_share_is_finite(strength):
+    _, generators = small()
+    with pytest.raises(ValueError, match=rf"strength={strength}\) must be a finite number"):
+        remove_breaking(optax.sgd(0.1), generators, strength)
+
+
+def test_what_is_no_optimizer_and_what_is_no_sequence_is_named():
+    # Under the tests' type checker these never arrive at the functions themselves.
+    _, generators = small()
+    with pytest.raises(TypeError, match=r"optimizer=.*try .*learned\.optimizer\(theta\)"):
+        check_optimizer("remove_breaking", "optimizer", lopt.small_mlp(), extra=True)
+    for owner in ("SymmetryProbe", "SymmetryPenalty", "remove_breaking"):
+        with pytest.raises(ValueError, match=rf"{owner}\(generators\).*try wrapping it in a tuple"):
+            check_names(owner, generators[0])
+        with pytest.raises(ValueError, match=rf"{owner}\(generators\) must be continuous.*a str;"):
+            check_names(owner, ("translation",))

@@ -1,5 +1,6 @@
 """Checks that the measurements of optimizers share."""
 
+import re
 from typing import Any
 
 import jax
@@ -10,17 +11,60 @@ import optax
 from lopt.core.types import Params
 
 
-def check_optimizer(owner: str, field: str, optimizer: Any) -> None:
-    """Refuses what is not an Optax optimizer.
+def check_optimizer(owner: str, field: str, optimizer: Any, extra: bool = False) -> None:
+    """Refuses what is not an Optax optimizer, and what needs more than training gives it.
+
+    Args:
+        owner: who refuses it.
+        field: where it was given.
+        optimizer: anything.
+        extra: whether it may need more than the loss, as a line search does.
 
     Raises:
         TypeError: naming the field.
+        ValueError: naming the missing arguments.
     """
     if not isinstance(optimizer, optax.GradientTransformation):
+        said = " ".join(repr(optimizer).split())
         raise TypeError(
-            f"{owner}({field}={optimizer!r}) must be an Optax optimizer; "
+            f"{owner}({field}={said}) must be an Optax optimizer; "
             "try optax.adam(1e-3), or learned.optimizer(theta) of a learned one."
         )
+    names = () if extra else _missing_besides_value(optimizer)
+    if names:
+        raise ValueError(
+            f"{owner}({field}) is an optimizer that needs {', '.join(names)} in its updates, and "
+            "is given the loss as value and no more; try one without a line search, such as "
+            "optax.lbfgs(0.1, linesearch=None)."
+        )
+
+
+def missing_arguments(error: TypeError) -> tuple[str, ...]:
+    """Returns the names of keyword arguments that a call lacked, by what Python says of it.
+
+    Example:
+        >>> missing_arguments(TypeError("f() missing 1 required keyword-only argument: 'value'"))
+        ('value',)
+    """
+    found = re.search(r"missing \d+ required keyword-only arguments?: (.*)", str(error))
+    return tuple(re.findall(r"'(\w+)'", found[1])) if found else ()
+
+
+def _missing_besides_value(optimizer: optax.GradientTransformation) -> tuple[str, ...]:
+    """Returns what an optimizer needs besides the loss, as far as a trace on zeros tells."""
+    optimizer = optax.with_extra_args_support(optimizer)
+
+    def step(params: Params) -> Any:
+        return optimizer.update(params, optimizer.init(params), params, value=jnp.sum(params))
+
+    try:
+        jax.eval_shape(step, jnp.zeros(2))
+    except TypeError as error:
+        return missing_arguments(error)
+    # One that is made for other params says nothing here.
+    except Exception:
+        return ()
+    return ()
 
 
 def needs_value(optimizer: optax.GradientTransformation, params: Params) -> bool:

@@ -38,7 +38,7 @@ def translation(
     array = _matrix(owner, params, weight)
     # Of a convolution's kernel, every entry of an output channel has a unit of its own.
     inputs = array.size // array.shape[0]
-    places = [Place(weight, axis=1, view=(array.shape[0], inputs))]
+    places = [Place(weight, axis=1, view=(array.shape[0], inputs), slices=inputs)]
     if bias is not None:
         array_at(owner, leaves_by_path(params), bias)
         places.append(Place(bias, axis=None, first=inputs))

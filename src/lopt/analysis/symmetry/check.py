@@ -17,9 +17,9 @@ import numpy as np
 from jaxtyping import Array, Float, Num
 
 from lopt.analysis.symmetry.discrete import DiscreteMap
-from lopt.analysis.symmetry.generators import AbstractGenerator
+from lopt.analysis.symmetry.generators import AbstractGenerator, check_action
 from lopt.analysis.symmetry.places import Keys
-from lopt.core.checks import check_integer
+from lopt.core.checks import check_integer, check_positive
 from lopt.core.task import AbstractStatefulTask
 from lopt.core.types import Batch, Key, Params, Scalar, State
 
@@ -35,14 +35,14 @@ class Evidence(eqx.Module):
         slopes: of each unit, the largest |<grad L, xi>| / (|grad L| |xi|) over the batches; nothing
             for a discrete map.
         moved: the largest change of the loss by a finite move, as a share of that by a move of
-            equal length in a random direction.
+            equal length in a random direction; None if it was refused by its slope and not moved.
         idle: the number of units that had no say, because their tangent is zero.
         tolerance: the largest slope and move of a symmetry that holds.
     """
 
     name: str = eqx.field(static=True)
     slopes: Float[np.ndarray, " unit"]
-    moved: float
+    moved: float | None
     idle: int
     tolerance: float
 
@@ -54,24 +54,27 @@ class Evidence(eqx.Module):
     @property
     def tested(self) -> bool:
         """Whether anything was measured: some unit had a say, and random moves changed the loss."""
-        return bool(np.isfinite(self.moved)) and (
-            not len(self.slopes) or self.idle < len(self.slopes)
-        )
+        said = self.moved is None or bool(np.isfinite(self.moved))
+        return said and (not len(self.slopes) or self.idle < len(self.slopes))
 
     @property
     def holds(self) -> bool:
         """Whether the task has the symmetry."""
-        return self.tested and max(self.slope, self.moved) <= self.tolerance
+        return self.within(self.tolerance)
+
+    def within(self, most: float) -> bool:
+        """Whether it was moved, and neither slope nor move is larger than `most`."""
+        return self.tested and self.moved is not None and max(self.slope, self.moved) <= most
 
     def __str__(self) -> str:
         """One line for a table or an error."""
+        moves = "it was not moved"
+        if self.moved is not None:
+            moves = f"the loss moves by {self.moved:.1e} of what random moves do"
         if not len(self.slopes):
-            return f"{self.name}: the loss moves by {self.moved:.1e} of what random moves do"
+            return f"{self.name}: {moves}"
         worst = int(np.argmax(self.slopes))
-        return (
-            f"{self.name}: slope {self.slope:.1e} (unit {worst}), and the loss moves by "
-            f"{self.moved:.1e} of what random moves do"
-        )
+        return f"{self.name}: slope {self.slope:.1e} (unit {worst}), and {moves}"
 
 
 class Bench(eqx.Module):
@@ -156,7 +159,7 @@ def measure_move(symmetry: AbstractGenerator | DiscreteMap, bench: Bench) -> flo
     before = bench.losses(bench.params)
     control = float(jnp.max(jnp.abs(bench.losses(elsewhere) - before)))
     change = float(jnp.max(jnp.abs(bench.losses(moved) - before)))
-    return change / control if control > 0 else float("nan")
+    return change / control if 0 < control < np.inf else float("nan")
 
 
 def check_symmetry(
@@ -181,8 +184,10 @@ def check_symmetry(
 
     Raises:
         ValueError: if the task does not have it, with the measured slope; if nothing can be told;
-            or if the params are of another structure.
+            if the params are of another structure; or if its action is not the identity at zero.
     """
+    check_subject("check_symmetry", symmetry, task)
+    check_tolerance("check_symmetry", tolerance)
     bench = prepare_bench(task, params, key, batches)
     evidence = gather_evidence(symmetry, bench, tolerance)
     if not evidence.tested:
@@ -207,9 +212,15 @@ def gather_evidence(
         tolerance = default_tolerance(bench.params)
     slopes, idle = np.zeros(0), 0
     if not isinstance(symmetry, DiscreteMap):
-        _check_action(symmetry, bench.params)
+        check_group(symmetry, bench.params)
         [(slopes, idle)] = measure_slopes([symmetry], bench)
     return Evidence(symmetry.name, slopes, measure_move(symmetry, bench), idle, tolerance)
+
+
+def check_tolerance(owner: str, tolerance: float | None) -> None:
+    """Refuses a tolerance that is not positive and finite; None is the default."""
+    if tolerance is not None:
+        check_positive(owner, "tolerance", tolerance, 1e-6)
 
 
 def default_tolerance(params: Params) -> float:
@@ -276,17 +287,48 @@ def _discrete_amounts(symmetry: DiscreteMap, key: Key, dtype: np.dtype) -> Num[A
     return signs.at[0].set(-1).astype(dtype)
 
 
-def _check_action(generator: AbstractGenerator, params: Params) -> None:
-    """Refuses a group action that does not return params of the structure it was given."""
-    amounts = jnp.zeros(generator.units, jnp.result_type(*jax.tree.leaves(params)))
-    moved = jax.eval_shape(generator.act, params, amounts)
-    given = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
-    trees: list[Any] = [jax.tree.structure(moved), jax.tree.structure(given)]
-    if trees[0] != trees[1] or any(
-        a.shape != b.shape or a.dtype != b.dtype
-        for a, b in zip(jax.tree.leaves(moved), jax.tree.leaves(given), strict=True)
-    ):
+def check_subject(owner: str, symmetry: Any, task: Any) -> None:
+    """Refuses what is no symmetry, or no task to have one.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    if not isinstance(symmetry, (AbstractGenerator, DiscreteMap)):
         raise ValueError(
-            f"{type(generator).__name__}({generator.name!r}) must move params to params of the "
-            f"same structure; it makes {moved} of {given}. Try lopt.analysis.symmetry's builders."
+            f"{owner}({symmetry!r}) must be a generator or a DiscreteMap; try one that a builder "
+            "of lopt.analysis.symmetry returns, such as translation or rescale."
+        )
+    check_task(owner, task)
+
+
+def check_task(owner: str, task: Any) -> None:
+    """Refuses what is no task, such as a model.
+
+    Raises:
+        ValueError: naming it.
+    """
+    if not isinstance(task, AbstractStatefulTask):
+        raise ValueError(
+            f"{owner}(task) must be a task, and a {type(task).__name__} is none; try "
+            "lopt.analysis.symmetry.ModelLoss(model, evaluate, sample) of a model and its loss."
+        )
+
+
+def check_group(generator: AbstractGenerator, params: Params) -> None:
+    """Refuses an action that changes the structure of params, or moves them by no amount.
+
+    Raises:
+        ValueError: with how far they are moved.
+    """
+    check_action(generator, params, dtypes=True)
+    zero = jnp.zeros(generator.units, jnp.result_type(*jax.tree.leaves(params)))
+    here, there = (
+        jax.flatten_util.ravel_pytree(tree)[0] for tree in (params, generator.act(params, zero))
+    )
+    moved, length = float(jnp.linalg.norm(there - here)), float(jnp.linalg.norm(here))
+    if not moved <= default_tolerance(params) * length:
+        raise ValueError(
+            f"{type(generator).__name__}({generator.name!r}) must leave params as they are for "
+            f"amounts of zero; it moves params of length {length:.1e} by {moved:.1e}. Try an "
+            "action that is the identity there."
         )

@@ -7,6 +7,7 @@ al. 2024 (arXiv:2312.07174), and two that do not cancel and do not grow with the
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -135,8 +136,31 @@ def drift(conserved: Float[Array, "step unit"]) -> Float[Array, " step"]:
     return moved / jnp.where(start > 0, start, jnp.ones_like(start))
 
 
-def check_names(owner: str, generators: Sequence[AbstractGenerator]) -> None:
-    """Refuses no symmetries at all, and several of one name."""
+def check_sequence(owner: str, field: str, given: Any) -> None:
+    """Refuses a single symmetry where there may be several.
+
+    Raises:
+        ValueError: naming it.
+    """
+    if not isinstance(given, Sequence) or isinstance(given, str):
+        name = getattr(given, "name", None)
+        said = type(given).__name__ if name is None else f"the single symmetry {name!r}"
+        raise ValueError(
+            f"{owner}({field}) must be a sequence of symmetries, and is {said}; try wrapping it in "
+            f"a tuple: (symmetry,)."
+        )
+
+
+def check_names(owner: str, generators: Any) -> None:
+    """Refuses what is no sequence, no symmetries at all, and several of one name."""
+    check_sequence(owner, "generators", generators)
+    for generator in generators:
+        if not isinstance(generator, AbstractGenerator):
+            raise ValueError(
+                f"{owner}(generators) must be continuous symmetries, and has a "
+                f"{type(generator).__name__}; try those of "
+                "lopt.analysis.symmetry.symmetries(task, key).generators."
+            )
     names = [generator.name for generator in generators]
     if not names:
         raise ValueError(

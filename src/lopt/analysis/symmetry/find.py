@@ -7,13 +7,17 @@ import equinox as eqx
 import numpy as np
 
 from lopt.analysis.symmetry.check import (
-    Bench,
     Evidence,
+    check_group,
+    check_subject,
+    check_task,
+    check_tolerance,
     default_tolerance,
     measure_move,
     measure_slopes,
     prepare_bench,
 )
+from lopt.analysis.symmetry.deviation import check_sequence
 from lopt.analysis.symmetry.discrete import DiscreteMap
 from lopt.analysis.symmetry.generators import AbstractGenerator, Symmetry
 from lopt.analysis.symmetry.structure import (
@@ -33,8 +37,8 @@ class Symmetries(eqx.Module):
 
     Attributes:
         generators: the continuous symmetries that hold.
-        nearly: those that hold but for a slope below a thousandth, such as that of scale before a
-            batch norm, whose epsilon of 1e-5 does not scale.
+        nearly: those that hold but for a slope and a move below a thousandth, such as that of scale
+            before a batch norm, whose epsilon of 1e-5 does not scale.
         maps: the permutations and sign flips that hold.
         evidence: what was measured of all these, and of all that were proposed and do not hold, by
             name.
@@ -70,13 +74,22 @@ def symmetries(
     of queries and keys, for all layers that their shapes allow; and permutations and sign flips.
     For a model or a loss that is no task, see `ModelLoss`.
 
+    Arrays are taken to be (outputs, inputs, ...), as Equinox has them. A weight and its bias are
+    known by the last word of their paths: "weight" and "bias", "kernel" and "bias", "w" or "W" and
+    "b", also with one number behind both, as "w1" and "b1". Other layouts and names are tested by
+    giving their generators as `others`.
+
     Args:
         task: the task.
         key: of the batches and moves, and of the params.
         params: where to measure; by default initial params with noise.
         batches: on how many batches.
         tolerance: see `check_symmetry`.
-        others: symmetries to propose besides.
+        others: symmetries to propose besides; one that is proposed anyway counts once.
+
+    Raises:
+        ValueError: if `task` is none, if nothing can be told at the params, or if one of `others`
+            has the name of a different symmetry.
 
     Example:
         >>> import jax, lopt
@@ -87,44 +100,58 @@ def symmetries(
         >>> [each.motion for each in found.maps]
         ['permute']
     """
+    check_task("symmetries", task)
+    check_tolerance("symmetries", tolerance)
+    check_sequence("symmetries", "others", others)
+    for other in others:
+        check_subject("symmetries", other, task)
     bench = prepare_bench(task, params, key, batches)
     tolerance = default_tolerance(bench.params) if tolerance is None else tolerance
-    continuous: list[AbstractGenerator] = list(
-        continuous_candidates(bench.params, degrees_of(task))
-    )
-    continuous += [other for other in others if isinstance(other, AbstractGenerator)]
-    maps = list(discrete_candidates(bench.params))
-    maps += [other for other in others if isinstance(other, DiscreteMap)]
-    evidence = {}
-    slopes = measure_slopes(continuous, bench)
-    for generator, (slope, idle) in zip(continuous, slopes, strict=True):
+    proposed: list[Any] = list(continuous_candidates(bench.params, degrees_of(task)))
+    proposed = _with_others([*proposed, *discrete_candidates(bench.params)], others)
+    continuous = [each for each in proposed if isinstance(each, AbstractGenerator)]
+    for generator in continuous:
+        # The structure's own are what they should be.
+        if not isinstance(generator, Symmetry):
+            check_group(generator, bench.params)
+    # A wide tolerance is not to be narrower for what is nearly a symmetry.
+    most = max(NEARLY, tolerance)
+    evidence: dict[str, Evidence] = {}
+    for generator, (slope, idle) in zip(continuous, measure_slopes(continuous, bench), strict=True):
         # A slope is enough to refuse, and costs nothing; only what passes is moved along.
-        moves = slope.max() <= NEARLY and idle < generator.units
-        moved = measure_move(generator, bench) if moves else float("inf")
+        moves = slope.max() <= most and idle < generator.units
+        moved = measure_move(generator, bench) if moves else None
         evidence[generator.name] = Evidence(generator.name, slope, moved, idle, tolerance)
     held = [g for g in continuous if evidence[g.name].holds]
-    nearly = [g for g in continuous if g not in held and _holds_nearly(evidence[g.name])]
+    names = {g.name for g in held}
+    near = [g for g in continuous if g.name not in names and evidence[g.name].within(most)]
     exact = _without_implied(held)
-    nearly = [g for g in _without_implied([*held, *nearly]) if g in nearly]
-    kept = _kept_maps(maps, bench, tolerance, evidence)
-    return Symmetries(tuple(exact), tuple(nearly), tuple(kept), evidence)
-
-
-def _holds_nearly(evidence: Evidence) -> bool:
-    return evidence.tested and max(evidence.slope, evidence.moved) <= NEARLY
-
-
-def _kept_maps(
-    maps: Sequence[DiscreteMap], bench: Bench, tolerance: float, evidence: dict[str, Evidence]
-) -> list[DiscreteMap]:
-    """Returns the maps that hold, and notes what was measured of all of them."""
-    kept = []
+    nearly = [g for g in _without_implied([*held, *near]) if g.name not in names]
+    maps = [each for each in proposed if isinstance(each, DiscreteMap)]
     for each in maps:
         moved = measure_move(each, bench)
         evidence[each.name] = Evidence(each.name, np.zeros(0), moved, 0, tolerance)
-        if evidence[each.name].holds:
-            kept.append(each)
-    return kept
+    kept = tuple(each for each in maps if evidence[each.name].holds)
+    return Symmetries(tuple(exact), tuple(nearly), kept, evidence)
+
+
+def _with_others(proposed: Sequence[Any], others: Sequence[Any]) -> list[Any]:
+    """Returns all that is proposed, equal ones once, as evidence is kept by name.
+
+    Raises:
+        ValueError: if one of `others` has the name of a different symmetry.
+    """
+    known: dict[str, Any] = {}
+    for each in proposed:
+        known.setdefault(each.name, each)
+    for other in others:
+        same = known.setdefault(other.name, other)
+        if type(same) is not type(other) or not bool(eqx.tree_equal(same, other)):
+            raise ValueError(
+                f"symmetries(others) has a symmetry named {other.name!r}, as another is that is "
+                "tested too; try name= when it is built."
+            )
+    return list(known.values())
 
 
 def _without_implied(generators: Sequence[AbstractGenerator]) -> list[AbstractGenerator]:

@@ -7,7 +7,7 @@ together: "unit" is the axis that counts them. See Kunin et al. 2021 (arXiv:2012
 
 import abc
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
@@ -216,6 +216,7 @@ class FreeGenerator(AbstractGenerator):
 
     def combine(self, params: Params, amounts: Units) -> Params:
         """Returns the derivative of the action along `amounts`."""
+        check_action(self, params)
         rest = jnp.zeros_like(amounts)
         return jax.jvp(lambda amounts: self.action(params, amounts), (rest,), (amounts,))[1]
 
@@ -225,6 +226,7 @@ class FreeGenerator(AbstractGenerator):
 
     def along(self, params: Params, direction: Params) -> Units:
         """Returns <direction, xi_i(params)> for each unit i."""
+        check_action(self, params)
         rest = jnp.zeros(self.units, jnp.result_type(*jax.tree.leaves(params)))
         _, transposed = jax.vjp(lambda amounts: self.action(params, amounts), rest)
         return transposed(direction)[0]
@@ -254,3 +256,22 @@ class FreeGenerator(AbstractGenerator):
     def knows_conserved(self) -> bool:
         """Whether it was given."""
         return self.quantity is not None
+
+
+def check_action(generator: AbstractGenerator, params: Params, dtypes: bool = False) -> None:
+    """Refuses a group action that does not return params of the structure it was given.
+
+    It is traced, not run.
+    """
+    amounts = jnp.zeros(generator.units, jnp.result_type(*jax.tree.leaves(params)))
+    moved: Any = jax.eval_shape(generator.act, params, amounts)
+    given: Any = jax.eval_shape(lambda: params)
+    trees: list[Any] = [jax.tree.structure(moved), jax.tree.structure(given)]
+    if trees[0] != trees[1] or any(
+        a.shape != b.shape or (dtypes and a.dtype != b.dtype)
+        for a, b in zip(jax.tree.leaves(moved), jax.tree.leaves(given), strict=True)
+    ):
+        raise ValueError(
+            f"{type(generator).__name__}({generator.name!r}) must move params to params of the "
+            f"same structure; it makes {moved} of {given}. Try lopt.analysis.symmetry's builders."
+        )

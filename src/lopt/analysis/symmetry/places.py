@@ -30,6 +30,8 @@ class Place(eqx.Module):
         view: the shape to see the array in before `axis` is counted, by default its own. A dense
             layer behind m positions of n channels has a row of m n entries, seen as (m, n).
         first: the unit that owns the first slice.
+        slices: how many units own a slice of this array; by default all from `first` on. A
+            translation has a unit for each column of a weight, and one more for the bias.
     """
 
     path: str = eqx.field(static=True)
@@ -37,6 +39,7 @@ class Place(eqx.Module):
     coefficient: float = eqx.field(static=True, default=1.0)
     view: tuple[int, ...] | None = eqx.field(static=True, default=None)
     first: int = eqx.field(static=True, default=0)
+    slices: int | None = eqx.field(static=True, default=None)
 
     def spread(self, amounts: Units, array: Tensor) -> Tensor:
         """Returns an array of the shape of `array`, each entry the amount of its owner."""
@@ -61,15 +64,25 @@ class Place(eqx.Module):
 
     def check(self, owner: str, array: Tensor, units: int) -> None:
         """Refuses an array that has not the slices that this place speaks of."""
+        if not 0 <= self.first < units:
+            raise ValueError(
+                f"{owner} has {units} units, but Place({self.path!r}, first={self.first}) begins "
+                f"with none of them; try one from 0 to {units - 1}."
+            )
         view = self.view or array.shape
         fits = math.prod(view) == array.size
-        if fits and self.axis is not None:
-            fits = self.axis < len(view) and self.first + view[self.axis] <= units
+        if self.axis is None:
+            wanted = "can be seen so"
+        else:
+            slices = units - self.first if self.slices is None else self.slices
+            wanted = f"has {slices} slices on axis {self.axis}"
+            # Fewer would do for the sums, but then units would be left without what they own.
+            fits = fits and 0 <= self.axis < len(view) and view[self.axis] == slices
+            fits = fits and self.first + slices <= units
         if not fits:
             raise ValueError(
-                f"{owner} needs an array at params{self.path} which, seen as {view}, has "
-                f"{units - self.first} slices on axis {self.axis}; it has shape {array.shape}. "
-                "Try building the symmetry from these params."
+                f"{owner} needs an array at params{self.path} which, seen as {view}, {wanted}; it "
+                f"has shape {array.shape}. Try building the symmetry from these params."
             )
 
 

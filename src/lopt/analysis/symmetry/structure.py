@@ -28,7 +28,8 @@ from lopt.analysis.symmetry.generators import Symmetry
 from lopt.analysis.symmetry.places import Tensor, leaves_by_path
 from lopt.core.types import Params
 
-# How the arrays of a layer are called: the last word of the path of a weight, and of its bias.
+# How the arrays of a layer are called: the last word of the path of a weight, and of its bias. Both
+# may end in the same number.
 _BIASES = {"weight": "bias", "w": "b", "W": "b", "kernel": "bias"}
 # How queries are called, and the keys beside them.
 _KEYS = (("query", "key"), ("_q", "_k"), ("q_", "k_"), ("wq", "wk"), ("'q'", "'k'"))
@@ -56,13 +57,15 @@ class Layer(eqx.Module):
 def layers_of(params: Params) -> tuple[Layer, ...]:
     """Returns the layers among some params, in the order of the tree.
 
-    A bias is an array beside the weight, named for it ("weight" and "bias", "w" and "b"), with as
-    many entries as the weight has outputs.
+    Matrices are layers, and larger arrays with more than one axis that is longer than 1: others are
+    gains of the shape of a convolution's output. A bias is an array beside the weight, named for it
+    ("weight" and "bias", "w" and "b", "w1" and "b1"), with as many entries as the weight has
+    outputs.
     """
     leaves = leaves_by_path(params)
     found = []
     for path, leaf in leaves.items():
-        if leaf.ndim < 2 or leaf.size == max(leaf.shape):
+        if leaf.ndim < 2 or (leaf.ndim > 2 and leaf.size == max(leaf.shape)):
             continue
         bias = _bias_of(path, leaf, leaves)
         found.append(Layer(path, bias, leaf.shape[0], leaf.shape[1]))
@@ -104,11 +107,13 @@ def continuous_candidates(params: Params, degrees: tuple[float, ...]) -> Iterato
         if layer.bias is not None:
             yield bias_shift(params, layer.bias)
     for layer in layers:
-        for old, new in _KEYS:
-            for other in layers:
-                partner = other.weight == layer.weight.replace(old, new) != layer.weight
-                if partner and other.outputs == layer.outputs:
-                    yield query_key_rescale(params, layer.paths, other.paths)
+        # A set, as a path may be made that of its keys in several ways.
+        keys = {layer.weight.replace(old, new) for old, new in _KEYS} - {layer.weight}
+        partners = [o for o in layers if o.weight in keys and o.outputs == layer.outputs]
+        for other in partners:
+            name = f"query-key rescale of {layer.weight}"
+            name += f" and {other.weight}" * (len(partners) > 1)
+            yield query_key_rescale(params, layer.paths, other.paths, name=name)
     sides = [(layer.weight, layer.paths, layer.outputs, "rescale") for layer in layers]
     leaves = leaves_by_path(params)
     for norm in norms_of(params, layers):
@@ -215,10 +220,9 @@ def _activations(node: Any, name: str = "") -> Iterator[Callable[[Any], Any]]:
 
 
 def _bias_of(path: str, weight: Tensor, leaves: dict[str, Tensor]) -> str | None:
-    for last, name in _BIASES.items():
-        for form in (".{}", "['{}']"):
-            if path.endswith(form.format(last)):
-                beside = path.removesuffix(form.format(last)) + form.format(name)
-                if beside in leaves and leaves[beside].size == weight.shape[0]:
-                    return beside
-    return None
+    found = re.fullmatch(r"(.*(?:\.|\['))([A-Za-z]+)(_?\d*(?:'\])?)", path, re.DOTALL)
+    if found is None or found[2] not in _BIASES:
+        return None
+    beside = found[1] + _BIASES[found[2]] + found[3]
+    fits = beside in leaves and leaves[beside].size == weight.shape[0]
+    return beside if fits else None

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lopt.analysis.symmetry.deviation import check_names, deviation
+from lopt.analysis.dynamics.checks import check_optimizer, missing_arguments, needs_value
+from lopt.analysis.symmetry.deviation import check_names, check_sequence, deviation
 from lopt.analysis.symmetry.generators import AbstractGenerator
 from lopt.analysis.symmetry.places import Units
 from lopt.core.checks import is_real
@@ -30,6 +31,9 @@ class SymmetryPenalty(eqx.Module):
         base(task, step) + strength * mean over symmetries of |deviation of the updates|
 
     Params count as constants in it: the optimizer is to change its updates, not where it measures.
+
+    The published penalty for translation is |sum W| + |sum b|; weight and bias are one generator
+    here, and "signed" is |sum W + sum b|.
 
     Attributes:
         generators: the symmetries, of different names.
@@ -93,7 +97,9 @@ def remove_breaking(
             to add to it.
 
     Raises:
-        ValueError: if there are no symmetries, or in `update` if it is given no params.
+        TypeError: if `optimizer` is none.
+        ValueError: if there are no symmetries, or in `update` if it is given no params, or not what
+            the optimizer needs.
 
     Example:
         >>> import jax.numpy as jnp, optax
@@ -105,9 +111,12 @@ def remove_breaking(
         >>> print(jnp.abs(updates["w"].sum(axis=0)).max() < 1e-6)
         True
     """
+    check_optimizer("remove_breaking", "optimizer", optimizer, extra=True)
     check_names("remove_breaking", generators)
-    if not is_real(strength):
-        raise ValueError(f"remove_breaking(strength={strength!r}) must be a number; try 1.0.")
+    if not is_real(strength) or not -float("inf") < strength < float("inf"):
+        raise ValueError(
+            f"remove_breaking(strength={strength!r}) must be a finite number; try 1.0."
+        )
     optimizer = optax.with_extra_args_support(optimizer)
 
     def update(
@@ -118,7 +127,20 @@ def remove_breaking(
                 "remove_breaking(...).update needs params, as tangents depend on them; try "
                 "optimizer.update(grads, state, params)."
             )
-        updates, state = optimizer.update(updates, state, params, **extra)
+        try:
+            updates, state = optimizer.update(updates, state, params, **extra)
+        except TypeError as error:
+            missing = missing_arguments(error)
+            # Where it is no argument that lacks: arithmetic with a value of None.
+            if not missing and extra.get("value") is None and needs_value(optimizer, params):
+                missing = ("value",)
+            if not missing:
+                raise
+            more = ", ".join(f"{name}=..." for name in (*missing, *extra))
+            raise ValueError(
+                f"remove_breaking(...).update needs {', '.join(missing)} for its optimizer; try "
+                f"optimizer.update(grads, state, params, {more}), where value is the loss."
+            ) from error
         broken = broken_component(generators, params, updates)
         updates = jax.tree.map(lambda u, b: u - strength * b, updates, broken)
         return updates, state
@@ -136,6 +158,7 @@ def broken_component(
         params: where.
         direction: a tree like `params`.
     """
+    check_sequence("broken_component", "generators", generators)
 
     def along(direction: Params) -> Units:
         return jnp.concatenate([g.along(params, direction) for g in generators])
