@@ -14,7 +14,7 @@ import pytest
 
 import lopt
 from lopt.experiment.cli import app
-from lopt.experiment.distill_run import DistillSettings, check_settings
+from lopt.experiment.distill_settings import DistillSettings, check_settings
 from lopt.experiment.files import read_json
 from lopt.experiment.registry import build
 from lopt.experiment.train import create

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from lopt.experiment import tables
+from lopt.experiment.files import read_json
 from lopt.experiment.tables import load_table, save_table
 from lopt.symbolic.expression import Variable
 from lopt.symbolic.table import IDS, Table
@@ -99,6 +100,9 @@ def set_said(field, value):
     return change
 
 
+NESTED = "[" * 100_000 + "]" * 100_000
+
+
 def put(name, value):
     def change(arrays):
         arrays[name] = value
@@ -125,6 +129,8 @@ def put(name, value):
         (set_said("columns", [["m", "__import__('os')"]]), "`lopt` is damaged"),
         (set_said("columns", [["m", -1]]), "`lopt` is damaged"),
         (set_said("columns", []), "`lopt` is damaged"),
+        (set_said("columns", [["m", float("inf")]]), "`lopt` is damaged"),
+        (put("lopt", np.array(NESTED)), "`lopt` is damaged"),
     ],
 )
 def test_damaged_tables_are_refused_by_name(change, words, table, tmp_path):
@@ -146,6 +152,46 @@ def test_torn_files_are_refused_by_name(suffix, share, table, tmp_path):
     path.write_bytes(content[: int(share * len(content))])
     with pytest.raises(ValueError, match=f"torn{suffix}: it is not a whole"):
         load_table(path)
+
+
+@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("suffix", [".npz", ".parquet"])
+def test_flipped_bytes_are_noticed_or_harmless(suffix, seed, table, tmp_path):
+    path = tmp_path / f"flipped{suffix}"
+    save_table(path, table)
+    content = bytearray(path.read_bytes())
+    generator = np.random.default_rng(seed)
+    content[generator.integers(len(content))] ^= generator.integers(1, 256)
+    path.write_bytes(content)
+    try:
+        again, said = load_table(path), f"{path}: "
+    except ValueError as error:
+        again, said = table, str(error)
+    assert said.startswith(f"{path}: ")
+    assert "\n" not in said
+    for name in ("values", "output", *IDS):
+        np.testing.assert_array_equal(getattr(again, name), getattr(table, name))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [(b"'shape': (40, 5)", b"'shape': (40, 5("), (b"(40, 5)", b"(4" + b"0" * 12 + b", 5)")],
+)
+def test_a_damaged_header_of_an_npy(old, new, table, tmp_path):
+    path = tmp_path / "header.npy"
+    save_table(path, table)
+    content = path.read_bytes()
+    space = b" " * (len(new) - len(old)) + b"\n"
+    path.write_bytes(content.replace(old, new).replace(space, b"\n", 1))
+    with pytest.raises(ValueError, match=r"header.npy: it is not a whole npy"):
+        load_table(path)
+
+
+def test_json_that_is_nested_too_deeply_is_damaged(tmp_path):
+    for content in (NESTED, "1" * 5000, "{"):
+        (tmp_path / "deep.json").write_text(content)
+        with pytest.raises(ValueError, match=r"deep.json is not valid JSON \(.*restore it"):
+            read_json(tmp_path / "deep.json")
 
 
 def test_nothing_is_unpickled(tmp_path):

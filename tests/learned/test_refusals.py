@@ -10,6 +10,7 @@ import pytest
 
 import lopt
 from lopt.analysis.surface import losses_after
+from lopt.core.checks import check_integer
 from lopt.learned import Cosine, Exponential, InverseTime, PerStep, Polynomial
 from lopt.learned.safe_roots import with_safe_roots
 
@@ -72,6 +73,18 @@ BAD = {
     "horizons": (
         lambda: losses_after(short(), {"learning_rate": jnp.zeros(5)}, KEY, (2, 6)),
         r"measure_after\(horizons=\(2, 6\)\).*values for 5 steps",
+    ),
+    "superscript": (
+        lambda: lopt.learned.MomentFeatures(("mom²",)),
+        "no feature 'mom²'; known are gradient",
+    ),
+    "counted": (
+        lambda: lopt.InnerTraining(TASK, sgd(), 2**31),
+        r"at most 1073741824, as steps are counted in 32 bits; try 1073741824\.",
+    ),
+    "bounded": (
+        lambda: check_integer("RecordSettings", "lags", 31, most=30),
+        r"RecordSettings\(lags=31\) must be at most 30; try 30\.",
     ),
     "final loss": (
         lambda: lopt.InnerTraining(TASK, sgd(), 50, lopt.FinalLoss(100)),

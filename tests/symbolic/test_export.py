@@ -133,6 +133,22 @@ def test_arbitrary_names_become_identifiers_and_nothing_else():
     np.testing.assert_allclose(found, value(rule, columns))
 
 
+@pytest.mark.parametrize("first", ["value", "np", "constant", "float", "torch"])
+def test_features_called_like_what_the_source_uses(first):
+    one, last = Variable(first), Variable("z")
+    rule = make_expression(("max", ("tanh", one), ("min", last, ("multiply", 0.5, math.inf))))
+    columns = {one: np.linspace(-1, 1, 4), last: np.linspace(1, -2, 4)}
+    given = [columns[name] for name in rule.variables]
+    assert rule.variables[0] == one
+    found = _module(to_numpy_source(rule)).update(*given)
+    np.testing.assert_allclose(found, np.maximum(np.tanh(columns[one]), columns[last]))
+    if importlib.util.find_spec("torch"):
+        import torch
+
+        found = _module(to_torch_source(rule)).update(*map(torch.from_numpy, given))
+        np.testing.assert_allclose(found.numpy(), np.maximum(np.tanh(columns[one]), columns[last]))
+
+
 def test_sources_without_sense_are_refused():
     with pytest.raises(ValueError, match="no feature"):
         to_numpy_source(make_expression(2.0))

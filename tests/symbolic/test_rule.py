@@ -1,5 +1,6 @@
 """An equation in the network's place: it is the optimizer that it says, and keeps what it needs."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +8,7 @@ import optax
 import pytest
 
 import lopt
-from lopt.learned import MomentFeatures
+from lopt.learned import MomentFeatures, seen_through
 from lopt.symbolic import SymbolicRule, Variable, in_place_of, make_expression, symbolic_optimizer
 
 KEY = jax.random.key(0)
@@ -110,7 +111,66 @@ def test_learned_decays_stay_with_the_features():
     rule = make_expression(("multiply", -0.1, V("momentum_0.9")))
     learned, constants = in_place_of(network, theta, rule, lopt.symbolic.Output())
     assert learned.features == network.features
-    assert constants["features"] is theta["features"]
+    assert_same(constants["features"], theta["features"])
+
+
+def assert_same(ours, theirs):
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def used_after_saving(learned, theta, path):
+    """Returns the optimizer after it was saved and loaded, and the updates of its first step."""
+    lopt.save(path, learned, theta)
+    again, weights = lopt.load(path)
+    assert again == learned
+    assert_same(weights, jax.tree.map(jnp.asarray, theta))
+    optimizer = again.optimizer(weights)
+    updates, _ = optimizer.update(grads_at(0), optimizer.init(PARAMS), PARAMS)
+    return again, updates
+
+
+EXTRA, OWN = ("multiply", -0.1, V("momentum_0.3")), ("multiply", -0.1, V("momentum_0.9"))
+
+
+@pytest.mark.parametrize("root", [EXTRA, OWN, ("add", EXTRA, OWN)])
+@pytest.mark.parametrize("make", [lopt.adafactor_mlp, lopt.rnnprop, lopt.dm])
+def test_what_was_seen_through_more_features(make, root, tmp_path):
+    network = make()
+    theta = network.init(KEY)
+    if weighted := make is lopt.adafactor_mlp:
+        theta["features"]["momentum_decays"] += 0.1
+    seen, weights = seen_through(network, theta, MomentFeatures(("momentum_0.3", "momentum_0.9")))
+    rule = make_expression(root)
+    learned, constants = in_place_of(seen, weights, rule, lopt.symbolic.Output())
+    again, updates = used_after_saving(learned, constants, tmp_path / "rule.safetensors")
+    # Adafactor's features have their weights, and the network's normalisation.
+    own = weighted and V("momentum_0.9") in rule.variables
+    assert len(jax.tree.leaves(constants["features"])) == 3 * own
+    whole = {"features": weights["features"], "rule": constants["rule"]}
+    unreduced = eqx.tree_at(
+        lambda c: (c.features, c.rule),
+        again,
+        (seen.features, SymbolicRule(again.rule.root, again.rule.initial, seen.features.names())),
+    ).optimizer(whole)
+    expected, _ = unreduced.update(grads_at(0), unreduced.init(PARAMS), PARAMS)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), updates, expected)
+
+
+@pytest.mark.parametrize("make", [lopt.adafactor_mlp, lopt.rnnprop])
+def test_an_equation_of_time_alone_moves_all_coordinates_alike(make, tmp_path):
+    network, more = make(), MomentFeatures(("time", "gradient"))
+    seen, theta = seen_through(network, network.init(KEY), more)
+    rule = make_expression(("multiply", -10.0, V("time")))
+    learned, constants = in_place_of(seen, theta, rule, lopt.symbolic.Output())
+    _, updates = used_after_saving(learned, constants, tmp_path / "rule.safetensors")
+    jax.tree.map(lambda u: np.testing.assert_allclose(u, -0.01, rtol=1e-6), updates)
+
+
+def test_features_that_all_coordinates_share_are_not_enough():
+    rule = make_expression(("multiply", -0.01, V("time")))
+    with pytest.raises(ValueError, match=r"share the features time; name a feature of each"):
+        symbolic_optimizer(rule, MomentFeatures(("time",)))
 
 
 @pytest.mark.parametrize(

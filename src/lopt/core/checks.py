@@ -25,7 +25,8 @@ def check_integer(
         not_that = "" if plain else f", of Python's int and not {type(value).__name__}"
         raise ValueError(f"{said} {kind}{not_that}; try {hint}.")
     if most is not None and value > most:
-        raise ValueError(f"{said} at most {most}, as steps are counted in 32 bits; try {most}.")
+        reason = ", as steps are counted in 32 bits" if most == LONGEST else ""
+        raise ValueError(f"{said} at most {most}{reason}; try {most}.")
 
 
 def check_positive(owner: str, field: str, value: Any, hint: object) -> None:

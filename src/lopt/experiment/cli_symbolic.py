@@ -127,7 +127,8 @@ def distill(
         _sanity(console, seed)
         return
     from lopt.experiment.distill_report import FILES, write_distillation
-    from lopt.experiment.distill_run import DistillSettings, distill_run
+    from lopt.experiment.distill_run import distill_run
+    from lopt.experiment.distill_settings import DistillSettings
 
     searches = search or ("template", "operon")
     settings = DistillSettings(

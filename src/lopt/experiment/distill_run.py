@@ -5,7 +5,6 @@ A distillation that was killed goes on from there when it is asked for again.
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,105 +13,44 @@ import equinox as eqx
 import jax
 import numpy as np
 
-from lopt.core.checks import check_integer
 from lopt.core.coordinatewise import Coordinatewise
 from lopt.core.learned import AbstractFeatures
 from lopt.core.types import Theta
 from lopt.experiment import storage
+from lopt.experiment.distill_settings import (
+    SEARCHES,
+    DistillSettings,
+    check_settings,
+    extra_features,
+    record_settings,
+)
 from lopt.experiment.evaluate import Comparison, compare
 from lopt.experiment.experiment import Experiment
-from lopt.experiment.files import digest, read_json, write_json
+from lopt.experiment.files import read_json, write_json
 from lopt.experiment.record_run import RecordSettings, record_run
 from lopt.experiment.tables import load_table, save_table
 from lopt.experiment.train import reopen
 from lopt.learned import MomentFeatures, seen_through
 from lopt.symbolic import Output, in_place_of, symbolic_optimizer
 from lopt.symbolic.distill import Distillation, distill
-from lopt.symbolic.expression import Expression, Variable, rename
-from lopt.symbolic.gplearn_search import GplearnSearch
+from lopt.symbolic.expression import Expression, rename
 from lopt.symbolic.metrics import (
     Perception,
     equation_complexity,
     network_complexity,
     perception_of_expression,
 )
-from lopt.symbolic.operon import OperonSearch
-from lopt.symbolic.pysr_search import PysrSearch
 from lopt.symbolic.record import RAW_GRADIENT
 from lopt.symbolic.score import Ceiling, Loss, ablate, ceiling
 from lopt.symbolic.search import AbstractSearch
 from lopt.symbolic.serial import from_json, to_json
 from lopt.symbolic.split import sample
 from lopt.symbolic.table import Table
-from lopt.symbolic.template import TemplateSearch
 
-SEARCHES: dict[str, type[AbstractSearch]] = {
-    "template": TemplateSearch,
-    "operon": OperonSearch,
-    "gplearn": GplearnSearch,
-    "pysr": PysrSearch,
-}
-MEMORIES = (
-    "gradient",
-    "g_normalised",
-    "momentum_0.5_normalised",
-    "momentum_0.9_normalised",
-    "momentum_0.98_normalised",
-    "time",
-)
 # The R2 that mapping complexity asks for.
 ENOUGH = 0.9
-TABLE, SETTINGS = "table.npz", "distill.json"
+TABLE = "table.npz"
 Say = Callable[[int, int, str], None]
-
-
-@dataclasses.dataclass(frozen=True)
-class DistillSettings:
-    """How a run is distilled.
-
-    Attributes:
-        rows, steps: of the recorded table, see `RecordSettings`.
-        history: how many steps back each feature is looked at, for rules with a memory; others
-            see the present alone.
-        also: features of `lopt.learned.MomentFeatures` besides those that the rule sees; `None`
-            takes `MEMORIES` for rules with a memory, which average in it, and none for others.
-        lags: raw gradients of so many steps in place of features.
-        searches: names of backends.
-        seeds: of each.
-        search_rows: rows that a search sees.
-        odd: names of features that change sign with the gradient; if any, u(-g) = -u(g).
-        longest: the most nodes of the equation that is chosen; any number by default.
-        seed: of everything random.
-    """
-
-    rows: int = 20_000
-    steps: int = 200
-    history: int = 2
-    also: tuple[str, ...] | None = None
-    lags: int | None = None
-    searches: tuple[str, ...] = ("template", "operon")
-    seeds: int = 3
-    search_rows: int = 2000
-    odd: tuple[str, ...] = ()
-    longest: int | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, least, hint in (
-            ("rows", 100, 20_000),
-            ("steps", 1, 200),
-            ("history", 0, 2),
-            ("seeds", 1, 3),
-            ("search_rows", 10, 2000),
-        ):
-            check_integer("DistillSettings", name, getattr(self, name), least, hint=hint)
-        if self.longest is not None:
-            check_integer("DistillSettings", "longest", self.longest, 1, hint=50)
-        for name in self.searches:
-            if name not in SEARCHES:
-                raise ValueError(
-                    f"DistillSettings(searches) has {name!r}; known are {', '.join(SEARCHES)}."
-                )
 
 
 class Kept(AbstractSearch):
@@ -276,63 +214,6 @@ def distill_run(
     )
 
 
-def record_settings(
-    learned: Coordinatewise, theta: Theta, settings: DistillSettings, also: tuple[str, ...]
-) -> RecordSettings:
-    """Returns what is recorded.
-
-    Raises:
-        ValueError: if there are fewer steps than are looked back, or `odd` names no feature.
-    """
-    features: tuple[str, ...] = ()
-    names = {"gradient", RAW_GRADIENT}
-    if settings.lags is None:
-        columns = columns_of(learned, theta, settings.history)
-        features, names = tuple(map(str, columns)), {column.name for column in columns}
-    if settings.history >= settings.steps:
-        raise ValueError(
-            f"DistillSettings(history={settings.history}, steps={settings.steps}) looks back "
-            f"further than a training goes; try --history 2 or --steps {10 * settings.history}."
-        )
-    if unknown := sorted(set(settings.odd) - names):
-        raise ValueError(
-            f"DistillSettings(odd) names {', '.join(unknown)}; there are "
-            f"{', '.join(sorted(names))}."
-        )
-    return RecordSettings(
-        settings.rows, settings.steps, features, settings.lags, padded=True, also=also
-    )
-
-
-def check_settings(
-    out: Path, run: Path, settings: DistillSettings, features: tuple[str, ...]
-) -> None:
-    """Writes what a folder distils, or refuses a folder that distils something else.
-
-    Raises:
-        ValueError: if the folder holds a distillation of another run or with other settings.
-    """
-    asked = {
-        "weights": digest(storage.weights_file(run)),
-        "features": features,
-        **dataclasses.asdict(settings),
-    }
-    # The choice is made anew, from what is kept.
-    del asked["longest"]
-    asked = json.loads(json.dumps(asked))
-    if (out / SETTINGS).exists():
-        kept = read_json(out / SETTINGS)
-        if kept != asked:
-            kept = kept if isinstance(kept, dict) else {}
-            different = sorted(k for k in {*asked, *kept} if kept.get(k) != asked.get(k))
-            raise ValueError(
-                f"{out} holds a distillation with another {', '.join(different)}; give another "
-                "folder with --out."
-            )
-    else:
-        write_json(out / SETTINGS, asked)
-
-
 def recorded(
     run: Path, out: Path, settings: RecordSettings, seed: int, show_progress: bool
 ) -> Table:
@@ -341,43 +222,6 @@ def recorded(
     if not path.exists():
         save_table(path, record_run(run, settings, seed, show_progress=show_progress))
     return load_table(path)
-
-
-def remembers(learned: Coordinatewise, theta: Theta) -> bool:
-    """Returns whether the rule has a memory."""
-    memory = jax.eval_shape(lambda theta: learned.rule.begin(theta["rule"], (1,)), theta)
-    return bool(jax.tree.leaves(memory))
-
-
-def extra_features(
-    learned: Coordinatewise, theta: Theta, settings: DistillSettings
-) -> tuple[str, ...]:
-    """Returns the features to record besides the rule's own.
-
-    Raises:
-        ValueError: if there is no such feature.
-    """
-    if settings.lags is not None:
-        return ()
-    chosen = settings.also
-    if chosen is None:
-        chosen = MEMORIES if remembers(learned, theta) else ()
-    named = MomentFeatures(chosen).names() if chosen else ()
-    return tuple(name for name in named if name not in learned.features.names())
-
-
-def columns_of(learned: Coordinatewise, theta: Theta, history: int) -> list[Variable]:
-    """Returns what an equation may be made of: all features, and their past if the rule has one."""
-    lags = 1 + history if remembers(learned, theta) else 1
-    names = learned.features.names()
-    # Time a step ago is time but for a constant, and what a parameter has moved since is the output
-    # of a step ago: an equation that may see that explains the network by itself.
-    return [
-        Variable(name, lag)
-        for lag in range(lags)
-        for name in names
-        if not (lag and (name.startswith("time") or name == "parameter"))
-    ]
 
 
 def replacement(

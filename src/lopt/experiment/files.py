@@ -43,7 +43,8 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    # Of JSON's ValueErrors, not all are JSONDecodeErrors: not that of too many digits.
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}); restore it from a copy.") from error
 
 
@@ -55,7 +56,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     for line in path.read_bytes().splitlines():
         try:
             content = json.loads(line)
-        except (json.JSONDecodeError, UnicodeDecodeError):
+        except (ValueError, RecursionError):
             break
         if not isinstance(content, dict) or content.get("step") != len(lines):
             break

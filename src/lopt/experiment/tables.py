@@ -7,7 +7,11 @@ them, `lopt`, lists the columns in order.
 
 import io
 import json
+import lzma
+import struct
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +25,14 @@ from lopt.symbolic.table import IDS, Table
 
 FORMAT, VERSION = "lopt table", 1
 SUFFIXES = (".npz", ".parquet", ".npy")
+
+# What parsers raise for damaged bytes: of RuntimeErrors an unknown or encrypted method of zip's,
+# of MemoryErrors a shape that no memory holds.
+DAMAGE = (
+    *(ValueError, TypeError, KeyError, IndexError, AttributeError, SyntaxError, OverflowError),
+    *(OSError, EOFError, RuntimeError, MemoryError, tokenize.TokenError, struct.error),
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError),
+)
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -105,7 +117,7 @@ def _metadata(table: Table) -> str:
     }
     try:
         return json.dumps(said, allow_nan=False)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"save_table(table): its `about` is not made of JSON: {error}.") from error
 
 
@@ -120,7 +132,7 @@ def _to_table(arrays: Arrays, metadata: str | None) -> Table:
         about, rows = dict(said["about"]), said["rows"]
         if not columns or min(column.lag for column in columns) < 0:
             raise ValueError(f"columns are {said['columns']}")
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise ValueError(f"its `lopt` is damaged ({error}); record it again.") from error
     if named != FORMAT or version != VERSION:
         raise ValueError(
@@ -157,8 +169,8 @@ def _read_npz(path: Path) -> tuple[Arrays, str | None]:
         # From memory: NumPy leaves a damaged file open.
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, AttributeError) as error:
-        raise ValueError(f"it is not a whole npz of plain arrays ({error}).") from error
+    except DAMAGE as error:
+        raise ValueError(f"it is not a whole npz of plain arrays ({_line(error)}).") from error
     metadata = arrays.pop("lopt", None)
     return arrays, None if metadata is None else str(metadata)
 
@@ -168,22 +180,27 @@ def _to_parquet(arrays: Arrays, table: Table) -> bytes:
     content = arrow.table({name: arrow.array(values) for name, values in arrays.items()})
     content = content.replace_schema_metadata({"lopt": _metadata(table)})
     buffer = io.BytesIO()
-    parquet.write_table(content, buffer)
+    parquet.write_table(content, buffer, write_page_checksum=True)
     return buffer.getvalue()
 
 
 def _read_parquet(path: Path) -> tuple[Arrays, str | None]:
     arrow, parquet = _pyarrow()
     try:
-        content = parquet.read_table(path, partitioning=None)
+        content = parquet.read_table(path, partitioning=None, page_checksum_verification=True)
         arrays = {
             name: content.column(name).to_numpy(zero_copy_only=False)
             for name in content.column_names
         }
-    except (arrow.ArrowException, OSError) as error:
-        raise ValueError(f"it is not a whole parquet file ({error}).") from error
+    except (arrow.ArrowException, *DAMAGE) as error:
+        raise ValueError(f"it is not a whole parquet file ({_line(error)}).") from error
     metadata = (content.schema.metadata or {}).get(b"lopt")
     return arrays, None if metadata is None else metadata.decode(errors="replace")
+
+
+def _line(error: BaseException) -> str:
+    """Returns what an error says, on one line; its kind if it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _pyarrow() -> tuple[Any, Any]:
@@ -234,8 +251,8 @@ def _from_npy(path: Path, names: Sequence[str] | None) -> Table:
 def _read_npy(path: Path) -> Float[np.ndarray, "row column"]:
     try:
         rows = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"it is not a whole npy of plain numbers ({error}).") from error
+    except DAMAGE as error:
+        raise ValueError(f"it is not a whole npy of plain numbers ({_line(error)}).") from error
     if not (isinstance(rows, np.ndarray) and rows.ndim == 2):
         raise ValueError("it is not one array [rows, columns].")
     if not np.issubdtype(rows.dtype, np.floating):

@@ -7,6 +7,7 @@ may then say in a momentum of its own what the network keeps in its memory.
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -65,9 +66,17 @@ class Joined(AbstractFeatures):
         return (*own, *(name for _, names in pairs for name in names))
 
     def select(self, names: tuple[str, ...]) -> AbstractFeatures:
-        """Returns the parts that are needed, each with what is needed of it."""
+        """Returns the parts that are needed, each with what is needed of it.
+
+        Of parts with weights all are kept if one is needed, so that their weights still fit.
+        """
         wanted = [(part, tuple(n for n in names if n in part.names())) for part in self.parts]
-        kept = tuple(part.select(some) for part, some in wanted if some)
+        weighty = any(some and _has_weights(part) for part, some in wanted)
+        kept = tuple(
+            part.select(some) if some else part
+            for part, some in wanted
+            if some or (weighty and _has_weights(part))
+        )
         return kept[0] if len(kept) == 1 else Joined(kept)
 
 
@@ -140,6 +149,10 @@ def seen_through(
     rule = Reading(learned.rule, joined.names(), own, shared)
     weights = {"features": (theta["features"], ()), "rule": theta["rule"]}
     return eqx.tree_at(lambda c: (c.features, c.rule), learned, (joined, rule)), weights
+
+
+def _has_weights(features: AbstractFeatures) -> bool:
+    return bool(jax.tree.leaves(jax.eval_shape(features.init, jax.random.key(0))))
 
 
 def _names(features: AbstractFeatures) -> tuple[tuple[str, ...], tuple[str, ...]]:

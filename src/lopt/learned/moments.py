@@ -234,7 +234,7 @@ def _spelled_out(name: str) -> str:
         return PUBLISHED[name]
     if name in (*PLAIN, "time"):
         return name
-    if name.startswith("mom") and name.removeprefix("mom").isdigit():
+    if name.startswith("mom") and name.removeprefix("mom").isdecimal():
         return f"momentum_0.{name.removeprefix('mom')}"
     for prefix, low, high in (("momentum_", 0.0, 1.0), ("m_over_root_", 1.0, 100.0)):
         number = name.removeprefix(prefix)

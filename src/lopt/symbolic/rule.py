@@ -113,14 +113,16 @@ def symbolic_optimizer(
     Args:
         expression: of features, by name.
         features: what it was distilled from; reduced to what the expression uses, see
-            `AbstractFeatures.select`.
+            `AbstractFeatures.select`. An equation of time alone keeps one column: what tells how
+            many coordinates there are.
         scale: from the output to the update, that of the network in whose place it stands; by
             default the output is the update.
         normalise: as of the network in whose place it stands.
         block_size: see `lopt.Coordinatewise`.
 
     Raises:
-        ValueError: if the expression uses a feature that is not among `features`, or none.
+        ValueError: if the expression uses a feature that is not among `features`, or none, or if
+            all coordinates share all features.
 
     Example:
         >>> import jax, lopt
@@ -138,8 +140,15 @@ def symbolic_optimizer(
             f"The expression uses {', '.join(missing)}, but the features are {', '.join(known)}; "
             "use the features that it was distilled from."
         )
+    columns = known[: len(known) - len(features.shared(jnp.zeros((), jnp.int32), jnp.float32))]
+    if not columns:
+        raise ValueError(
+            f"All coordinates share the features {', '.join(known)}; name a feature of each "
+            "coordinate as well, such as gradient."
+        )
     if used:
-        features = features.select(tuple(name for name in known if name in used))
+        kept = used if used & set(columns) else {columns[0], *used}
+        features = features.select(tuple(name for name in known if name in kept))
     constants = tuple(np.asarray(expression.constants, float).tolist())
     rule = SymbolicRule(expression.root, constants, features.names())
     return Coordinatewise(features, rule, scale or Output(), normalise, block_size)
@@ -150,7 +159,8 @@ def in_place_of(
 ) -> tuple[Coordinatewise, Theta]:
     """Returns a learned optimizer and its theta with an expression in place of the network.
 
-    Features with weights of their own, such as learned decays, are kept whole, weights included.
+    Features with weights of their own, such as learned decays, are kept whole, weights included;
+    of joined features those that the expression does not use are dropped.
 
     Args:
         learned: what the expression was distilled from.
@@ -170,8 +180,12 @@ def in_place_of(
         normalise=learned.normalise,
         block_size=learned.block_size,
     )
-    rule = distilled.rule.init(jax.random.key(0))
-    return distilled, {"features": theta["features"], "rule": rule}
+    key = jax.random.key(0)
+    # What is dropped has no weights, or leaves none behind: weights at most change their places.
+    structure: Any = jax.tree.structure(jax.eval_shape(distilled.features.init, key))
+    weights = jax.tree.leaves(theta["features"]) if structure.num_leaves else []
+    features = jax.tree.unflatten(structure, weights)
+    return distilled, {"features": features, "rule": distilled.rule.init(key)}
 
 
 def _shaped(constants: Float[Array, " constant"], rank: int) -> Float[Array, "..."]:

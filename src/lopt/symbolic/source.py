@@ -169,7 +169,8 @@ def _source(expression: Expression, name: str, language: _Language) -> str:
     helpers = {text.split("(")[0] for text in CALLS.values()} | {"math", "torch", "np", "constant"}
     if name in helpers:
         raise ValueError(f"The name {name!r} is that of a helper of the source; try 'update'.")
-    names = identifiers(expression.variables, frozenset({*helpers, name}))
+    # `constant` has an argument `value`, and numbers that are not finite are written with `float`.
+    names = identifiers(expression.variables, frozenset({*helpers, name, "value", "float"}))
     used = {node.operator for node in walk(expression.root) if isinstance(node, Call)}
     constants = np.asarray(expression.constants, float).tolist()
     text, _ = _render(expression.root, constants, names)
