@@ -65,7 +65,7 @@ def test_the_report_is_whole_and_strict_json(distilled):
     for name in ("train", "validation", "test"):
         assert report["r2"][name] == pytest.approx(chosen[0]["r2"][name], abs=1e-9)
         assert report["r2_of_ceiling"][name] <= 1
-    assert len(report["roll_out"]) == 2
+    assert len(report["roll_out"]) == 3
     names = {row["optimizer"] for row in report["roll_out"][0]["rows"]}
     assert {"learned", "equation", "Adam", "momentum"} <= names
     assert (distilled / "equation.tex").read_text().strip() == report["latex"]

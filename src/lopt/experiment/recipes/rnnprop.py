@@ -8,6 +8,7 @@ files are found, else 8x8 digits. Distil what comes out with `lopt distill`.
 
 from typing import Any
 
+import jax
 import optax
 
 import lopt
@@ -68,9 +69,12 @@ def experiment(
         optax.clip_by_global_norm(gradient_clip),
         optax.adamw(learning_rate, weight_decay=weight_decay),
     )
+    # Never trained on: another activation, one layer, and so other sizes of gradients.
+    other = mlp_classification(task.data, (20,), jax.nn.sigmoid, batch_size)
     evaluations = (
         Evaluation(f"{name}, new initialisations", task, horizon, seeds, trained_on=True),
         Evaluation(f"{name}, 3 times as long", task, 3 * horizon, seeds),
+        Evaluation(f"{name}, 20 sigmoid units", other, horizon, seeds),
     )
     return Experiment(learned, meta, outer, outer_steps, evaluations, seed)
 
