@@ -61,7 +61,11 @@ def deviation(
     along = generator.along(params, direction)
     lengths = generator.lengths(params)
     tiny = jnp.finfo(along.dtype).tiny
-    squares = [jnp.sum(leaf**2) for leaf in jax.tree.leaves(direction)]
+    # Products, as they add many numbers at a time.
+    squares = [
+        jnp.vdot(leaf, leaf, precision=jax.lax.Precision.HIGHEST)
+        for leaf in jax.tree.leaves(direction)
+    ]
     norm = _safe_root(sum(squares[1:], squares[0]))
     cosines = along / jnp.maximum(lengths * norm, tiny)
     return Deviation(

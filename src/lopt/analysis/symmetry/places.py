@@ -58,7 +58,13 @@ class Place(eqx.Module):
             sums = jnp.sum(array)[None]
         else:
             seen = array.reshape(self.view or array.shape)
-            sums = jnp.sum(seen, axis=tuple(a for a in range(seen.ndim) if a != self.axis))
+            if self.axis == 0:
+                # A product adds many numbers at a time, where a sum on a CPU adds one by one.
+                rows = seen.reshape(len(seen), -1)
+                ones = jnp.ones(rows.shape[1], rows.dtype)
+                sums = jnp.matmul(rows, ones, precision=jax.lax.Precision.HIGHEST)
+            else:
+                sums = jnp.sum(seen, axis=tuple(a for a in range(seen.ndim) if a != self.axis))
         # Not `zeros.at[...].add`, a scatter, which takes as long as a layer of a small network.
         return jnp.pad(sums, (self.first, units - self.first - len(sums)))
 
