@@ -147,7 +147,7 @@ class InverseVariance(AbstractGradientEstimator):
     noisy as the better of the two. With `covariance`, the shares are those of least variance among
     all from 0 to 1, a's being (v_b - c) / (v_a + v_b - 2 c) with the covariance c of the two over
     the particles that are finite in both; without correlation, they are those above. That takes
-    some thirty particles or more: from fewer, a covariance is a guess.
+    many particles, a hundred or more: from few of heavy tails, a covariance is a guess.
 
     Mean and variance of each estimator are over those of its particles that are finite. With fewer
     than two of these it has no variance, and the other counts alone; if both have fewer, the
