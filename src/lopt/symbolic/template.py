@@ -1,9 +1,9 @@
 """Regression on forms that update rules are known to have: no evolution, only least squares.
 
 Linear combinations of lags, signed powers, one tanh of a linear form or several (a network of one
-hidden layer, pruned weight by weight), sums of clipped terms (the
-final rule of Zheng et al. 2022, arXiv:2203.06578), momentum over the root of a second moment (Adam,
-Kingma and Ba 2015, arXiv:1412.6980), and both from exponential averages of raw lags.
+hidden layer, pruned weight by weight), sums of clipped terms (the final rule of Zheng et al. 2022,
+arXiv:2203.06578), momentum over the root of a second moment (Adam, Kingma and Ba 2015,
+arXiv:1412.6980), and both from exponential averages of raw lags.
 """
 
 from collections.abc import Iterator

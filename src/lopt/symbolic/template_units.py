@@ -31,7 +31,7 @@ _HELPS = 0.98
 def tanh_sums(
     inputs: Inputs, output: Row, odd: bool, units: Sequence[int] = UNITS
 ) -> list[Expression]:
-    """Returns sums of more and more tanh, each with all weights and then with fewer and fewer.
+    """Returns sums of more and more tanh, each with fewer and fewer weights, once few enough.
 
     Args:
         inputs: the columns.
@@ -65,6 +65,9 @@ class TanhSumForm(AbstractForm):
     units: int
     odd: bool
 
+    def _count(self) -> int:
+        return self.units * (2 + len(self.names))
+
     def _parts(self, numbers: Numbers) -> tuple[Each, Each, Float[np.ndarray, "unit column"]]:
         heights, offsets, weights = np.split(numbers, (self.units, 2 * self.units))
         return heights, offsets, weights.reshape(self.units, -1)
@@ -80,7 +83,7 @@ class TanhSumForm(AbstractForm):
 
     def starts(self, output: Row) -> list[tuple[Numbers, list[int]]]:
         """Returns the best of several fits from random weights, with all numbers in use."""
-        count = 2 * self.units + self.units * len(self.names)
+        count = self._count()
         used = np.r_[: self.units, (2 if self.odd else 1) * self.units : count]
         lower, upper = self.bounds()
         generator = np.random.default_rng(self.units)
@@ -101,12 +104,12 @@ class TanhSumForm(AbstractForm):
 
     def bounds(self) -> tuple[Numbers, Numbers]:
         """Returns the least and the greatest value of each number."""
-        count = 2 * self.units + self.units * len(self.names)
+        count = self._count()
         return np.full(count, -np.inf), np.full(count, np.inf)
 
     def optional(self) -> Int[np.ndarray, " number"]:
         """Returns the numbers that a search may add or take away."""
-        count = 2 * self.units + self.units * len(self.names)
+        count = self._count()
         return np.arange((2 if self.odd else 1) * self.units, count)
 
     def expression(self, numbers: Numbers, used: list[int]) -> Expression | None:
