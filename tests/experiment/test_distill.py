@@ -99,7 +99,9 @@ def test_a_second_start_uses_what_was_found(run, distilled):
 
 def test_other_settings_need_another_folder(run, distilled):
     features = tuple(read_json(distilled / "distill.json")["features"])
-    settings = DistillSettings(900, 30, 1, ("time",), None, ("template",), 1, 300)
+    settings = DistillSettings(
+        900, 30, 1, ("time",), searches=("template",), seeds=1, search_rows=300
+    )
     with pytest.raises(ValueError, match="another search_rows"):
         check_settings(distilled, run, settings, features)
 
@@ -119,6 +121,9 @@ def test_a_distillation_is_of_one_network(run, distilled, tmp_path):
         (["--odd", "velocity"], "velocity; there are"),
         (["--history", "30", "--steps", "30"], "looks back"),
         (["--lags", "31", "--steps", "30"], "lags=31"),
+        (["--lags", "20", "--also", "time"], "lags=20, also="),
+        (["--lags", "20", "--decays", "0.9"], "lags=20, .*decays="),
+        (["--decays", "1"], "decay 1.0 must be above 0 and below 1"),
     ],
 )
 def test_mistakes_leave_no_folder_behind(run, tmp_path, words, match):

@@ -90,6 +90,9 @@ def test_the_command_writes_a_table_of_lags_and_never_over_one(network_run, monk
     assert table.about["steps"] == 6
     with pytest.raises(FileExistsError, match="already exists; give another"):
         tyro.cli(cli_symbolic.record, args=[*arguments, "update"])
+    inside_a_file = str(network_run / "run.json" / "table.npz")
+    with pytest.raises(NotADirectoryError, match=r"run\.json is a file, not a folder"):
+        tyro.cli(cli_symbolic.record, args=[*arguments, "output", "--output", inside_a_file])
     other = network_run / "other.npy"
     tyro.cli(cli_symbolic.record, args=[*arguments, "output", "--output", str(other)])
     assert np.load(other).shape == (30, 4)

@@ -10,6 +10,7 @@ import pytest
 import lopt
 from lopt.learned import MomentFeatures, seen_through
 from lopt.symbolic import SymbolicRule, Variable, in_place_of, make_expression, symbolic_optimizer
+from lopt.symbolic.expression import rename
 
 KEY = jax.random.key(0)
 V = Variable
@@ -133,20 +134,24 @@ def used_after_saving(learned, theta, path):
 EXTRA, OWN = ("multiply", -0.1, V("momentum_0.3")), ("multiply", -0.1, V("momentum_0.9"))
 
 
-@pytest.mark.parametrize("root", [EXTRA, OWN, ("add", EXTRA, OWN)])
+AVERAGE = ("multiply", 0.2, V("average"))
+
+
+@pytest.mark.parametrize("root", [EXTRA, OWN, ("add", EXTRA, OWN), AVERAGE, ("add", AVERAGE, OWN)])
 @pytest.mark.parametrize("make", [lopt.adafactor_mlp, lopt.rnnprop, lopt.dm])
 def test_what_was_seen_through_more_features(make, root, tmp_path):
     network = make()
     theta = network.init(KEY)
     if weighted := make is lopt.adafactor_mlp:
         theta["features"]["momentum_decays"] += 0.1
-    seen, weights = seen_through(network, theta, MomentFeatures(("momentum_0.3", "momentum_0.9")))
-    rule = make_expression(root)
+    more, own = MomentFeatures(("momentum_0.3", "momentum_0.9")), network.features.column_names()
+    seen, weights = seen_through(network, theta, more, decays=(0.5,))
+    rule = rename(make_expression(root), {"average": f"average_0.5_{own[0]}"})
     learned, constants = in_place_of(seen, weights, rule, lopt.symbolic.Output())
     again, updates = used_after_saving(learned, constants, tmp_path / "rule.safetensors")
     # Adafactor's features have their weights, and the network's normalisation.
-    own = weighted and V("momentum_0.9") in rule.variables
-    assert len(jax.tree.leaves(constants["features"])) == 3 * own
+    used = weighted and rule.variables != (V("momentum_0.3"),)
+    assert len(jax.tree.leaves(constants["features"])) == 3 * used
     whole = {"features": weights["features"], "rule": constants["rule"]}
     unreduced = eqx.tree_at(
         lambda c: (c.features, c.rule),

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
+import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
@@ -115,6 +116,12 @@ class AbstractFeatures(eqx.Module):
     @abc.abstractmethod
     def names(self) -> tuple[str, ...]:
         """Returns the name of each column, then of each shared feature, as recordings use them."""
+
+    def column_names(self) -> tuple[str, ...]:
+        """Returns the name of each column: of what coordinates do not share."""
+        names = self.names()
+        shared = self.shared(jnp.zeros((), jnp.int32), jnp.float32)
+        return names[: len(names) - len(shared)]
 
     def select(self, names: tuple[str, ...]) -> "AbstractFeatures":
         """Returns features that have at least these names, without what the others need.

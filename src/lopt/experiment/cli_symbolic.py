@@ -46,11 +46,13 @@ def record(
         seed: of everything random.
         output: the file, ending in .npz, .parquet or .npy; RUN/table.npz by default.
     """
+    from lopt.experiment.files import check_writable
     from lopt.experiment.tables import check_path, save_table
 
     path = run / "table.npz" if output is None else output
     check_seed(seed)
     check_path(path)
+    check_writable(path)
     if path.exists():
         raise FileExistsError(f"{path} already exists; give another file with --output.")
     prepare_jax()
@@ -80,6 +82,7 @@ def distill(
     steps: int = 200,
     history: int = 2,
     also: tuple[str, ...] | None = None,
+    decays: tuple[float, ...] | None = None,
     lags: int | None = None,
     search: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
     seeds: int = 3,
@@ -101,7 +104,9 @@ def distill(
         steps: of each recorded training.
         history: how many steps back every feature is looked at, for rules with a memory.
         also: features besides those that the rule sees, such as m_normalised or momentum_0.9; for
-            rules with a memory momenta of several decays and time by default.
+            rules with a memory time by default.
+        decays: of exponential averages of what the rule sees, features as well; for rules with a
+            memory 0.5, 0.9 and 0.98 by default.
         lags: raw gradients of so many steps, instead of features.
         search: a backend: template, operon, gplearn or pysr; may be repeated; template and operon
             by default.
@@ -132,7 +137,18 @@ def distill(
 
     searches = search or ("template", "operon")
     settings = DistillSettings(
-        rows, steps, history, also, lags, searches, seeds, search_rows, tuple(odd), longest, seed
+        rows,
+        steps,
+        history,
+        also,
+        decays,
+        lags,
+        searches,
+        seeds,
+        search_rows,
+        tuple(odd),
+        longest,
+        seed,
     )
     folder = run / "distilled" if out is None else out
     with _stages(console) as say:

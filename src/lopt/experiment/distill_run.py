@@ -150,13 +150,13 @@ def distill_run(
             f"{run} trained {type(learned).__name__}, which is not coordinatewise: an equation "
             "can take the place of the rule of a lopt.Coordinatewise only."
         )
-    also = extra_features(learned, theta, settings)
-    if also:
-        learned, theta = seen_through(learned, theta, MomentFeatures(also))
+    also, decays = extra_features(learned, theta, settings)
+    more = MomentFeatures(also) if also else None
+    learned, theta = seen_through(learned, theta, more, decays)
     searches = [Kept(SEARCHES[name](), out / "searches" / name) for name in settings.searches]
     for search in searches:
         search.require()
-    asked = record_settings(learned, theta, settings, also)
+    asked = record_settings(learned, theta, settings, also, decays)
     check_settings(out, run, settings, asked.features)
     table = recorded(run, out, asked, settings.seed, show_progress)
     total = len(searches) * settings.seeds + 5

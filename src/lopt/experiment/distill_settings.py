@@ -13,6 +13,7 @@ from lopt.experiment import storage
 from lopt.experiment.files import digest, read_json, write_json
 from lopt.experiment.record_run import RecordSettings
 from lopt.learned import MomentFeatures
+from lopt.learned.averages import check_decay, is_average
 from lopt.symbolic.expression import Variable
 from lopt.symbolic.gplearn_search import GplearnSearch
 from lopt.symbolic.operon import OperonSearch
@@ -27,14 +28,8 @@ SEARCHES: dict[str, type[AbstractSearch]] = {
     "gplearn": GplearnSearch,
     "pysr": PysrSearch,
 }
-MEMORIES = (
-    "gradient",
-    "g_normalised",
-    "momentum_0.5_normalised",
-    "momentum_0.9_normalised",
-    "momentum_0.98_normalised",
-    "time",
-)
+# What a rule with a memory is seen through besides its own features.
+ALSO, DECAYS = ("time",), (0.5, 0.9, 0.98)
 SETTINGS = "distill.json"
 
 
@@ -47,7 +42,9 @@ class DistillSettings:
         history: how many steps back each feature is looked at, for rules with a memory; others
             see the present alone.
         also: features of `lopt.learned.MomentFeatures` besides those that the rule sees; `None`
-            takes `MEMORIES` for rules with a memory, which average in it, and none for others.
+            takes `ALSO` for rules with a memory, and none for others.
+        decays: of exponential averages of what the rule sees, which memories are much like; `None`
+            takes `DECAYS` for rules with a memory, and none for others.
         lags: raw gradients of so many steps in place of features.
         searches: names of backends.
         seeds: of each.
@@ -61,6 +58,7 @@ class DistillSettings:
     steps: int = 200
     history: int = 2
     also: tuple[str, ...] | None = None
+    decays: tuple[float, ...] | None = None
     lags: int | None = None
     searches: tuple[str, ...] = ("template", "operon")
     seeds: int = 3
@@ -80,6 +78,13 @@ class DistillSettings:
             check_integer("DistillSettings", name, getattr(self, name), least, hint=hint)
         if self.longest is not None:
             check_integer("DistillSettings", "longest", self.longest, 1, hint=50)
+        for decay in self.decays or ():
+            check_decay("DistillSettings(decays)", decay)
+        if self.lags is not None and (self.also or self.decays):
+            raise ValueError(
+                f"DistillSettings(lags={self.lags}, also={self.also}, decays={self.decays}): lags "
+                "of raw gradients stand in place of all features; give one of the two."
+            )
         for name in self.searches:
             if name not in SEARCHES:
                 raise ValueError(
@@ -88,9 +93,13 @@ class DistillSettings:
 
 
 def record_settings(
-    learned: Coordinatewise, theta: Theta, settings: DistillSettings, also: tuple[str, ...]
+    learned: Coordinatewise,
+    theta: Theta,
+    settings: DistillSettings,
+    also: tuple[str, ...],
+    decays: tuple[float, ...],
 ) -> RecordSettings:
-    """Returns what is recorded.
+    """Returns what is recorded of an optimizer that is seen through further features.
 
     Raises:
         ValueError: if there are fewer steps than are looked back, or `odd` names no feature.
@@ -111,7 +120,13 @@ def record_settings(
             f"{', '.join(sorted(names))}."
         )
     return RecordSettings(
-        settings.rows, settings.steps, features, settings.lags, padded=True, also=also
+        settings.rows,
+        settings.steps,
+        features,
+        settings.lags,
+        padded=True,
+        also=also,
+        decays=decays,
     )
 
 
@@ -152,30 +167,31 @@ def remembers(learned: Coordinatewise, theta: Theta) -> bool:
 
 def extra_features(
     learned: Coordinatewise, theta: Theta, settings: DistillSettings
-) -> tuple[str, ...]:
-    """Returns the features to record besides the rule's own.
+) -> tuple[tuple[str, ...], tuple[float, ...]]:
+    """Returns what to see the rule through: features, and decays of averages of its own.
 
     Raises:
         ValueError: if there is no such feature.
     """
     if settings.lags is not None:
-        return ()
-    chosen = settings.also
-    if chosen is None:
-        chosen = MEMORIES if remembers(learned, theta) else ()
-    named = MomentFeatures(chosen).names() if chosen else ()
-    return tuple(name for name in named if name not in learned.features.names())
+        return (), ()
+    memory = remembers(learned, theta)
+    also = (ALSO if memory else ()) if settings.also is None else settings.also
+    decays = (DECAYS if memory else ()) if settings.decays is None else settings.decays
+    named = MomentFeatures(also).names() if also else ()
+    return tuple(name for name in named if name not in learned.features.names()), decays
 
 
 def columns_of(learned: Coordinatewise, theta: Theta, history: int) -> list[Variable]:
     """Returns what an equation may be made of: all features, and their past if the rule has one."""
     lags = 1 + history if remembers(learned, theta) else 1
     names = learned.features.names()
-    # Time a step ago is time but for a constant, and what a parameter has moved since is the output
-    # of a step ago: an equation that may see that explains the network by itself.
+    # Time a step ago is time but for a constant, an average is one of now and of what it averages,
+    # and what a parameter has moved since is the output of a step ago: an equation that may see
+    # that explains the network by itself.
     return [
         Variable(name, lag)
         for lag in range(lags)
         for name in names
-        if not (lag and (name.startswith("time") or name == "parameter"))
+        if not lag or not (name.startswith("time") or name == "parameter" or is_average(name))
     ]

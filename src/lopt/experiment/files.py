@@ -23,6 +23,20 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise
 
 
+def check_writable(path: Path) -> None:
+    """Refuses a file whose folder neither is there, writable, nor can be made.
+
+    Raises:
+        NotADirectoryError: if something that is no folder is in the way.
+        PermissionError: if files must not be made there.
+    """
+    folder = next(one for one in path.absolute().parents if one.exists())
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{path} cannot be written: {folder} is a file, not a folder.")
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"{path} cannot be written: {folder} is not yours to write to.")
+
+
 def digest(path: Path) -> str:
     """Returns the SHA-256 of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()

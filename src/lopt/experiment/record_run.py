@@ -56,6 +56,7 @@ class RecordSettings:
         keep_dead: whether coordinates without a gradient for 20 steps are kept.
         at_once: runs side by side.
         also: names of `lopt.learned.MomentFeatures` to record besides what the rule sees.
+        decays: of exponential averages of what the rule sees, to record besides.
     """
 
     rows: int = 50_000
@@ -68,6 +69,7 @@ class RecordSettings:
     keep_dead: bool = False
     at_once: int = 8
     also: tuple[str, ...] = ()
+    decays: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         for name, hint in (("rows", 50_000), ("steps", 300), ("per_tensor", 10), ("at_once", 8)):
@@ -126,13 +128,14 @@ def record_run(
     """
     experiment = reopen(folder)
     learned, theta = storage.load(folder, experiment.learned)
-    if settings.also:
+    if settings.also or settings.decays:
         if not isinstance(learned, Coordinatewise):
             raise ValueError(
                 f"{folder} trained {type(learned).__name__}: only a lopt.Coordinatewise can be "
-                f"seen through {', '.join(settings.also)} besides its own features."
+                "seen through other features than its own."
             )
-        learned, theta = seen_through(learned, theta, MomentFeatures(settings.also))
+        more = MomentFeatures(settings.also) if settings.also else None
+        learned, theta = seen_through(learned, theta, more, settings.decays)
     inner = dataclasses.replace(inner_training(experiment, folder), learned=learned)
     check_length(f"lopt record --steps {settings.steps}", settings.steps, learned.made_for())
     # Far from the keys of meta-training and of evaluations.

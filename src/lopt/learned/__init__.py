@@ -1,5 +1,6 @@
 """Learned optimizers: features, rules, published designs, learnable hyperparameters."""
 
+from lopt.learned.averages import Averaged
 from lopt.learned.features import AdafactorFeatures, MomentumFeatures
 from lopt.learned.hyperparameters import Learnable, LearnableState, learnable
 from lopt.learned.joined import Joined, Reading, seen_through
@@ -33,6 +34,7 @@ __all__ = [
     "MLP",
     "AbstractSchedule",
     "AdafactorFeatures",
+    "Averaged",
     "Cosine",
     "DirectionMagnitude",
     "Exponential",

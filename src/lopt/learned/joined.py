@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 from lopt.core.coordinatewise import Coordinatewise
 from lopt.core.learned import AbstractFeatures, AbstractRule, Columns, Tensors
 from lopt.core.types import Key, State, Theta
+from lopt.learned.averages import Averaged, averages_of
 
 
 class Joined(AbstractFeatures):
@@ -61,9 +62,9 @@ class Joined(AbstractFeatures):
 
     def names(self) -> tuple[str, ...]:
         """Returns the names of all columns, then of all that is shared."""
-        pairs = [_names(part) for part in self.parts]
-        own = [name for names, _ in pairs for name in names]
-        return (*own, *(name for _, names in pairs for name in names))
+        columns = [part.column_names() for part in self.parts]
+        shared = [part.names()[len(own) :] for part, own in zip(self.parts, columns, strict=True)]
+        return tuple(name for names in (*columns, *shared) for name in names)
 
     def select(self, names: tuple[str, ...]) -> AbstractFeatures:
         """Returns the parts that are needed, each with what is needed of it.
@@ -123,7 +124,10 @@ class Reading(AbstractRule):
 
 
 def seen_through(
-    learned: Coordinatewise, theta: Theta, more: AbstractFeatures
+    learned: Coordinatewise,
+    theta: Theta,
+    more: AbstractFeatures | None = None,
+    decays: tuple[float, ...] = (),
 ) -> tuple[Coordinatewise, Theta]:
     """Returns the same optimizer with further features, which its rule does not read.
 
@@ -131,32 +135,34 @@ def seen_through(
         learned: any coordinatewise optimizer.
         theta: its weights.
         more: features without weights; those of a name that is there already are left out.
+        decays: of exponential averages of every column that its rule reads, see `Averaged`.
+
+    Raises:
+        ValueError: if a decay is not between 0 and 1.
 
     Example:
         >>> import jax, lopt
-        >>> network = lopt.dm()
-        >>> more = lopt.learned.MomentFeatures(("gradient", "momentum_0.9"))
-        >>> learned, _ = seen_through(network, network.init(jax.random.key(0)), more)
+        >>> network, key = lopt.rnnprop("gt"), jax.random.key(0)
+        >>> more = lopt.learned.MomentFeatures(("gradient", "time"))
+        >>> learned, _ = seen_through(network, network.init(key), more, decays=(0.9,))
         >>> learned.features.names()
-        ('log_magnitude', 'clipped_gradient', 'gradient', 'momentum_0.9')
+        ('g_normalised', 'average_0.9_g_normalised', 'gradient', 'time')
     """
     own = learned.features.names()
-    fresh = tuple(name for name in more.names() if name not in own)
-    if not fresh:
+    features, weights = learned.features, theta["features"]
+    if averages := averages_of(features, decays):
+        features = Averaged(features, averages)
+    there = features.names()
+    if fresh := tuple(name for name in more.names() if name not in there) if more else ():
+        assert more is not None
+        features, weights = Joined((features, more.select(fresh))), (weights, ())
+    if features is learned.features:
         return learned, theta
-    joined = Joined((learned.features, more.select(fresh)))
-    shared = sum(len(_names(part)[1]) for part in joined.parts)
-    rule = Reading(learned.rule, joined.names(), own, shared)
-    weights = {"features": (theta["features"], ()), "rule": theta["rule"]}
-    return eqx.tree_at(lambda c: (c.features, c.rule), learned, (joined, rule)), weights
+    names = features.names()
+    rule = Reading(learned.rule, names, own, len(names) - len(features.column_names()))
+    seen = eqx.tree_at(lambda c: (c.features, c.rule), learned, (features, rule))
+    return seen, {"features": weights, "rule": theta["rule"]}
 
 
 def _has_weights(features: AbstractFeatures) -> bool:
     return bool(jax.tree.leaves(jax.eval_shape(features.init, jax.random.key(0))))
-
-
-def _names(features: AbstractFeatures) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Returns the names of columns and of what is shared."""
-    names = features.names()
-    count = len(names) - len(features.shared(jnp.zeros((), jnp.int32), jnp.float32))
-    return names[:count], names[count:]

@@ -6,6 +6,7 @@ logarithm and sign of the gradient are the input of Andrychowicz et al. 2016 (ar
 """
 
 import math
+import re
 from typing import Any
 
 import equinox as eqx
@@ -234,7 +235,7 @@ def _spelled_out(name: str) -> str:
         return PUBLISHED[name]
     if name in (*PLAIN, "time"):
         return name
-    if name.startswith("mom") and name.removeprefix("mom").isdecimal():
+    if re.fullmatch("mom[0-9]+", name):
         return f"momentum_0.{name.removeprefix('mom')}"
     for prefix, low, high in (("momentum_", 0.0, 1.0), ("m_over_root_", 1.0, 100.0)):
         number = name.removeprefix(prefix)

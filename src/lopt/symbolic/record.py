@@ -128,7 +128,7 @@ class Recorder(eqx.Module):
         rows = jnp.concatenate([parts[i].astype(dtype) for i in sorted(parts)], axis=1)
         shared = learned.features.shared(step.opt_state.step, dtype)
         names = learned.features.names()
-        columns = len(names) - len(shared)
+        columns = len(learned.features.column_names())
         common = jnp.broadcast_to(shared[:, None], (len(shared), rows.shape[1]))
         values = jnp.concatenate([rows[:columns], common])
         outputs = rows[columns:]

@@ -107,9 +107,12 @@ def _latex_symbol(name: str) -> str:
 
 def _latex_feature(variable: Variable, symbols: Mapping[str, str]) -> tuple[str, int]:
     time = f"t-{variable.lag}" if variable.lag else "t"
+    average = re.fullmatch(r"average_(\d+(?:\.\d+)?(?:e-?\d+)?)_(.+)", variable.name)
     numbered = re.fullmatch(r"(.+)_(\d+(?:\.\d+)?(?:e-?\d+)?)", variable.name)
     if variable.name in symbols:
         symbol = symbols[variable.name]
+    elif average:
+        symbol, time = rf"\langle {_latex_symbol(average[2])} \rangle", f"{average[1]},{time}"
     elif numbered:
         symbol, time = _latex_symbol(numbered[1]), f"{numbered[2]},{time}"
     else:
@@ -181,7 +184,8 @@ def to_latex(
         expression: what to print.
         digits: significant ones of its constants; None for all that they have.
         symbols: LaTeX for names of features, instead of the library's: the gradient is g_{t},
-            "m_normalised" one step ago \tilde{m}_{t-1}, "momentum_0.9" m_{0.9,t}.
+            "m_normalised" one step ago \tilde{m}_{t-1}, "momentum_0.9" m_{0.9,t},
+            "average_0.9_gradient" \langle g \rangle_{0.9,t}.
 
     Example:
         >>> from lopt.symbolic.expression import make_expression

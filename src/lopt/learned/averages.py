@@ -1,0 +1,137 @@
+"""Features and exponential averages of them: what a network with memory may keep of what it saw.
+
+The gates of an LSTM average what comes in. An equation has no gates, but it may be given averages
+of the same inputs, and then says in a few terms what no number of lags says in many.
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from lopt.core.groups import join
+from lopt.core.learned import AbstractFeatures, Columns, Tensor, Tensors
+from lopt.core.types import Key, State, Theta
+
+_AVERAGE = "average_"
+
+
+class Averaged(AbstractFeatures):
+    """Other features' columns, then exponential averages of some of them, then what is shared.
+
+    With the decay d and the column x, a <- d a + (1 - d) x from a = 0, as a network's memory begins
+    at zero. Theta is that of the other features.
+
+    Attributes:
+        features: the other features.
+        averages: names such as average_0.9_m_normalised: the decay, then the column.
+
+    Raises:
+        ValueError: if a name is no average of a column, or is there twice.
+    """
+
+    features: AbstractFeatures
+    averages: tuple[str, ...] = eqx.field(static=True)
+
+    def __check_init__(self) -> None:
+        own = self.features.column_names()
+        for name in self.averages:
+            decay, column = _parts(name)
+            if column not in own:
+                raise ValueError(
+                    f"Averaged(averages) has {name!r}, but there is no column {column!r}; there "
+                    f"are {', '.join(own)}."
+                )
+            check_decay("Averaged(averages)", decay)
+        if len(set(self.averages)) < len(self.averages) or set(self.averages) & set(own):
+            raise ValueError(f"Averaged(averages={self.averages}) must be different new names.")
+
+    def init(self, key: Key) -> Theta:
+        """Returns the weights of the other features."""
+        return self.features.init(key)
+
+    def begin(self, params: Tensors) -> dict[str, State]:
+        """Returns the accumulators of the other features, and zeros."""
+        zeros = jnp.zeros_like(join(params))
+        return {
+            "averages": dict.fromkeys(sorted(self.averages), zeros),
+            "features": self.features.begin(params),
+        }
+
+    def update(
+        self,
+        theta: Theta,
+        grads: Tensors,
+        state: dict[str, Any],
+        params: Tensors,
+        step: Int[Array, ""],
+    ) -> tuple[Any, dict[str, State]]:
+        """Takes in the gradients, and then the columns."""
+        views, inner = self.features.update(theta, grads, state["features"], params, step)
+        rows = [row for stack in self.features.columns(views) for row in stack]
+        columns = dict(zip(self.features.column_names(), rows, strict=True))
+        averages: dict[str, Tensor] = {}
+        for name, old in state["averages"].items():
+            decay, column = _parts(name)
+            averages[name] = old + (1 - decay) * (columns[column] - old)
+        return (views, averages), {"averages": averages, "features": inner}
+
+    def columns(self, views: Any) -> tuple[Columns, ...]:
+        """Returns the columns of the other features, then the averages."""
+        own, averages = views
+        return (*self.features.columns(own), *(averages[name][None] for name in self.averages))
+
+    def shared(self, step: Int[Array, ""], dtype: Any) -> Float[Array, " shared"]:
+        """Returns what the other features share."""
+        return self.features.shared(step, dtype)
+
+    def names(self) -> tuple[str, ...]:
+        """Returns the names of the columns, the averages and what is shared."""
+        own = self.features.column_names()
+        return (*own, *self.averages, *self.features.names()[len(own) :])
+
+    def select(self, names: tuple[str, ...]) -> AbstractFeatures:
+        """Returns the averages of these names, and of the other features what they need."""
+        averages = tuple(name for name in self.averages if name in names)
+        needed = {*names, *(_parts(name)[1] for name in averages)}
+        features = self.features.select(tuple(n for n in self.features.names() if n in needed))
+        return Averaged(features, averages) if averages else features
+
+
+def averages_of(features: AbstractFeatures, decays: tuple[float, ...]) -> tuple[str, ...]:
+    """Returns the names of all averages of the columns of some features.
+
+    Example:
+        >>> from lopt.learned import MomentFeatures
+        >>> averages_of(MomentFeatures(("gradient", "time")), (0.5, 0.9))
+        ('average_0.5_gradient', 'average_0.9_gradient')
+    """
+    return tuple(
+        f"{_AVERAGE}{decay:g}_{name}" for decay in decays for name in features.column_names()
+    )
+
+
+def is_average(name: str) -> bool:
+    """Returns whether a feature of this name is an average of another."""
+    return name.startswith(_AVERAGE)
+
+
+def check_decay(owner: str, decay: float) -> None:
+    """Refuses what is no decay of an average.
+
+    Raises:
+        ValueError: naming it.
+    """
+    if not 0 < decay < 1:
+        raise ValueError(f"{owner}: the decay {decay} must be above 0 and below 1; try 0.9.")
+
+
+def _parts(name: str) -> tuple[float, str]:
+    decay, _, column = name.removeprefix(_AVERAGE).partition("_")
+    try:
+        return float(decay), column
+    except ValueError:
+        raise ValueError(
+            f"{name!r} is no average of a column; write it as average_0.9_gradient."
+        ) from None

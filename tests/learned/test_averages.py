@@ -1,0 +1,95 @@
+"""Averages of what a rule sees: their values, what is kept of them, and what is refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lopt
+from lopt.learned import AdafactorFeatures, Averaged, MomentFeatures, seen_through
+from lopt.symbolic.record import Recorder, draw_places
+
+KEY = jax.random.key(0)
+TASK = lopt.tasks.Quadratic(jnp.ones(50), jnp.arange(1.0, 51.0))
+
+
+def recorded(learned, theta, steps=7):
+    """Trains, and returns the features and updates of each step."""
+    places = draw_places(TASK.init(KEY), 50, KEY)
+    optimizer = learned.optimizer(theta)
+    state = lopt.start(TASK, optimizer, TASK.init(KEY), KEY)
+    record = Recorder(places, learned, theta)
+    _, seen = lopt.unroll(TASK, optimizer, state, steps, record=record)
+    return seen.features, seen.outputs["update"]
+
+
+def averages(values, decay):
+    found, average = [], np.zeros_like(values[0])
+    for value in values:
+        average = decay * average + (1 - decay) * value
+        found.append(average)
+    return np.stack(found)
+
+
+@pytest.mark.parametrize("block_size", [16, 10_000])
+@pytest.mark.parametrize("make", [lopt.dm, lopt.rnnprop, lopt.adafactor_mlp])
+def test_averages_follow_their_recursion_and_change_nothing(make, block_size):
+    network = make()
+    network = lopt.Coordinatewise(network.features, network.rule, network.scale, False, block_size)
+    theta = network.init(KEY)
+    more = MomentFeatures(("gradient", "time"))
+    learned, weights = seen_through(network, theta, more, decays=(0.5, 0.9))
+    features, updates = recorded(learned, weights)
+    columns = network.features.column_names()
+    for decay in (0.5, 0.9):
+        for name in columns:
+            expected = averages(np.asarray(features[name], float), decay)
+            found = features[f"average_{decay}_{name}"]
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    _, alone = recorded(network, theta)
+    np.testing.assert_allclose(updates, alone, rtol=1e-5, atol=1e-9)
+
+
+def test_only_what_is_needed_is_kept():
+    features = Averaged(
+        MomentFeatures(("m_normalised", "g_normalised", "momentum_0.5", "time")),
+        ("average_0.9_g_normalised", "average_0.5_m_normalised"),
+    )
+    params = [jnp.ones(3)]
+    kept = features.select(("average_0.9_g_normalised",))
+    assert kept.names() == ("g_normalised", "average_0.9_g_normalised")
+    assert len(jax.tree.leaves(kept.begin(params))) == 2  # v, and the average
+    kept = features.select(("momentum_0.5", "time"))
+    assert kept == MomentFeatures(("momentum_0.5", "time"))
+    kept = features.select(("average_0.5_m_normalised", "time"))
+    assert kept.names() == ("m_normalised", "average_0.5_m_normalised", "time")
+
+
+def test_weights_of_the_features_are_theirs():
+    own = AdafactorFeatures()
+    features = Averaged(own, ("average_0.9_gradient",))
+    expected = own.init(KEY)
+    jax.tree.map(np.testing.assert_array_equal, features.init(KEY), expected)
+    assert features.select(("average_0.9_gradient",)) == features
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (("average_0.9_nothing",), "no column 'nothing'; there are m_normalised, g_normalised"),
+        (("average_0.9_time",), "no column 'time'"),
+        (("average_g_normalised",), "write it as average_0.9_gradient"),
+        (("average_1_g_normalised",), r"decay 1.0 must be above 0 and below 1; try 0.9"),
+        (("average_nan_g_normalised",), "decay nan must be"),
+        (("average_0.9_g_normalised",) * 2, "different new names"),
+    ],
+)
+def test_other_names_are_refused(names, words):
+    with pytest.raises(ValueError, match=words):
+        Averaged(MomentFeatures(("m_normalised", "g_normalised", "time")), names)
+
+
+def test_a_decay_that_is_none_is_refused():
+    network = lopt.dm()
+    with pytest.raises(ValueError, match=r"decay 1\.5 must be above 0 and below 1"):
+        seen_through(network, network.init(KEY), decays=(1.5,))
