@@ -74,6 +74,21 @@ def test_a_network_with_memory_is_recorded_on_fresh_tasks(network_run):
     assert not np.isin(other.column(Variable("gradient")), table.column(Variable("gradient"))).any()
 
 
+def test_a_run_is_recorded_through_averages_of_what_its_rule_sees(network_run):
+    settings = RecordSettings(40, 6, at_once=2, also=("warmup_0.8",), decays=(0.9,))
+    table = record_run(network_run, settings, show_progress=False)
+    averages = ["average_0.9_m_normalised", "average_0.9_gradient"]
+    expected = ["m_normalised", "gradient", *averages, "time", "warmup_0.8"]
+    assert list(map(str, table.columns)) == expected
+    first = table.step == 0
+    assert first.any()
+    found = table.column(Variable("average_0.9_gradient"))[first]
+    np.testing.assert_allclose(found, 0.1 * table.column(Variable("gradient"))[first], rtol=1e-5)
+    np.testing.assert_allclose(
+        table.column(Variable("warmup_0.8")), 1 - 0.8 ** (table.step + 1.0), rtol=1e-5
+    )
+
+
 def test_the_command_writes_a_table_of_lags_and_never_over_one(network_run, monkeypatch, capsys):
     monkeypatch.setattr(cli_symbolic, "prepare_jax", lambda: None)
     arguments = [str(network_run), "--rows", "30", "--steps", "6", "--lags", "3", "--target"]
@@ -111,6 +126,7 @@ def test_features_are_read_as_they_are_printed():
     [
         ({"rows": 0}, r"rows=0"),
         ({"steps": 0}, r"steps=0"),
+        ({"lags": 3, "decays": (0.9,)}, r"decays=\(0\.9,\), lags=3"),
         ({"per_tensor": 0}, r"per_tensor=0"),
         ({"steps": 10, "lags": 11}, "lags=11"),
         ({"lags": 2, "features": ("gradient",)}, "give one of the two"),

@@ -100,6 +100,18 @@ def test_only_the_accumulators_that_are_needed_are_kept():
     assert momenta.decays == (0.9,)
 
 
+def test_warm_ups_are_averages_of_one():
+    features = MomentFeatures(("warmup_0.9", "gradient", "time", "warmup_0"))
+    assert features.names() == ("gradient", "warmup_0.9", "time", "warmup_0")
+    average = 0.0
+    for step in range(5):
+        average = 0.9 * average + 0.1
+        found = features.shared(jnp.asarray(step), jnp.float32)
+        np.testing.assert_allclose(found, [average, (step + 1) / 1000, 1.0], rtol=1e-6)
+    with pytest.raises(ValueError, match="no feature 'warmup_1'; known are"):
+        MomentFeatures(("warmup_1",))
+
+
 def test_time_is_shared_and_last():
     features = MomentFeatures("t+mt")
     assert features.names() == ("m_normalised", "time")

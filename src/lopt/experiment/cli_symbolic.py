@@ -20,6 +20,8 @@ def record(
     rows: int = 50_000,
     steps: int = 300,
     features: tuple[str, ...] = (),
+    also: tuple[str, ...] = (),
+    decays: tuple[float, ...] = (),
     lags: int | None = None,
     target: str | None = None,
     per_tensor: int = 10,
@@ -36,6 +38,8 @@ def record(
         steps: of each recorded training; more are recorded until a table can take one row of ten.
         features: names of columns, with their lags as in gradient[t-2]; by default all that the
             rule gets.
+        also: features besides those, such as m_normalised or momentum_0.9.
+        decays: of exponential averages of what the rule gets, features as well.
         lags: raw gradients of so many steps, instead of features.
         target: what is to be explained: output, or output_0 and so on, or update; by default the
             rule's output if it has one, and otherwise the update.
@@ -59,7 +63,18 @@ def record(
     from lopt.experiment.record_run import RecordSettings, record_run
 
     began = time.perf_counter()
-    settings = RecordSettings(rows, steps, features, lags, target, per_tensor, padded, keep_dead)
+    settings = RecordSettings(
+        rows=rows,
+        steps=steps,
+        features=features,
+        lags=lags,
+        output=target,
+        per_tensor=per_tensor,
+        padded=padded,
+        keep_dead=keep_dead,
+        also=also,
+        decays=decays,
+    )
     table = record_run(run, settings, seed)
     save_table(path, table)
     about, console = table.about, Console()
@@ -104,7 +119,7 @@ def distill(
         steps: of each recorded training.
         history: how many steps back every feature is looked at, for rules with a memory.
         also: features besides those that the rule sees, such as m_normalised or momentum_0.9; for
-            rules with a memory time by default.
+            rules with a memory warmup_0.98 by default, which is 1 - 0.98^t.
         decays: of exponential averages of what the rule sees, features as well; for rules with a
             memory 0.5, 0.9 and 0.98 by default.
         lags: raw gradients of so many steps, instead of features.

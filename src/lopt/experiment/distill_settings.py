@@ -29,7 +29,7 @@ SEARCHES: dict[str, type[AbstractSearch]] = {
     "pysr": PysrSearch,
 }
 # What a rule with a memory is seen through besides its own features.
-ALSO, DECAYS = ("time",), (0.5, 0.9, 0.98)
+ALSO, DECAYS = ("warmup_0.98",), (0.5, 0.9, 0.98)
 SETTINGS = "distill.json"
 
 
@@ -80,11 +80,6 @@ class DistillSettings:
             check_integer("DistillSettings", "longest", self.longest, 1, hint=50)
         for decay in self.decays or ():
             check_decay("DistillSettings(decays)", decay)
-        if self.lags is not None and (self.also or self.decays):
-            raise ValueError(
-                f"DistillSettings(lags={self.lags}, also={self.also}, decays={self.decays}): lags "
-                "of raw gradients stand in place of all features; give one of the two."
-            )
         for name in self.searches:
             if name not in SEARCHES:
                 raise ValueError(
@@ -173,9 +168,7 @@ def extra_features(
     Raises:
         ValueError: if there is no such feature.
     """
-    if settings.lags is not None:
-        return (), ()
-    memory = remembers(learned, theta)
+    memory = settings.lags is None and remembers(learned, theta)
     also = (ALSO if memory else ()) if settings.also is None else settings.also
     decays = (DECAYS if memory else ()) if settings.decays is None else settings.decays
     named = MomentFeatures(also).names() if also else ()
@@ -185,7 +178,7 @@ def extra_features(
 def columns_of(learned: Coordinatewise, theta: Theta, history: int) -> list[Variable]:
     """Returns what an equation may be made of: all features, and their past if the rule has one."""
     lags = 1 + history if remembers(learned, theta) else 1
-    names = learned.features.names()
+    names, columns = learned.features.names(), learned.features.column_names()
     # Time a step ago is time but for a constant, an average is one of now and of what it averages,
     # and what a parameter has moved since is the output of a step ago: an equation that may see
     # that explains the network by itself.
@@ -193,5 +186,5 @@ def columns_of(learned: Coordinatewise, theta: Theta, history: int) -> list[Vari
         Variable(name, lag)
         for lag in range(lags)
         for name in names
-        if not lag or not (name.startswith("time") or name == "parameter" or is_average(name))
+        if not lag or (name in columns and name != "parameter" and not is_average(name))
     ]

@@ -76,10 +76,11 @@ class RecordSettings:
             check_integer("RecordSettings", name, getattr(self, name), hint=hint)
         if self.lags is not None:
             check_integer("RecordSettings", "lags", self.lags, most=self.steps, hint=20)
-            if self.features:
+            if self.features or self.also or self.decays:
                 raise ValueError(
-                    f"RecordSettings(features={self.features}, lags={self.lags}): lags stand for "
-                    "raw gradients and features for themselves; give one of the two."
+                    f"RecordSettings(features={self.features}, also={self.also}, "
+                    f"decays={self.decays}, lags={self.lags}): lags stand for raw gradients and "
+                    "features for themselves; give one of the two."
                 )
         for feature in self.features:
             parse_variable(feature)

@@ -19,7 +19,7 @@ from lopt.core.learned import AbstractFeatures, Columns, Tensor, Tensors
 from lopt.core.types import Key, State, Theta
 
 PLAIN = ("gradient", "parameter", "m", "v", "m_corrected", "root_v", "m_normalised", "g_normalised")
-_NORMALISED = "_normalised"
+_NORMALISED, _WARMUP = "_normalised", "warmup_"
 PUBLISHED = {
     "mt": "m_normalised",
     "gt": "g_normalised",
@@ -43,7 +43,8 @@ class MomentFeatures(AbstractFeatures):
     - momentum_D: the exponential average of g with decay D, such as momentum_0.9;
     - momentum_D_normalised: that over 1 - D^t, divided by s;
     - m_over_root_P: m^ / ((v_P / (1 - decay^t))^(1/P) + 1e-8) with v_P that of |g|^P;
-    - time: t / 1000, the same for all coordinates; always the last.
+    - time: t / 1000; warmup_D: 1 - D^t, what an average that begins at zero has of what it
+      averages. These are the same for all coordinates, and come last.
 
     Only the accumulators that the chosen features need are kept.
 
@@ -121,8 +122,8 @@ class MomentFeatures(AbstractFeatures):
         return (self.momentum_decay, grad) if name == "m" else (self.rms_decay, grad * grad)
 
     def columns(self, views: Any) -> tuple[Columns, ...]:
-        """Returns the chosen features, in the order of their choice; time is not among them."""
-        return tuple(self._column(name, *views)[None] for name in self.chosen if name != "time")
+        """Returns the chosen features that differ, in the order of their choice."""
+        return tuple(self._column(name, *views)[None] for name in self.chosen if not _common(name))
 
     def _column(
         self,
@@ -157,14 +158,18 @@ class MomentFeatures(AbstractFeatures):
         return moments[momentum] / (1 - decay**time) / root
 
     def shared(self, step: Int[Array, ""], dtype: Any) -> Float[Array, " shared"]:
-        """Returns the time, in thousands of steps, if it was chosen."""
-        time = (step + 1).astype(dtype)[None] / 1000
-        return time if "time" in self.chosen else time[:0]
+        """Returns what was chosen of time, in thousands of steps, and of warm-ups."""
+        time = (step + 1).astype(dtype)
+        values = [
+            time / 1000 if name == "time" else 1 - float(name.removeprefix(_WARMUP)) ** time
+            for name in self.chosen
+            if _common(name)
+        ]
+        return jnp.stack(values) if values else jnp.zeros((0,), dtype)
 
     def names(self) -> tuple[str, ...]:
-        """Returns what was chosen, time last."""
-        last = ("time",) if "time" in self.chosen else ()
-        return (*(name for name in self.chosen if name != "time"), *last)
+        """Returns what was chosen, what all coordinates share last."""
+        return tuple(sorted(self.chosen, key=_common))
 
     def select(self, names: tuple[str, ...]) -> "MomentFeatures":
         """Returns features with these names only, and only the accumulators that they need."""
@@ -237,7 +242,8 @@ def _spelled_out(name: str) -> str:
         return name
     if re.fullmatch("mom[0-9]+", name):
         return f"momentum_0.{name.removeprefix('mom')}"
-    for prefix, low, high in (("momentum_", 0.0, 1.0), ("m_over_root_", 1.0, 100.0)):
+    ranges = (("momentum_", 0.0, 1.0), (_WARMUP, 0.0, 1.0), ("m_over_root_", 1.0, 100.0))
+    for prefix, low, high in ranges:
         number = name.removeprefix(prefix)
         if prefix == "momentum_":
             number = number.removesuffix(_NORMALISED)
@@ -247,9 +253,15 @@ def _spelled_out(name: str) -> str:
         except ValueError:
             break
     raise ValueError(
-        f"There is no feature {name!r}; known are {', '.join((*PLAIN, 'time'))}, momentum_0.9 or "
-        "with another decay, m_over_root_3 or with another power, and mt, gt, g, mom5, ...."
+        f"There is no feature {name!r}; known are {', '.join((*PLAIN, 'time'))}, momentum_0.9 "
+        "and warmup_0.9 or with another decay, m_over_root_3 or with another power, and mt, gt, g, "
+        "mom5, ...."
     )
+
+
+def _common(name: str) -> bool:
+    """Returns whether all coordinates share a feature of this name."""
+    return name == "time" or name.startswith(_WARMUP)
 
 
 def _root(x: Tensor, power: float) -> Tensor:

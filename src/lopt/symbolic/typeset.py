@@ -107,10 +107,14 @@ def _latex_symbol(name: str) -> str:
 
 def _latex_feature(variable: Variable, symbols: Mapping[str, str]) -> tuple[str, int]:
     time = f"t-{variable.lag}" if variable.lag else "t"
-    average = re.fullmatch(r"average_(\d+(?:\.\d+)?(?:e-?\d+)?)_(.+)", variable.name)
-    numbered = re.fullmatch(r"(.+)_(\d+(?:\.\d+)?(?:e-?\d+)?)", variable.name)
+    number = r"(\d+(?:\.\d+)?(?:e-?\d+)?)"
+    average = re.fullmatch(rf"average_{number}_(.+)", variable.name)
+    warmup = re.fullmatch(f"warmup_{number}", variable.name)
+    numbered = re.fullmatch(f"(.+)_{number}", variable.name)
     if variable.name in symbols:
         symbol = symbols[variable.name]
+    elif warmup:
+        return rf"\left(1 - {warmup[1]}^{{{time}}}\right)", ATOM
     elif average:
         symbol, time = rf"\langle {_latex_symbol(average[2])} \rangle", f"{average[1]},{time}"
     elif numbered:
@@ -185,7 +189,8 @@ def to_latex(
         digits: significant ones of its constants; None for all that they have.
         symbols: LaTeX for names of features, instead of the library's: the gradient is g_{t},
             "m_normalised" one step ago \tilde{m}_{t-1}, "momentum_0.9" m_{0.9,t},
-            "average_0.9_gradient" \langle g \rangle_{0.9,t}.
+            "average_0.9_gradient" \langle g \rangle_{0.9,t}, "warmup_0.9"
+            \left(1 - 0.9^{t}\right).
 
     Example:
         >>> from lopt.symbolic.expression import make_expression

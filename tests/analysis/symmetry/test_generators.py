@@ -40,6 +40,10 @@ def built(params):
     ]
 
 
+def shifted(params, amounts):
+    return jax.tree.map(lambda leaf: leaf + amounts[0], params)
+
+
 def leaves_of(params, amounts):
     return jax.tree.leaves(params)
 
@@ -160,6 +164,7 @@ def test_what_a_free_generator_does_not_know_it_refuses(params):
         ),
         (lambda p: FreeGenerator("x", "x", 1, leaves_of).combine(p, jnp.zeros(1)), "same struct"),
         (lambda p: FreeGenerator("x", "x", 1, leaves_of).along(p, p), "same structure"),
+        (lambda p: FreeGenerator("x", "x", 1, shifted).along(p, [p]), r"along\(direction\) must"),
         (lambda p: FreeGenerator("x", "x", 1, transposed).along(p, p), "same structure"),
         (lambda p: DiscreteMap("x", "permute", 3, (Place(W1),))(p, jnp.arange(2)), "3 units"),
         (lambda p: DiscreteMap("x", "turn", 3, (Place(W1),)), "motion.*turn"),

@@ -227,6 +227,13 @@ class FreeGenerator(AbstractGenerator):
     def along(self, params: Params, direction: Params) -> Units:
         """Returns <direction, xi_i(params)> for each unit i."""
         check_action(self, params)
+        given: Any = jax.eval_shape(lambda: params)
+        found: Any = jax.eval_shape(lambda: direction)
+        if not _alike(found, given):
+            raise ValueError(
+                f"FreeGenerator({self.name!r}).along(direction) must be of the structure of "
+                f"params, {given}; it is {found}. Try gradients or updates at these params."
+            )
         rest = jnp.zeros(self.units, jnp.result_type(*jax.tree.leaves(params)))
         _, transposed = jax.vjp(lambda amounts: self.action(params, amounts), rest)
         return transposed(direction)[0]
@@ -266,12 +273,17 @@ def check_action(generator: AbstractGenerator, params: Params, dtypes: bool = Fa
     amounts = jnp.zeros(generator.units, jnp.result_type(*jax.tree.leaves(params)))
     moved: Any = jax.eval_shape(generator.act, params, amounts)
     given: Any = jax.eval_shape(lambda: params)
-    trees: list[Any] = [jax.tree.structure(moved), jax.tree.structure(given)]
-    if trees[0] != trees[1] or any(
-        a.shape != b.shape or (dtypes and a.dtype != b.dtype)
-        for a, b in zip(jax.tree.leaves(moved), jax.tree.leaves(given), strict=True)
-    ):
+    if not _alike(moved, given, dtypes):
         raise ValueError(
             f"{type(generator).__name__}({generator.name!r}) must move params to params of the "
             f"same structure; it makes {moved} of {given}. Try lopt.analysis.symmetry's builders."
         )
+
+
+def _alike(one: Any, other: Any, dtypes: bool = False) -> bool:
+    """Returns whether two trees are of the same structure and shapes, and dtypes if need be."""
+    structures: list[Any] = [jax.tree.structure(one), jax.tree.structure(other)]
+    return structures[0] == structures[1] and all(
+        a.shape == b.shape and (not dtypes or a.dtype == b.dtype)
+        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    )
