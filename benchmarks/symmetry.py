@@ -29,7 +29,7 @@ from lopt.analysis.symmetry import (
 )
 
 STEPS, REPEATS = 200, 40
-HORIZON, TRUNCATION, PARTICLES, OUTER_STEPS, SEEDS = 100, 20, 8, 200, 10
+HORIZON, TRUNCATION, PARTICLES, OUTER_STEPS, SEEDS, META_SEEDS = 100, 20, 8, 200, 10, 3
 STRENGTHS = (0.0, 0.03, 0.1, 0.3, 1.0)
 
 
@@ -110,52 +110,71 @@ def tradeoff() -> None:
     learned = lopt.small_mlp(step_multiplier=0.03)
     rows = []
 
-    def row(name, optimizer, seconds):
-        loss, deviations = evaluate(task, optimizer, generators)
-        rows.append([name, f"{loss:.4f}", *(f"{size:.2g}" for size in deviations)])
-        rows[-1].append(f"{seconds:.0f}")
+    def row(name, thetas, optimizer, seconds):
+        losses, deviations = evaluate(task, optimizer, thetas, generators)
+        rows.append([name, with_spread(losses), *map(with_spread, deviations), f"{seconds:.0f}"])
         print(rows[-1], flush=True)
 
     for strength in STRENGTHS:
         objective = SymmetryPenalty(generators, strength, "cosine")
-        theta, seconds = meta_train(task, learned, objective)
-        optimizer = learned.optimizer(theta)
-        row(f"penalty {strength:g}", optimizer, seconds)
+        thetas, seconds = meta_train(task, learned, objective)
+        row(f"penalty {strength:g}", thetas, learned.optimizer, seconds)
         if not strength:
             for share in (0.5, 0.9, 1.0):
-                projected = remove_breaking(optimizer, generators, share)
-                row(f"no penalty, {share:g} removed when used", projected, 0.0)
+                row(
+                    f"no penalty, {share:g} removed when used",
+                    thetas,
+                    lambda theta, share=share: remove_breaking(
+                        learned.optimizer(theta), generators, share
+                    ),
+                    0.0,
+                )
     projected = Projected(learned, generators)
-    theta, seconds = meta_train(task, projected, lopt.train_loss)
-    row("meta-trained with all of it removed", projected.optimizer(theta), seconds)
+    thetas, seconds = meta_train(task, projected, lopt.train_loss)
+    row("meta-trained with all of it removed", thetas, projected.optimizer, seconds)
     headings = ["", "final loss", *(g.kind for g in generators), "seconds of meta-training"]
-    show(f"Normalised deviation, mean over {HORIZON} steps and {SEEDS} seeds", headings, rows)
+    title = (
+        f"Normalised deviation, mean over {HORIZON} steps and {SEEDS} seeds; "
+        f"mean and deviation over {META_SEEDS} meta-trainings"
+    )
+    show(title, headings, rows)
+
+
+def with_spread(values):
+    return f"{values.mean():.3g} ± {values.std():.1g}"
 
 
 def meta_train(task, learned, objective):
     inner = lopt.InnerTraining(task, learned, HORIZON, objective)
     meta = lopt.Mean(lopt.PES(inner, TRUNCATION, 0.01), PARTICLES)
     outer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(3e-3))
+
+    @jax.jit
+    @jax.vmap
+    def runs(key):
+        first, second = jax.random.split(key)
+        state = lopt.start(meta, outer, learned.init(first), second)
+        return lopt.unroll(meta, outer, state, OUTER_STEPS)[0].params
+
     began = time.perf_counter()
-    state = lopt.start(meta, outer, learned.init(jax.random.key(1)), jax.random.key(2))
-    state, _ = lopt.unroll(meta, outer, state, OUTER_STEPS)
-    return jax.block_until_ready(state.params), time.perf_counter() - began
+    thetas = jax.block_until_ready(runs(jax.random.split(jax.random.key(1), META_SEEDS)))
+    return thetas, time.perf_counter() - began
 
 
-def evaluate(task, optimizer, generators):
+def evaluate(task, optimizer, thetas, generators):
     record = Recorded(SymmetryProbe(generators))
 
     @jax.jit
-    def runs(keys):
-        def run(key):
-            state = lopt.start(task, optimizer, task.init(key), key)
-            return lopt.unroll(task, optimizer, state, HORIZON, record=record)[1]
+    def runs(thetas, keys):
+        def run(theta, key):
+            state = lopt.start(task, optimizer(theta), task.init(key), key)
+            return lopt.unroll(task, optimizer(theta), state, HORIZON, record=record)[1]
 
-        return jax.vmap(run)(keys)
+        return jax.vmap(jax.vmap(run, (None, 0)), (0, None))(thetas, keys)
 
-    losses, readings = runs(jax.random.split(jax.random.key(3), SEEDS))
-    sizes = [float(readings[g.name].updates.cosine.mean()) for g in generators]
-    return float(losses[:, -10:].mean()), sizes
+    losses, readings = runs(thetas, jax.random.split(jax.random.key(3), SEEDS))
+    sizes = [readings[g.name].updates.cosine.mean(axis=(1, 2)) for g in generators]
+    return losses[..., -10:].mean(axis=(1, 2)), sizes
 
 
 if __name__ == "__main__":
