@@ -89,6 +89,16 @@ def test_other_names_are_refused(names, words):
         Averaged(MomentFeatures(("m_normalised", "g_normalised", "time")), names)
 
 
+def test_a_decay_keeps_all_its_digits():
+    network = lopt.rnnprop("gt")
+    seen, _ = seen_through(network, network.init(KEY), decays=(0.123456789, 1e-5))
+    averages = ("average_0.123456789_g_normalised", "average_1e-05_g_normalised")
+    assert seen.features.names() == ("g_normalised", *averages)
+    state = seen.features.begin([jnp.zeros(1)])
+    _, state = seen.features.update((), [jnp.ones(1)], state, [jnp.zeros(1)], jnp.asarray(0))
+    np.testing.assert_allclose(state["averages"][averages[1]], 1 - 1e-5, rtol=1e-6)
+
+
 def test_a_decay_that_is_none_is_refused():
     network = lopt.dm()
     with pytest.raises(ValueError, match=r"decay 1\.5 must be above 0 and below 1"):

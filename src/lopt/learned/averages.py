@@ -108,7 +108,7 @@ def averages_of(features: AbstractFeatures, decays: tuple[float, ...]) -> tuple[
         ('average_0.5_gradient', 'average_0.9_gradient')
     """
     return tuple(
-        f"{_AVERAGE}{decay:g}_{name}" for decay in decays for name in features.column_names()
+        f"{_AVERAGE}{float(decay)}_{name}" for decay in decays for name in features.column_names()
     )
 
 
