@@ -14,7 +14,7 @@ import pytest
 
 import lopt
 from lopt.experiment.cli import app
-from lopt.experiment.distill_settings import DistillSettings, check_settings
+from lopt.experiment.distill_settings import DistillSettings, check_settings, odd_columns
 from lopt.experiment.files import read_json
 from lopt.experiment.registry import build
 from lopt.experiment.train import create
@@ -106,6 +106,24 @@ def test_other_settings_need_another_folder(run, distilled):
         check_settings(distilled, run, settings, features)
 
 
+def test_a_setting_that_there_was_not_yet_is_its_default(run, distilled, tmp_path):
+    kept = read_json(distilled / "distill.json")
+    features, out = tuple(kept.pop("features")), tmp_path / "distill.json"
+    del kept["decays"]
+    out.write_text(json.dumps(kept | {"features": features}))
+    settings = DistillSettings(
+        900, 30, 1, ("time",), searches=("template",), seeds=1, search_rows=200
+    )
+    check_settings(tmp_path, run, settings, features)
+
+
+def test_averages_of_odd_features_are_odd():
+    features = ("m", "average_0.9_m", "v", "average_0.9_v", "m[t-1]", "average_0.5_m")
+    assert odd_columns(("m",), features) == ("m", "average_0.9_m", "average_0.5_m")
+    assert odd_columns((), features) == ()
+    assert odd_columns(("average_0.9_v",), features) == ("average_0.9_v",)
+
+
 def test_a_distillation_is_of_one_network(run, distilled, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(run, other)
@@ -124,6 +142,7 @@ def test_a_distillation_is_of_one_network(run, distilled, tmp_path):
         (["--lags", "20", "--also", "time"], "also=.*lags=20"),
         (["--lags", "20", "--decays", "0.9"], "decays=.*lags=20"),
         (["--decays", "1"], "decay 1.0 must be above 0 and below 1"),
+        (["--decays", "0.9", "0.90"], "decay 0.9 is there twice"),
     ],
 )
 def test_mistakes_leave_no_folder_behind(run, tmp_path, words, match):

@@ -40,7 +40,7 @@ def test_averages_follow_their_recursion_and_change_nothing(make, block_size):
     more = MomentFeatures(("gradient", "time"))
     learned, weights = seen_through(network, theta, more, decays=(0.5, 0.9))
     features, updates = recorded(learned, weights)
-    columns = network.features.column_names()
+    columns = set(network.features.column_names()) - {"parameter"}
     for decay in (0.5, 0.9):
         for name in columns:
             expected = averages(np.asarray(features[name], float), decay)
@@ -80,7 +80,9 @@ def test_weights_of_the_features_are_theirs():
         (("average_0.9_time",), "no column 'time'"),
         (("average_g_normalised",), "write it as average_0.9_gradient"),
         (("average_1_g_normalised",), r"decay 1.0 must be above 0 and below 1; try 0.9"),
-        (("average_nan_g_normalised",), "decay nan must be"),
+        (("average_nan_g_normalised",), "write it as average_0.9_gradient"),
+        (("0.9_g_normalised",), "write it as average_0.9_gradient"),
+        (("average_0..9_g_normalised",), "write it as average_0.9_gradient"),
         (("average_0.9_g_normalised",) * 2, "different new names"),
     ],
 )
@@ -103,3 +105,19 @@ def test_a_decay_that_is_none_is_refused():
     network = lopt.dm()
     with pytest.raises(ValueError, match=r"decay 1\.5 must be above 0 and below 1"):
         seen_through(network, network.init(KEY), decays=(1.5,))
+    with pytest.raises(ValueError, match=r"decay 0\.9 is there twice"):
+        seen_through(network, network.init(KEY), decays=(0.9, 0.5, 0.9))
+
+
+def test_neither_averages_nor_what_the_rule_has_done_are_averaged():
+    network = lopt.rnnprop(("g_normalised", "parameter"))
+    seen, theta = seen_through(network, network.init(KEY), decays=(0.9,))
+    names = ("g_normalised", "parameter", "average_0.9_g_normalised")
+    assert seen.features.names() == names
+    again, theta = seen_through(seen, theta, decays=(0.9, 0.5))
+    assert again.features.names() == (*names, "average_0.5_g_normalised")
+    features, _ = recorded(again, theta)
+    values = np.asarray(features["g_normalised"], float)
+    for decay in (0.5, 0.9):
+        found = features[f"average_{decay}_g_normalised"]
+        np.testing.assert_allclose(found, averages(values, decay), rtol=1e-4, atol=1e-6)

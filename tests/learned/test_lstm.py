@@ -108,8 +108,9 @@ def test_warm_ups_are_averages_of_one():
         average = 0.9 * average + 0.1
         found = features.shared(jnp.asarray(step), jnp.float32)
         np.testing.assert_allclose(found, [average, (step + 1) / 1000, 1.0], rtol=1e-6)
-    with pytest.raises(ValueError, match="no feature 'warmup_1'; known are"):
-        MomentFeatures(("warmup_1",))
+    for name in ("warmup_1", "warmup_0.9_8", "warmup_ 0.9", "momentum_+0.9"):
+        with pytest.raises(ValueError, match="There is no feature"):
+            MomentFeatures((name,))
 
 
 def test_time_is_shared_and_last():

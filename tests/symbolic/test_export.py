@@ -218,6 +218,8 @@ def test_no_constant_becomes_zero_in_print():
         (Variable("momentum_0.99", 3), "m_{0.99,t-3}"),
         (Variable("average_0.9_m_normalised", 1), r"\langle \tilde{m} \rangle_{0.9,t-1}"),
         (Variable("warmup_0.98"), r"\left(1 - 0.98^{t}\right)"),
+        (Variable("warmup_1e-05"), r"\left(1 - 0.00001^{t}\right)"),
+        (Variable("average_0.9_momentum_0.5"), r"\langle m_{0.5} \rangle_{0.9,t}"),
         (Variable("parameter"), r"\theta_{t}"),
         (Variable("root_v"), r"\hat{v}^{1/2}_{t}"),
         (Variable("alpha"), r"\alpha_{t}"),

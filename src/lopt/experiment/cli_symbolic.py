@@ -127,8 +127,8 @@ def distill(
             by default.
         seeds: of each search.
         search_rows: rows that a search sees; all of them are fitted in the end.
-        odd: a feature that changes sign with the gradient; may be repeated. If there is any,
-            u(-g) = -u(g) is imposed.
+        odd: a feature that changes sign with the gradient, and its averages with it; may be
+            repeated. If there is any, u(-g) = -u(g) is imposed.
         longest: the most nodes of the equation that is chosen. It may be asked for afterwards: what
             was found is kept.
         digits: significant ones of printed constants, more where they are needed.

@@ -19,14 +19,16 @@ from lopt.core.types import Theta
 from lopt.experiment import storage
 from lopt.experiment.distill_settings import (
     SEARCHES,
+    SETTINGS,
     DistillSettings,
     check_settings,
     extra_features,
+    odd_columns,
     record_settings,
 )
 from lopt.experiment.evaluate import Comparison, compare
 from lopt.experiment.experiment import Experiment
-from lopt.experiment.files import read_json, write_json
+from lopt.experiment.files import check_writable, read_json, write_json
 from lopt.experiment.record_run import RecordSettings, record_run
 from lopt.experiment.tables import load_table, save_table
 from lopt.experiment.train import reopen
@@ -157,6 +159,7 @@ def distill_run(
     for search in searches:
         search.require()
     asked = record_settings(learned, theta, settings, also, decays)
+    check_writable(out / SETTINGS)
     check_settings(out, run, settings, asked.features)
     table = recorded(run, out, asked, settings.seed, show_progress)
     total = len(searches) * settings.seeds + 5
@@ -169,7 +172,7 @@ def distill_run(
         searches,
         range(settings.seed, settings.seed + settings.seeds),
         rows=settings.search_rows,
-        odd=settings.odd,
+        odd=odd_columns(settings.odd, asked.features),
         longest=settings.longest,
         progress=stage,
     )

@@ -11,9 +11,9 @@ from lopt.core.coordinatewise import Coordinatewise
 from lopt.core.types import Theta
 from lopt.experiment import storage
 from lopt.experiment.files import digest, read_json, write_json
-from lopt.experiment.record_run import RecordSettings
+from lopt.experiment.record_run import RecordSettings, parse_variable
 from lopt.learned import MomentFeatures
-from lopt.learned.averages import check_decay, is_average
+from lopt.learned.averages import averaged_column, check_decays, is_average
 from lopt.symbolic.expression import Variable
 from lopt.symbolic.gplearn_search import GplearnSearch
 from lopt.symbolic.operon import OperonSearch
@@ -49,7 +49,8 @@ class DistillSettings:
         searches: names of backends.
         seeds: of each.
         search_rows: rows that a search sees.
-        odd: names of features that change sign with the gradient; if any, u(-g) = -u(g).
+        odd: names of features that change sign with the gradient, and with them their averages; if
+            any, u(-g) = -u(g).
         longest: the most nodes of the equation that is chosen; any number by default.
         seed: of everything random.
     """
@@ -78,8 +79,7 @@ class DistillSettings:
             check_integer("DistillSettings", name, getattr(self, name), least, hint=hint)
         if self.longest is not None:
             check_integer("DistillSettings", "longest", self.longest, 1, hint=50)
-        for decay in self.decays or ():
-            check_decay("DistillSettings(decays)", decay)
+        check_decays("DistillSettings(decays)", self.decays or ())
         for name in self.searches:
             if name not in SEARCHES:
                 raise ValueError(
@@ -125,6 +125,23 @@ def record_settings(
     )
 
 
+def odd_columns(odd: tuple[str, ...], features: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns odd features, and those of the features that are averages of them.
+
+    Args:
+        odd: names.
+        features: columns as they are printed, with their lags.
+    """
+    names = [parse_variable(feature).name for feature in features]
+    return odd + tuple(
+        dict.fromkeys(
+            name
+            for name in names
+            if is_average(name) and averaged_column(name) in odd and name not in odd
+        )
+    )
+
+
 def check_settings(
     out: Path, run: Path, settings: DistillSettings, features: tuple[str, ...]
 ) -> None:
@@ -143,9 +160,8 @@ def check_settings(
     asked = json.loads(json.dumps(asked))
     if (out / SETTINGS).exists():
         kept = read_json(out / SETTINGS)
-        if kept != asked:
-            kept = kept if isinstance(kept, dict) else {}
-            different = sorted(k for k in {*asked, *kept} if kept.get(k) != asked.get(k))
+        kept = kept if isinstance(kept, dict) else {}
+        if different := sorted(k for k in {*asked, *kept} if kept.get(k) != asked.get(k)):
             raise ValueError(
                 f"{out} holds a distillation with another {', '.join(different)}; give another "
                 "folder with --out."

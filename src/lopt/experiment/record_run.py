@@ -22,6 +22,7 @@ from lopt.experiment.experiment import Experiment
 from lopt.experiment.probe_slices import round_up, sample_mesh, spread_rows
 from lopt.experiment.train import reopen
 from lopt.learned import MomentFeatures, seen_through
+from lopt.learned.averages import check_decays
 from lopt.symbolic.expression import Variable
 from lopt.symbolic.record import RAW_GRADIENT, Recorded, record_episode
 from lopt.symbolic.series import (
@@ -82,6 +83,7 @@ class RecordSettings:
                     f"decays={self.decays}, lags={self.lags}): lags stand for raw gradients and "
                     "features for themselves; give one of the two."
                 )
+        check_decays("RecordSettings(decays)", self.decays)
         for feature in self.features:
             parse_variable(feature)
 

@@ -4,6 +4,7 @@ The gates of an LSTM average what comes in. An equation has no gates, but it may
 of the same inputs, and then says in a few terms what no number of lags says in many.
 """
 
+import re
 from typing import Any
 
 import equinox as eqx
@@ -43,7 +44,7 @@ class Averaged(AbstractFeatures):
                     f"Averaged(averages) has {name!r}, but there is no column {column!r}; there "
                     f"are {', '.join(own)}."
                 )
-            check_decay("Averaged(averages)", decay)
+            check_decays("Averaged(averages)", (decay,))
         if len(set(self.averages)) < len(self.averages) or set(self.averages) & set(own):
             raise ValueError(f"Averaged(averages={self.averages}) must be different new names.")
 
@@ -100,16 +101,20 @@ class Averaged(AbstractFeatures):
 
 
 def averages_of(features: AbstractFeatures, decays: tuple[float, ...]) -> tuple[str, ...]:
-    """Returns the names of all averages of the columns of some features.
+    """Returns the names of averages of the columns of some features, those that are new.
+
+    Neither of averages, nor of the parameter: what that has moved is a sum of past outputs, which
+    would explain a rule by itself.
 
     Example:
         >>> from lopt.learned import MomentFeatures
-        >>> averages_of(MomentFeatures(("gradient", "time")), (0.5, 0.9))
+        >>> averages_of(MomentFeatures(("gradient", "parameter", "time")), (0.5, 0.9))
         ('average_0.5_gradient', 'average_0.9_gradient')
     """
-    return tuple(
-        f"{_AVERAGE}{float(decay)}_{name}" for decay in decays for name in features.column_names()
-    )
+    there = features.column_names()
+    columns = [name for name in there if not (is_average(name) or name == "parameter")]
+    names = [f"{_AVERAGE}{float(decay)}_{name}" for decay in decays for name in columns]
+    return tuple(name for name in names if name not in there)
 
 
 def is_average(name: str) -> bool:
@@ -117,21 +122,33 @@ def is_average(name: str) -> bool:
     return name.startswith(_AVERAGE)
 
 
-def check_decay(owner: str, decay: float) -> None:
-    """Refuses what is no decay of an average.
+def averaged_column(name: str) -> str:
+    """Returns the name of what an average is of.
+
+    Raises:
+        ValueError: if it is no name of an average.
+    """
+    return _parts(name)[1]
+
+
+def check_decays(owner: str, decays: tuple[float, ...]) -> None:
+    """Refuses what are no decays of averages, or the same decay twice.
 
     Raises:
         ValueError: naming it.
     """
-    if not 0 < decay < 1:
-        raise ValueError(f"{owner}: the decay {decay} must be above 0 and below 1; try 0.9.")
+    for decay in decays:
+        if not 0 < decay < 1:
+            raise ValueError(f"{owner}: the decay {decay} must be above 0 and below 1; try 0.9.")
+        if decays.count(decay) > 1:
+            raise ValueError(f"{owner}: the decay {decay} is there twice; leave one of them out.")
 
 
 def _parts(name: str) -> tuple[float, str]:
-    decay, _, column = name.removeprefix(_AVERAGE).partition("_")
+    found = re.fullmatch(_AVERAGE + r"([0-9.]+(?:e-?[0-9]+)?)_(.+)", str(name))
     try:
-        return float(decay), column
+        if found:
+            return float(found[1]), found[2]
     except ValueError:
-        raise ValueError(
-            f"{name!r} is no average of a column; write it as average_0.9_gradient."
-        ) from None
+        pass
+    raise ValueError(f"{name!r} is no average of a column; write it as average_0.9_gradient.")

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 from lopt.core.coordinatewise import Coordinatewise
 from lopt.core.learned import AbstractFeatures, AbstractRule, Columns, Tensors
 from lopt.core.types import Key, State, Theta
-from lopt.learned.averages import Averaged, averages_of
+from lopt.learned.averages import Averaged, averages_of, check_decays
 
 
 class Joined(AbstractFeatures):
@@ -135,10 +135,11 @@ def seen_through(
         learned: any coordinatewise optimizer.
         theta: its weights.
         more: features without weights; those of a name that is there already are left out.
-        decays: of exponential averages of every column that its rule reads, see `Averaged`.
+        decays: of exponential averages of every column that its rule reads, as it is before any
+            normalisation, but for the parameter and for averages; see `Averaged`.
 
     Raises:
-        ValueError: if a decay is not between 0 and 1.
+        ValueError: if a decay is not between 0 and 1, or is there twice.
 
     Example:
         >>> import jax, lopt
@@ -148,6 +149,7 @@ def seen_through(
         >>> learned.features.names()
         ('g_normalised', 'average_0.9_g_normalised', 'gradient', 'time')
     """
+    check_decays("seen_through(decays)", decays)
     own = learned.features.names()
     features, weights = learned.features, theta["features"]
     if averages := averages_of(features, decays):

@@ -247,11 +247,9 @@ def _spelled_out(name: str) -> str:
         number = name.removeprefix(prefix)
         if prefix == "momentum_":
             number = number.removesuffix(_NORMALISED)
-        try:
-            if name.startswith(prefix) and low <= float(number) < high:
-                return name
-        except ValueError:
-            break
+        plain = name.startswith(prefix) and re.fullmatch(r"[0-9]*\.?[0-9]+(e-?[0-9]+)?", number)
+        if plain and low <= float(number) < high:
+            return name
     raise ValueError(
         f"There is no feature {name!r}; known are {', '.join((*PLAIN, 'time'))}, momentum_0.9 "
         "and warmup_0.9 or with another decay, m_over_root_3 or with another power, and mt, gt, g, "

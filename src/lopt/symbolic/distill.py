@@ -98,11 +98,17 @@ def distill(
         found += search.search(mirrored(seen, odd) if odd else seen, seed)
     progress(len(jobs), total, "pruning")
     few = sample(splits.train, rows, split_seed)
-    front = shortened(found, few, complexity, _only_odd(odd, names) if odd else _anything)
+    allowed = _only_odd(odd, names) if odd else _anything
+    front = shortened(found, few, complexity, allowed)
     progress(len(jobs) + 1, total, "fitting on all rows")
     fitted = [
         refit(one.expression, splits.train, _evaluations(one.expression))
         for one in front.candidates
+    ]
+    # A constant that is fitted is odd no more.
+    fitted = [
+        new if allowed(new) else one.expression
+        for new, one in zip(fitted, front.candidates, strict=True)
     ]
     front = make_front(judge(fitted, splits.mapping(), complexity))
     chosen = select(_up_to(front, longest), splits.validation)

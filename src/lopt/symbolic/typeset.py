@@ -31,6 +31,7 @@ ACCENTS = {"_normalised": "tilde", "_normalized": "tilde", "_corrected": "hat"}
 GREEK = re.compile(
     "alpha|beta|gamma|delta|epsilon|eta|theta|kappa|lambda|mu|nu|xi|pi|rho|sigma|tau|phi|chi|psi"
 )
+NUMBER = r"(\d+(?:\.\d+)?(?:e-?\d+)?)"
 SPECIAL = {
     "\\": r"\backslash ",
     "^": r"\hat{\ }",
@@ -107,21 +108,32 @@ def _latex_symbol(name: str) -> str:
 
 def _latex_feature(variable: Variable, symbols: Mapping[str, str]) -> tuple[str, int]:
     time = f"t-{variable.lag}" if variable.lag else "t"
-    number = r"(\d+(?:\.\d+)?(?:e-?\d+)?)"
-    average = re.fullmatch(rf"average_{number}_(.+)", variable.name)
-    warmup = re.fullmatch(f"warmup_{number}", variable.name)
-    numbered = re.fullmatch(f"(.+)_{number}", variable.name)
+    average = re.fullmatch(rf"average_{NUMBER}_(.+)", variable.name)
+    warmup = re.fullmatch(rf"warmup_{NUMBER}", variable.name)
+    symbol, number = _latex_name(variable.name)
     if variable.name in symbols:
         symbol = symbols[variable.name]
     elif warmup:
-        return rf"\left(1 - {warmup[1]}^{{{time}}}\right)", ATOM
+        return rf"\left(1 - {number}^{{{time}}}\right)", ATOM
     elif average:
-        symbol, time = rf"\langle {_latex_symbol(average[2])} \rangle", f"{average[1]},{time}"
-    elif numbered:
-        symbol, time = _latex_symbol(numbered[1]), f"{numbered[2]},{time}"
-    else:
-        symbol = _latex_symbol(variable.name)
+        symbol, inner = _latex_name(average[2])
+        inner = f"_{{{inner}}}" if inner else ""
+        symbol, time = rf"\langle {symbol}{inner} \rangle", f"{_decimal(average[1])},{time}"
+    elif number:
+        time = f"{number},{time}"
     return f"{symbol}_{{{time}}}", POWER if "^" in symbol else ATOM
+
+
+def _latex_name(name: str) -> tuple[str, str]:
+    """Returns the symbol of a feature, and the number at the end of its name, if there is one."""
+    numbered = re.fullmatch(f"(.+)_{NUMBER}", name)
+    if numbered:
+        return _latex_symbol(numbered[1]), _decimal(numbered[2])
+    return _latex_symbol(name), ""
+
+
+def _decimal(number: str) -> str:
+    return np.format_float_positional(float(number), trim="-") if "e" in number else number
 
 
 def _latex_function(name: str, argument: str) -> str:

@@ -236,7 +236,8 @@ class FreeGenerator(AbstractGenerator):
             )
         rest = jnp.zeros(self.units, jnp.result_type(*jax.tree.leaves(params)))
         _, transposed = jax.vjp(lambda amounts: self.action(params, amounts), rest)
-        return transposed(direction)[0]
+        same = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), direction, params)
+        return transposed(same)[0]
 
     def lengths(self, params: Params) -> Units:
         """Returns |xi_i(params)| for each unit i."""
