@@ -89,12 +89,16 @@ def test_the_equation_is_an_optimizer(distilled, key):
 
 @pytest.mark.slow
 def test_a_second_start_uses_what_was_found(run, distilled):
-    before = (distilled / "report.json").read_text()
+    before = read_json(distilled / "report.json")
     times = {path: path.stat().st_mtime_ns for path in distilled.rglob("*.npz")}
     times |= {path: path.stat().st_mtime_ns for path in (distilled / "searches").rglob("*.json")}
     distil(run)
     assert {path: path.stat().st_mtime_ns for path in times} == times
-    assert (distilled / "report.json").read_text() == before
+    after = read_json(distilled / "report.json")
+    # Of fits that were cut short, rounding, which differs with where arrays lie, leaves a trace.
+    for old, new in zip(*(r.pop("r2_lost_without").values() for r in (before, after)), strict=True):
+        assert new == pytest.approx(old, rel=1e-3, abs=1e-5)
+    assert after == before
 
 
 def test_other_settings_need_another_folder(run, distilled):
@@ -151,6 +155,7 @@ def test_mistakes_leave_no_folder_behind(run, tmp_path, words, match):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_constant_is_chosen_by_nobody(run, distilled):
     with pytest.raises(ValueError, match="is the constant"):
         app.cli(args=["distill", str(run), *ARGUMENTS, "--longest", "1"])
