@@ -140,7 +140,7 @@ def symbolic_optimizer(
             f"The expression uses {', '.join(missing)}, but the features are {', '.join(known)}; "
             "use the features that it was distilled from."
         )
-    columns = known[: len(known) - len(features.shared(jnp.zeros((), jnp.int32), jnp.float32))]
+    columns = features.column_names()
     if not columns:
         raise ValueError(
             f"All coordinates share the features {', '.join(known)}; name a feature of each "
