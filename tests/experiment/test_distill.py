@@ -89,16 +89,12 @@ def test_the_equation_is_an_optimizer(distilled, key):
 
 @pytest.mark.slow
 def test_a_second_start_uses_what_was_found(run, distilled):
-    before = read_json(distilled / "report.json")
+    before = (distilled / "report.json").read_text()
     times = {path: path.stat().st_mtime_ns for path in distilled.rglob("*.npz")}
     times |= {path: path.stat().st_mtime_ns for path in (distilled / "searches").rglob("*.json")}
     distil(run)
     assert {path: path.stat().st_mtime_ns for path in times} == times
-    after = read_json(distilled / "report.json")
-    # Of fits that were cut short, rounding, which differs with where arrays lie, leaves a trace.
-    for old, new in zip(*(r.pop("r2_lost_without").values() for r in (before, after)), strict=True):
-        assert new == pytest.approx(old, rel=1e-3, abs=1e-5)
-    assert after == before
+    assert (distilled / "report.json").read_text() == before
 
 
 def test_other_settings_need_another_folder(run, distilled):

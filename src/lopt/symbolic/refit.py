@@ -1,4 +1,4 @@
-"""The exact fit of an expression's constants: Levenberg and Marquardt on all rows, in 64 bits.
+"""The exact fit of an expression's constants: least squares on all rows, in 64 bits.
 
 Searches fit constants roughly, on few rows and in 32 bits. What they found is where this fit
 starts, and the same structure comes out of it with better numbers.
@@ -52,11 +52,13 @@ def refit(expression: Expression, table: Table, most: int = 100) -> Expression:
         if name in expression.variables
     }
 
+    # Not "lm": in SciPy 1.17 what it returns depends on what fresh memory happens to hold.
     fitted = least_squares(
         _residuals,
         start,
         _slopes,
-        method="lm",
+        method="trf",
+        tr_solver="exact",
         x_scale="jac",
         max_nfev=most,
         args=(expression.root, columns, table.output, unit),
