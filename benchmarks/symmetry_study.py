@@ -21,13 +21,8 @@ import numpy as np
 from common import show
 from matplotlib import pyplot
 
-# Each activation, and the symmetry that its figure shows.
-SHOWN = {
-    "sigmoid": "translation",
-    "relu": "rescale",
-    "leaky_relu": "rescale",
-    "batch_norm": "scale",
-}
+# A network, by its activation, and the symmetry that is drawn of it.
+PANELS = ("sigmoid:translation", "relu:rescale", "leaky_relu:rescale", "batch_norm:scale")
 SEEDS = 3
 NAMES = {"learned": "L2O", "SGD": "SGD", "momentum": "momentum", "Adam": "Adam", "Lion": "Lion"}
 COLORS = dict(zip(NAMES, ("#d62728", "#7f7f7f", "#2ca02c", "#1f77b4", "#9467bd"), strict=True))
@@ -39,11 +34,12 @@ def lopt(*words: object) -> None:
     subprocess.run([sys.executable, "-c", command, *map(str, words)], check=True)
 
 
-def probed(folder: Path, activation: str, seed: int) -> dict:
+def probed(folder: Path, activation: str, seed: int, more: list[str]) -> dict:
     """Returns what `lopt probe symmetry` writes, after training and probing if need be."""
     run = folder / f"{activation}-{seed}"
     if not (run / "report.json").exists():
-        settings = ("--set", f"activation={activation}", "--set", f"seed={seed}")
+        pairs = (f"activation={activation}", f"seed={seed}", *more)
+        settings = [word for pair in pairs for word in ("--set", pair)]
         started = (run / "run.json").exists()
         lopt("train", *(("--resume", run) if started else ("l2o", *settings, "--run", run)))
     out = run / "symmetry"
@@ -75,11 +71,17 @@ def band(axes: object, steps: list[int], values: np.ndarray, name: str, **style:
     axes.fill_between(steps, low, mean + spread, color=COLORS[name], alpha=0.2, lw=0)
 
 
-def main(folder: str = "runs/study", path: str | None = None) -> None:
-    """Does what is missing, prints the table, and draws the figure if there is a path for it."""
+def main(folder: str = "runs/study", path: str | None = None, *words: str) -> None:
+    """Does what is missing, prints the table, and draws the figure if there is a path for it.
+
+    Words are settings of the recipe, `name=value`, and panels, `activation:symmetry`.
+    """
+    more = [word for word in words if "=" in word]
+    panels = [word.split(":") for word in words if "=" not in word]
+    panels = panels or [panel.split(":") for panel in PANELS]
     found = {
-        activation: [probed(Path(folder), activation, seed) for seed in range(SEEDS)]
-        for activation in SHOWN
+        activation: [probed(Path(folder), activation, seed, more) for seed in range(SEEDS)]
+        for activation in dict(panels)
     }
     rows = []
     for activation, each in found.items():
@@ -99,13 +101,14 @@ def main(folder: str = "runs/study", path: str | None = None) -> None:
     headings = ["network", "symmetry", "", "|signed| at 10", "at 100", "mean cosine"]
     show(f"Deviations of updates, mean and spread over {SEEDS} seeds", headings, rows)
     if path is not None:
-        draw(found, Path(path))
+        draw(found, panels, Path(path))
 
 
-def draw(found: dict[str, list[dict]], path: Path) -> None:
-    """Draws a column for each network: meta-testing above, meta-training below."""
-    figure, panels = pyplot.subplots(2, len(SHOWN), figsize=(15, 6.4), layout="constrained")
-    for column, (activation, kind) in zip(panels.T, SHOWN.items(), strict=True):
+def draw(found: dict[str, list[dict]], shown: list[list[str]], path: Path) -> None:
+    """Draws a column for each network and symmetry: meta-testing above, meta-training below."""
+    size = (3.75 * len(shown), 6.4)
+    figure, panels = pyplot.subplots(2, len(shown), figsize=size, layout="constrained")
+    for column, (activation, kind) in zip(panels.T, shown, strict=True):
         each, (above, below) = found[activation], column
         for name in NAMES:
             band(above, each[0]["curve_steps"], curves(each, kind, name), name)
