@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lopt.core.types import Params
+from lopt.core.types import Params, State
 
 
 def check_optimizer(owner: str, field: str, optimizer: Any, extra: bool = False) -> None:
@@ -65,6 +65,36 @@ def _missing_besides_value(optimizer: optax.GradientTransformation) -> tuple[str
     except Exception:
         return ()
     return ()
+
+
+def update_or_refuse(
+    owner: str,
+    optimizer: optax.GradientTransformation,
+    updates: Params,
+    state: State,
+    params: Params | None,
+    extra: dict[str, Any],
+) -> tuple[Params, State]:
+    """Returns what an optimizer makes of an update, refusing if it is not given what it needs.
+
+    Raises:
+        ValueError: naming the missing arguments.
+    """
+    try:
+        return optax.with_extra_args_support(optimizer).update(updates, state, params, **extra)
+    except TypeError as error:
+        missing = missing_arguments(error)
+        # Where it is no argument that lacks: arithmetic with a value of None.
+        none = params is not None and extra.get("value") is None
+        if not missing and none and needs_value(optimizer, params):
+            missing = ("value",)
+        if not missing:
+            raise
+        more = ", ".join(f"{name}=..." for name in (*missing, *extra))
+        raise ValueError(
+            f"{owner}.update needs {', '.join(missing)} for its optimizer; try "
+            f"optimizer.update(grads, state, params, {more}), where value is the loss."
+        ) from error
 
 
 def needs_value(optimizer: optax.GradientTransformation, params: Params) -> bool:

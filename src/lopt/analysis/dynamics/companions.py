@@ -11,7 +11,7 @@ import equinox as eqx
 import jax
 import optax
 
-from lopt.analysis.dynamics.checks import check_optimizer
+from lopt.analysis.dynamics.checks import check_optimizer, update_or_refuse
 from lopt.core.types import Params, State
 from lopt.core.unroll import Step
 
@@ -78,8 +78,9 @@ class Companions(eqx.Module):
     def _update(
         self, updates: Params, state: CompanionState, params: Params | None = None, **extra: Any
     ) -> tuple[Params, CompanionState]:
-        trains = optax.with_extra_args_support(self.trains)
-        own, own_state = trains.update(updates, state.own, params, **extra)
+        own, own_state = update_or_refuse(
+            "Companions.optimizer", self.trains, updates, state.own, params, extra
+        )
         others = self._all(updates, state.others, params, extra)
         return own, CompanionState(own_state, {name: after for name, (_, after) in others.items()})
 
@@ -87,7 +88,14 @@ class Companions(eqx.Module):
         self, grads: Params, states: dict[str, State], params: Params | None, extra: dict[str, Any]
     ) -> dict[str, tuple[Params, State]]:
         return {
-            name: optax.with_extra_args_support(other).update(grads, states[name], params, **extra)
+            name: update_or_refuse(
+                f"Companions.optimizer, because of {name!r},",
+                other,
+                grads,
+                states[name],
+                params,
+                extra,
+            )
             for name, other in self.others.items()
         }
 
@@ -113,11 +121,11 @@ def mirrored(optimizer: optax.GradientTransformation) -> optax.GradientTransform
     An odd rule then turns its updates around; what is left of u + u_mirrored is its oddness defect.
     """
     check_optimizer("mirrored", "optimizer", optimizer)
-    inner = optax.with_extra_args_support(optimizer)
 
     def update(
         updates: Params, state: State, params: Params | None = None, **extra: Any
     ) -> tuple[Params, State]:
-        return inner.update(jax.tree.map(lambda g: -g, updates), state, params, **extra)
+        turned = jax.tree.map(lambda g: -g, updates)
+        return update_or_refuse("mirrored(...)", optimizer, turned, state, params, extra)
 
-    return optax.GradientTransformationExtraArgs(inner.init, update)
+    return optax.GradientTransformationExtraArgs(optimizer.init, update)

@@ -4,8 +4,13 @@ Twice: the derivative of the loss along each tangent must vanish on every batch,
 gradient's length; and a finite move along the group action must change nothing, as a share of what
 a move of equal length in a random direction changes. Both are free of scale. What rounding leaves
 of them is about the precision of the params; the tolerance is its square root.
+
+Gradient and random direction are those of the entries that the symmetry moves, as others may matter
+so much more that next to them anything is small. But where these entries hardly matter at all, as a
+bias before a norm does not, rounding is all there is, and it is a share of the whole.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +19,7 @@ import jax
 import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Float, Int, Num
 
 from lopt.analysis.symmetry.discrete import DiscreteMap
 from lopt.analysis.symmetry.generators import AbstractGenerator, check_action
@@ -32,10 +37,11 @@ class Evidence(eqx.Module):
 
     Attributes:
         name: of the symmetry.
-        slopes: of each unit, the largest |<grad L, xi>| / (|grad L| |xi|) over the batches; nothing
-            for a discrete map.
-        moved: the largest change of the loss by a finite move, as a share of that by a move of
-            equal length in a random direction; None if it was refused by its slope and not moved.
+        slopes: of each unit, the largest |<grad L, xi>| / (|grad L| |xi|) over the batches, where
+            the gradient is that of the entries that the symmetry moves; nothing for a discrete map.
+        moved: the largest change of the loss by a finite move, as a share of that by a move of the
+            same entries as far in a random direction; None if it was refused by its slope and not
+            moved.
         idle: the number of units that had no say, because their tangent is zero.
         tolerance: the largest slope and move of a symmetry that holds.
     """
@@ -99,7 +105,18 @@ class Bench(eqx.Module):
     @eqx.filter_jit
     def losses(self, params: Params) -> Float[Array, " batch"]:
         """Returns the loss on each batch."""
-        return jax.lax.map(lambda b: _loss(self.task, params, self.state, b), self.batches)
+        numbers = jnp.arange(self.number)
+
+        def loss(number: Int[Array, ""]) -> Scalar:
+            batch = jax.tree.map(lambda each: each[number], self.batches)
+            return _loss(self.task, params, self.state, batch)
+
+        return jax.lax.map(loss, numbers)
+
+    @property
+    def number(self) -> int:
+        """The number of batches."""
+        return len(jax.tree.leaves(self.grads)[0])
 
 
 def prepare_bench(
@@ -137,7 +154,7 @@ def measure_slopes(
     generators: Sequence[AbstractGenerator], bench: Bench
 ) -> list[tuple[Float[np.ndarray, " unit"], int]]:
     """Returns the slope of each unit of each generator, and how many tangents are zero."""
-    found = _slopes(tuple(generators), bench.params, bench.grads)
+    found = _slopes(tuple(generators), bench.params, bench.grads, bench.key)
     return [(np.asarray(slopes), int(idle)) for slopes, idle in found]
 
 
@@ -155,11 +172,20 @@ def measure_move(symmetry: AbstractGenerator | DiscreteMap, bench: Bench) -> flo
         shape = (symmetry.units,)
         amounts = jax.random.uniform(amounts_key, shape, dtype, -FURTHEST, FURTHEST)
         moved = symmetry.act(bench.params, amounts)
-    elsewhere = _equally_far(bench.params, moved, control_key)
     before = bench.losses(bench.params)
-    control = float(jnp.max(jnp.abs(bench.losses(elsewhere) - before)))
-    change = float(jnp.max(jnp.abs(bench.losses(moved) - before)))
-    return change / control if 0 < control < np.inf else float("nan")
+
+    def change(params: Params) -> float:
+        return float(jnp.max(jnp.abs(bench.losses(params) - before)))
+
+    there, anywhere = (
+        change(_equally_far(bench.params, moved, control_key, all_entries))
+        for all_entries in (False, True)
+    )
+    if not 0 < anywhere < np.inf:
+        return float("nan")
+    # The loss itself is rounded, but less than what is summed along the way.
+    rounding = max(anywhere, float(jnp.max(jnp.abs(before))) / 8)
+    return change(moved) / max(there, _rounding_share(dtype) * rounding)
 
 
 def check_symmetry(
@@ -237,25 +263,46 @@ def _draw(
     task: AbstractStatefulTask, params: Params, state: State, keys: Keys
 ) -> tuple[Batch, Params]:
     """Returns a batch for each key, and the gradients on it, with leading axes."""
-    batches = jax.lax.map(task.batch, keys)
     slope = jax.grad(lambda p, b: _loss(task, p, state, b))
-    return batches, jax.lax.map(lambda b: slope(params, b), batches)
+
+    def draw(key: Key) -> tuple[Batch, Params]:
+        batch = task.batch(key)
+        return batch, slope(params, batch)
+
+    return jax.lax.map(draw, keys)
 
 
 @eqx.filter_jit
 def _slopes(
-    generators: tuple[AbstractGenerator, ...], params: Params, grads: Params
+    generators: tuple[AbstractGenerator, ...], params: Params, grads: Params, key: Key
 ) -> list[tuple[Array, Array]]:
     """Returns the largest slope of each unit over the gradients, and how many tangents are zero."""
-    squares = [jnp.sum(g.reshape(len(g), -1) ** 2, axis=1) for g in jax.tree.leaves(grads)]
-    length = jnp.sqrt(sum(squares[1:], squares[0]))[:, None]
+    whole = _lengths(grads)
     found = []
     for generator in generators:
+        amounts = jax.random.normal(key, (generator.units,), whole.dtype)
+        somewhere = generator.combine(params, amounts)
+        own = jax.tree.map(lambda g, s: jnp.where(s == 0, jnp.zeros_like(g), g), grads, somewhere)
+        length = jnp.maximum(_lengths(own), _rounding_share(whole.dtype) * whole)[:, None]
         xi = generator.lengths(params)[None]
         along = jax.vmap(lambda g, of=generator: of.along(params, g))(grads)
         slopes = jnp.abs(along) / jnp.maximum(length * xi, jnp.finfo(length.dtype).tiny)
         found.append((jnp.max(slopes, axis=0), jnp.sum(xi == 0)))
     return found
+
+
+def _lengths(grads: Params) -> Float[Array, " batch"]:
+    """Returns the length of each gradient."""
+    squares = [jnp.sum(g.reshape(len(g), -1) ** 2, axis=1) for g in jax.tree.leaves(grads)]
+    return jnp.sqrt(sum(squares[1:], squares[0]))
+
+
+def _rounding_share(dtype: Any) -> float:
+    """Returns below which share of the whole some entries do not matter, but for rounding.
+
+    Times the tolerance it is 32 times the precision.
+    """
+    return 32 * float(jnp.finfo(dtype).eps) ** 0.5
 
 
 @jax.jit
@@ -269,13 +316,16 @@ def _generic(params: Params, key: Key) -> Params:
     return restore(flat + 0.3 * noise * jax.flatten_util.ravel_pytree(sizes)[0])
 
 
-@jax.jit
-def _equally_far(params: Params, moved: Params, key: Key) -> Params:
-    """Returns params moved as far as others are, in a random direction."""
+@functools.partial(jax.jit, static_argnames="all_entries")
+def _equally_far(params: Params, moved: Params, key: Key, all_entries: bool) -> Params:
+    """Returns params moved as far as others are, in a random direction: all, or those moved."""
     flat, restore = jax.flatten_util.ravel_pytree(params)
-    distance = jnp.linalg.norm(jax.flatten_util.ravel_pytree(moved)[0] - flat)
+    change = jax.flatten_util.ravel_pytree(moved)[0] - flat
     noise = jax.random.normal(key, flat.shape, flat.dtype)
-    return restore(flat + noise * (distance / jnp.linalg.norm(noise)))
+    if not all_entries:
+        noise = jnp.where(change == 0, jnp.zeros_like(noise), noise)
+    length = jnp.maximum(jnp.linalg.norm(noise), jnp.finfo(flat.dtype).tiny)
+    return restore(flat + noise * (jnp.linalg.norm(change) / length))
 
 
 def _discrete_amounts(symmetry: DiscreteMap, key: Key, dtype: np.dtype) -> Num[Array, " unit"]:

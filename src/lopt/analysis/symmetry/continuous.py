@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lopt.analysis.symmetry.generators import Symmetry
-from lopt.analysis.symmetry.laws import HeavyBall, Ledger
+from lopt.analysis.symmetry.laws import HeavyBall, Ledger, check_law
 
 Times = Float[Array, "..."]
 
@@ -31,7 +31,11 @@ def continuous_law(
         generator: the symmetry.
         optimizer: what trained, from rest.
         ledger: what a `LedgerProbe` recorded of the run.
+
+    Raises:
+        ValueError: if there is no law for such a symmetry or optimizer.
     """
+    check_law("continuous_law", generator, optimizer)
     start = ledger.conserved[0]
     size = optimizer.learning_rate * (1 - optimizer.dampening)
     quadratic = generator.motion == "stretch"
@@ -58,7 +62,12 @@ def continuous_law(
 
 
 def regime(generator: Symmetry, optimizer: HeavyBall) -> str:
-    """Returns "overdamped", "critical" or "underdamped", or "first order" without momentum."""
+    """Returns "overdamped", "critical" or "underdamped", or "first order" without momentum.
+
+    Raises:
+        ValueError: if there is no law for such a symmetry or optimizer.
+    """
+    check_law("regime", generator, optimizer)
     if not optimizer.momentum:
         return "first order"
     gamma, frequency = _oscillator(optimizer, generator.motion == "stretch")

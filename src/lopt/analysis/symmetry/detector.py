@@ -16,10 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from lopt.analysis.symmetry.check import prepare_bench
+from lopt.analysis.symmetry.check import check_task, prepare_bench
+from lopt.analysis.symmetry.deviation import check_names, check_sequence
 from lopt.analysis.symmetry.generators import AbstractGenerator
 from lopt.analysis.symmetry.places import Keys
-from lopt.core.checks import check_integer
+from lopt.core.checks import check_integer, is_real
 from lopt.core.task import AbstractStatefulTask
 from lopt.core.types import Key, Params, State
 
@@ -104,9 +105,17 @@ def missing_ranks(
             1e-10 in double and 1e-4 in single precision.
 
     Raises:
-        ValueError: if there are fewer batches than params.
+        ValueError: if there are fewer batches than params, or an argument is none of its kind.
     """
+    check_task("missing_ranks", task)
+    check_sequence("missing_ranks", "generators", generators)
+    if generators:
+        check_names("missing_ranks", generators)
     check_integer("missing_ranks", "batches", batches, hint=1500)
+    if threshold is not None and not (is_real(threshold) and 0 < threshold < 1):
+        raise ValueError(
+            f"missing_ranks(threshold={threshold!r}) must be a share above 0 and below 1; try 1e-4."
+        )
     bench_key, draw_key = jax.random.split(key)
     bench = prepare_bench(task, params, bench_key, 1)
     flat, _ = jax.flatten_util.ravel_pytree(bench.params)

@@ -26,7 +26,9 @@ class Deviation(eqx.Module):
         signed: sum_i <u, xi_i>, as published. Units cancel one another: it hides up to ten times.
         absolute: sum_i |<u, xi_i>|.
         cosine: the length of the cosines <u, xi_i> / (|u| |xi_i|) of all units, the share of u that
-            lies along the symmetry where units own entries; zero for a direction of zeros.
+            lies along the symmetry where units own entries; zero for a direction of zeros, or so
+            short that its square has no precision left (1e-15 in 32 bits); no number where there is
+            none, or where the square is infinite.
         units: <u, xi_i> of each unit, or nothing.
     """
 
@@ -60,18 +62,22 @@ def deviation(
     """
     along = generator.along(params, direction)
     lengths = generator.lengths(params)
-    tiny = jnp.finfo(along.dtype).tiny
+    info = jnp.finfo(along.dtype)
     # Products, as they add many numbers at a time.
     squares = [
         jnp.vdot(leaf, leaf, precision=jax.lax.Precision.HIGHEST)
         for leaf in jax.tree.leaves(direction)
     ]
-    norm = _safe_root(sum(squares[1:], squares[0]))
-    cosines = along / jnp.maximum(lengths * norm, tiny)
+    square = sum(squares[1:], squares[0])
+    # Far below, squares of entries have vanished, and a quotient of what is left means nothing.
+    some = ~(square <= info.tiny / info.eps)
+    norm = jnp.sqrt(jnp.where(some, square, jnp.ones_like(square)))
+    cosines = along / jnp.maximum(lengths * norm, info.tiny)
+    cosine = jnp.where(some, _safe_root(jnp.sum(cosines**2)), jnp.zeros_like(square))
     return Deviation(
         signed=jnp.sum(along),
         absolute=jnp.sum(jnp.abs(along)),
-        cosine=_safe_root(jnp.sum(cosines**2)),
+        cosine=jnp.where(square < jnp.inf, cosine, jnp.full_like(square, jnp.nan)),
         units=along if units else None,
     )
 
@@ -181,6 +187,6 @@ def check_names(owner: str, generators: Any) -> None:
 
 def _safe_root(square: Scalar) -> Scalar:
     """Returns the square root, whose derivative at zero is zero."""
-    positive = square > 0
-    root = jnp.sqrt(jnp.where(positive, square, jnp.ones_like(square)))
-    return jnp.where(positive, root, jnp.zeros_like(square))
+    zero = square == 0
+    root = jnp.sqrt(jnp.where(zero, jnp.ones_like(square), square))
+    return jnp.where(zero, jnp.zeros_like(square), root)

@@ -4,10 +4,13 @@ from collections.abc import Sequence
 from typing import Literal
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from lopt.analysis.symmetry.places import Place, array_at, leaves_by_path, with_leaves
+from lopt.core.checks import check_integer
 from lopt.core.types import Params
 
 
@@ -42,6 +45,9 @@ class DiscreteMap(eqx.Module):
             raise ValueError(
                 f"DiscreteMap(motion={self.motion!r}) must be 'permute' or 'flip'; try 'flip'."
             )
+        check_integer(f"DiscreteMap({self.name!r})", "units", self.units)
+        if not self.places:
+            raise ValueError(f"DiscreteMap({self.name!r}, places=()) must name at least one array.")
 
     def __call__(
         self, params: Params, amounts: Int[Array, " unit"] | Float[Array, " unit"]
@@ -54,7 +60,8 @@ class DiscreteMap(eqx.Module):
                 each, 1 or -1.
 
         Raises:
-            ValueError: if there is not one amount for each unit, or params have another structure.
+            ValueError: if there is not one amount for each unit, if known amounts are no
+                permutation or no signs, or if params have another structure.
         """
         owner = f"The map {self.name!r}"
         if amounts.shape != (self.units,):
@@ -62,6 +69,14 @@ class DiscreteMap(eqx.Module):
                 f"{owner} has {self.units} units; amounts of shape {amounts.shape} must be one "
                 f"number for each, try jnp.arange({self.units})."
             )
+        if not isinstance(amounts, jax.core.Tracer):
+            known = np.asarray(amounts)
+            valid = set(np.unique(known)) <= {-1, 1}
+            if self.motion == "permute":
+                valid = np.array_equal(np.sort(known), np.arange(self.units))
+            if not valid:
+                what = "signs, 1 or -1" if self.motion == "flip" else "a permutation"
+                raise ValueError(f"{owner} needs {what} of its {self.units} units, not {known}.")
         leaves, new = leaves_by_path(params), {}
         for place in self.places:
             array = array_at(owner, leaves, place.path)

@@ -12,6 +12,8 @@ is the symmetry. What the laws need of a run are [g,g] and [v,g] of each step. S
 (arXiv:2012.04728) for continuous time, and `continuous_law`.
 """
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -19,7 +21,7 @@ import optax
 from jaxtyping import Array, Float
 
 from lopt.analysis.symmetry.deviation import check_names
-from lopt.analysis.symmetry.generators import Symmetry
+from lopt.analysis.symmetry.generators import AbstractGenerator, Symmetry
 from lopt.analysis.symmetry.places import Units
 from lopt.core.checks import check_positive, is_real
 from lopt.core.types import Params
@@ -105,13 +107,40 @@ class LedgerProbe(eqx.Module):
 
     def __check_init__(self) -> None:
         check_names("LedgerProbe", self.generators)
+        for generator in self.generators:
+            check_law("LedgerProbe", generator)
 
     def __call__(self, step: Step) -> dict[str, Ledger]:
         """Returns the ledgers of one step."""
-        velocity = optax.tree.get(step.opt_state, "trace")
+        try:
+            velocity = optax.tree.get(step.opt_state, "trace")
+        except KeyError as error:
+            raise ValueError(
+                "LedgerProbe: the optimizer's state has more than one trace, and the laws know one "
+                "velocity; try HeavyBall, or optax.sgd with momentum."
+            ) from error
         if velocity is None:
             velocity = jax.tree.map(jnp.zeros_like, step.params)
         return {g.name: _ledger(g, step, velocity) for g in self.generators}
+
+
+def check_law(owner: str, generator: AbstractGenerator, optimizer: Any = None) -> None:
+    """Refuses symmetries and optimizers that no law is known for.
+
+    Raises:
+        ValueError: naming them.
+    """
+    if not isinstance(generator, Symmetry):
+        name = getattr(generator, "name", generator)
+        raise ValueError(
+            f"{owner}({name!r}) is a {type(generator).__name__}, and laws are known for those that "
+            "stretch or shift units; try rescale, scale or translation."
+        )
+    if optimizer is not None and not isinstance(optimizer, HeavyBall):
+        raise ValueError(
+            f"{owner}(optimizer) must be a HeavyBall, whose rates the law reads, and is a "
+            f"{type(optimizer).__name__}; try HeavyBall(0.1)."
+        )
 
 
 def exact_law(
@@ -124,7 +153,11 @@ def exact_law(
         optimizer: what trained.
         ledger: what a `LedgerProbe` recorded of the run; of `conserved`, `params_velocity` and
             `velocity` only the first step is read.
+
+    Raises:
+        ValueError: if there is no law for such a symmetry or optimizer.
     """
+    check_law("exact_law", generator, optimizer)
     rate, decay, momentum = optimizer.learning_rate, optimizer.weight_decay, optimizer.momentum
     share = 1 - optimizer.dampening
     first = (ledger.conserved[0], ledger.params_velocity[0], ledger.velocity[0])

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lopt.analysis.dynamics.checks import check_optimizer, missing_arguments, needs_value
-from lopt.analysis.symmetry.deviation import check_names, check_sequence, deviation
+from lopt.analysis.dynamics.checks import check_optimizer, update_or_refuse
+from lopt.analysis.symmetry.deviation import check_names, deviation
 from lopt.analysis.symmetry.generators import AbstractGenerator
 from lopt.analysis.symmetry.places import Units
 from lopt.core.checks import is_real
@@ -127,20 +127,9 @@ def remove_breaking(
                 "remove_breaking(...).update needs params, as tangents depend on them; try "
                 "optimizer.update(grads, state, params)."
             )
-        try:
-            updates, state = optimizer.update(updates, state, params, **extra)
-        except TypeError as error:
-            missing = missing_arguments(error)
-            # Where it is no argument that lacks: arithmetic with a value of None.
-            if not missing and extra.get("value") is None and needs_value(optimizer, params):
-                missing = ("value",)
-            if not missing:
-                raise
-            more = ", ".join(f"{name}=..." for name in (*missing, *extra))
-            raise ValueError(
-                f"remove_breaking(...).update needs {', '.join(missing)} for its optimizer; try "
-                f"optimizer.update(grads, state, params, {more}), where value is the loss."
-            ) from error
+        updates, state = update_or_refuse(
+            "remove_breaking(...)", optimizer, updates, state, params, extra
+        )
         broken = broken_component(generators, params, updates)
         updates = jax.tree.map(lambda u, b: u - strength * b, updates, broken)
         return updates, state
@@ -157,8 +146,11 @@ def broken_component(
         generators: the symmetries.
         params: where.
         direction: a tree like `params`.
+
+    Raises:
+        ValueError: if there are no symmetries, or something else is given as one.
     """
-    check_sequence("broken_component", "generators", generators)
+    check_names("broken_component", generators)
 
     def along(direction: Params) -> Units:
         return jnp.concatenate([g.along(params, direction) for g in generators])
