@@ -16,6 +16,8 @@ from lopt.symbolic.table import Table
 
 Constants = Float[np.ndarray, " constant"]
 Row = Float[np.ndarray, " row"]
+# Beyond it squares, and squares of their sums, leave the range of numbers.
+_LARGEST = 1e75
 # Relative reductions of squares, steps and gradients that are none any more.
 _TOLERANCES = {"ftol": 1e-10, "xtol": 1e-12, "gtol": 1e-14}
 
@@ -53,17 +55,18 @@ def refit(expression: Expression, table: Table, most: int = 100) -> Expression:
     }
 
     # Not "lm": in SciPy 1.17 what it returns depends on what fresh memory happens to hold.
-    fitted = least_squares(
-        _residuals,
-        start,
-        _slopes,
-        method="trf",
-        tr_solver="exact",
-        x_scale="jac",
-        max_nfev=most,
-        args=(expression.root, columns, table.output, unit),
-        **_TOLERANCES,
-    ).x
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        fitted = least_squares(
+            _residuals,
+            start,
+            _slopes,
+            method="trf",
+            tr_solver="exact",
+            x_scale="jac",
+            max_nfev=most,
+            args=(expression.root, columns, table.output, unit),
+            **_TOLERANCES,
+        ).x
     # Of NumPy, and so in 64 bits even where JAX is kept to 32.
     better = Expression(expression.root, fitted)
     after = predict(better, table)
@@ -75,11 +78,13 @@ def _residuals(constants: Constants, root: Node, columns: Columns, output: Row, 
     with np.errstate(all="ignore"):
         error = (evaluate(root, constants, columns) - output) / unit
     # A step to where there is no value is a bad one, and not an error.
-    return np.where(np.isfinite(error), error, 1e100)
+    return np.nan_to_num(error, nan=_LARGEST, posinf=_LARGEST).clip(-_LARGEST, _LARGEST)
 
 
 def _slopes(
     constants: Constants, root: Node, columns: Columns, output: Row, unit: float
 ) -> Float[np.ndarray, "row constant"]:
     _, by_constant = jacobian(root, constants, columns, len(output))
-    return np.nan_to_num(by_constant.T / unit, nan=0.0, posinf=0.0, neginf=0.0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        slopes = np.nan_to_num(by_constant.T / unit, nan=0.0, posinf=0.0, neginf=0.0)
+    return slopes.clip(-_LARGEST, _LARGEST)
