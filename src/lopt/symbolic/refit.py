@@ -85,6 +85,5 @@ def _slopes(
     constants: Constants, root: Node, columns: Columns, output: Row, unit: float
 ) -> Float[np.ndarray, "row constant"]:
     _, by_constant = jacobian(root, constants, columns, len(output))
-    with np.errstate(over="ignore", invalid="ignore"):
-        slopes = np.nan_to_num(by_constant.T / unit, nan=0.0, posinf=0.0, neginf=0.0)
+    slopes = np.nan_to_num(by_constant.T / unit, nan=0.0, posinf=0.0, neginf=0.0)
     return slopes.clip(-_LARGEST, _LARGEST)

@@ -27,7 +27,7 @@ class Deviation(eqx.Module):
         absolute: sum_i |<u, xi_i>|.
         cosine: the length of the cosines <u, xi_i> / (|u| |xi_i|) of all units, the share of u that
             lies along the symmetry where units own entries; zero for a direction of zeros, or so
-            short that its square has no precision left (1e-15 in 32 bits); no number where there is
+            short that its square has no precision left (3e-16 in 32 bits); no number where there is
             none, or where the square is infinite.
         units: <u, xi_i> of each unit, or nothing.
     """
