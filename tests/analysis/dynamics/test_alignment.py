@@ -181,5 +181,19 @@ def test_bad_input_is_named(key):
         alignment({"a": jnp.ones(2)}, {"b": jnp.ones(2)})
     with pytest.raises(ValueError, match=r"updates\['a'\] has shape \(2,\)"):
         alignment({"a": jnp.ones(2)}, {"a": jnp.ones(3)})
+    with pytest.raises(ValueError, match=r"others.* has one named 'mirror'"):
+        with_mirror(optax.sgd(0.1), {"mirror": optax.sgd(0.1)})
+    with pytest.raises(ValueError, match=r"reference_rules\(adam=-1.0\)"):
+        reference_rules(adam=-1.0)
     with pytest.raises(ValueError, match="effective_rate: updates"):
         effective_rate(jnp.ones(2), jnp.ones(3))
+
+
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e25])
+def test_sizes_far_from_one_do_not_count(size):
+    one, other = jnp.array([3.0, 4.0], jnp.float32), jnp.array([1.0, 0.0], jnp.float32)
+    found = alignment(size * one, size * other)
+    assert found.overall_cosine == pytest.approx(0.6, rel=1e-5)
+    assert found.relative[0] == pytest.approx(5.0, rel=1e-5)
+    rate = effective_rate(-0.1 * size * one, size * one)
+    assert rate.overall == pytest.approx(0.1, rel=1e-5)

@@ -150,5 +150,10 @@ def test_bad_input_is_named(key):
     other = lopt.small_mlp()
     with pytest.raises(ValueError, match=r"\(3, 11, 3\).*this optimizer's have \(8, 11, 0\)"):
         partial_dependence(other, other.init(key), inputs, "gradient", jnp.ones(2))
+    far = InputRecord(learned, theta, jnp.array([0, 10**6]))
+    state = lopt.start(Nested(), learned.optimizer(theta), Nested().init(key), key)
+    columns = lopt.unroll(Nested(), learned.optimizer(theta), state, 2, record=far)[1].columns
+    assert jnp.isnan(columns[:, 1]).all()
+    assert jnp.isfinite(columns[:, 0]).all()
     with pytest.raises(ValueError, match="coordinates=0"):
         recorded_inputs(Nested(), learned, theta, Nested().init(key), key, 2, coordinates=0)

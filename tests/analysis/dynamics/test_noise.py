@@ -144,6 +144,10 @@ def test_bad_input_is_named(key):
         noise_samples(task, optax.adam(0.1), state, key, 4)
     with pytest.raises(ValueError, match="there is no noise"):
         noise_of(np.ones((4, 3)))
+    with pytest.raises(ValueError, match="not finite in 1 of 4 samples"):
+        noise_of(np.ones((4, 2)) * np.array([[1.0], [2.0], [np.nan], [3.0]]))
+    with pytest.raises(ValueError, match="not zero everywhere"):
+        tail_index(np.zeros((8, 8)))
     with pytest.raises(ValueError, match="has 1 sample"):
         noise_of(np.ones((1, 3)))
     with pytest.raises(ValueError, match="7 samples cannot be cut"):

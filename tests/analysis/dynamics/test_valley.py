@@ -105,6 +105,8 @@ def test_bad_input_is_named():
         valley_portrait(lopt.small_mlp(), valley_starts(), 5)
     with pytest.raises(ValueError, match=r"valley_portrait\(num_steps=0"):
         valley_portrait(optax.sgd(0.1), valley_starts(), 0)
+    with pytest.raises(ValueError, match=r"rows of x and y; it has shape \(0, 2\)"):
+        valley_portrait(optax.sgd(0.1), jnp.ones((0, 2)), 5)
     with pytest.raises(ValueError, match=r"Valley\(reach=-1"):
         Valley(-1.0)
     with pytest.raises(ValueError, match=r"valley_starts\(count=1"):

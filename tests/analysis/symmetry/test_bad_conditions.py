@@ -2,12 +2,19 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
 import lopt
 from lopt.analysis.dynamics import mirrored
 from lopt.analysis.symmetry import (
+    DiscreteMap,
+    GradientFlow,
+    HeavyBall,
+    ModelLoss,
+    Place,
+    attribute,
     broken_component,
     deviation,
     missing_ranks,
@@ -32,6 +39,7 @@ def test_cosines_are_never_more_than_one(size, cosine):
     assert found == pytest.approx(cosine, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_layers_that_hardly_matter_have_no_false_symmetries(key):
     images = lopt.load_images("digits")
     task = lopt.tasks.mlp_classification(images, widths=(16,) * 6, activation=jax.nn.sigmoid)
@@ -43,6 +51,65 @@ def test_layers_that_hardly_matter_have_no_false_symmetries(key):
 
 def test_a_task_without_batches_can_be_examined(key):
     assert symmetries(lopt.tasks.Rosenbrock(), key).generators == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda params: {"w": jnp.ones(3)}, "params has structure"),
+        (lambda params: {}, "params has structure"),
+        (lambda params: jax.tree.map(lambda leaf: leaf[:1], params), "has shape"),
+        (lambda params: jax.tree.map(lambda leaf: leaf.astype(int), params), "i32|int32"),
+    ],
+)
+def test_params_of_another_network_are_refused(key, change, message):
+    task = lopt.tasks.mlp_classification(lopt.load_images("digits"), widths=(4,))
+    with pytest.raises((ValueError, TypeError), match=message):
+        symmetries(task, key, params=change(task.init(key)))
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda loss, sample: ModelLoss(PARAMS, None, sample), "evaluate"),
+        (lambda loss, sample: ModelLoss(PARAMS, loss, 3), "sample"),
+        (lambda loss, sample: ModelLoss({"w": jnp.ones(2, complex)}, loss, sample), "complex"),
+        (lambda loss, sample: ModelLoss({"w": jnp.ones(2, int)}, loss, sample), "floating-point"),
+        (lambda loss, sample: ModelLoss(PARAMS, lambda m, b: m["w"], sample), "one floating-point"),
+        (lambda loss, sample: ModelLoss(PARAMS, lambda m, b: (loss(m, b), 1), sample), "auxiliary"),
+        (
+            lambda loss, sample: ModelLoss(PARAMS, lambda m, b: jnp.argmax(m["w"]), sample),
+            r"dtype=int\d+",
+        ),
+    ],
+)
+def test_losses_that_are_none_are_refused(key, build, message):
+    def loss(model, batch):
+        return jnp.sum(model["w"] ** 2)
+
+    with pytest.raises((ValueError, TypeError), match=message):
+        symmetries(build(loss, lambda key: jnp.zeros(1)), key)
+
+
+def test_what_is_no_symmetry_has_no_deviation():
+    units = (Place("['w']"),)
+    # Under the tests' type checker what is of another type never arrives.
+    with pytest.raises(TypeError, match="DiscreteMap"):
+        deviation(DiscreteMap("x", "permute", 3, units), PARAMS, PARAMS)
+    shift = translation(PARAMS, "['w']")
+    for measure in (deviation, lambda *given: broken_component([shift], *given[1:])):
+        with pytest.raises(ValueError, match="direction has structure"):
+            measure(shift, PARAMS, PARAMS | {"more": jnp.ones(1)})
+    with pytest.raises((ValueError, TypeError), match="DiscreteMap"):
+        attribute(np.zeros((1, 6)), PARAMS, [DiscreteMap("x", "permute", 3, units)])
+
+
+@pytest.mark.parametrize(
+    "build", [lambda: HeavyBall(0.1, jnp.inf), lambda: GradientFlow(None, 0.1)]
+)
+def test_what_moves_params_is_checked(build):
+    with pytest.raises((ValueError, TypeError), match=r"weight_decay=inf|GradientFlow"):
+        build()
 
 
 def test_a_missing_loss_value_is_named():

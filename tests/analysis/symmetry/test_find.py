@@ -4,13 +4,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import pytest
-from networks import Attentive, Inputs, images, model_task
+from networks import Attentive, Inputs, double, images, model_task, perceptron
 
 import lopt
 from lopt.analysis.symmetry import (
     FreeGenerator,
     ModelLoss,
     homogeneous_degree,
+    missing_ranks,
     rescale,
     scale,
     symmetries,
@@ -69,9 +70,81 @@ def test_of_convolutions_and_the_dense_layer_behind_them(key):
     assert motions(found) == ["permute"] * 3
 
 
+def test_of_linear_units_all_of_the_null_space(key):
+    task = perceptron(lambda z: z)
+    found = symmetries(task, key)
+    assert kinds(found) == [
+        *(("bias exchange", 3), ("early translation", 4), ("mixing", 9), ("rescale", 3)),
+        ("translation", 4),
+    ]
+    ranks = missing_ranks(task, key, found.generators)
+    assert (ranks.nullity, ranks.unexplained) == (17, 0)
+
+
+class Tied(eqx.Module):
+    """An autoencoder whose decoder is its encoder transposed."""
+
+    weight: jax.Array
+    bias: jax.Array
+    offset: jax.Array
+
+    def __call__(self, row):
+        return self.weight.T @ jnp.tanh(self.weight @ row + self.bias) + self.offset
+
+
+def test_of_tied_weights(key):
+    model = Tied(jax.random.normal(key, (5, 4)), jnp.zeros(5), jnp.zeros(4))
+    task = ModelLoss(
+        double(model),
+        lambda model, batch: jnp.mean((jax.vmap(model)(batch[0]) - batch[0]) ** 2),
+        Inputs((4,)),
+    )
+    found = symmetries(task, key)
+    assert found.generators == ()
+    assert sorted(each.name for each in found.maps) == [
+        "permutation of .weight, .bias",
+        "sign flips of .weight, .bias",
+    ]
+
+
+class Stream(eqx.Module):
+    """Tied embeddings around a residual block."""
+
+    embedding: eqx.nn.Embedding
+    norm: eqx.nn.LayerNorm
+    block: eqx.nn.MLP
+
+    def __call__(self, token):
+        row = self.embedding.weight[token]
+        return self.embedding.weight @ (row + self.block(self.norm(row)))
+
+
+@pytest.mark.slow
+def test_of_a_residual_stream_with_tied_embeddings(key):
+    one, other = jax.random.split(key)
+    embedding, block = eqx.nn.Embedding(7, 6, key=one), eqx.nn.MLP(6, 6, 8, 1, key=other)
+    model = double(Stream(embedding, eqx.nn.LayerNorm(6), block))
+
+    def loss(model, tokens):
+        scores = jax.nn.log_softmax(jax.vmap(model)(tokens))
+        return -jnp.mean(scores[jnp.arange(len(tokens)), (3 * tokens + 1) % 7])
+
+    found = symmetries(ModelLoss(model, loss, lambda k: jax.random.randint(k, (8,), 0, 7)), key)
+    assert kinds(found) == [("norm rescale", 6), ("rescale", 8)]
+    assert motions(found) == ["permute", "permute"]
+    [stream] = [each for each in found.maps if each.units == 6]
+    assert ".embedding.weight" in stream.name
+
+
 @pytest.mark.slow
 def test_of_attention_and_layer_norm(key):
     found = symmetries(model_task(Attentive(jax.random.key(1)), (4, 4)), key)
+    blocks = {(g.kind, g.units) for g in found.generators if g.name.endswith("2 heads")}
+    assert blocks == {("query-key mixing", 18), ("mixing", 8)}
+    endings = [each.name.rsplit(", ", 1)[1] for each in found.maps if "heads" in each.name]
+    assert endings == ["within 2 heads", "within 2 heads", "2 heads"]
+    pairs = [each for each in found.maps if each.motion == "flip" and "query" in each.name]
+    assert [len(each.places) for each in pairs] == [4]
     names = {(g.kind, g.name) for g in found.generators}
     assert ("query-key rescale", "query-key rescale of .attention.query_proj.weight") in names
     assert ("translation", "translation of .hidden.weight") in names  # the layer norm's

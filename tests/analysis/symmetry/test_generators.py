@@ -10,12 +10,14 @@ from networks import perceptron
 from lopt.analysis.symmetry import (
     DiscreteMap,
     FreeGenerator,
+    Mixing,
     Place,
     Symmetry,
     bias_exchange,
     bias_shift,
     early_translation,
     mixing,
+    query_key_mixing,
     query_key_rescale,
     rescale,
     scale,
@@ -37,6 +39,7 @@ def built(params):
         mixing(params, (W1, B1), W2),
         bias_exchange(params, B1, W2, B2),
         early_translation(params, W1, W2),
+        query_key_mixing(params, (W1, B1), (W2, B2)),
     ]
 
 
@@ -62,7 +65,7 @@ def params():
     return random_like(perceptron(jnp.tanh).init(jax.random.key(0)), 0)
 
 
-@pytest.mark.parametrize("which", range(10))
+@pytest.mark.parametrize("which", range(11))
 def test_everything_follows_from_the_action(params, which):
     generator = built(params)[which]
     rest = jnp.zeros(generator.units, jnp.float64)
@@ -87,7 +90,12 @@ def test_everything_follows_from_the_action(params, which):
     np.testing.assert_allclose(combined, amounts @ tangents, atol=1e-10)
     if generator.knows_conserved:
         gradient = flat(jax.jacobian(generator.conserved)(params))
-        factor = 2 if generator.motion == "stretch" else 1
+        if isinstance(generator, Mixing):
+            # Of a_ij and a_ji together, as only the symmetric part is conserved.
+            size = generator.size
+            turned = np.arange(generator.units).reshape(size, size).T.ravel()
+            tangents = (tangents + tangents[turned]) / 2
+        factor = 1 if isinstance(generator, Symmetry) and generator.motion == "shift" else 2
         np.testing.assert_allclose(gradient, factor * tangents, atol=1e-12)
 
 
@@ -124,7 +132,26 @@ def test_a_translation_has_a_unit_for_each_column_and_one_for_the_bias(params):
 
 def test_what_a_free_generator_does_not_know_it_refuses(params):
     with pytest.raises(ValueError, match=r"quantity=None.*try quantity="):
-        mixing(params, (W1, B1), W2).conserved(params)
+        early_translation(params, W1, W2).conserved(params)
+
+
+def test_heads_have_a_basis_each():
+    params = {"v": jnp.ones((4, 3)), "o": jnp.ones((2, 4))}
+    both = mixing(params, "['v']", "['o']", heads=2)
+    assert (both.units, both.size) == (8, 2)
+    # The second head's first component takes in its second: a[0, 1] of block 1.
+    moved = both.combine(params, jnp.zeros(8).at[5].set(1.0))
+    assert moved["v"].tolist() == [[0, 0, 0], [0, 0, 0], [1, 1, 1], [0, 0, 0]]
+    assert moved["o"].tolist() == [[0, 0, 0, -1], [0, 0, 0, -1]]
+
+
+def test_a_convolution_mixes_its_channels(key):
+    params = {"in": jnp.ones((2, 1, 3, 3)), "out": jax.random.normal(key, (4, 2, 3, 3))}
+    both = mixing(params, "['in']", "['out']")
+    amounts = jnp.array([0.3, -0.2, 0.1, 0.4])
+    moved = both.act(params, amounts)
+    products = [jnp.einsum("oi...,ij...->oj...", p["out"], p["in"]) for p in (params, moved)]
+    np.testing.assert_allclose(*products, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +163,31 @@ def test_what_a_free_generator_does_not_know_it_refuses(params):
         ),
         (lambda p: translation(p, B2), "weight of shape .outputs, inputs.*Try the weight"),
         (lambda p: rescale(p, (W2, B2), W1), "3 outputs and the other 4 inputs"),
-        (lambda p: rescale(p, (W1, B1), W2, degree=0.0), "degree=0.*try scale"),
+        (lambda p: rescale(p, (W1, B1), W2, degree=0.0), "degree=0.*see scale"),
+        (lambda p: rescale(p, (W1, B1), W2, degree=jnp.nan), "degree=nan"),
+        (lambda p: rescale(p, (), W2), r"incoming=\(\).*at least one"),
+        (lambda p: rescale(p, (W1, W1), W2), "none twice"),
+        (lambda p: rescale(p, (W1, W2), W2, order="middle"), "order"),
+        (lambda p: rescale(p, (W1, ".nope"), W2), r"array at params\.nope"),
+        (
+            lambda p: rescale({"w": jnp.ones(()), "v": jnp.ones((2, 2))}, "['w']", "['v']"),
+            "first ax",
+        ),
+        (lambda p: bias_shift({"b": jnp.ones(0)}, "['b']"), "first axes"),
+        (lambda p: translation({"w": jnp.ones((0, 3))}, "['w']"), r"shape \(0, 3\)"),
+        (lambda p: query_key_rescale(p, (), ()), r"query=\(\).*at least one"),
+        (lambda p: mixing(p, (), W2), r"incoming=\(\).*at least one"),
+        (lambda p: mixing(p, (W1, B1), ".nope"), r"array at params\.nope"),
+        (lambda p: mixing(p, (W1, W2), W2), "no array twice"),
+        (lambda p: mixing(p, (W2, B2), W1), "3 units on axis 1"),
+        (lambda p: mixing(p, (W1, B1), W2, heads=2), "heads=2.*divide the 3 units"),
+        (lambda p: mixing(p, (W1, B1), W2).act(p, jnp.zeros(3)), "has 9 units; amounts of shape"),
+        (lambda p: query_key_mixing(p, (W1, B1), ()), r"key=\(\).*at least one"),
+        (lambda p: bias_exchange(p, B1, ".nope", ".nope"), r"array at params\.nope"),
+        (lambda p: bias_exchange(p, B1, W1, B2), "have shapes"),
+        (lambda p: early_translation(p, B1, W2), "two dense layers"),
+        (lambda p: Place(W1, coefficient=jnp.nan), "coefficient=nan"),
+        (lambda p: Place(W1, coefficient=0.0), r"coefficient=0\.0"),
         (lambda p: scale(p, W1, ".nothing"), r"array at params\.nothing"),
         (lambda p: Symmetry("x", "x", 3, "turn", (Place(W1),)), "motion.*turn"),
         (lambda p: Symmetry("x", "x", 3, "shift", (Place(W1), Place(W1))), "none twice"),

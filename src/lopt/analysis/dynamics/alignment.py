@@ -60,12 +60,13 @@ def alignment(updates: Params, reference: Params) -> Alignment:
         0.6 5.0
     """
     check_same_trees("alignment", "updates", updates, "reference", reference)
+    # In units of the largest entry, as squares leave the range of numbers far sooner.
+    (updates, size), (reference, unit) = _in_units(updates), _in_units(reference)
     both = inner_products(updates, reference)
     one, other = inner_products(updates, updates), inner_products(reference, reference)
-    return Alignment(
-        *_angle_and_size(both, one, other),
-        *_angle_and_size(jnp.sum(both), jnp.sum(one), jnp.sum(other)),
-    )
+    cosine, relative = _angle_and_size(both, one, other)
+    overall, whole = _angle_and_size(jnp.sum(both), jnp.sum(one), jnp.sum(other))
+    return Alignment(cosine, relative * size / unit, overall, whole * size / unit)
 
 
 def effective_rate(updates: Params, grads: Params) -> LearningRate:
@@ -75,8 +76,10 @@ def effective_rate(updates: Params, grads: Params) -> LearningRate:
         ValueError: if they differ in structure.
     """
     check_same_trees("effective_rate", "updates", updates, "grads", grads)
+    (updates, size), (grads, unit) = _in_units(updates), _in_units(grads)
     along, square = inner_products(updates, grads), inner_products(grads, grads)
-    return LearningRate(-along / square, -jnp.sum(along) / jnp.sum(square))
+    rates = LearningRate(-along / square, -jnp.sum(along) / jnp.sum(square))
+    return jax.tree.map(lambda rate: rate * size / unit, rates)
 
 
 def inner_products(first: Params, second: Params) -> Float[Array, " tensor"]:
@@ -144,8 +147,25 @@ def with_mirror(
     optimizer: optax.GradientTransformation,
     others: Mapping[str, optax.GradientTransformation] | None = None,
 ) -> Companions:
-    """Returns companions with "mirror" among them, the optimizer itself with gradients negated."""
+    """Returns companions with "mirror" among them, the optimizer itself with gradients negated.
+
+    Raises:
+        ValueError: if one of the others is named so.
+    """
+    if "mirror" in (others or {}):
+        raise ValueError(
+            "with_mirror(others) has one named 'mirror', which is that of the optimizer itself; "
+            "try another name."
+        )
     return Companions(optimizer, {**(others or {}), "mirror": mirrored(optimizer)})
+
+
+def _in_units(tree: Params) -> tuple[Params, Scalar]:
+    """Returns a tree as multiples of its largest entry, and that entry; of zeros, of 1."""
+    sizes = [jnp.max(jnp.abs(leaf), initial=0.0) for leaf in jax.tree.leaves(tree)]
+    largest = jnp.max(jnp.stack(sizes))
+    unit = jnp.where((largest > 0) & (largest < jnp.inf), largest, jnp.ones_like(largest))
+    return jax.tree.map(lambda leaf: leaf / unit.astype(leaf.dtype), tree), unit
 
 
 def _angle_and_size(both: Array, one: Array, other: Array) -> tuple[Array, Array]:

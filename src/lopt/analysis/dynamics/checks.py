@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import PyTree
 
 from lopt.core.types import Params, State
 
@@ -117,7 +118,7 @@ def needs_value(optimizer: optax.GradientTransformation, params: Params) -> bool
     return False
 
 
-def check_same_trees(owner: str, one: str, first: Params, other: str, second: Params) -> None:
+def check_same_trees(owner: str, one: str, first: PyTree, other: str, second: PyTree) -> None:
     """Refuses two pytrees of arrays that differ in structure or shapes.
 
     Raises:

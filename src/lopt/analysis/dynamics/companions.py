@@ -5,6 +5,7 @@ what differs between them is the rule and not the path. They travel in the optim
 `lopt.unroll` remains the only loop.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
@@ -12,6 +13,7 @@ import jax
 import optax
 
 from lopt.analysis.dynamics.checks import check_optimizer, update_or_refuse
+from lopt.core.checks import check_positive
 from lopt.core.types import Params, State
 from lopt.core.unroll import Step
 
@@ -39,6 +41,11 @@ class Companions(eqx.Module):
 
     def __check_init__(self) -> None:
         check_optimizer("Companions", "trains", self.trains)
+        if not isinstance(self.others, Mapping):
+            raise TypeError(
+                f"Companions(others) must be optimizers by name, and is a "
+                f"{type(self.others).__name__}; try {{'Adam': optax.adam(1e-3)}}."
+            )
         if not self.others:
             raise ValueError("Companions(others={}) must name one at least; try reference_rules().")
         for name, other in self.others.items():
@@ -106,7 +113,13 @@ def reference_rules(
     """Returns the customary references, with these learning rates and no weight decay.
 
     Angles to them do not depend on the rates, sizes relative to them do.
+
+    Raises:
+        ValueError: if a rate is not positive and finite.
     """
+    rates = {"sgd": (sgd, 0.1), "momentum": (momentum, 0.01), "adam": (adam, 1e-3)}
+    for name, (rate, hint) in (rates | {"lion": (lion, 1e-4)}).items():
+        check_positive("reference_rules", name, rate, hint)
     return {
         "SGD": optax.sgd(sgd),
         "momentum": optax.sgd(momentum, momentum=0.9),

@@ -43,7 +43,8 @@ class InputRecord(eqx.Module):
     Attributes:
         learned: the optimizer.
         theta: its weights.
-        coordinates: numbers in the order of the params laid end to end.
+        coordinates: numbers in the order of the params laid end to end; inputs of those that are
+            not there are no numbers.
     """
 
     learned: Coordinatewise
@@ -70,7 +71,8 @@ class InputRecord(eqx.Module):
                 self.theta, step.grads, step.opt_state, step.params, value=step.loss
             )
             leaves = [jnp.ravel(leaf) for leaf in jax.tree.leaves(shown)]
-            return jnp.concatenate(leaves)[self.coordinates]
+            # Not the last one in place of what is not there.
+            return jnp.concatenate(leaves).at[self.coordinates].get(mode="fill", fill_value=jnp.nan)
 
         rows = jax.vmap(show, out_axes=1)(every)
         shared = self.learned.features.shared(step.opt_state.step, rows.dtype)
@@ -181,10 +183,15 @@ def check_inputs(owner: str, learned: Any, theta: Theta, inputs: Inputs) -> None
     """Refuses inputs that are not rows of this optimizer's.
 
     Raises:
-        TypeError: if the optimizer is not coordinatewise.
+        TypeError: if the optimizer is not coordinatewise, or `inputs` are none.
         ValueError: if widths differ.
     """
     check_coordinatewise(owner, learned)
+    if not isinstance(inputs, Inputs):
+        raise TypeError(
+            f"{owner}(inputs) must be Inputs, and is a {type(inputs).__name__}; try "
+            "recorded_inputs(...) or given_inputs(learned, theta)."
+        )
     expected = input_sizes(learned, theta)
     found = tuple(part.shape[-1] for part in (inputs.columns, inputs.shared, inputs.memory))
     if found != expected or inputs.columns.ndim != 2:

@@ -76,11 +76,16 @@ def noise_samples(
         num: how many, at least 2.
 
     Raises:
-        TypeError: if `optimizer` is none.
+        TypeError: if `optimizer` or `state` is none.
         ValueError: if `num` is not an integer of at least 2, or the state is another optimizer's.
     """
     check_optimizer("noise_samples", "optimizer", optimizer)
     check_integer("noise_samples", "num", num, 2, hint=64)
+    if not isinstance(state, TrainState):
+        raise TypeError(
+            f"noise_samples(state) must be a training state, and is a {type(state).__name__}; try "
+            "that of lopt.start or lopt.unroll."
+        )
     expected: Any = jax.tree.structure(jax.eval_shape(optimizer.init, state.params))
     if expected != jax.tree.structure(state.opt_state):
         raise ValueError(
@@ -108,11 +113,17 @@ def noise_of(vectors: Vectors, grouping: Grouping = "values") -> Noise:
         grouping: see `tail_index`.
 
     Raises:
-        ValueError: if there is only one sample, or no coordinate varies.
+        ValueError: if there is only one sample, if one is not finite, or no coordinate varies.
     """
     matrix = flatten_samples(vectors)
     if len(matrix) < 2:
         raise ValueError(f"noise_of(vectors) has {len(matrix)} sample; try 64.")
+    finite = np.isfinite(matrix).all(axis=1)
+    if not finite.all():
+        raise ValueError(
+            f"noise_of(vectors) are not finite in {np.sum(~finite)} of {len(matrix)} samples; try "
+            "a checkpoint from before training diverged."
+        )
     mean = matrix.mean(axis=0)
     varies = np.any(matrix != matrix[0], axis=0)
     if not varies.any():
@@ -151,7 +162,8 @@ def tail_index(
             below 1. By default exact zeros are left out.
 
     Raises:
-        ValueError: if the number of values, or of samples, has no divisor to make sums of.
+        ValueError: if the number of values, or of samples, has no divisor to make sums of, or if
+            there is no noise: it is zero, or not finite.
 
     Reference: Simsekli et al. 2019, arXiv:1901.06053, section 4.
 
@@ -165,6 +177,11 @@ def tail_index(
         raise ValueError(f"tail_index(grouping={grouping!r}) must be 'values' or 'samples'.")
     if not floor >= 0:
         raise ValueError(f"tail_index(floor={floor!r}) must not be negative; try 0.")
+    if not np.isfinite(noise).all() or not noise.any():
+        raise ValueError(
+            "tail_index(noise) must be finite, and not zero everywhere; try samples of more "
+            "batches, less their mean."
+        )
     # Sums run over the first axis, which is one column of all values or one column per coordinate.
     columns = noise.reshape(-1, 1) if grouping == "values" else noise
     count = len(columns)

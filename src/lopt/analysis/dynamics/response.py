@@ -39,7 +39,7 @@ def response_curves(
 
     Raises:
         TypeError: if `learned` is not coordinatewise.
-        ValueError: if it has no such feature, or `inputs` are not its own.
+        ValueError: if it has no such feature, `inputs` are not its own, or `values` no row.
 
     Example:
         >>> import jax, jax.numpy as jnp, lopt
@@ -52,13 +52,19 @@ def response_curves(
     """
     check_inputs("response_curves", learned, theta, inputs)
     place = feature_place("response_curves", learned, feature)
+    if jnp.ndim(values) != 1:
+        raise ValueError(
+            f"response_curves(values) must be a row of numbers; it has shape {jnp.shape(values)}. "
+            "Try jnp.linspace(-2, 2, 51)."
+        )
 
     def at(row: Inputs, value: Scalar) -> Scalar:
         features = jnp.concatenate([row.columns, row.shared]).at[place].set(value)
         return _answer(learned, theta, features, row.memory)
 
     over_values = jax.vmap(at, in_axes=(None, 0))
-    return jax.vmap(over_values, in_axes=(0, None))(inputs, values.astype(inputs.columns.dtype))
+    points = jnp.asarray(values, inputs.columns.dtype)
+    return jax.vmap(over_values, in_axes=(0, None))(inputs, points)
 
 
 def partial_dependence(

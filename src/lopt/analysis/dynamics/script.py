@@ -4,7 +4,7 @@ The estimator of a run returns gradients from a list instead of a derivative, so
 is measured as engineers measure filters, through `lopt.unroll` as everything else.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import equinox as eqx
@@ -135,8 +135,14 @@ def responses(
     """Returns the updates of a single coordinate, from zero, for each of several signals.
 
     Raises:
+        TypeError: if `optimizer` is none, or `signals` are not by name.
         ValueError: if the optimizer needs a loss value and gets none.
     """
+    if not isinstance(signals, Mapping):
+        raise TypeError(
+            f"responses(signals) must be arrays by name, and is a {type(signals).__name__}; try "
+            '{"impulse": signal("impulse", 50)}.'
+        )
     return {
         name: scripted_updates(optimizer, grads[:, None], losses=losses)[:, 0]
         for name, grads in signals.items()

@@ -116,7 +116,7 @@ def valley_portrait(
 
     Raises:
         TypeError: if `optimizer` is none.
-        ValueError: if `num_steps` is not a positive integer.
+        ValueError: if `num_steps` is not a positive integer, or `starts` are not rows of x and y.
 
     Example:
         >>> import jax, optax
@@ -127,6 +127,12 @@ def valley_portrait(
     """
     check_optimizer("valley_portrait", "optimizer", optimizer)
     check_integer("valley_portrait", "num_steps", num_steps, hint=200)
+    starts = jnp.asarray(starts)
+    if starts.ndim != 2 or starts.shape[1] != 2 or not len(starts):
+        raise ValueError(
+            f"valley_portrait(starts) must be rows of x and y; it has shape {starts.shape}. Try "
+            "valley_starts()."
+        )
     task, companions = Valley(), with_mirror(optimizer)
     oddness = OddnessRecord(companions)
     # The valley is the same for every key: nothing in it is random.

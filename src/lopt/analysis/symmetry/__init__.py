@@ -28,7 +28,13 @@ from lopt.analysis.symmetry.flow import GradientFlow
 from lopt.analysis.symmetry.foreign import ModelLoss
 from lopt.analysis.symmetry.generators import AbstractGenerator, FreeGenerator, Symmetry
 from lopt.analysis.symmetry.laws import HeavyBall, Ledger, LedgerProbe, exact_law
-from lopt.analysis.symmetry.linear import bias_exchange, early_translation, mixing
+from lopt.analysis.symmetry.linear import (
+    Mixing,
+    bias_exchange,
+    early_translation,
+    mixing,
+    query_key_mixing,
+)
 from lopt.analysis.symmetry.places import Place, leaves_by_path
 from lopt.analysis.symmetry.structure import homogeneous_degree
 from lopt.analysis.symmetry.use import SymmetryPenalty, broken_component, remove_breaking
@@ -44,6 +50,7 @@ __all__ = [
     "Ledger",
     "LedgerProbe",
     "MissingRanks",
+    "Mixing",
     "ModelLoss",
     "Place",
     "Share",
@@ -66,6 +73,7 @@ __all__ = [
     "leaves_by_path",
     "missing_ranks",
     "mixing",
+    "query_key_mixing",
     "query_key_rescale",
     "regime",
     "remove_breaking",

@@ -6,10 +6,11 @@ pays for a factor a on its way in by a^-d on its way out: d is 1 for ReLU, leaky
 units, 2 for squared ReLU. None is believed: see `lopt.analysis.symmetry.check_symmetry`.
 """
 
-from typing import Literal
+from typing import Any, Literal, get_args
 
 from lopt.analysis.symmetry.generators import Symmetry
 from lopt.analysis.symmetry.places import Place, Tensor, array_at, leaves_by_path
+from lopt.core.checks import is_real
 from lopt.core.types import Params
 
 Order = Literal["last", "first"]
@@ -75,10 +76,10 @@ def bias_shift(params: Params, bias: str, *, name: str | None = None) -> Symmetr
 
     So does the softmax of attention with the bias of the keys.
     """
-    array = array_at("bias_shift", leaves_by_path(params), bias)
-    places = _incoming("bias_shift", params, (bias,), 0, array.shape[0])
     kind = "bias shift"
-    return Symmetry(name or f"{kind} of {bias}", kind, array.shape[0], "shift", places)
+    units = layer_width(kind, params, (bias,))
+    places = _incoming(kind, params, (bias,), 0, units)
+    return Symmetry(name or f"{kind} of {bias}", kind, units, "shift", places)
 
 
 def rescale(
@@ -112,19 +113,23 @@ def rescale(
         >>> rescale(params, "['conv']", "['dense']").places[1].view  # 16 positions of 8 channels
         (10, 16, 8)
     """
-    incoming = (incoming,) if isinstance(incoming, str) else incoming
-    leaves = leaves_by_path(params)
-    units = array_at(kind, leaves, incoming[0]).shape[0]
+    incoming = check_paths(kind, "incoming", params, incoming)
+    units = layer_width(kind, params, incoming)
     array = _matrix(kind, params, outgoing)
     entries = array.shape[1]
+    if order not in get_args(Order):
+        raise ValueError(f"{kind}(order={order!r}) must be 'last' or 'first'; try 'last'.")
+    if not is_real(degree) or not 0 < abs(degree) < float("inf"):
+        raise ValueError(
+            f"{kind}(degree={degree!r}) must be a finite number and not zero, which would leave "
+            "the way out as it is (see scale for that); try 1.0."
+        )
     if entries % units:
         raise ValueError(
             f"{kind}(incoming={incoming[0]!r}, outgoing={outgoing!r}) must be the two sides of one "
             f"layer of units; the first has {units} outputs and the other {entries} inputs. Try "
             "the weight of the layer that follows."
         )
-    if not degree:
-        raise ValueError(f"{kind}(degree=0) leaves the way out as it is; try scale.")
     places = _incoming(kind, params, incoming, 0, units)
     if entries == units:
         out = Place(outgoing, axis=1, coefficient=-degree)
@@ -138,8 +143,8 @@ def rescale(
 
 def query_key_rescale(
     params: Params,
-    query: tuple[str, ...],
-    key: tuple[str, ...],
+    query: str | tuple[str, ...],
+    key: str | tuple[str, ...],
     *,
     name: str | None = None,
 ) -> Symmetry:
@@ -153,12 +158,48 @@ def query_key_rescale(
         name: by default made of the kind and the layers.
     """
     kind = "query-key rescale"
-    units = array_at(kind, leaves_by_path(params), query[0]).shape[0]
+    query = check_paths(kind, "query", params, query)
+    key = check_paths(kind, "key", params, key)
+    units = layer_width(kind, params, query)
     places = (
         *_incoming(kind, params, query, 0, units),
         *_incoming(kind, params, key, 0, units, -1.0),
     )
     return Symmetry(name or f"{kind} of {query[0]}", kind, units, "stretch", places)
+
+
+def check_paths(
+    owner: str, field: str, params: Params, given: str | tuple[str, ...]
+) -> tuple[str, ...]:
+    """Returns the paths of some arrays, refusing none at all, one twice, and one that is not there.
+
+    Raises:
+        ValueError: naming it.
+    """
+    paths: Any = (given,) if isinstance(given, str) else tuple(given)
+    if not paths or len(set(paths)) < len(paths):
+        raise ValueError(
+            f"{owner}({field}={given!r}) must name at least one array and none twice; try the "
+            "paths of a weight and its bias."
+        )
+    for path in paths:
+        array_at(owner, leaves_by_path(params), path)
+    return paths
+
+
+def layer_width(owner: str, params: Params, paths: tuple[str, ...]) -> int:
+    """Returns how many units arrays have on their first axis.
+
+    Raises:
+        ValueError: if there are none, or not as many in all of them.
+    """
+    shapes = [array_at(owner, leaves_by_path(params), path).shape for path in paths]
+    if len({shape[:1] for shape in shapes}) > 1 or not shapes[0] or not shapes[0][0]:
+        raise ValueError(
+            f"{owner} needs arrays whose first axes count the same units; those at "
+            f"{', '.join(paths)} have shapes {shapes}. Try the weight of a layer and its bias."
+        )
+    return shapes[0][0]
 
 
 def _incoming(
@@ -179,7 +220,7 @@ def _incoming(
 
 def _matrix(owner: str, params: Params, path: str) -> Tensor:
     array = array_at(owner, leaves_by_path(params), path)
-    if array.ndim < 2:
+    if array.ndim < 2 or not array.size:
         raise ValueError(
             f"{owner}({path!r}) needs a weight of shape (outputs, inputs, ...); it has shape "
             f"{array.shape}. Try the weight of the layer and not its bias."

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Num
 
+from lopt.analysis.dynamics.checks import check_same_trees
 from lopt.analysis.symmetry.discrete import DiscreteMap
 from lopt.analysis.symmetry.generators import AbstractGenerator, check_action
 from lopt.analysis.symmetry.places import Keys
@@ -132,12 +133,15 @@ def prepare_bench(
         batches: their number.
 
     Raises:
-        ValueError: if no batch has a gradient that is finite and not zero.
+        ValueError: if no batch has a gradient that is finite and not zero, or if the params are not
+            like the task's.
     """
     check_integer("check_symmetry", "batches", batches, hint=3)
     init_key, noise_key, batch_key, prepare_key, move_key = jax.random.split(key, 5)
     if params is None:
         params = _generic(task.init(init_key), noise_key)
+    else:
+        _check_params(task, params)
     state = task.prepare(params, prepare_key)
 
     drawn, grads = _draw(task, params, state, jax.random.split(batch_key, batches))
@@ -154,7 +158,7 @@ def measure_slopes(
     generators: Sequence[AbstractGenerator], bench: Bench
 ) -> list[tuple[Float[np.ndarray, " unit"], int]]:
     """Returns the slope of each unit of each generator, and how many tangents are zero."""
-    found = _slopes(tuple(generators), bench.params, bench.grads, bench.key)
+    found = _slopes(tuple(generators), bench.params, bench.grads)
     return [(np.asarray(slopes), int(idle)) for slopes, idle in found]
 
 
@@ -230,6 +234,18 @@ def check_symmetry(
     return evidence
 
 
+def _check_params(task: AbstractStatefulTask, params: Params) -> None:
+    """Refuses params that are not like the initial ones, whatever their precision."""
+    expected: Any = jax.eval_shape(task.init, jax.random.key(0))
+    check_same_trees("check_symmetry", "params", params, "task.init(key)", expected)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not eqx.is_inexact_array_like(leaf):
+            raise ValueError(
+                f"check_symmetry: params{jax.tree_util.keystr(path)} must be floating-point, and "
+                f"is {getattr(leaf, 'dtype', type(leaf).__name__)}; try floating-point arrays."
+            )
+
+
 def gather_evidence(
     symmetry: AbstractGenerator | DiscreteMap, bench: Bench, tolerance: float | None = None
 ) -> Evidence:
@@ -274,13 +290,14 @@ def _draw(
 
 @eqx.filter_jit
 def _slopes(
-    generators: tuple[AbstractGenerator, ...], params: Params, grads: Params, key: Key
+    generators: tuple[AbstractGenerator, ...], params: Params, grads: Params
 ) -> list[tuple[Array, Array]]:
     """Returns the largest slope of each unit over the gradients, and how many tangents are zero."""
     whole = _lengths(grads)
     found = []
     for generator in generators:
-        amounts = jax.random.normal(key, (generator.units,), whole.dtype)
+        # Not random, which takes as long to compile as all else; sines of integers are never zero.
+        amounts = jnp.sin(1 + jnp.arange(generator.units, dtype=whole.dtype))
         somewhere = generator.combine(params, amounts)
         own = jax.tree.map(lambda g, s: jnp.where(s == 0, jnp.zeros_like(g), g), grads, somewhere)
         length = jnp.maximum(_lengths(own), _rounding_share(whole.dtype) * whole)[:, None]

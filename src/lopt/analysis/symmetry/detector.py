@@ -148,7 +148,13 @@ def attribute(
         directions: an orthonormal basis, as rows of raveled params.
         params: where the tangents are taken.
         generators: the symmetries, in order.
+
+    Raises:
+        ValueError: if one of them is no continuous symmetry.
     """
+    check_sequence("attribute", "generators", generators)
+    if generators:
+        check_names("attribute", generators)
     shares, explained = [], np.zeros((0, directions.shape[1]))
     for generator in generators:
         tangents = np.asarray(_tangents(generator, params))

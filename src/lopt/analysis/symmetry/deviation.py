@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lopt.analysis.dynamics.checks import check_same_trees
 from lopt.analysis.symmetry.generators import AbstractGenerator
 from lopt.core.types import Params, Scalar
 from lopt.core.unroll import Step
@@ -51,6 +52,10 @@ def deviation(
         direction: a tree like `params`: gradients, or updates.
         units: whether to return what each unit has.
 
+    Raises:
+        TypeError: if `generator` is no continuous symmetry.
+        ValueError: if `direction` is not like `params`.
+
     Example:
         >>> import jax.numpy as jnp
         >>> from lopt.analysis.symmetry import translation
@@ -60,6 +65,13 @@ def deviation(
         >>> print(found.signed, jnp.round(found.cosine, 3))  # 7 / (5 * sqrt(2))
         7.0 0.99
     """
+    if not isinstance(generator, AbstractGenerator):
+        raise TypeError(
+            f"deviation(generator) must be a continuous symmetry, and is a "
+            f"{type(generator).__name__}; try those of "
+            "lopt.analysis.symmetry.symmetries(task, key).generators."
+        )
+    check_same_trees("deviation", "direction", direction, "params", params)
     along = generator.along(params, direction)
     lengths = generator.lengths(params)
     info = jnp.finfo(along.dtype)

@@ -24,7 +24,8 @@ class DiscreteMap(eqx.Module):
         name: what tables and errors call it.
         motion: "permute" or "flip".
         units: their number.
-        places: the arrays whose slices belong to the units; coefficients do not count.
+        places: the arrays whose slices belong to the units, an array once for each of its axes
+            that counts them; coefficients do not count.
 
     Example:
         >>> import jax.numpy as jnp
@@ -77,20 +78,25 @@ class DiscreteMap(eqx.Module):
             if not valid:
                 what = "signs, 1 or -1" if self.motion == "flip" else "a permutation"
                 raise ValueError(f"{owner} needs {what} of its {self.units} units, not {known}.")
-        leaves, new = leaves_by_path(params), {}
+        leaves = leaves_by_path(params)
         for place in self.places:
             array = array_at(owner, leaves, place.path)
             place.check(owner, array, self.units)
             if self.motion == "flip":
-                new[place.path] = array * place.spread(amounts, array)
+                leaves[place.path] = array * place.spread(amounts, array)
             else:
                 seen = array.reshape(place.view or array.shape)
-                new[place.path] = jnp.take(seen, amounts, axis=place.axis).reshape(array.shape)
-        return with_leaves(params, new, others=True)
+                moved = jnp.take(seen, amounts, axis=place.axis)
+                leaves[place.path] = moved.reshape(array.shape)
+        return with_leaves(params, leaves, others=True)
 
 
 def unit_map(
-    motion: Literal["permute", "flip"], places: Sequence[Place], units: int, order: str = "last"
+    motion: Literal["permute", "flip"],
+    places: Sequence[Place],
+    units: int,
+    order: str = "last",
+    suffix: str = "",
 ) -> DiscreteMap:
     """Returns the map of the units at some places, named after the arrays.
 
@@ -99,7 +105,9 @@ def unit_map(
         places: the arrays whose slices belong to the units.
         units: their number.
         order: "first" if a flattened image has them first, for the name.
+        suffix: of the name, for what else tells it from others.
     """
     does = "permutation" if motion == "permute" else "sign flips"
-    name = f"{does} of {', '.join(place.path for place in places)}"
-    return DiscreteMap(name + ", units first" * (order == "first"), motion, units, tuple(places))
+    name = f"{does} of {', '.join(dict.fromkeys(place.path for place in places))}"
+    name += ", units first" * (order == "first") + suffix
+    return DiscreteMap(name, motion, units, tuple(places))

@@ -7,6 +7,7 @@ import equinox as eqx
 import numpy as np
 
 from lopt.analysis.symmetry.check import (
+    Bench,
     Evidence,
     check_group,
     check_subject,
@@ -24,6 +25,8 @@ from lopt.analysis.symmetry.structure import (
     continuous_candidates,
     degrees_of,
     discrete_candidates,
+    heads_of,
+    linear_candidates,
 )
 from lopt.core.task import AbstractStatefulTask
 from lopt.core.types import Key, Params
@@ -71,8 +74,11 @@ def symmetries(
     """Returns the symmetries of a task that can be found.
 
     Proposed are translation, scale, bias shift, rescale, that of gain and shift of a norm, and that
-    of queries and keys, for all layers that their shapes allow; and permutations and sign flips.
-    For a model or a loss that is no task, see `ModelLoss`.
+    of queries and keys, for all layers that their shapes allow; and permutations and sign flips, of
+    hidden units, of a width that several layers share, and of attention heads. Where units turn
+    out to be linear, as they can be stretched and flipped, so are changes of their basis (up to 64
+    units at a time), and what of biases and translations passes through them. For a model or a
+    loss that is no task, see `ModelLoss`.
 
     Arrays are taken to be (outputs, inputs, ...), as Equinox has them. A weight and its bias are
     known by the last word of their paths: "weight" and "bias", "kernel" and "bias", "w" or "W" and
@@ -107,32 +113,80 @@ def symmetries(
         check_subject("symmetries", other, task)
     bench = prepare_bench(task, params, key, batches)
     tolerance = default_tolerance(bench.params) if tolerance is None else tolerance
+    heads = heads_of(task)
     proposed: list[Any] = list(continuous_candidates(bench.params, degrees_of(task)))
-    proposed = _with_others([*proposed, *discrete_candidates(bench.params)], others)
+    proposed = _with_others([*proposed, *discrete_candidates(bench.params, heads)], others)
     continuous = [each for each in proposed if isinstance(each, AbstractGenerator)]
-    for generator in continuous:
+    for generator in others:
         # The structure's own are what they should be.
-        if not isinstance(generator, Symmetry):
+        if isinstance(generator, AbstractGenerator) and not isinstance(generator, Symmetry):
             check_group(generator, bench.params)
     # A wide tolerance is not to be narrower for what is nearly a symmetry.
     most = max(NEARLY, tolerance)
-    evidence: dict[str, Evidence] = {}
-    for generator, (slope, idle) in zip(continuous, measure_slopes(continuous, bench), strict=True):
-        # A slope is enough to refuse, and costs nothing; only what passes is moved along.
-        moves = slope.max() <= most and idle < generator.units
-        moved = measure_move(generator, bench) if moves else None
-        evidence[generator.name] = Evidence(generator.name, slope, moved, idle, tolerance)
-    held = [g for g in continuous if evidence[g.name].holds]
-    names = {g.name for g in held}
-    near = [g for g in continuous if g.name not in names and evidence[g.name].within(most)]
-    exact = _without_implied(held)
-    nearly = [g for g in _without_implied([*held, *near]) if g.name not in names]
+    evidence = _measure(continuous, bench, tolerance, most)
     maps = [each for each in proposed if isinstance(each, DiscreteMap)]
     for each in maps:
         moved = measure_move(each, bench)
         evidence[each.name] = Evidence(each.name, np.zeros(0), moved, 0, tolerance)
-    kept = tuple(each for each in maps if evidence[each.name].holds)
-    return Symmetries(tuple(exact), tuple(nearly), kept, evidence)
+    kept = _without_composed([each for each in maps if evidence[each.name].holds])
+    held = [g for g in continuous if evidence[g.name].holds]
+    groups = list(linear_candidates(bench.params, _linear(held, kept), heads))
+    basis = [each for group in groups for each in group if each.name not in evidence]
+    evidence |= _measure(basis, bench, tolerance, most)
+    continuous.extend(basis)
+    for group in groups:
+        held.extend([each for each in group if each in basis and evidence[each.name].holds][:1])
+    names = {g.name for g in held}
+    near = [g for g in continuous if g.name not in names and evidence[g.name].within(most)]
+    near = [g for g in near if not evidence[g.name].holds]
+    exact = _without_implied(held)
+    nearly = [g for g in _without_implied([*held, *near]) if g.name not in names]
+    return Symmetries(tuple(exact), tuple(nearly), tuple(kept), evidence)
+
+
+def _measure(
+    generators: Sequence[AbstractGenerator], bench: Bench, tolerance: float, most: float
+) -> dict[str, Evidence]:
+    """Returns the evidence of each; those of a slope above `most` are not moved."""
+    evidence: dict[str, Evidence] = {}
+    if not generators:
+        return evidence
+    for generator, (slope, idle) in zip(generators, measure_slopes(generators, bench), strict=True):
+        # A slope is enough to refuse, and costs nothing; only what passes is moved along.
+        moves = slope.max() <= most and idle < generator.units
+        moved = measure_move(generator, bench) if moves else None
+        evidence[generator.name] = Evidence(generator.name, slope, moved, idle, tolerance)
+    return evidence
+
+
+def _linear(
+    generators: Sequence[AbstractGenerator], maps: Sequence[DiscreteMap]
+) -> tuple[Symmetry, ...]:
+    """Returns the stretches of linear units: of degree 1, where signs may be flipped as well."""
+    flipped = [{place.path for place in each.places} for each in maps if each.motion == "flip"]
+    return tuple(
+        g
+        for g in generators
+        if isinstance(g, Symmetry)
+        and g.kind in ("rescale", "query-key rescale")
+        and {place.coefficient for place in g.places} == {1.0, -1.0}
+        and {place.path for place in g.places} in flipped
+    )
+
+
+def _without_composed(maps: Sequence[DiscreteMap]) -> tuple[DiscreteMap, ...]:
+    """Leaves out what does at once to several sets of units what others do to each."""
+    sides = [{(place.path, place.axis, place.view) for place in each.places} for each in maps]
+    kept = []
+    for each, own in zip(maps, sides, strict=True):
+        parts = [
+            side
+            for other, side in zip(maps, sides, strict=True)
+            if other.motion == each.motion and side < own
+        ]
+        if set().union(*parts) != own:
+            kept.append(each)
+    return tuple(kept)
 
 
 def _with_others(proposed: Sequence[Any], others: Sequence[Any]) -> list[Any]:

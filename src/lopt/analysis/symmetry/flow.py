@@ -11,6 +11,7 @@ from typing import Any
 import equinox as eqx
 import jax
 
+from lopt.analysis.symmetry.check import check_task
 from lopt.core.checks import check_integer, check_positive
 from lopt.core.estimator import AbstractGradientEstimator, Estimate
 from lopt.core.task import AbstractStatefulTask
@@ -41,6 +42,7 @@ class GradientFlow(AbstractGradientEstimator):
     iterations: int = eqx.field(static=True, default=40)
 
     def __check_init__(self) -> None:
+        check_task("GradientFlow", self.task)
         check_positive("GradientFlow", "step_size", self.step_size, 0.01)
         check_integer("GradientFlow", "iterations", self.iterations, hint=40)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from lopt.core.task import AbstractTask
@@ -24,7 +25,9 @@ class ModelLoss(AbstractTask):
         sample: a key to a batch.
 
     Raises:
-        ValueError: if the model has no floating-point arrays.
+        TypeError: if `evaluate` or `sample` cannot be called.
+        ValueError: if the model has no floating-point arrays, or complex ones; in training, if
+            `evaluate` returns something else than a number.
 
     Example:
         >>> import jax, jax.numpy as jnp, equinox as eqx
@@ -41,7 +44,19 @@ class ModelLoss(AbstractTask):
     sample: Callable[[Key], Batch] = eqx.field(static=True)
 
     def __check_init__(self) -> None:
-        if not jax.tree.leaves(eqx.filter(self.model, eqx.is_inexact_array)):
+        for name, given in (("evaluate", self.evaluate), ("sample", self.sample)):
+            if not callable(given):
+                raise TypeError(
+                    f"ModelLoss({name}={given!r}) must be a function; try evaluate(model, batch) "
+                    "for the loss and sample(key) for a batch."
+                )
+        arrays = jax.tree.leaves(eqx.filter(self.model, eqx.is_inexact_array))
+        if any(map(jnp.iscomplexobj, arrays)):
+            raise ValueError(
+                f"ModelLoss(model={type(self.model).__name__}) has complex arrays, which "
+                "optimizers here do not train; try one with real and imaginary parts apart."
+            )
+        if not arrays:
             raise ValueError(
                 f"ModelLoss(model={type(self.model).__name__}) has no floating-point arrays to "
                 "train; try a model whose weights are JAX arrays."
@@ -58,4 +73,11 @@ class ModelLoss(AbstractTask):
     def loss(self, params: Params, batch: Batch) -> Scalar:
         """Returns the loss of the model with these params."""
         _, rest = eqx.partition(self.model, eqx.is_inexact_array)
-        return self.evaluate(eqx.combine(params, rest), batch)
+        loss = self.evaluate(eqx.combine(params, rest), batch)
+        if not eqx.is_inexact_array(loss) or loss.shape:
+            said: Any = jax.eval_shape(lambda: loss) if eqx.is_array(loss) else loss
+            raise ValueError(
+                f"ModelLoss(evaluate) must return one floating-point number, and returns {said}; "
+                "try the mean over the batch, and no auxiliary values."
+            )
+        return loss

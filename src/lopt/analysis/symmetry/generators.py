@@ -23,7 +23,7 @@ from lopt.analysis.symmetry.places import (
     with_leaves,
 )
 from lopt.core.checks import check_integer
-from lopt.core.types import Params
+from lopt.core.types import Params, Scalar
 
 
 class AbstractGenerator(eqx.Module):
@@ -60,7 +60,7 @@ class AbstractGenerator(eqx.Module):
 
     @abc.abstractmethod
     def conserved(self, params: Params) -> Units:
-        """Returns for each unit what gradient flow conserves, whose gradient is along xi_i."""
+        """Returns for each unit what gradient flow conserves; its gradients are tangents."""
 
     @property
     @abc.abstractmethod
@@ -177,11 +177,7 @@ class Symmetry(AbstractGenerator):
         return own
 
     def _pattern(self, params: Params, amounts: Units) -> dict[str, Tensor]:
-        if amounts.shape != (self.units,):
-            raise ValueError(
-                f"The symmetry {self.name!r} has {self.units} units; amounts of shape "
-                f"{amounts.shape} must be one number for each, try jnp.zeros({self.units})."
-            )
+        check_amounts(self, amounts)
         own = self._own(params)
         return {
             place.path: place.coefficient * place.spread(amounts, own[place.path])
@@ -241,11 +237,15 @@ class FreeGenerator(AbstractGenerator):
 
     def lengths(self, params: Params) -> Units:
         """Returns |xi_i(params)| for each unit i."""
-        squares = [
-            jnp.sum(tensor.reshape(self.units, -1) ** 2, axis=1)
-            for tensor in jax.tree.leaves(self.tangents(params))
-        ]
-        return jnp.sqrt(sum(squares[1:], squares[0]))
+
+        def square(amounts: Units) -> Scalar:
+            leaves = jax.tree.leaves(self.combine(params, amounts))
+            squares = [jnp.sum(leaf**2) for leaf in leaves]
+            return sum(squares[1:], squares[0])
+
+        # One by one, as all tangents at once need as much memory as units times params.
+        dtype = jnp.result_type(*jax.tree.leaves(params))
+        return jnp.sqrt(jax.lax.map(square, jnp.eye(self.units, dtype=dtype)))
 
     def conserved(self, params: Params) -> Units:
         """Returns what gradient flow conserves.
@@ -264,6 +264,15 @@ class FreeGenerator(AbstractGenerator):
     def knows_conserved(self) -> bool:
         """Whether it was given."""
         return self.quantity is not None
+
+
+def check_amounts(generator: AbstractGenerator, amounts: Units) -> None:
+    """Refuses amounts that are not one number for each unit."""
+    if amounts.shape != (generator.units,):
+        raise ValueError(
+            f"The symmetry {generator.name!r} has {generator.units} units; amounts of shape "
+            f"{amounts.shape} must be one number for each, try jnp.zeros({generator.units})."
+        )
 
 
 def check_action(generator: AbstractGenerator, params: Params, dtypes: bool = False) -> None:

@@ -47,9 +47,10 @@ class HeavyBall(eqx.Module):
 
     def __check_init__(self) -> None:
         check_positive("HeavyBall", "learning_rate", self.learning_rate, 0.1)
-        if not is_real(self.weight_decay) or not self.weight_decay >= 0:
+        if not is_real(self.weight_decay) or not 0 <= self.weight_decay < float("inf"):
             raise ValueError(
-                f"HeavyBall(weight_decay={self.weight_decay!r}) must be at least 0; try 1e-3."
+                f"HeavyBall(weight_decay={self.weight_decay!r}) must be finite and at least 0; try "
+                "1e-3."
             )
         for name, value in (("momentum", self.momentum), ("dampening", self.dampening)):
             if not is_real(value) or not 0 <= value < 1:

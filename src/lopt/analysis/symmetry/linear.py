@@ -1,50 +1,199 @@
 """What else is symmetric about linear units: their layers are a product, and any basis will do.
 
 Two layers x -> W2 (W1 x + b1) + b2 without a nonlinearity in between are one affine map. With these
-and the translations every direction is named that leaves its softmax as it is.
+and the translations every direction is named that leaves its softmax as it is. The queries and keys
+of attention are linear units too, and so are its values; each head has a basis of its own.
 """
 
-import functools
+import math
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
-from lopt.analysis.symmetry.generators import FreeGenerator
-from lopt.analysis.symmetry.places import Units, array_at, leaves_by_path, with_leaves
+from lopt.analysis.symmetry.builders import check_paths, layer_width
+from lopt.analysis.symmetry.generators import AbstractGenerator, FreeGenerator, check_amounts
+from lopt.analysis.symmetry.places import Tensor, Units, array_at, leaves_by_path, with_leaves
+from lopt.core.checks import check_integer
 from lopt.core.types import Params
 
 
-def mixing(params: Params, incoming: tuple[str, ...], outgoing: str) -> FreeGenerator:
-    """Changes the basis of linear units: W1, b1 -> A W1, A b1 and W2 -> W2 A^-1 with A = exp(a).
+class Mixing(AbstractGenerator):
+    """Changes the basis of linear units, by A = exp(a) on their way in and its inverse on that out.
 
-    One unit for each entry of a, so that r^2 of r hidden units; rescaling is its diagonal. Gradient
-    flow conserves the symmetric part of W1 W1' + b1 b1' - W2' W2.
+    A unit of this symmetry is an entry of a: there are r^2 for r linear units, or r^2 for each of
+    several heads. Rescaling is its diagonal. Gradient flow conserves sum P P' on the way in minus
+    that on the way out, with P an array seen as (unit, others): all of these entries. See
+    `mixing` and `query_key_mixing`, which build it.
+
+    Attributes:
+        name, kind, units: see `AbstractGenerator`.
+        heads: into how many blocks of equal size the linear units fall.
+        incoming: paths of arrays whose first axis counts units, which A multiplies.
+        outgoing: paths, and axes that count units, of those that the inverse does.
+    """
+
+    name: str = eqx.field(static=True)
+    kind: str = eqx.field(static=True)
+    units: int = eqx.field(static=True)
+    heads: int = eqx.field(static=True)
+    incoming: tuple[str, ...] = eqx.field(static=True)
+    outgoing: tuple[tuple[str, int], ...] = eqx.field(static=True)
+
+    @property
+    def size(self) -> int:
+        """The number of linear units of each head."""
+        return math.isqrt(self.units // self.heads)
+
+    def combine(self, params: Params, amounts: Units) -> Params:
+        """Returns a P on the way in and -a' P on the way out."""
+        before, after = self._blocks(amounts), -self._blocks(amounts).mT
+        return with_leaves(params, self._multiplied(params, before, after), others=False)
+
+    def act(self, params: Params, amounts: Units) -> Params:
+        """Returns the params in the basis A = exp(a)."""
+        exponent = self._blocks(amounts)
+        there, back = (jax.vmap(jax.scipy.linalg.expm)(each) for each in (exponent, -exponent.mT))
+        return with_leaves(params, self._multiplied(params, there, back), others=True)
+
+    def along(self, params: Params, direction: Params) -> Units:
+        """Returns <direction, xi_i(params)> for each entry of a."""
+        own, towards = self._seen(params), self._seen(direction)
+        before, after = self._sides({path: towards[path] @ own[path].mT for path in own})
+        return (before - after.mT).reshape(-1)
+
+    def lengths(self, params: Params) -> Units:
+        """Returns |xi_i(params)| for each entry of a."""
+        squares = {path: jnp.sum(seen**2, axis=-1) for path, seen in self._seen(params).items()}
+        before, after = self._sides(squares)
+        return jnp.sqrt(before[:, None, :] + after[:, :, None]).reshape(-1)
+
+    def conserved(self, params: Params) -> Units:
+        """Returns sum P P' on the way in minus that on the way out, entry by entry."""
+        products = {path: seen @ seen.mT for path, seen in self._seen(params).items()}
+        before, after = self._sides(products)
+        return (before - after).reshape(-1)
+
+    @property
+    def knows_conserved(self) -> bool:
+        """It always is."""
+        return True
+
+    def _blocks(self, amounts: Units) -> Float[Array, "head row column"]:
+        check_amounts(self, amounts)
+        return amounts.reshape(self.heads, self.size, self.size)
+
+    def _axes(self) -> dict[str, int]:
+        return dict.fromkeys(self.incoming, 0) | dict(self.outgoing)
+
+    def _seen(self, params: Params) -> dict[str, Float[Array, "head unit other"]]:
+        """Returns the arrays as matrices of units and all else, for each head."""
+        owner, leaves, seen = f"The symmetry {self.name!r}", leaves_by_path(params), {}
+        for path, axis in self._axes().items():
+            array = array_at(owner, leaves, path)
+            if array.ndim <= axis or array.shape[axis] != self.heads * self.size:
+                raise ValueError(
+                    f"{owner} needs {self.heads * self.size} units on axis {axis} of params{path}; "
+                    f"it has shape {array.shape}. Try building the symmetry from these params."
+                )
+            seen[path] = jnp.moveaxis(array, axis, 0).reshape(self.heads, self.size, -1)
+        return seen
+
+    def _multiplied(self, params: Params, before: Array, after: Array) -> dict[str, Tensor]:
+        leaves, new = leaves_by_path(params), {}
+        for path, seen in self._seen(params).items():
+            axis, array = self._axes()[path], leaves[path]
+            product = (before if path in self.incoming else after).astype(array.dtype) @ seen
+            moved = jnp.moveaxis(array, axis, 0).shape
+            new[path] = jnp.moveaxis(product.reshape(moved), 0, axis)
+        return new
+
+    def _sides(self, summands: dict[str, Array]) -> tuple[Array, Array]:
+        """Returns the sum over the arrays on the way in, and over those on the way out."""
+        before = [summands[path] for path in self.incoming]
+        after = [summands[path] for path, _ in self.outgoing]
+        return sum(before[1:], before[0]), sum(after[1:], after[0])
+
+
+def mixing(
+    params: Params,
+    incoming: str | tuple[str, ...],
+    outgoing: str,
+    *,
+    heads: int = 1,
+    name: str | None = None,
+) -> Mixing:
+    """Changes the basis of linear units: W1, b1 -> A W1, A b1 and W2 -> W2 A^-1.
 
     Args:
         params: of the network, for the shapes.
-        incoming: paths of W1, and of b1 if there is one.
-        outgoing: path of W2.
+        incoming: paths of W1, and of b1 if there is one; the first axis counts the units.
+        outgoing: path of W2, dense or convolutional, whose second axis counts them.
+        heads: of attention, if the units are its values: only those of one head mix.
+        name: by default made of the kind and the layers.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> params = {"w1": jnp.zeros((4, 3)), "w2": jnp.zeros((2, 4))}
+        >>> mixing(params, "['w1']", "['w2']").units
+        16
     """
-    units = array_at("mixing", leaves_by_path(params), incoming[0]).shape[0] ** 2
-    action = functools.partial(_mix, incoming, outgoing)
-    return FreeGenerator(f"mixing of {incoming[0]} and {outgoing}", "mixing", units, action)
+    incoming = check_paths("mixing", "incoming", params, incoming)
+    return _mixing("mixing", params, incoming, ((outgoing, 1),), heads, name)
 
 
-def bias_exchange(params: Params, hidden: str, outgoing: str, output: str) -> FreeGenerator:
+def query_key_mixing(
+    params: Params,
+    query: str | tuple[str, ...],
+    key: str | tuple[str, ...],
+    *,
+    heads: int = 1,
+    name: str | None = None,
+) -> Mixing:
+    """Changes the basis of queries, and that of keys by the inverse transposed: products stay.
+
+    Args:
+        params: of the network, for the shapes.
+        query: paths of the projection's weight, and of its bias if there is one; the first axis
+            counts the components, of all heads.
+        key: the same of the keys.
+        heads: only components of one head mix.
+        name: by default made of the kind and the layers.
+    """
+    kind = "query-key mixing"
+    query = check_paths(kind, "query", params, query)
+    key = check_paths(kind, "key", params, key)
+    return _mixing(kind, params, query, tuple((path, 0) for path in key), heads, name)
+
+
+def bias_exchange(
+    params: Params, hidden: str, outgoing: str, output: str, *, name: str | None = None
+) -> FreeGenerator:
     """Moves a bias through a linear layer: b1 -> b1 + a and b2 -> b2 - W2 a.
 
     Args:
         params: of the network, for the shapes.
         hidden: path of b1.
-        outgoing: path of W2.
+        outgoing: path of W2, of shape (outputs, units).
         output: path of b2.
+        name: by default made of the kind and the biases.
     """
-    units = array_at("bias_exchange", leaves_by_path(params), hidden).shape[0]
-    action = functools.partial(_exchange, hidden, outgoing, output)
-    return FreeGenerator(f"bias exchange of {hidden} and {output}", "bias exchange", units, action)
+    kind, leaves = "bias exchange", leaves_by_path(params)
+    shapes = [array_at(kind, leaves, path).shape for path in (hidden, outgoing, output)]
+    if len(shapes[0]) != 1 or shapes[1] != (*shapes[2], *shapes[0]):
+        raise ValueError(
+            f"{kind}(hidden={hidden!r}, outgoing={outgoing!r}, output={output!r}) must be a bias, "
+            f"the weight behind it and its bias; they have shapes {shapes}. Try arrays of shapes "
+            "(units,), (outputs, units) and (outputs,)."
+        )
+    name = name or f"{kind} of {hidden} and {output}"
+    return FreeGenerator(name, kind, shapes[0][0], _Exchange(hidden, outgoing, output))
 
 
-def early_translation(params: Params, incoming: str, outgoing: str) -> FreeGenerator:
+def early_translation(
+    params: Params, incoming: str, outgoing: str, *, name: str | None = None
+) -> FreeGenerator:
     """Adds the same to all logits from the first of two linear layers: W1 -> W1 + W2^+ 1 a'.
 
     Exact where 1 is in the range of W2, as it is with at least as many units as classes. Together
@@ -52,35 +201,74 @@ def early_translation(params: Params, incoming: str, outgoing: str) -> FreeGener
 
     Args:
         params: of the network, for the shapes.
-        incoming: path of W1.
-        outgoing: path of W2.
+        incoming: path of W1, of shape (units, inputs).
+        outgoing: path of W2, of shape (outputs, units).
+        name: by default made of the kind and the layer.
     """
-    units = array_at("early_translation", leaves_by_path(params), incoming).shape[1]
-    action = functools.partial(_translate, incoming, outgoing)
-    return FreeGenerator(f"early translation of {incoming}", "early translation", units, action)
+    kind, leaves = "early translation", leaves_by_path(params)
+    first, second = (array_at(kind, leaves, path).shape for path in (incoming, outgoing))
+    if len(first) != 2 or len(second) != 2 or second[1] != first[0]:
+        raise ValueError(
+            f"{kind}(incoming={incoming!r}, outgoing={outgoing!r}) must be the weights of two "
+            f"dense layers, one behind the other; they have shapes {first} and {second}. Try "
+            "arrays of shapes (units, inputs) and (outputs, units)."
+        )
+    action = _EarlyTranslation(incoming, outgoing)
+    return FreeGenerator(name or f"{kind} of {incoming}", kind, first[1], action)
 
 
-def _mix(incoming: tuple[str, ...], outgoing: str, params: Params, amounts: Units) -> Params:
-    leaves = leaves_by_path(params)
-    width = leaves[incoming[0]].shape[0]
-    exponent = amounts.reshape(width, width)
-    forth, back = jax.scipy.linalg.expm(exponent), jax.scipy.linalg.expm(-exponent)
-    new = {path: jnp.tensordot(forth, leaves[path], axes=1) for path in incoming}
-    return with_leaves(params, new | {outgoing: leaves[outgoing] @ back}, others=True)
+def _mixing(
+    kind: str,
+    params: Params,
+    incoming: tuple[str, ...],
+    outgoing: tuple[tuple[str, int], ...],
+    heads: int,
+    name: str | None,
+) -> Mixing:
+    check_integer(kind, "heads", heads)
+    paths = [*incoming, *(path for path, _ in outgoing)]
+    if len(set(paths)) < len(paths):
+        raise ValueError(
+            f"{kind} of {paths} must name no array twice; try the layers before and behind units."
+        )
+    width = layer_width(kind, params, incoming)
+    if width % heads:
+        raise ValueError(
+            f"{kind}(heads={heads}) must divide the {width} units at params{incoming[0]}; try the "
+            "number of heads of the attention layer."
+        )
+    if name is None:
+        name = f"{kind} of {incoming[0]} and {outgoing[0][0]}" + f", {heads} heads" * (heads > 1)
+    mixed = Mixing(name, kind, width**2 // heads, heads, incoming, outgoing)
+    mixed.lengths(params)  # refuses what does not fit
+    return mixed
 
 
-def _exchange(hidden: str, outgoing: str, output: str, params: Params, amounts: Units) -> Params:
-    leaves = leaves_by_path(params)
-    new = {
-        hidden: leaves[hidden] + amounts,
-        output: leaves[output] - leaves[outgoing] @ amounts,
-    }
-    return with_leaves(params, new, others=True)
+class _Exchange(eqx.Module):
+    """The action of `bias_exchange`; equal ones are compiled once."""
+
+    hidden: str = eqx.field(static=True)
+    outgoing: str = eqx.field(static=True)
+    output: str = eqx.field(static=True)
+
+    def __call__(self, params: Params, amounts: Units) -> Params:
+        leaves = leaves_by_path(params)
+        new = {
+            self.hidden: leaves[self.hidden] + amounts,
+            self.output: leaves[self.output] - leaves[self.outgoing] @ amounts,
+        }
+        return with_leaves(params, new, others=True)
 
 
-def _translate(incoming: str, outgoing: str, params: Params, amounts: Units) -> Params:
-    leaves = leaves_by_path(params)
-    after = leaves[outgoing]
-    towards = jnp.linalg.pinv(after) @ jnp.ones(len(after), after.dtype)
-    new = {incoming: leaves[incoming] + jnp.outer(towards, amounts)}
-    return with_leaves(params, new, others=True)
+class _EarlyTranslation(eqx.Module):
+    """The action of `early_translation`."""
+
+    incoming: str = eqx.field(static=True)
+    outgoing: str = eqx.field(static=True)
+
+    def __call__(self, params: Params, amounts: Units) -> Params:
+        leaves = leaves_by_path(params)
+        after = leaves[self.outgoing]
+        towards = jnp.linalg.pinv(after) @ jnp.ones(len(after), after.dtype)
+        new = {self.incoming: leaves[self.incoming] + jnp.outer(towards, amounts)}
+        return with_leaves(params, new, others=True)

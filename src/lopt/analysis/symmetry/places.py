@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from lopt.core.checks import is_real
 from lopt.core.types import Params
 
 Tensor = Float[Array, "..."]
@@ -40,6 +41,13 @@ class Place(eqx.Module):
     view: tuple[int, ...] | None = eqx.field(static=True, default=None)
     first: int = eqx.field(static=True, default=0)
     slices: int | None = eqx.field(static=True, default=None)
+
+    def __check_init__(self) -> None:
+        if not is_real(self.coefficient) or not 0 < abs(self.coefficient) < math.inf:
+            raise ValueError(
+                f"Place({self.path!r}, coefficient={self.coefficient!r}) must be a finite number "
+                "and not zero; try 1.0 for what leads into a unit and -1.0 for what leads out."
+            )
 
     def spread(self, amounts: Units, array: Tensor) -> Tensor:
         """Returns an array of the shape of `array`, each entry the amount of its owner."""

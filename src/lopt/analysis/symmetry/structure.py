@@ -7,7 +7,7 @@ those of the activations found, or 1, 2 and 3.
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -24,15 +24,29 @@ from lopt.analysis.symmetry.builders import (
     translation,
 )
 from lopt.analysis.symmetry.discrete import DiscreteMap, unit_map
-from lopt.analysis.symmetry.generators import Symmetry
-from lopt.analysis.symmetry.places import Tensor, leaves_by_path
+from lopt.analysis.symmetry.generators import AbstractGenerator, Symmetry
+from lopt.analysis.symmetry.linear import (
+    bias_exchange,
+    early_translation,
+    mixing,
+    query_key_mixing,
+)
+from lopt.analysis.symmetry.places import Place, Tensor, array_at, leaves_by_path
 from lopt.core.types import Params
 
 # How the arrays of a layer are called: the last word of the path of a weight, and of its bias. Both
 # may end in the same number.
 _BIASES = {"weight": "bias", "w": "b", "W": "b", "kernel": "bias"}
-# How queries are called, and the keys beside them.
-_KEYS = (("query", "key"), ("_q", "_k"), ("q_", "k_"), ("wq", "wk"), ("'q'", "'k'"))
+# How queries are called, and the keys, values and outputs beside them.
+_ROLES = (
+    ("query", "key", "value", "output"),
+    ("_q", "_k", "_v", "_o"),
+    ("q_", "k_", "v_", "o_"),
+    ("wq", "wk", "wv", "wo"),
+    ("'q'", "'k'", "'v'", "'o'"),
+)
+# A basis has the square of their number as its tangents, so that of more units is not proposed.
+_MOST_MIXED = 64
 
 
 class Layer(eqx.Module):
@@ -90,6 +104,36 @@ def norms_of(params: Params, layers: tuple[Layer, ...]) -> tuple[tuple[str, ...]
     return tuple(member for group in groups.values() for member in zip(*group, strict=True))
 
 
+class Heads(eqx.Module):
+    """The projections of an attention layer.
+
+    Attributes:
+        query, key: of as many components.
+        value, output: what they weigh, and where it leads, if these are found too.
+    """
+
+    query: Layer
+    key: Layer
+    value: Layer | None
+    output: Layer | None
+
+
+def attentions_of(layers: tuple[Layer, ...]) -> tuple[Heads, ...]:
+    """Returns the attention layers among some layers, known by the words in their paths."""
+    by_path, found = {layer.weight: layer for layer in layers}, []
+    for query in layers:
+        partners: set[str] = set()
+        for words in _ROLES:
+            renamed = [query.weight.replace(words[0], word) for word in words[1:]]
+            key, value, output = (by_path.get(path) for path in renamed)
+            if renamed[0] in partners | {query.weight} or key is None:
+                continue
+            if key.outputs == query.outputs:
+                partners.add(key.weight)
+                found.append(Heads(query, key, value, output))
+    return tuple(found)
+
+
 def continuous_candidates(params: Params, degrees: tuple[float, ...]) -> Iterator[Symmetry]:
     """Yields the continuous symmetries that a network of these params might have.
 
@@ -106,14 +150,12 @@ def continuous_candidates(params: Params, degrees: tuple[float, ...]) -> Iterato
         )
         if layer.bias is not None:
             yield bias_shift(params, layer.bias)
-    for layer in layers:
-        # A set, as a path may be made that of its keys in several ways.
-        keys = {layer.weight.replace(old, new) for old, new in _KEYS} - {layer.weight}
-        partners = [o for o in layers if o.weight in keys and o.outputs == layer.outputs]
-        for other in partners:
-            name = f"query-key rescale of {layer.weight}"
-            name += f" and {other.weight}" * (len(partners) > 1)
-            yield query_key_rescale(params, layer.paths, other.paths, name=name)
+    attentions = attentions_of(layers)
+    for heads in attentions:
+        several = sum(other.query.weight == heads.query.weight for other in attentions) > 1
+        name = f"query-key rescale of {heads.query.weight}"
+        name += f" and {heads.key.weight}" * several
+        yield query_key_rescale(params, heads.query.paths, heads.key.paths, name=name)
     sides = [(layer.weight, layer.paths, layer.outputs, "rescale") for layer in layers]
     leaves = leaves_by_path(params)
     for norm in norms_of(params, layers):
@@ -139,8 +181,46 @@ def continuous_candidates(params: Params, degrees: tuple[float, ...]) -> Iterato
                     )
 
 
-def discrete_candidates(params: Params) -> Iterator[DiscreteMap]:
-    """Yields the permutations and sign flips that a network of these params might allow."""
+def linear_candidates(
+    params: Params, stretches: Sequence[Symmetry], heads: tuple[int, ...]
+) -> Iterator[tuple[AbstractGenerator, ...]]:
+    """Yields what linear units might have besides: of several, the first that holds is the one.
+
+    Args:
+        params: of the network.
+        stretches: symmetries that stretch linear units.
+        heads: numbers of heads into which the units may fall.
+    """
+    biases = {layer.weight: layer.bias for layer in layers_of(params)}
+    for stretch in stretches:
+        incoming = tuple(place.path for place in stretch.places if place.coefficient > 0)
+        outgoing = tuple(place for place in stretch.places if place.coefficient < 0)
+        numbers = [h for h in heads if not stretch.units % h and stretch.units > h]
+        numbers = [h for h in numbers if stretch.units // h <= _MOST_MIXED]
+        if stretch.kind == "query-key rescale":
+            keys = tuple(place.path for place in outgoing)
+            yield tuple(query_key_mixing(params, incoming, keys, heads=h) for h in numbers)
+            continue
+        after = outgoing[0].path
+        if outgoing[0].view is not None:
+            continue
+        yield tuple(mixing(params, incoming, after, heads=h) for h in numbers)
+        if array_at("symmetries", leaves_by_path(params), after).ndim > 2:
+            continue
+        bias = biases.get(after)
+        if len(incoming) == 2 and bias is not None:
+            yield (bias_exchange(params, incoming[1], after, bias),)
+        if array_at("symmetries", leaves_by_path(params), incoming[0]).ndim == 2:
+            yield (early_translation(params, incoming[0], after),)
+
+
+def discrete_candidates(params: Params, heads: tuple[int, ...]) -> Iterator[DiscreteMap]:
+    """Yields the permutations and sign flips that a network of these params might allow.
+
+    Args:
+        params: of the network.
+        heads: numbers of heads that attention layers might have.
+    """
     layers, leaves = layers_of(params), leaves_by_path(params)
     norms = [(norm, leaves[norm[0]].size) for norm in norms_of(params, layers)]
     for layer in layers:
@@ -159,11 +239,87 @@ def discrete_candidates(params: Params) -> Iterator[DiscreteMap]:
                 whole = rescale(params, layer.paths, after.weight, order=order)
                 yield unit_map("flip", whole.places, whole.units, order)
         if layer.outputs > 1:
+            alone = scale(params, layer.weight, layer.bias).places
+            # Where the same array leads out of the units again, or what they make is pooled.
+            yield unit_map("permute", alone, layer.outputs)
             for gain in ((), *((norm[0],) for norm in beside)):
-                places = scale(params, layer.weight, layer.bias).places
-                if gain:
-                    places = (*places, *bias_shift(params, gain[0]).places)
+                places = (*alone, *bias_shift(params, gain[0]).places) if gain else alone
                 yield unit_map("flip", places, layer.outputs)
+    attentions = attentions_of(layers)
+    for attention in attentions:
+        yield from _within_heads(params, attention, heads)
+    yield from _streams(params, attentions)
+
+
+def _within_heads(
+    params: Params, attention: Heads, heads: tuple[int, ...]
+) -> Iterator[DiscreteMap]:
+    """Yields the maps of an attention layer's components and of its heads."""
+    leaves = leaves_by_path(params)
+
+    def seen(paths: tuple[str, ...], axis: int, number: int) -> tuple[Place, ...]:
+        shapes = {path: leaves[path].shape for path in paths}
+        views = {path: (number, n // number, *rest) for path, (n, *rest) in shapes.items()}
+        return tuple(Place(path, axis, view=view) for path, view in views.items())
+
+    query, key, value, out = attention.query, attention.key, attention.value, attention.output
+    pair = (*query.paths, *key.paths)
+    yield unit_map("flip", tuple(Place(path) for path in pair), query.outputs)
+    for number in heads:
+        if query.outputs % number:
+            continue
+        size = query.outputs // number
+        within = f", within {number} heads" * (number > 1)
+        if size > 1:
+            yield unit_map("permute", seen(pair, 1, number), size, suffix=within)
+        if number == 1 or value is None or out is None or value.outputs % number:
+            continue
+        if out.inputs != value.outputs:
+            continue
+        size = value.outputs // number
+        rest = leaves[out.weight].shape[2:]
+        view = (out.outputs, number, size, *rest)
+        if size > 1:
+            places = (*seen(value.paths, 1, number), Place(out.weight, 2, view=view))
+            yield unit_map("permute", places, size, suffix=within)
+        places = (*seen((*pair, *value.paths), 0, number), Place(out.weight, 1, view=view))
+        yield unit_map("permute", places, number, suffix=f", {number} heads")
+
+
+def _streams(params: Params, attentions: tuple[Heads, ...]) -> Iterator[DiscreteMap]:
+    """Yields the maps of a width that several layers share: residual streams, tied embeddings.
+
+    Every axis of that length belongs to it, but for the components inside attention layers.
+    """
+    leaves, layers = leaves_by_path(params), layers_of(params)
+    inner: set[tuple[str, int]] = set()
+    for each in attentions:
+        projections = (each.query, each.key, each.value)
+        inner |= {(path, 0) for layer in projections if layer for path in layer.paths}
+        inner |= {(each.output.weight, 1)} if each.output else set()
+    weights = {layer.weight for layer in layers}
+    widths = {layer.outputs for layer in layers} & {layer.inputs for layer in layers}
+    for width in sorted(widths - {1}):
+        places = tuple(
+            Place(path, axis)
+            for path, leaf in leaves.items()
+            for axis in range(2 if path in weights else 1)
+            if leaf.ndim > axis and leaf.shape[axis] == width and (path, axis) not in inner
+        )
+        # One layer behind another has been proposed before.
+        if sum(place.path in weights for place in places) > 2:
+            suffix = f" of width {width}"
+            yield unit_map("permute", places, width, suffix=suffix)
+            yield unit_map("flip", places, width, suffix=suffix)
+
+
+def heads_of(task: Any) -> tuple[int, ...]:
+    """Returns the numbers of heads that attention layers might have, 1 always among them.
+
+    They are those in fields named for them, anywhere in a task or model.
+    """
+    found = {int(number) for name, number in _fields(task) if _counts_heads(name, number)}
+    return tuple(sorted({1, *found}))
 
 
 def degrees_of(task: Any) -> tuple[float, ...]:
@@ -201,22 +357,34 @@ def homogeneous_degree(activation: Callable[[Any], Any]) -> float | None:
     return degree if np.all(np.abs(degrees - degree) < 1e-3) else None
 
 
-def _activations(node: Any, name: str = "") -> Iterator[Callable[[Any], Any]]:
+def _activations(task: Any) -> Iterator[Callable[[Any], Any]]:
     """Yields the callables in fields named for activations, anywhere in a task or model."""
+    for name, value in _fields(task):
+        if callable(value) and ("activation" in name or name == "fn"):
+            yield value
+
+
+def _counts_heads(name: str, value: Any) -> bool:
+    return "heads" in name and type(value) is int and value > 0
+
+
+def _fields(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields all that is in a task or model, by the name of the field or key it is in."""
+    yield name, node
     if callable(node) and ("activation" in name or name == "fn"):
-        yield node
-    elif dataclasses.is_dataclass(node) and not isinstance(node, type):
+        return
+    if dataclasses.is_dataclass(node) and not isinstance(node, type):
         for field in dataclasses.fields(node):
-            yield from _activations(vars(node).get(field.name), field.name)
+            yield from _fields(vars(node).get(field.name), field.name)
     elif isinstance(node, (tuple, list)):
         # A network that is kept as its leaves and its tree definition.
         if len(node) == 2 and isinstance(node[1], jax.tree_util.PyTreeDef):
             node = (node[1].unflatten(node[0]),)
         for item in node:
-            yield from _activations(item, name)
+            yield from _fields(item, name)
     elif isinstance(node, dict):
         for key, item in node.items():
-            yield from _activations(item, str(key))
+            yield from _fields(item, str(key))
 
 
 def _bias_of(path: str, weight: Tensor, leaves: dict[str, Tensor]) -> str | None:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lopt.analysis.dynamics.checks import check_optimizer, update_or_refuse
+from lopt.analysis.dynamics.checks import check_optimizer, check_same_trees, update_or_refuse
 from lopt.analysis.symmetry.deviation import check_names, deviation
 from lopt.analysis.symmetry.generators import AbstractGenerator
 from lopt.analysis.symmetry.places import Units
@@ -148,9 +148,11 @@ def broken_component(
         direction: a tree like `params`.
 
     Raises:
-        ValueError: if there are no symmetries, or something else is given as one.
+        ValueError: if there are no symmetries, if something else is given as one, or if
+            `direction` is not like `params`.
     """
     check_names("broken_component", generators)
+    check_same_trees("broken_component", "direction", direction, "params", params)
 
     def along(direction: Params) -> Units:
         return jnp.concatenate([g.along(params, direction) for g in generators])
