@@ -118,6 +118,7 @@ def test_readme_names_the_targets_of_the_makefile():
         assert target in targets, target
 
 
+@pytest.mark.slow
 def test_sphinx_builds_without_a_warning(tmp_path):
     pytest.importorskip("myst_parser")
     command = [sys.executable, "-m", "sphinx", "--fail-on-warning", "-q", ROOT / "docs", tmp_path]

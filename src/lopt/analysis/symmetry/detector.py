@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from lopt.analysis.symmetry.check import check_task, prepare_bench
+from lopt.analysis.symmetry.bench import prepare_bench
+from lopt.analysis.symmetry.check import check_task
 from lopt.analysis.symmetry.deviation import check_names, check_sequence
 from lopt.analysis.symmetry.generators import AbstractGenerator
 from lopt.analysis.symmetry.places import Keys

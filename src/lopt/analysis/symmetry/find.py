@@ -6,8 +6,8 @@ from typing import Any
 import equinox as eqx
 import numpy as np
 
+from lopt.analysis.symmetry.bench import Bench, prepare_bench
 from lopt.analysis.symmetry.check import (
-    Bench,
     Evidence,
     check_group,
     check_subject,
@@ -16,7 +16,6 @@ from lopt.analysis.symmetry.check import (
     default_tolerance,
     measure_move,
     measure_slopes,
-    prepare_bench,
 )
 from lopt.analysis.symmetry.deviation import check_sequence
 from lopt.analysis.symmetry.discrete import DiscreteMap
