@@ -165,7 +165,8 @@ KINKED = {
 
 def flow_drifts(task, size, least, key):
     """Returns how far each conserved quantity moves at most, under gradient flow and under SGD."""
-    generators = [g for g in symmetries(task, key).generators if g.knows_conserved]
+    found = symmetries(task, key).generators
+    generators = tuple(g for g in found if g.knows_conserved)
     assert len(generators) >= least
     drifts = []
     for estimator in (GradientFlow(task, size, 60), task):
