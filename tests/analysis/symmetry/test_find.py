@@ -10,12 +10,15 @@ import lopt
 from lopt.analysis.symmetry import (
     FreeGenerator,
     ModelLoss,
+    Place,
+    check_symmetry,
     homogeneous_degree,
     missing_ranks,
     rescale,
     scale,
     symmetries,
     translation,
+    unit_map,
 )
 from lopt.analysis.symmetry.deviation import check_sequence
 from lopt.analysis.symmetry.structure import layers_of
@@ -289,3 +292,47 @@ def test_a_free_generator_may_be_proposed(key):
     free = FreeGenerator("free", "rescale", good.units, good.act)
     found = symmetries(task, key, others=[free, free])
     assert [g.name for g in found.generators].count("free") == 1
+
+
+def test_signs_and_places_of_each_unit_are_told_from_those_of_all(key):
+    # Channels first: seen with channels last, only the sign of all units at once may change.
+    params = {"w1": jax.random.normal(key, (2, 2)), "w2": jax.random.normal(key, (2, 8))}
+
+    def loss(model, batch):
+        hidden = jnp.einsum("oc,ncp->nop", model["w1"], batch[0])
+        return jnp.mean((hidden.reshape(len(hidden), -1) @ model["w2"].T - batch[0][:, :, 0]) ** 2)
+
+    task = ModelLoss(double(params), loss, Inputs((2, 4)))
+    for seed in range(3):
+        names = [each.name for each in symmetries(task, jax.random.key(seed)).maps]
+        assert names
+        assert all(name.endswith("units first") for name in names)
+
+    # Each unit sees the next one: turned around they are the same, two exchanged they are not.
+    def ring(model, batch):
+        hidden = jnp.tanh(batch[0] @ model["w1"].T)
+        hidden = hidden * jnp.roll(hidden, 1, axis=1) ** 2 + hidden
+        return jnp.mean((hidden @ model["w2"].T - 1) ** 2)
+
+    params = {"w1": jax.random.normal(key, (3, 4)), "w2": jax.random.normal(key, (2, 3))}
+    task = ModelLoss(double(params), ring, Inputs((4,)))
+    turn = unit_map("permute", (Place("['w1']"), Place("['w2']", axis=1)), 3)
+    with pytest.raises(ValueError, match="does not have the symmetry"):
+        check_symmetry(turn, task, key)
+
+
+def test_of_attention_without_biases_as_wide_as_its_inputs(key):
+    model = double(eqx.nn.MultiheadAttention(2, 4, key=key))
+
+    def loss(model, batch):
+        return jnp.mean((jax.vmap(lambda rows: model(rows, rows, rows))(batch[0]) - batch[0]) ** 2)
+
+    task = ModelLoss(model, loss, Inputs((5, 4)))
+    found = symmetries(task, key)
+    assert kinds(found) == [
+        *(("mixing", 8), ("query-key mixing", 8), ("query-key rescale", 4), ("rescale", 4)),
+    ]
+    assert motions(found) == ["flip", "flip", "permute", "permute", "permute"]
+    other = translation(task.init(key), ".query_proj.weight", name=found.generators[-1].name)
+    with pytest.raises(ValueError, match="has a symmetry named"):
+        symmetries(task, key, others=[other])

@@ -15,6 +15,8 @@ from lopt.analysis.symmetry import (
     Symmetry,
     bias_exchange,
     bias_shift,
+    broken_component,
+    deviation,
     early_translation,
     mixing,
     query_key_mixing,
@@ -176,6 +178,12 @@ def test_a_convolution_mixes_its_channels(key):
         (lambda p: bias_shift({"b": jnp.ones(0)}, "['b']"), "first axes"),
         (lambda p: translation({"w": jnp.ones((0, 3))}, "['w']"), r"shape \(0, 3\)"),
         (lambda p: query_key_rescale(p, (), ()), r"query=\(\).*at least one"),
+        (lambda p: mixing(p, (3,), W2), "incoming"),
+        (lambda p: Mixing("x", "x", 5, 1, (W1,), ((W2, 1),)), r"heads \* size"),
+        (lambda p: Mixing("x", "x", 9, 1, (W1,), ()), "both sides"),
+        (lambda p: bias_exchange(p, B1, W2, B2).act({"a": jnp.ones(3)}, jnp.ones(3)), "array at"),
+        (lambda p: bias_exchange(p, B1, W2, B2).act(p, jnp.ones(2)), "amounts of shape"),
+        (lambda p: early_translation(p, W1, W2).act({"a": jnp.ones(4)}, jnp.ones(4)), "array at"),
         (lambda p: mixing(p, (), W2), r"incoming=\(\).*at least one"),
         (lambda p: mixing(p, (W1, B1), ".nope"), r"array at params\.nope"),
         (lambda p: mixing(p, (W1, W2), W2), "no array twice"),
@@ -225,3 +233,13 @@ def test_wrong_structures_are_refused(params, build, message):
     # Under the tests' type checker a word that is none of the options never arrives.
     with pytest.raises((ValueError, TypeError), match=message):
         build(params)
+
+
+@pytest.mark.parametrize("which", range(11))
+def test_the_cosine_is_the_share_of_the_projection(params, which):
+    # Also where tangents are not orthogonal to one another, as those of mixing and exchange.
+    generator, direction = built(params)[which], random_like(params, 3)
+    size = jnp.linalg.norm(jax.flatten_util.ravel_pytree(direction)[0])
+    part = broken_component([generator], params, direction)
+    expected = jnp.linalg.norm(jax.flatten_util.ravel_pytree(part)[0]) / size
+    np.testing.assert_allclose(deviation(generator, params, direction).cosine, expected, rtol=1e-9)

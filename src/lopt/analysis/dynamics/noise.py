@@ -15,7 +15,7 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from lopt.analysis.dynamics.checks import check_optimizer
-from lopt.core.checks import check_integer
+from lopt.core.checks import check_integer, is_real
 from lopt.core.estimator import AbstractGradientEstimator
 from lopt.core.types import Key, Params
 from lopt.core.unroll import TrainState
@@ -175,8 +175,10 @@ def tail_index(
     """
     if grouping not in ("values", "samples"):
         raise ValueError(f"tail_index(grouping={grouping!r}) must be 'values' or 'samples'.")
-    if not floor >= 0:
-        raise ValueError(f"tail_index(floor={floor!r}) must not be negative; try 0.")
+    if not is_real(floor) or not 0 <= floor < math.inf:
+        raise ValueError(
+            f"tail_index(floor={floor!r}) must be a finite number and not negative; try 0."
+        )
     if not np.isfinite(noise).all() or not noise.any():
         raise ValueError(
             "tail_index(noise) must be finite, and not zero everywhere; try samples of more "
@@ -203,7 +205,15 @@ def covariance_spectrum(
 
     They are those of the Gram matrix of centred samples, or of the covariance itself if that is
     smaller; divided by one less than the number of samples, so that their sum is an unbiased trace.
+
+    Raises:
+        ValueError: if `vectors` are not at least two rows of finite numbers.
     """
+    if vectors.ndim != 2 or len(vectors) < 2 or not np.isfinite(vectors).all():
+        raise ValueError(
+            f"covariance_spectrum(vectors) must be two rows or more of finite numbers; they have "
+            f"shape {vectors.shape}. Try flatten_samples(noise_samples(...).grads)."
+        )
     centred = vectors - vectors.mean(axis=0)
     few = len(centred) <= centred.shape[1]
     gram = (centred @ centred.T if few else centred.T @ centred) / (len(centred) - 1)

@@ -6,6 +6,7 @@ pays for a factor a on its way in by a^-d on its way out: d is 1 for ReLU, leaky
 units, 2 for squared ReLU. None is believed: see `lopt.analysis.symmetry.check_symmetry`.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 from lopt.analysis.symmetry.generators import Symmetry
@@ -176,7 +177,9 @@ def check_paths(
     Raises:
         ValueError: naming it.
     """
-    paths: Any = (given,) if isinstance(given, str) else tuple(given)
+    paths: Any = (given,) if isinstance(given, str) else given
+    several = isinstance(paths, Sequence) and all(isinstance(path, str) for path in paths)
+    paths = tuple(paths) if several else ()
     if not paths or len(set(paths)) < len(paths):
         raise ValueError(
             f"{owner}({field}={given!r}) must name at least one array and none twice; try the "

@@ -23,13 +23,16 @@ from jaxtyping import Array, Float, Num
 
 from lopt.analysis.symmetry.bench import Bench, prepare_bench
 from lopt.analysis.symmetry.discrete import DiscreteMap
-from lopt.analysis.symmetry.generators import AbstractGenerator, check_action
+from lopt.analysis.symmetry.generators import AbstractGenerator, Symmetry, check_action
+from lopt.analysis.symmetry.places import leaves_by_path
 from lopt.core.checks import check_positive
 from lopt.core.task import AbstractStatefulTask
 from lopt.core.types import Key, Params
 
 # How far the group action is followed: units are stretched by factors within exp(-0.5, 0.5).
 FURTHEST = 0.5
+# Of fewer units more than one permutation, or choice of signs, is tried.
+FEW = 8
 
 
 class Evidence(eqx.Module):
@@ -87,8 +90,23 @@ def measure_slopes(
     generators: Sequence[AbstractGenerator], bench: Bench
 ) -> list[tuple[Float[np.ndarray, " unit"], int]]:
     """Returns the slope of each unit of each generator, and how many tangents are zero."""
-    found = _slopes(tuple(generators), bench.params, bench.grads)
-    return [(np.asarray(slopes), int(idle)) for slopes, idle in found]
+    others = tuple(g for g in generators if not isinstance(g, Symmetry))
+    found = iter(_slopes(others, bench.params, bench.grads) if others else ())
+    # Of many layers there are hundreds, which take minutes to compile and nothing to compute.
+    params, grads = (
+        {path: np.asarray(leaf) for path, leaf in leaves_by_path(tree).items()}
+        for tree in (bench.params, bench.grads)
+    )
+    whole = np.asarray(_lengths(bench.grads))
+    measured = []
+    for g in generators:
+        if isinstance(g, Symmetry):
+            g.arrays(bench.params)  # refuses those of another structure
+            measured.append(_stretch_slopes(g, params, grads, whole))
+        else:
+            slopes, idle = next(found)
+            measured.append((np.asarray(slopes), int(idle)))
+    return measured
 
 
 def measure_move(symmetry: AbstractGenerator | DiscreteMap, bench: Bench) -> float:
@@ -99,26 +117,27 @@ def measure_move(symmetry: AbstractGenerator | DiscreteMap, bench: Bench) -> flo
     amounts_key, control_key = jax.random.split(bench.key)
     dtype = jnp.result_type(*jax.tree.leaves(bench.params))
     if isinstance(symmetry, DiscreteMap):
-        amounts = _discrete_amounts(symmetry, amounts_key, dtype)
-        moved = symmetry(bench.params, amounts)
+        places = [
+            symmetry(bench.params, a) for a in _discrete_amounts(symmetry, amounts_key, dtype)
+        ]
     else:
         shape = (symmetry.units,)
         amounts = jax.random.uniform(amounts_key, shape, dtype, -FURTHEST, FURTHEST)
-        moved = symmetry.act(bench.params, amounts)
+        places = [symmetry.act(bench.params, amounts)]
     before = bench.losses(bench.params)
 
     def change(params: Params) -> float:
         return float(jnp.max(jnp.abs(bench.losses(params) - before)))
 
     there, anywhere = (
-        change(_equally_far(bench.params, moved, control_key, all_entries))
+        change(_equally_far(bench.params, places[0], control_key, all_entries))
         for all_entries in (False, True)
     )
     if not 0 < anywhere < np.inf:
         return float("nan")
     # The loss itself is rounded, but less than what is summed along the way.
     rounding = max(anywhere, float(jnp.max(jnp.abs(before))) / 8)
-    return change(moved) / max(there, _rounding_share(dtype) * rounding)
+    return max(map(change, places)) / max(there, _rounding_share(dtype) * rounding)
 
 
 def check_symmetry(
@@ -187,6 +206,35 @@ def default_tolerance(params: Params) -> float:
     return float(jnp.finfo(jnp.result_type(*jax.tree.leaves(params))).eps) ** 0.5
 
 
+def _stretch_slopes(
+    symmetry: Symmetry,
+    params: dict[str, np.ndarray],
+    grads: dict[str, np.ndarray],
+    whole: Float[np.ndarray, " batch"],
+) -> tuple[Float[np.ndarray, " unit"], int]:
+    """Does what `_slopes` does for what stretches or shifts, without anything to compile."""
+    batches, dtype = len(whole), whole.dtype
+    along = np.zeros((batches, symmetry.units), dtype)
+    squares, own = np.zeros(symmetry.units, dtype), np.zeros(batches, dtype)
+    for place in symmetry.places:
+        array, slopes = params[place.path], grads[place.path]
+        moves = array if symmetry.motion == "stretch" else np.ones_like(array)
+        xi = place.coefficient * moves
+        # One unit owns the whole array, as one slice of it.
+        view = (1, array.size) if place.axis is None else place.view or array.shape
+        axis = place.axis or 0
+        units = slice(place.first, place.first + view[axis])
+        parts = np.moveaxis((slopes * xi).reshape(batches, *view), axis + 1, 1)
+        along[:, units] += parts.reshape(batches, view[axis], -1).sum(axis=2)
+        tangents = np.moveaxis(xi.reshape(view), axis, 0).reshape(view[axis], -1)
+        squares[units] += np.sum(tangents**2, axis=1)
+        own += np.sum(np.where(xi == 0, 0, slopes).reshape(batches, -1) ** 2, axis=1)
+    length = np.maximum(np.sqrt(own), _rounding_share(dtype) * whole)[:, None]
+    lengths = np.sqrt(squares)
+    found = np.abs(along) / np.maximum(length * lengths, np.finfo(dtype).tiny)
+    return found.max(axis=0), int(np.sum(lengths == 0))
+
+
 @eqx.filter_jit
 def _slopes(
     generators: tuple[AbstractGenerator, ...], params: Params, grads: Params
@@ -233,13 +281,24 @@ def _equally_far(params: Params, moved: Params, key: Key, all_entries: bool) -> 
     return restore(flat + noise * (jnp.linalg.norm(change) / length))
 
 
-def _discrete_amounts(symmetry: DiscreteMap, key: Key, dtype: np.dtype) -> Num[Array, " unit"]:
+def _discrete_amounts(
+    symmetry: DiscreteMap, key: Key, dtype: np.dtype
+) -> list[Num[Array, " unit"]]:
+    """Returns what a discrete map is tried with: all of few units at once is not enough.
+
+    A rotation of three units, or the sign of two, may be a symmetry where those of each are none.
+    """
+    units = symmetry.units
+    order = jax.random.permutation(key, units)
     if symmetry.motion == "permute":
         # One cycle through all units, so that none stays where it is.
-        order = jax.random.permutation(key, symmetry.units)
-        return jnp.zeros_like(order).at[order].set(jnp.roll(order, 1))
-    signs = jnp.where(jax.random.bernoulli(key, 0.5, (symmetry.units,)), 1, -1)
-    return signs.at[0].set(-1).astype(dtype)
+        tried = [jnp.zeros_like(order).at[order].set(jnp.roll(order, 1))]
+        if 2 < units < FEW:
+            tried.append(jnp.arange(units).at[order[:2]].set(order[1::-1]))
+        return tried
+    half = jnp.where(order < max(units // 2, 1), -1, 1).astype(dtype)
+    one = jnp.where(order == 0, -1, 1).astype(dtype)
+    return [half, one] if 3 < units < FEW else [half]
 
 
 def check_subject(owner: str, symmetry: Any, task: Any) -> None:

@@ -26,10 +26,10 @@ class Deviation(eqx.Module):
     Attributes:
         signed: sum_i <u, xi_i>, as published. Units cancel one another: it hides up to ten times.
         absolute: sum_i |<u, xi_i>|.
-        cosine: the length of the cosines <u, xi_i> / (|u| |xi_i|) of all units, the share of u that
-            lies along the symmetry where units own entries; zero for a direction of zeros, or so
-            short that its square has no precision left (3e-16 in 32 bits); no number where there is
-            none, or where the square is infinite.
+        cosine: the share of the length of u that lies along the symmetry: where units own entries,
+            the length of their cosines <u, xi_i> / (|u| |xi_i|). Zero for a direction of zeros, or
+            so short that its square has no precision left (3e-16 in 32 bits); no number where there
+            is none, or where the square is infinite.
         units: <u, xi_i> of each unit, or nothing.
     """
 
@@ -73,7 +73,6 @@ def deviation(
         )
     check_same_trees("deviation", "direction", direction, "params", params)
     along = generator.along(params, direction)
-    lengths = generator.lengths(params)
     info = jnp.finfo(along.dtype)
     # Products, as they add many numbers at a time.
     squares = [
@@ -84,8 +83,8 @@ def deviation(
     # Far below, squares of entries have vanished, and a quotient of what is left means nothing.
     some = ~(square <= info.tiny / info.eps)
     norm = jnp.sqrt(jnp.where(some, square, jnp.ones_like(square)))
-    cosines = along / jnp.maximum(lengths * norm, info.tiny)
-    cosine = jnp.where(some, _safe_root(jnp.sum(cosines**2)), jnp.zeros_like(square))
+    cosine = _safe_root(generator.share(params, along / norm))
+    cosine = jnp.where(some, cosine, jnp.zeros_like(square))
     return Deviation(
         signed=jnp.sum(along),
         absolute=jnp.sum(jnp.abs(along)),

@@ -130,7 +130,10 @@ def symmetries(
     kept = _without_composed([each for each in maps if evidence[each.name].holds])
     held = [g for g in continuous if evidence[g.name].holds]
     groups = list(linear_candidates(bench.params, _linear(held, kept), heads))
-    basis = [each for group in groups for each in group if each.name not in evidence]
+    basis = [each for group in groups for each in group]
+    known = {each.name for each in basis}
+    basis = _with_others(basis, [other for other in others if other.name in known])
+    basis = [each for each in basis if each.name not in evidence]
     evidence |= _measure(basis, bench, tolerance, most)
     continuous.extend(basis)
     for group in groups:
@@ -162,14 +165,18 @@ def _linear(
     generators: Sequence[AbstractGenerator], maps: Sequence[DiscreteMap]
 ) -> tuple[Symmetry, ...]:
     """Returns the stretches of linear units: of degree 1, where signs may be flipped as well."""
-    flipped = [{place.path for place in each.places} for each in maps if each.motion == "flip"]
+    flipped = [
+        {(place.path, place.axis) for place in each.places}
+        for each in maps
+        if each.motion == "flip"
+    ]
     return tuple(
         g
         for g in generators
         if isinstance(g, Symmetry)
         and g.kind in ("rescale", "query-key rescale")
         and {place.coefficient for place in g.places} == {1.0, -1.0}
-        and {place.path for place in g.places} in flipped
+        and {(place.path, place.axis) for place in g.places} in flipped
     )
 
 

@@ -67,6 +67,17 @@ class AbstractGenerator(eqx.Module):
     def knows_conserved(self) -> bool:
         """Whether `conserved` is known."""
 
+    def share(self, params: Params, along: Units) -> Scalar:
+        """Returns the squared length of what of a direction lies along the tangents.
+
+        Args:
+            params: where.
+            along: <direction, xi_i> of each unit.
+        """
+        lengths = self.lengths(params)
+        # Units own different entries, so that their tangents are orthogonal.
+        return jnp.sum((along / jnp.maximum(lengths, jnp.finfo(lengths.dtype).tiny)) ** 2)
+
     def tangents(self, params: Params) -> PyTree[Float[Array, "unit ..."]]:
         """Returns the tangents, on a new first axis of every array of `params`."""
         dtype = jnp.result_type(*jax.tree.leaves(params))
@@ -123,12 +134,12 @@ class Symmetry(AbstractGenerator):
         """Returns sum_i amounts_i xi_i(params)."""
         pattern = self._pattern(params, amounts)
         if self.motion == "stretch":
-            pattern = {path: tensor * pattern[path] for path, tensor in self._own(params).items()}
+            pattern = {path: tensor * pattern[path] for path, tensor in self.arrays(params).items()}
         return with_leaves(params, pattern, others=False)
 
     def act(self, params: Params, amounts: Units) -> Params:
         """Returns the params stretched or shifted by `amounts`."""
-        pattern, own = self._pattern(params, amounts), self._own(params)
+        pattern, own = self._pattern(params, amounts), self.arrays(params)
         if self.motion == "stretch":
             moved = {path: tensor * jnp.exp(pattern[path]) for path, tensor in own.items()}
         else:
@@ -137,14 +148,14 @@ class Symmetry(AbstractGenerator):
 
     def along(self, params: Params, direction: Params) -> Units:
         """Returns <direction, xi_i(params)> for each unit i."""
-        own, towards = self._own(params), self._own(direction)
+        own, towards = self.arrays(params), self.arrays(direction)
         if self.motion == "stretch":
             towards = {path: tensor * own[path] for path, tensor in towards.items()}
         return self._gather(towards)
 
     def lengths(self, params: Params) -> Units:
         """Returns |xi_i(params)| for each unit i."""
-        own = self._own(params)
+        own = self.arrays(params)
         squares = {
             path: tensor**2 if self.motion == "stretch" else jnp.ones_like(tensor)
             for path, tensor in own.items()
@@ -155,7 +166,7 @@ class Symmetry(AbstractGenerator):
         """Returns sum c theta^2 of what each unit owns, or sum c theta for a shift."""
         if self.motion == "stretch":
             return self.inner(params, params)
-        return self._gather(self._own(params))
+        return self._gather(self.arrays(params))
 
     @property
     def knows_conserved(self) -> bool:
@@ -164,10 +175,10 @@ class Symmetry(AbstractGenerator):
 
     def inner(self, one: Params, other: Params) -> Units:
         """Returns the signed inner products [one, other]_i = sum c one other of each unit."""
-        first, second = self._own(one), self._own(other)
+        first, second = self.arrays(one), self.arrays(other)
         return self._gather({path: first[path] * second[path] for path in first})
 
-    def _own(self, params: Params) -> dict[str, Tensor]:
+    def arrays(self, params: Params) -> dict[str, Tensor]:
         """Returns the arrays this symmetry acts on, refusing params of another structure."""
         owner, leaves = f"The symmetry {self.name!r}", leaves_by_path(params)
         own = {}
@@ -178,7 +189,7 @@ class Symmetry(AbstractGenerator):
 
     def _pattern(self, params: Params, amounts: Units) -> dict[str, Tensor]:
         check_amounts(self, amounts)
-        own = self._own(params)
+        own = self.arrays(params)
         return {
             place.path: place.coefficient * place.spread(amounts, own[place.path])
             for place in self.places
@@ -199,6 +210,8 @@ class FreeGenerator(AbstractGenerator):
         name, kind, units: see `AbstractGenerator`.
         action: (params, amounts) to the moved params; the tangents are its derivative at zero.
         quantity: params to what gradient flow conserves, one number for each unit, if known.
+        orthogonal: whether tangents are known to be orthogonal to one another; where they are not,
+            what lies along them takes a system of equations to tell.
     """
 
     name: str = eqx.field(static=True)
@@ -206,6 +219,7 @@ class FreeGenerator(AbstractGenerator):
     units: int = eqx.field(static=True)
     action: Callable[[Params, Units], Params]
     quantity: Callable[[Params], Units] | None = None
+    orthogonal: bool = eqx.field(static=True, default=False)
 
     def __check_init__(self) -> None:
         check_integer(f"FreeGenerator({self.name!r})", "units", self.units)
@@ -218,6 +232,7 @@ class FreeGenerator(AbstractGenerator):
 
     def act(self, params: Params, amounts: Units) -> Params:
         """Returns the moved params."""
+        check_amounts(self, amounts)
         return self.action(params, amounts)
 
     def along(self, params: Params, direction: Params) -> Units:
@@ -246,6 +261,14 @@ class FreeGenerator(AbstractGenerator):
         # One by one, as all tangents at once need as much memory as units times params.
         dtype = jnp.result_type(*jax.tree.leaves(params))
         return jnp.sqrt(jax.lax.map(square, jnp.eye(self.units, dtype=dtype)))
+
+    def share(self, params: Params, along: Units) -> Scalar:
+        """Returns the squared length of what of a direction lies along the tangents."""
+        if self.orthogonal:
+            return super().share(params, along)
+        rows = jnp.eye(self.units, dtype=along.dtype)
+        gram = jax.lax.map(lambda row: self.along(params, self.combine(params, row)), rows)
+        return along @ jnp.linalg.pinv(gram, hermitian=True) @ along
 
     def conserved(self, params: Params) -> Units:
         """Returns what gradient flow conserves.

@@ -1,8 +1,10 @@
 """What else is symmetric about linear units: their layers are a product, and any basis will do.
 
 Two layers x -> W2 (W1 x + b1) + b2 without a nonlinearity in between are one affine map. With these
-and the translations every direction is named that leaves its softmax as it is. The queries and keys
-of attention are linear units too, and so are its values; each head has a basis of its own.
+and the translations every direction is named that leaves its softmax as it is, but for what units
+do that W2 makes nothing of, where there are more of them than outputs and fewer than inputs. The
+queries and keys of attention are linear units too, and so are its values; each head has a basis of
+its own.
 """
 
 import math
@@ -16,7 +18,7 @@ from lopt.analysis.symmetry.builders import check_paths, layer_width
 from lopt.analysis.symmetry.generators import AbstractGenerator, FreeGenerator, check_amounts
 from lopt.analysis.symmetry.places import Tensor, Units, array_at, leaves_by_path, with_leaves
 from lopt.core.checks import check_integer
-from lopt.core.types import Params
+from lopt.core.types import Params, Scalar
 
 
 class Mixing(AbstractGenerator):
@@ -40,6 +42,17 @@ class Mixing(AbstractGenerator):
     heads: int = eqx.field(static=True)
     incoming: tuple[str, ...] = eqx.field(static=True)
     outgoing: tuple[tuple[str, int], ...] = eqx.field(static=True)
+
+    def __check_init__(self) -> None:
+        owner = f"Mixing({self.name!r})"
+        check_integer(owner, "heads", self.heads, hint=1)
+        check_integer(owner, "units", self.units)
+        if self.units != self.heads * self.size**2 or not self.incoming or not self.outgoing:
+            raise ValueError(
+                f"{owner} must have heads * size**2 units, and arrays on both sides; it has units="
+                f"{self.units}, heads={self.heads}, incoming={self.incoming}, outgoing="
+                f"{self.outgoing}. Try mixing or query_key_mixing, which build it."
+            )
 
     @property
     def size(self) -> int:
@@ -69,6 +82,19 @@ class Mixing(AbstractGenerator):
         before, after = self._sides(squares)
         return jnp.sqrt(before[:, None, :] + after[:, :, None]).reshape(-1)
 
+    def share(self, params: Params, along: Units) -> Scalar:
+        """Returns the squared length of what of a direction lies along the tangents.
+
+        The nearest tangent a solves B a + a A = M, with A = sum P P' on the way in, B that on the
+        way out and M what lies along each: an equation of Sylvester's, in the bases of A and B.
+        """
+        before, after = self._sides({p: seen @ seen.mT for p, seen in self._seen(params).items()})
+        (rights, right), (lefts, left) = jnp.linalg.eigh(before), jnp.linalg.eigh(after)
+        turned = left.mT @ self._blocks(along) @ right
+        both = jnp.maximum(lefts[:, :, None] + rights[:, None, :], 0)
+        some = both > jnp.finfo(both.dtype).eps * both.shape[-1] * jnp.max(both)
+        return jnp.sum(jnp.where(some, turned**2 / jnp.where(some, both, 1), 0))
+
     def conserved(self, params: Params) -> Units:
         """Returns sum P P' on the way in minus that on the way out, entry by entry."""
         products = {path: seen @ seen.mT for path, seen in self._seen(params).items()}
@@ -92,7 +118,7 @@ class Mixing(AbstractGenerator):
         owner, leaves, seen = f"The symmetry {self.name!r}", leaves_by_path(params), {}
         for path, axis in self._axes().items():
             array = array_at(owner, leaves, path)
-            if array.ndim <= axis or array.shape[axis] != self.heads * self.size:
+            if not 0 <= axis < array.ndim or array.shape[axis] != self.heads * self.size:
                 raise ValueError(
                     f"{owner} needs {self.heads * self.size} units on axis {axis} of params{path}; "
                     f"it has shape {array.shape}. Try building the symmetry from these params."
@@ -214,7 +240,8 @@ def early_translation(
             "arrays of shapes (units, inputs) and (outputs, units)."
         )
     action = _EarlyTranslation(incoming, outgoing)
-    return FreeGenerator(name or f"{kind} of {incoming}", kind, first[1], action)
+    name = name or f"{kind} of {incoming}"
+    return FreeGenerator(name, kind, first[1], action, orthogonal=True)
 
 
 def _mixing(
@@ -225,7 +252,7 @@ def _mixing(
     heads: int,
     name: str | None,
 ) -> Mixing:
-    check_integer(kind, "heads", heads)
+    check_integer(kind, "heads", heads, hint=1)
     paths = [*incoming, *(path for path, _ in outgoing)]
     if len(set(paths)) < len(paths):
         raise ValueError(
@@ -253,10 +280,9 @@ class _Exchange(eqx.Module):
 
     def __call__(self, params: Params, amounts: Units) -> Params:
         leaves = leaves_by_path(params)
-        new = {
-            self.hidden: leaves[self.hidden] + amounts,
-            self.output: leaves[self.output] - leaves[self.outgoing] @ amounts,
-        }
+        paths = (self.hidden, self.outgoing, self.output)
+        hidden, outgoing, output = (array_at("bias exchange", leaves, path) for path in paths)
+        new = {self.hidden: hidden + amounts, self.output: output - outgoing @ amounts}
         return with_leaves(params, new, others=True)
 
 
@@ -268,7 +294,9 @@ class _EarlyTranslation(eqx.Module):
 
     def __call__(self, params: Params, amounts: Units) -> Params:
         leaves = leaves_by_path(params)
-        after = leaves[self.outgoing]
+        before, after = (
+            array_at("early translation", leaves, path) for path in (self.incoming, self.outgoing)
+        )
         towards = jnp.linalg.pinv(after) @ jnp.ones(len(after), after.dtype)
-        new = {self.incoming: leaves[self.incoming] + jnp.outer(towards, amounts)}
+        new = {self.incoming: before + jnp.outer(towards, amounts)}
         return with_leaves(params, new, others=True)

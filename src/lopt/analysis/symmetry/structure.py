@@ -264,14 +264,17 @@ def _within_heads(
 
     query, key, value, out = attention.query, attention.key, attention.value, attention.output
     pair = (*query.paths, *key.paths)
-    yield unit_map("flip", tuple(Place(path) for path in pair), query.outputs)
+    # Not what the same arrays might be to one another as layers.
+    against = " against one another"
+    sides = tuple(Place(path) for path in pair)
+    yield unit_map("flip", sides, query.outputs, suffix=against)
     for number in heads:
         if query.outputs % number:
             continue
         size = query.outputs // number
         within = f", within {number} heads" * (number > 1)
         if size > 1:
-            yield unit_map("permute", seen(pair, 1, number), size, suffix=within)
+            yield unit_map("permute", seen(pair, 1, number), size, suffix=against + within)
         if number == 1 or value is None or out is None or value.outputs % number:
             continue
         if out.inputs != value.outputs:
