@@ -1,7 +1,6 @@
 """How tests run: 64-bit, strict about dtypes and ranks, with a compilation cache."""
 
 import gc
-import math
 import os
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -21,8 +20,6 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 ROOT = Path(__file__).parent
-# Linux allows 65,530; a module adds some thousands.
-MOST_MAPS = 20_000
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -49,21 +46,11 @@ def promotion(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def programs_of_modules() -> Iterator[None]:
-    """Frees compiled programs before thousands of them use up a process's memory maps.
-
-    Not with every module: the next one would trace and load again what all of them need.
-    """
+def programs_of_a_module() -> Iterator[None]:
+    """Frees compiled programs with their module: thousands use up a process's memory maps."""
     yield
-    if _memory_maps() > MOST_MAPS:
-        jax.clear_caches()
-        gc.collect()
-
-
-def _memory_maps() -> float:
-    """Returns how many this process has; infinity where that is not known."""
-    maps = Path("/proc/self/maps")
-    return len(maps.read_bytes().splitlines()) if maps.exists() else math.inf
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture

@@ -135,15 +135,16 @@ def symmetries(
     basis = _with_others(basis, [other for other in others if other.name in known])
     basis = [each for each in basis if each.name not in evidence]
     evidence |= _measure(basis, bench, tolerance, most)
-    continuous.extend(basis)
+    measured = {each.name for each in basis}
     for group in groups:
-        held.extend([each for each in group if each in basis and evidence[each.name].holds][:1])
+        found = [g for g in group if g.name in measured and evidence[g.name].holds]
+        held.extend(found[:1])
     names = {g.name for g in held}
-    near = [g for g in continuous if g.name not in names and evidence[g.name].within(most)]
+    near = [g for g in (*continuous, *basis) if evidence[g.name].within(most)]
     near = [g for g in near if not evidence[g.name].holds]
     exact = _without_implied(held)
     nearly = [g for g in _without_implied([*held, *near]) if g.name not in names]
-    return Symmetries(tuple(exact), tuple(nearly), tuple(kept), evidence)
+    return Symmetries(tuple(exact), tuple(nearly), kept, evidence)
 
 
 def _measure(
