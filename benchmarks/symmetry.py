@@ -28,7 +28,7 @@ from lopt.analysis.symmetry import (
     symmetries,
 )
 
-STEPS, REPEATS = 200, 40
+STEPS, REPEATS, AT_ONCE = 200, 40, 50
 HORIZON, TRUNCATION, PARTICLES, OUTER_STEPS, SEEDS, META_SEEDS = 100, 20, 8, 200, 10, 3
 STRENGTHS = (0.0, 0.03, 0.1, 0.3, 1.0)
 
@@ -65,7 +65,7 @@ def cost() -> None:
         for i in range(REPEATS + 1):
             for record, function in records.items():
                 began = time.perf_counter()
-                done = lopt.unroll(task, optimizer, state, STEPS, record=function)
+                done = lopt.unroll(task, optimizer, state, STEPS, record=function, at_once=AT_ONCE)
                 jax.block_until_ready(done)
                 if i:  # the first compiles
                     times[record].append(time.perf_counter() - began)

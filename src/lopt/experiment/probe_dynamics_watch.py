@@ -104,6 +104,11 @@ def fresh_run(tasks: AbstractTaskFamily, key: Key) -> tuple[AbstractStatefulTask
     return task, task.init(init_key), run_key
 
 
+def together(params: Params) -> int:
+    """Returns of how many steps records are computed at once: fewer of large networks."""
+    return max(1, min(50, 2**20 // sum(leaf.size for leaf in jax.tree.leaves(params))))
+
+
 def tuned_rate(tasks: AbstractTaskFamily, name: str, keys: Keys, steps: int) -> Rate:
     """Returns the rate of a reference with the lowest mean training loss, over all steps and runs.
 
@@ -179,7 +184,8 @@ def _advance(
 ) -> tuple[TrainState, Seen]:
     def advance(key: Key, state: TrainState) -> tuple[TrainState, Seen]:
         task = tasks.draw(jax.random.split(key, 3)[0])
-        return unroll(task, optimizer, state, steps, record=watch)
+        at_once = together(state.params)
+        return unroll(task, optimizer, state, steps, record=watch, at_once=at_once)
 
     return jax.vmap(advance)(keys, states)
 

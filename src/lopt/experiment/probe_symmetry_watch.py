@@ -19,7 +19,7 @@ from lopt.core.learned import AbstractLearnedOptimizer
 from lopt.core.task import AbstractTaskFamily
 from lopt.core.types import Key
 from lopt.core.unroll import Step, start, unroll
-from lopt.experiment.probe_dynamics_watch import Keys, fresh_run
+from lopt.experiment.probe_dynamics_watch import Keys, fresh_run, together
 
 Measured = Float[Array, "*time"]
 
@@ -84,7 +84,10 @@ def watched(
     def one(key: Key) -> Course:
         task, params, run_key = fresh_run(tasks, key)
         state = start(task, optimizer, params, run_key)
-        _, (losses, readings) = unroll(task, optimizer, state, steps, record=watch.record)
+        at_once = together(params)
+        _, (losses, readings) = unroll(
+            task, optimizer, state, steps, record=watch.record, at_once=at_once
+        )
         return Course(losses, {name: _kept(reading) for name, reading in readings.items()})
 
     return jax.vmap(one)(keys)
