@@ -238,3 +238,19 @@ def test_second_call_does_not_trace_again(key):
     count = len(traces)
     lopt.unroll(Counted(), optimizer, state, 3)
     assert len(traces) == count
+
+
+def test_a_window_may_be_reduced_to_the_log_of_its_sum(key):
+    """Its derivative is that of the losses, over their sum: here each second window of two."""
+    inner, theta = quadratic_toy(4), {"learning_rate": jnp.log(jnp.asarray(0.1))}
+    reduced = lopt.TruncatedBackprop(inner, 2, stagger=False, reduction=lopt.estimators.log_of_sum)
+    plain = lopt.TruncatedBackprop(inner, 2, stagger=False)
+    states = [each.prepare(theta, key) for each in (reduced, plain)]
+    for _ in range(2):
+        found, states[0] = reduced.estimate(theta, states[0], key)
+        mean, states[1] = plain.estimate(theta, states[1], key)
+        np.testing.assert_allclose(found.loss, jnp.log(2 * mean.loss), rtol=1e-7)
+        np.testing.assert_allclose(
+            found.grads["learning_rate"], mean.grads["learning_rate"] / mean.loss, rtol=1e-7
+        )
+        assert abs(found.grads["learning_rate"]) > 1e-3

@@ -257,6 +257,7 @@ def test_the_optimizer_of_the_symmetry_study(key):
     leaves = jax.tree.leaves(experiment.learned.init(key))
     assert sum(leaf.size for leaf in leaves) == 5301
     assert experiment.evaluations[1].horizon == 1000
+    assert experiment.meta.one.reduction is lopt.estimators.log_of_sum
     data = lopt.load_images("digits")
     for activation in (*l2o.ACTIVATIONS, l2o.BATCH_NORM):
         task = l2o.network_task(data, activation, (20,), 16)
@@ -265,13 +266,3 @@ def test_the_optimizer_of_the_symmetry_study(key):
         assert sum(leaf.size for leaf in jax.tree.leaves(params)) == expected
     with pytest.raises(ValueError, match="'tanh' must be one of sigmoid, relu, leaky_relu or"):
         l2o.experiment("tanh", dataset="digits")
-
-
-def test_its_meta_loss_is_the_mean_of_log_losses(key):
-    task = lopt.tasks.Quadratic(jnp.ones(2), jnp.zeros(2))
-    learned = lopt.LearnableSGD(0.1)
-    theta = learned.init(key)
-    inner = lopt.InnerTraining(task, learned, 4, l2o.log_loss)
-    plain = lopt.InnerTraining(task, learned, 4)
-    losses, _ = plain.advance(theta, plain.begin(theta, key), 4)
-    np.testing.assert_allclose(inner.meta_loss(theta, key), jnp.log(losses).mean(), rtol=1e-6)

@@ -49,6 +49,27 @@ def test_initial_weights_of_one_deviation():
         assert not np.any(layer.bias)
 
 
+@pytest.mark.parametrize("normalised", [False, True])
+def test_uniform_initial_weights_are_those_of_pytorch(normalised):
+    """Between -1 and 1 over sqrt(fan in), of a third of its square as variance; biases too."""
+    task = mlp_classification(make_data(), (20,), uniform=True)
+    if normalised:
+        task = lopt.tasks.BatchNormClassification(make_data(), (20,), uniform=True)
+    params = jax.vmap(task.init)(jax.random.split(KEY, 64))
+    layers = (params["network"] if normalised else params).layers
+    for layer, fan_in in zip(layers, (64, 20), strict=True):
+        for values in map(np.asarray, (layer.weight, layer.bias)):
+            assert 0.97 / fan_in**0.5 < np.abs(values).max() <= 1 / fan_in**0.5
+            # The fourth moment of a uniform on -1 to 1 is 1/5.
+            error = np.sqrt((1 / 5 - 1 / 9) / values.size) / fan_in
+            assert abs(np.mean(values**2) - 1 / (3 * fan_in)) < 4 * error
+
+
+def test_initial_weights_are_not_both_uniform_and_normal():
+    with pytest.raises(ValueError, match=r"deviation=0.1\) cannot be both.*try deviation=None"):
+        mlp_classification(make_data(), deviation=0.1, uniform=True)
+
+
 def test_loss_and_accuracy_equal_plain_numpy():
     task = mlp_classification(make_data(), widths=(7, 5), activation=jnp.tanh, batch_size=6)
     params, batch = task.init(KEY), task.batch(KEY)

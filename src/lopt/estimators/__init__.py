@@ -7,7 +7,7 @@ from lopt.estimators.forward import ForwardMode, OnlineForwardMode
 from lopt.estimators.look_ahead import LookAhead
 from lopt.estimators.persistent import GPES, NRES, PES, ESSingle
 from lopt.estimators.reparameterized import Reparameterized
-from lopt.estimators.truncated import TruncatedBackprop
+from lopt.estimators.truncated import TruncatedBackprop, log_of_sum
 from lopt.estimators.truncation import (
     AbstractHorizonSchedule,
     ConstantHorizon,
@@ -38,5 +38,6 @@ __all__ = [
     "Sum",
     "TruncatedBackprop",
     "TruncatedES",
+    "log_of_sum",
     "particle_mesh",
 ]

@@ -4,9 +4,12 @@ Exact for what happens inside a window, blind to the effect of theta before it: 
 short horizons unless the window is the whole episode (Wu et al. 2018, arXiv:1803.02021).
 """
 
+from collections.abc import Callable
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from lopt.core.estimator import AbstractGradientEstimator, Estimate
 from lopt.core.inner import InnerTraining
@@ -18,6 +21,15 @@ from lopt.estimators.truncation import (
     check_windows,
     make_windows,
 )
+
+
+def log_of_sum(losses: Float[Array, " step"]) -> Scalar:
+    """Returns the logarithm of the sum of losses: windows of small losses count as much as others.
+
+    Reference: Sobotka et al. 2024, arXiv:2312.07174, and their code.
+    """
+    # A sum that has vanished in single precision would have no logarithm.
+    return jnp.log(jnp.sum(losses) + 1e-8)
 
 
 class TruncatedBackprop(AbstractGradientEstimator):
@@ -32,6 +44,8 @@ class TruncatedBackprop(AbstractGradientEstimator):
         stagger: whether particles start at random windows, so as not to restart in step.
         schedule: of the length of episodes; always `inner.horizon` by default.
         segments: checkpoint segments of a window, which they divide, see `lopt.unroll`.
+        reduction: what is made of the objectives of a window's steps; their mean by default, or
+            such as `log_of_sum`.
     """
 
     inner: InnerTraining
@@ -39,6 +53,7 @@ class TruncatedBackprop(AbstractGradientEstimator):
     stagger: bool = eqx.field(static=True, default=True)
     schedule: AbstractHorizonSchedule | None = None
     segments: int = eqx.field(static=True, default=1)
+    reduction: Callable[[Float[Array, " step"]], Scalar] = eqx.field(static=True, default=jnp.mean)
 
     def __check_init__(self) -> None:
         check_windows("TruncatedBackprop", self.inner, self.truncation, self.schedule)
@@ -60,7 +75,7 @@ class TruncatedBackprop(AbstractGradientEstimator):
             # Inside of the derivative: a fresh optimizer state may depend on theta.
             episode = state.episode_to_run(self.inner, theta, key)
             losses, episode = self.inner.advance(theta, episode, self.truncation, self.segments)
-            return jnp.mean(losses), TruncatedState(episode, windows.advance(clock, losses))
+            return self.reduction(losses), TruncatedState(episode, windows.advance(clock, losses))
 
         (loss, state), grads = jax.value_and_grad(window, has_aux=True)(params)
         return Estimate(loss, grads), state

@@ -50,6 +50,7 @@ class BatchNormClassification(AbstractStatefulTask):
         batch_size: examples per step.
         momentum: of the running averages, per inner step.
         epsilon: added to variances.
+        uniform: how weights begin, see `mlp_classification`.
     """
 
     data: ImageData
@@ -58,6 +59,7 @@ class BatchNormClassification(AbstractStatefulTask):
     batch_size: int = eqx.field(static=True, default=128)
     momentum: float = eqx.field(static=True, default=0.9)
     epsilon: float = eqx.field(static=True, default=1e-5)
+    uniform: bool = eqx.field(static=True, default=False)
 
     def __check_init__(self) -> None:
         check_count("BatchNormClassification", "batch_size", self.batch_size, 2, 128)
@@ -78,6 +80,7 @@ class BatchNormClassification(AbstractStatefulTask):
             self.data.num_classes,
             self.activation,
             key,
+            uniform=self.uniform,
         )
         weights = [layer.weight for layer in network.layers[:-1]]
         return {

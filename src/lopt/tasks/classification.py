@@ -20,7 +20,8 @@ from lopt.tasks.ranges import check_count, check_scale
 class MultilayerPerceptron(eqx.Module):
     """A multilayer perceptron; with no hidden layers, a linear map.
 
-    Weights start as `initial_weights` draws them, biases at zero.
+    Weights start as `initial_weights` draws them and biases at zero, or all of them as layers of
+    Equinox and PyTorch begin.
 
     Attributes:
         layers: the linear layers.
@@ -38,6 +39,7 @@ class MultilayerPerceptron(eqx.Module):
         activation: Callable[[Array], Array],
         key: Key,
         deviation: float | None = None,
+        uniform: bool = False,
     ) -> None:
         """Draws the weights.
 
@@ -48,9 +50,11 @@ class MultilayerPerceptron(eqx.Module):
             activation: applied between layers.
             key: of the weights.
             deviation: of a normal to draw all weights from; by default it depends on the fan in.
+            uniform: whether to draw weights and biases between -1 and 1, over sqrt(fan in).
 
         Raises:
-            ValueError: if a length is not positive, or the deviation negative.
+            ValueError: if a length is not positive, the deviation negative, or `uniform` asked for
+                with a deviation.
         """
         check_count("MultilayerPerceptron", "inputs", inputs, 1, 64)
         check_count("MultilayerPerceptron", "outputs", outputs, 1, 10)
@@ -59,9 +63,21 @@ class MultilayerPerceptron(eqx.Module):
         shapes = [
             (after, before) for before, after in itertools.pairwise((inputs, *widths, outputs))
         ]
+        self.activation = activation
+        if uniform:
+            if deviation is not None:
+                raise ValueError(
+                    f"MultilayerPerceptron(uniform=True, deviation={deviation!r}) cannot be both "
+                    "uniform and normal; try deviation=None."
+                )
+            keys = jax.random.split(key, len(shapes))
+            self.layers = tuple(
+                eqx.nn.Linear(before, after, key=key)
+                for (after, before), key in zip(shapes, keys, strict=True)
+            )
+            return
         weights = initial_weights("MultilayerPerceptron", shapes, key, deviation)
         self.layers = tuple(_linear(weight) for weight in weights)
-        self.activation = activation
 
     def __call__(self, inputs: Float[Array, " inputs"]) -> Float[Array, " outputs"]:
         """Returns the outputs for one input."""
@@ -82,12 +98,12 @@ class PerceptronOf(eqx.Module):
     outputs: int = eqx.field(static=True)
     activation: Callable[[Array], Array] = eqx.field(static=True)
     deviation: float | None = eqx.field(static=True, default=None)
+    uniform: bool = eqx.field(static=True, default=False)
 
     def __call__(self, key: Key) -> MultilayerPerceptron:
         """Returns a new network."""
-        return MultilayerPerceptron(
-            self.inputs, self.widths, self.outputs, self.activation, key, self.deviation
-        )
+        sizes = self.inputs, self.widths, self.outputs
+        return MultilayerPerceptron(*sizes, self.activation, key, self.deviation, self.uniform)
 
 
 def initial_weights(
@@ -209,6 +225,7 @@ def mlp_classification(
     activation: Callable[[Array], Array] = jax.nn.relu,
     batch_size: int = 128,
     deviation: float | None = None,
+    uniform: bool = False,
 ) -> Classification:
     """Returns classification by a multilayer perceptron.
 
@@ -218,10 +235,11 @@ def mlp_classification(
         activation: applied between layers.
         batch_size: examples per step.
         deviation: of a normal to draw all weights from; by default it depends on the fan in.
+        uniform: whether to draw weights and biases between -1 and 1, over sqrt(fan in), as layers
+            of Equinox and PyTorch begin.
     """
-    network = PerceptronOf(
-        math.prod(data.image_shape), widths, data.num_classes, activation, deviation
-    )
+    sizes = math.prod(data.image_shape), widths, data.num_classes
+    network = PerceptronOf(*sizes, activation, deviation, uniform)
     return Classification(data, network, batch_size)
 
 
