@@ -4,6 +4,9 @@ import math
 import numbers
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 # Steps are counted in 32 bits, and lengths are rounded to whole windows: half of what would fit.
 LONGEST = 2**30
 
@@ -58,6 +61,18 @@ def check_length(run: str, steps: int | None, made_for: int | None, remedy: str 
         f"{made_for} steps; try {remedy or f'at most {made_for} steps'}, or "
         f"{'a schedule without an end' if steps is None else 'a longer schedule'}."
     )
+
+
+def check_key(owner: str, key: Any) -> None:
+    """Refuses what is not one typed key.
+
+    Raises:
+        TypeError: with the remedy.
+    """
+    dtype = getattr(key, "dtype", None)
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    if not typed or key.shape:
+        raise TypeError(f"{owner}(key={key!r}) needs a single typed key; try jax.random.key(0).")
 
 
 def is_real(value: Any) -> bool:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PyTree
 
-from lopt.core.checks import check_integer
+from lopt.core.checks import check_integer, check_key
 from lopt.core.estimator import AbstractGradientEstimator
 from lopt.core.types import Key, Params, Record, Scalar, State
 
@@ -88,8 +88,7 @@ def start(
     Raises:
         TypeError: if a leaf of `params` is not a floating-point array, or `key` is not a key.
     """
-    if not jnp.issubdtype(jnp.asarray(key).dtype, jax.dtypes.prng_key):
-        raise TypeError(f"start(key={key!r}) needs a typed key; try jax.random.key(0).")
+    check_key("start", key)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             raise TypeError(

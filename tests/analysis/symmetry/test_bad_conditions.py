@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import lopt
-from lopt.analysis.dynamics import mirrored
+from lopt.analysis.dynamics import mirrored, noise_samples
 from lopt.analysis.symmetry import (
     DiscreteMap,
     GradientFlow,
@@ -16,7 +16,9 @@ from lopt.analysis.symmetry import (
     Place,
     attribute,
     broken_component,
+    check_symmetry,
     deviation,
+    drift,
     missing_ranks,
     symmetries,
     translation,
@@ -24,6 +26,7 @@ from lopt.analysis.symmetry import (
 from lopt.analysis.symmetry.laws import check_law
 
 PARAMS = {"w": jnp.ones((3, 2), jnp.float32)}
+SGD = optax.sgd(0.1)
 
 
 @pytest.mark.parametrize("size", [jnp.nan, jnp.inf, 1e30])
@@ -126,3 +129,50 @@ def test_what_laws_and_ranks_cannot_use_is_refused(key):
         missing_ranks(lopt.tasks.Rosenbrock(), key, (), threshold=5.0)
     with pytest.raises(ValueError, match="at least one symmetry"):
         broken_component((), PARAMS, PARAMS)
+
+
+@pytest.mark.parametrize("shape", [(3,), (0, 2), (2, 3, 4)])
+def test_drifts_are_of_steps_and_units(shape):
+    # Under the tests' type checker other axes never arrive.
+    with pytest.raises((ValueError, TypeError), match="step"):
+        drift(jnp.ones(shape))
+
+
+@pytest.mark.parametrize("amounts", [[0.1, 0.2, 0.3], 0.1, np.ones(4)])
+def test_amounts_are_an_array_of_one_for_each_unit(amounts):
+    softmax = translation({"w": jnp.ones((2, 3))}, "['w']")
+    with pytest.raises((ValueError, TypeError), match="amounts"):
+        softmax.act({"w": jnp.ones((2, 3))}, amounts)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda task, key: symmetries(task, key),
+        lambda task, key: check_symmetry(translation(task.init(None), "['w']"), task, key),
+        lambda task, key: missing_ranks(task, key),
+        lambda task, key: noise_samples(
+            task,
+            optax.sgd(0.1),
+            lopt.start(task, optax.sgd(0.1), PARAMS, jax.random.key(0)),
+            key,
+            4,
+        ),
+    ],
+)
+def test_old_keys_are_refused(use):
+    with pytest.raises(TypeError, match=r"key=.*typed key; try jax\.random\.key\(0\)"):
+        use(Softmax(), jax.random.PRNGKey(0))
+
+
+class Softmax(lopt.AbstractTask):
+    """A linear map, into a softmax."""
+
+    def init(self, key):
+        return PARAMS
+
+    def batch(self, key, split="train"):
+        return ()
+
+    def loss(self, params, batch):
+        return -jax.nn.log_softmax(params["w"] @ jnp.arange(2.0, dtype=jnp.float32))[0]

@@ -195,6 +195,7 @@ def test_a_convolution_mixes_its_channels(key):
         (lambda p: bias_exchange(p, B1, W1, B2), "have shapes"),
         (lambda p: early_translation(p, B1, W2), "two dense layers"),
         (lambda p: Place(W1, coefficient=jnp.nan), "coefficient=nan"),
+        (lambda p: Place(3), "path=3|path: str"),
         (lambda p: Place(W1, coefficient=0.0), r"coefficient=0\.0"),
         (lambda p: scale(p, W1, ".nothing"), r"array at params\.nothing"),
         (lambda p: Symmetry("x", "x", 3, "turn", (Place(W1),)), "motion.*turn"),

@@ -15,7 +15,7 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from lopt.analysis.dynamics.checks import check_optimizer
-from lopt.core.checks import check_integer, is_real
+from lopt.core.checks import check_integer, check_key, is_real
 from lopt.core.estimator import AbstractGradientEstimator
 from lopt.core.types import Key, Params
 from lopt.core.unroll import TrainState
@@ -76,9 +76,15 @@ def noise_samples(
         num: how many, at least 2.
 
     Raises:
-        TypeError: if `optimizer` or `state` is none.
+        TypeError: if `estimator`, `optimizer`, `state` or `key` is none.
         ValueError: if `num` is not an integer of at least 2, or the state is another optimizer's.
     """
+    if not isinstance(estimator, AbstractGradientEstimator):
+        raise TypeError(
+            f"noise_samples(estimator) must be a task or another gradient estimator, and is a "
+            f"{type(estimator).__name__}; try the task that the run was trained on."
+        )
+    check_key("noise_samples", key)
     check_optimizer("noise_samples", "optimizer", optimizer)
     check_integer("noise_samples", "num", num, 2, hint=64)
     if not isinstance(state, TrainState):

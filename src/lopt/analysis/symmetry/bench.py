@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from lopt.analysis.dynamics.checks import check_same_trees
 from lopt.analysis.symmetry.places import Keys
-from lopt.core.checks import check_integer
+from lopt.core.checks import check_integer, check_key
 from lopt.core.task import AbstractStatefulTask
 from lopt.core.types import Batch, Key, Params, Scalar, State
 
@@ -68,6 +68,7 @@ def prepare_bench(
         ValueError: if no batch has a gradient that is finite and not zero, or if the params are not
             like the task's.
     """
+    check_key("check_symmetry", key)
     check_integer("check_symmetry", "batches", batches, hint=3)
     init_key, noise_key, batch_key, prepare_key, move_key = jax.random.split(key, 5)
     if params is None:

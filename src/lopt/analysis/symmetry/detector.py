@@ -21,7 +21,7 @@ from lopt.analysis.symmetry.check import check_task
 from lopt.analysis.symmetry.deviation import check_names, check_sequence
 from lopt.analysis.symmetry.generators import AbstractGenerator
 from lopt.analysis.symmetry.places import Keys
-from lopt.core.checks import check_integer, is_real
+from lopt.core.checks import check_integer, check_key, is_real
 from lopt.core.task import AbstractStatefulTask
 from lopt.core.types import Key, Params, State
 
@@ -112,6 +112,7 @@ def missing_ranks(
     check_sequence("missing_ranks", "generators", generators)
     if generators:
         check_names("missing_ranks", generators)
+    check_key("missing_ranks", key)
     check_integer("missing_ranks", "batches", batches, hint=1500)
     if threshold is not None and not (is_real(threshold) and 0 < threshold < 1):
         raise ValueError(

@@ -12,6 +12,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from lopt.analysis.dynamics.checks import check_same_trees
@@ -151,7 +152,15 @@ def drift(conserved: Float[Array, "step unit"]) -> Float[Array, " step"]:
     """Returns how far what is conserved has moved since the first step, summed over units.
 
     As a share of sum_i |conserved_i| at the first step, or absolute if that is zero.
+
+    Raises:
+        ValueError: if there is no step, or not one number for each step and unit.
     """
+    if np.ndim(conserved) != 2 or not len(conserved):
+        raise ValueError(
+            f"drift(conserved) must have the axes step and unit, and has shape "
+            f"{np.shape(conserved)}; try readings[name].conserved of a SymmetryProbe."
+        )
     start = jnp.sum(jnp.abs(conserved[0]))
     moved = jnp.sum(jnp.abs(conserved - conserved[:1]), axis=1)
     return moved / jnp.where(start > 0, start, jnp.ones_like(start))

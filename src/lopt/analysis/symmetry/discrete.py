@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from lopt.analysis.symmetry.generators import check_units
 from lopt.analysis.symmetry.places import Place, array_at, leaves_by_path, with_leaves
 from lopt.core.checks import check_integer
 from lopt.core.types import Params
@@ -65,11 +66,7 @@ class DiscreteMap(eqx.Module):
                 permutation or no signs, or if params have another structure.
         """
         owner = f"The map {self.name!r}"
-        if amounts.shape != (self.units,):
-            raise ValueError(
-                f"{owner} has {self.units} units; amounts of shape {amounts.shape} must be one "
-                f"number for each, try jnp.arange({self.units})."
-            )
+        check_units(owner, self.units, amounts, "jnp.arange")
         if not isinstance(amounts, jax.core.Tracer):
             known = np.asarray(amounts)
             valid = set(np.unique(known)) <= {-1, 1}

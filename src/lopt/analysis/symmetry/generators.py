@@ -12,6 +12,7 @@ from typing import Any, Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from lopt.analysis.symmetry.places import (
@@ -291,10 +292,16 @@ class FreeGenerator(AbstractGenerator):
 
 def check_amounts(generator: AbstractGenerator, amounts: Units) -> None:
     """Refuses amounts that are not one number for each unit."""
-    if amounts.shape != (generator.units,):
+    check_units(f"The symmetry {generator.name!r}", generator.units, amounts, "jnp.zeros")
+
+
+def check_units(owner: str, units: int, amounts: Any, like: str) -> None:
+    """Refuses what is not an array of one number for each unit."""
+    if not isinstance(amounts, (jax.Array, np.ndarray)) or amounts.shape != (units,):
+        found = f"of shape {amounts.shape}" if hasattr(amounts, "shape") else f"{amounts!r}"
         raise ValueError(
-            f"The symmetry {generator.name!r} has {generator.units} units; amounts of shape "
-            f"{amounts.shape} must be one number for each, try jnp.zeros({generator.units})."
+            f"{owner} has {units} units; amounts {found} must be an array of one number for each, "
+            f"try {like}({units})."
         )
 
 
