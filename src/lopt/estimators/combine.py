@@ -56,7 +56,10 @@ class Mean(AbstractGradientEstimator):
         def estimate(each: tuple[State, Key]) -> tuple[Estimate, State]:
             return self.one.estimate(params, *each)
 
-        if self.at_once is None:
+        if self.num == 1 or self.at_once == 1:
+            # An axis of length one, as `vmap` has it, costs products of recurrent rules a third.
+            estimates, state = jax.lax.map(estimate, (state, keys))
+        elif self.at_once is None:
             estimates, state = jax.vmap(estimate)((state, keys))
         else:
             estimates, state = jax.lax.map(estimate, (state, keys), batch_size=self.at_once)

@@ -84,6 +84,48 @@ def test_of_linear_units_all_of_the_null_space(key):
     assert (ranks.nullity, ranks.unexplained) == (17, 0)
 
 
+LINEAR = {
+    # Units, inputs and layers, and which of its proposals are more than those above.
+    "more units than classes": ((6, 4, 1), 43 - 14, [("unseen", 28)]),
+    "two hidden layers": ((4, 3, 2), 39 - 10, []),
+    "two hidden layers of many units": ((5, 4, 2), 59 - 12, [("unseen", 20), ("unseen", 24)]),
+}
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_of_more_linear_units_all_of_the_null_space(name, key):
+    (inputs, width, depth), nullity, more = LINEAR[name]
+    model = eqx.nn.MLP(inputs, 3, width, depth, lambda z: z, key=key)
+    task = model_task(model, (inputs,))
+    found = symmetries(task, key)
+    assert [kind for kind in kinds(found) if kind[0] == "unseen"] == more
+    assert len(found.of_kind("early translation")) == depth
+    ranks = missing_ranks(task, key, found.generators)
+    assert (ranks.nullity, ranks.unexplained) == (nullity, 0)
+
+
+class Flattened(eqx.Module):
+    """A linear convolution of three channels, and a dense layer behind its flattened image."""
+
+    conv: eqx.nn.Conv1d
+    dense: eqx.nn.Linear
+
+    def __init__(self, key):
+        one, other = jax.random.split(key)
+        self.conv = eqx.nn.Conv1d(1, 3, 2, key=one)
+        self.dense = eqx.nn.Linear(6, 3, key=other)
+
+    def __call__(self, row):
+        return self.dense(self.conv(row).reshape(-1))
+
+
+def test_of_linear_channels_behind_a_flattened_image(key):
+    found = symmetries(model_task(Flattened(key), (1, 3)), key)
+    (mixed,) = found.of_kind("mixing")
+    assert mixed.units == 9
+    assert mixed.outgoing[0].view == (3, 3, 2)  # channels first, then positions
+
+
 class Tied(eqx.Module):
     """An autoencoder whose decoder is its encoder transposed."""
 

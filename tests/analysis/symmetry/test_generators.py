@@ -24,6 +24,7 @@ from lopt.analysis.symmetry import (
     rescale,
     scale,
     translation,
+    unseen,
 )
 
 W1, B1, W2, B2 = (f".layers[{i}].{name}" for i in (0, 1) for name in ("weight", "bias"))
@@ -67,9 +68,37 @@ def params():
     return random_like(perceptron(jnp.tanh).init(jax.random.key(0)), 0)
 
 
+WIDE = {
+    name: jax.random.normal(jax.random.key(i), shape, jnp.float64)
+    for i, (name, shape) in enumerate(
+        {"w1": (5, 3), "b1": (5,), "w2": (4, 5), "w3": (2, 4), "conv": (5, 2, 3, 3)}.items()
+    )
+}
+FLAT = {"conv": WIDE["conv"], "w2": jax.random.normal(jax.random.key(9), (2, 20), jnp.float64)}
+
+
+def built_of_others():
+    return [
+        (unseen(WIDE, ("['w1']", "['b1']"), "['w2']"), WIDE),
+        (unseen(WIDE, ("['b1']", "['w1']"), ("['w2']", "['w3']")), WIDE),
+        (unseen(WIDE, "['conv']", "['w2']"), WIDE),
+        (early_translation(WIDE, "['w1']", ("['w2']", "['w3']")), WIDE),
+        (mixing(FLAT, "['conv']", "['w2']"), FLAT),
+        (mixing(FLAT, "['conv']", "['w2']", order="first"), FLAT),
+    ]
+
+
 @pytest.mark.parametrize("which", range(11))
 def test_everything_follows_from_the_action(params, which):
-    generator = built(params)[which]
+    check_follows(built(params)[which], params)
+
+
+@pytest.mark.parametrize("which", range(6))
+def test_everything_follows_from_the_action_of_others(which):
+    check_follows(*built_of_others()[which])
+
+
+def check_follows(generator, params):
     rest = jnp.zeros(generator.units, jnp.float64)
     for a, b in zip(
         jax.tree.leaves(generator.act(params, rest)), jax.tree.leaves(params), strict=True
@@ -81,16 +110,20 @@ def test_everything_follows_from_the_action(params, which):
     act = jax.vmap(generator.act, in_axes=(None, 0))
     differences = (flat(act(params, steps)) - flat(act(params, -steps))) / 2e-5
     np.testing.assert_allclose(tangents, differences, atol=1e-8)
+    assert jnp.linalg.norm(tangents) > 1
     direction = random_like(params, 1)
     towards = jax.flatten_util.ravel_pytree(direction)[0]
     np.testing.assert_allclose(generator.along(params, direction), tangents @ towards, atol=1e-12)
     np.testing.assert_allclose(
-        generator.lengths(params), jnp.linalg.norm(tangents, axis=1), rtol=1e-12
+        generator.lengths(params), jnp.linalg.norm(tangents, axis=1), rtol=1e-12, atol=1e-14
     )
     amounts = jnp.arange(1.0, generator.units + 1)
     combined = jax.flatten_util.ravel_pytree(generator.combine(params, amounts))[0]
     np.testing.assert_allclose(combined, amounts @ tangents, atol=1e-10)
-    if generator.knows_conserved:
+    if not generator.knows_conserved:
+        with pytest.raises(ValueError, match="does not know what gradient flow"):
+            generator.conserved(params)
+    else:
         gradient = flat(jax.jacobian(generator.conserved)(params))
         if isinstance(generator, Mixing):
             # Of a_ij and a_ji together, as only the symmetric part is conserved.
@@ -179,21 +212,30 @@ def test_a_convolution_mixes_its_channels(key):
         (lambda p: translation({"w": jnp.ones((0, 3))}, "['w']"), r"shape \(0, 3\)"),
         (lambda p: query_key_rescale(p, (), ()), r"query=\(\).*at least one"),
         (lambda p: mixing(p, (3,), W2), "incoming"),
-        (lambda p: Mixing("x", "x", 5, 1, (W1,), ((W2, 1),)), r"heads \* size"),
+        (lambda p: Mixing("x", "x", 5, 1, (W1,), (Place(W2, 1),)), r"heads \* size"),
         (lambda p: Mixing("x", "x", 9, 1, (W1,), ()), "both sides"),
         (lambda p: bias_exchange(p, B1, W2, B2).act({"a": jnp.ones(3)}, jnp.ones(3)), "array at"),
         (lambda p: bias_exchange(p, B1, W2, B2).act(p, jnp.ones(2)), "amounts of shape"),
         (lambda p: early_translation(p, W1, W2).act({"a": jnp.ones(4)}, jnp.ones(4)), "array at"),
         (lambda p: mixing(p, (), W2), r"incoming=\(\).*at least one"),
         (lambda p: mixing(p, (W1, B1), ".nope"), r"array at params\.nope"),
-        (lambda p: mixing(p, (W1, W2), W2), "no array twice"),
-        (lambda p: mixing(p, (W2, B2), W1), "3 units on axis 1"),
+        (lambda p: mixing(p, (W1, W2), W2), "none twice"),
+        (lambda p: query_key_mixing(p, W1, W1), "no array twice"),
+        (lambda p: mixing(p, (W2, B2), W1), "3 outputs and the other 4 inputs"),
+        (lambda p: mixing(p, (W1, B1), W2).lengths({"a": jnp.ones(3)}), "array at"),
+        (lambda p: mixing(p, (W1, B1), W2, order="middle"), "order"),
         (lambda p: mixing(p, (W1, B1), W2, heads=2), "heads=2.*divide the 3 units"),
         (lambda p: mixing(p, (W1, B1), W2).act(p, jnp.zeros(3)), "has 9 units; amounts of shape"),
         (lambda p: query_key_mixing(p, (W1, B1), ()), r"key=\(\).*at least one"),
         (lambda p: bias_exchange(p, B1, ".nope", ".nope"), r"array at params\.nope"),
         (lambda p: bias_exchange(p, B1, W1, B2), "have shapes"),
         (lambda p: early_translation(p, B1, W2), "two dense layers"),
+        (lambda p: early_translation(p, W1, (W2, W1)), "two dense layers"),
+        (lambda p: early_translation(p, W1, ()), "at least one"),
+        (lambda p: unseen(p, (W1, B1), B2), "two dense layers"),
+        (lambda p: unseen(p, W2, W1), "two dense layers"),
+        (lambda p: unseen(p, W1, ".nope"), r"array at params\.nope"),
+        (lambda p: unseen(p, W1, W2).act(p, jnp.zeros(3)), "has 12 units; amounts of shape"),
         (lambda p: Place(W1, coefficient=jnp.nan), "coefficient=nan"),
         (lambda p: Place(3), "path=3|path: str"),
         (lambda p: Place(W1, coefficient=0.0), r"coefficient=0\.0"),
@@ -239,7 +281,16 @@ def test_wrong_structures_are_refused(params, build, message):
 @pytest.mark.parametrize("which", range(11))
 def test_the_cosine_is_the_share_of_the_projection(params, which):
     # Also where tangents are not orthogonal to one another, as those of mixing and exchange.
-    generator, direction = built(params)[which], random_like(params, 3)
+    check_cosine(built(params)[which], params)
+
+
+@pytest.mark.parametrize("which", [0, 1, 4])
+def test_the_cosine_of_others_is_the_share_of_the_projection(which):
+    check_cosine(*built_of_others()[which])
+
+
+def check_cosine(generator, params):
+    direction = random_like(params, 3)
     size = jnp.linalg.norm(jax.flatten_util.ravel_pytree(direction)[0])
     part = broken_component([generator], params, direction)
     expected = jnp.linalg.norm(jax.flatten_util.ravel_pytree(part)[0]) / size

@@ -5,6 +5,7 @@ optimizer's updates may. Kunin et al. 2021 (arXiv:2012.04728), Sobotka et al. 20
 (arXiv:2312.07174).
 """
 
+from lopt.analysis.symmetry.blind import Blind, early_translation, unseen
 from lopt.analysis.symmetry.builders import (
     bias_shift,
     query_key_rescale,
@@ -28,19 +29,14 @@ from lopt.analysis.symmetry.flow import GradientFlow
 from lopt.analysis.symmetry.foreign import ModelLoss
 from lopt.analysis.symmetry.generators import AbstractGenerator, FreeGenerator, Symmetry
 from lopt.analysis.symmetry.laws import HeavyBall, Ledger, LedgerProbe, exact_law
-from lopt.analysis.symmetry.linear import (
-    Mixing,
-    bias_exchange,
-    early_translation,
-    mixing,
-    query_key_mixing,
-)
+from lopt.analysis.symmetry.linear import Mixing, bias_exchange, mixing, query_key_mixing
 from lopt.analysis.symmetry.places import Place, leaves_by_path
 from lopt.analysis.symmetry.structure import homogeneous_degree
 from lopt.analysis.symmetry.use import SymmetryPenalty, broken_component, remove_breaking
 
 __all__ = [
     "AbstractGenerator",
+    "Blind",
     "Deviation",
     "DiscreteMap",
     "Evidence",
@@ -82,4 +78,5 @@ __all__ = [
     "symmetries",
     "translation",
     "unit_map",
+    "unseen",
 ]

@@ -20,12 +20,12 @@ from lopt.analysis.symmetry.check import (
 from lopt.analysis.symmetry.deviation import check_sequence
 from lopt.analysis.symmetry.discrete import DiscreteMap
 from lopt.analysis.symmetry.generators import AbstractGenerator, Symmetry
+from lopt.analysis.symmetry.linear_structure import linear_candidates
 from lopt.analysis.symmetry.structure import (
     continuous_candidates,
     degrees_of,
     discrete_candidates,
     heads_of,
-    linear_candidates,
 )
 from lopt.core.task import AbstractStatefulTask
 from lopt.core.types import Key, Params
@@ -76,8 +76,8 @@ def symmetries(
     of queries and keys, for all layers that their shapes allow; and permutations and sign flips, of
     hidden units, of a width that several layers share, and of attention heads. Where units turn
     out to be linear, as they can be stretched and flipped, so are changes of their basis (up to 64
-    units at a time), and what of biases and translations passes through them. For a model or a
-    loss that is no task, see `ModelLoss`.
+    units at a time), what of biases and translations passes through them, and what the layers
+    behind them do not see. For a model or a loss that is no task, see `ModelLoss`.
 
     Arrays are taken to be (outputs, inputs, ...), as Equinox has them. A weight and its bias are
     known by the last word of their paths: "weight" and "bias", "kernel" and "bias", "w" or "W" and

@@ -1,10 +1,9 @@
 """What else is symmetric about linear units: their layers are a product, and any basis will do.
 
-Two layers x -> W2 (W1 x + b1) + b2 without a nonlinearity in between are one affine map. With these
-and the translations every direction is named that leaves its softmax as it is, but for what units
-do that W2 makes nothing of, where there are more of them than outputs and fewer than inputs. The
-queries and keys of attention are linear units too, and so are its values; each head has a basis of
-its own.
+Two layers x -> W2 (W1 x + b1) + b2 without a nonlinearity in between are one affine map. With what
+is here, translations, and `lopt.analysis.symmetry.blind`, every direction is named that leaves its
+softmax as it is. The queries and keys of attention are linear units too, and so are its values;
+each head has a basis of its own.
 """
 
 import math
@@ -14,9 +13,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lopt.analysis.symmetry.builders import check_paths, layer_width
+from lopt.analysis.symmetry.builders import Order, check_paths, layer_width, rescale
 from lopt.analysis.symmetry.generators import AbstractGenerator, FreeGenerator, check_amounts
-from lopt.analysis.symmetry.places import Tensor, Units, array_at, leaves_by_path, with_leaves
+from lopt.analysis.symmetry.places import (
+    Place,
+    Tensor,
+    Units,
+    array_at,
+    leaves_by_path,
+    with_leaves,
+)
 from lopt.core.checks import check_integer
 from lopt.core.types import Params, Scalar
 
@@ -33,7 +39,8 @@ class Mixing(AbstractGenerator):
         name, kind, units: see `AbstractGenerator`.
         heads: into how many blocks of equal size the linear units fall.
         incoming: paths of arrays whose first axis counts units, which A multiplies.
-        outgoing: paths, and axes that count units, of those that the inverse does.
+        outgoing: places of those that the inverse does: their paths, and the axes that count
+            units once they are seen as their views; coefficients do not count.
     """
 
     name: str = eqx.field(static=True)
@@ -41,7 +48,7 @@ class Mixing(AbstractGenerator):
     units: int = eqx.field(static=True)
     heads: int = eqx.field(static=True)
     incoming: tuple[str, ...] = eqx.field(static=True)
-    outgoing: tuple[tuple[str, int], ...] = eqx.field(static=True)
+    outgoing: tuple[Place, ...] = eqx.field(static=True)
 
     def __check_init__(self) -> None:
         owner = f"Mixing({self.name!r})"
@@ -110,35 +117,34 @@ class Mixing(AbstractGenerator):
         check_amounts(self, amounts)
         return amounts.reshape(self.heads, self.size, self.size)
 
-    def _axes(self) -> dict[str, int]:
-        return dict.fromkeys(self.incoming, 0) | dict(self.outgoing)
+    def _places(self) -> tuple[Place, ...]:
+        return (*map(Place, self.incoming), *self.outgoing)
 
     def _seen(self, params: Params) -> dict[str, Float[Array, "head unit other"]]:
         """Returns the arrays as matrices of units and all else, for each head."""
         owner, leaves, seen = f"The symmetry {self.name!r}", leaves_by_path(params), {}
-        for path, axis in self._axes().items():
-            array = array_at(owner, leaves, path)
-            if not 0 <= axis < array.ndim or array.shape[axis] != self.heads * self.size:
-                raise ValueError(
-                    f"{owner} needs {self.heads * self.size} units on axis {axis} of params{path}; "
-                    f"it has shape {array.shape}. Try building the symmetry from these params."
-                )
-            seen[path] = jnp.moveaxis(array, axis, 0).reshape(self.heads, self.size, -1)
+        for place in self._places():
+            array = array_at(owner, leaves, place.path)
+            place.check(owner, array, self.heads * self.size)
+            array = jnp.moveaxis(array.reshape(place.view or array.shape), place.axis or 0, 0)
+            seen[place.path] = array.reshape(self.heads, self.size, -1)
         return seen
 
     def _multiplied(self, params: Params, before: Array, after: Array) -> dict[str, Tensor]:
-        leaves, new = leaves_by_path(params), {}
-        for path, seen in self._seen(params).items():
-            axis, array = self._axes()[path], leaves[path]
-            product = (before if path in self.incoming else after).astype(array.dtype) @ seen
-            moved = jnp.moveaxis(array, axis, 0).shape
-            new[path] = jnp.moveaxis(product.reshape(moved), 0, axis)
+        leaves, new, seen = leaves_by_path(params), {}, self._seen(params)
+        for place in self._places():
+            array = leaves[place.path]
+            shape = list(place.view or array.shape)
+            units = shape.pop(place.axis or 0)
+            matrix = (before if place.path in self.incoming else after).astype(array.dtype)
+            product = (matrix @ seen[place.path]).reshape(units, *shape)
+            new[place.path] = jnp.moveaxis(product, 0, place.axis or 0).reshape(array.shape)
         return new
 
     def _sides(self, summands: dict[str, Array]) -> tuple[Array, Array]:
         """Returns the sum over the arrays on the way in, and over those on the way out."""
         before = [summands[path] for path in self.incoming]
-        after = [summands[path] for path, _ in self.outgoing]
+        after = [summands[place.path] for place in self.outgoing]
         return sum(before[1:], before[0]), sum(after[1:], after[0])
 
 
@@ -147,6 +153,7 @@ def mixing(
     incoming: str | tuple[str, ...],
     outgoing: str,
     *,
+    order: Order = "last",
     heads: int = 1,
     name: str | None = None,
 ) -> Mixing:
@@ -155,7 +162,9 @@ def mixing(
     Args:
         params: of the network, for the shapes.
         incoming: paths of W1, and of b1 if there is one; the first axis counts the units.
-        outgoing: path of W2, dense or convolutional, whose second axis counts them.
+        outgoing: path of W2, dense or convolutional, whose second axis counts them; or a dense one
+            behind the flattened image of a convolution.
+        order: whether the units come "last" or "first" in the flattened image, where there is one.
         heads: of attention, if the units are its values: only those of one head mix.
         name: by default made of the kind and the layers.
 
@@ -166,7 +175,8 @@ def mixing(
         16
     """
     incoming = check_paths("mixing", "incoming", params, incoming)
-    return _mixing("mixing", params, incoming, ((outgoing, 1),), heads, name)
+    out = rescale(params, incoming, outgoing, order=order, kind="mixing").places[-1]
+    return _mixing("mixing", params, incoming, (out,), heads, name)
 
 
 def query_key_mixing(
@@ -190,7 +200,7 @@ def query_key_mixing(
     kind = "query-key mixing"
     query = check_paths(kind, "query", params, query)
     key = check_paths(kind, "key", params, key)
-    return _mixing(kind, params, query, tuple((path, 0) for path in key), heads, name)
+    return _mixing(kind, params, query, tuple(map(Place, key)), heads, name)
 
 
 def bias_exchange(
@@ -217,43 +227,16 @@ def bias_exchange(
     return FreeGenerator(name, kind, shapes[0][0], _Exchange(hidden, outgoing, output))
 
 
-def early_translation(
-    params: Params, incoming: str, outgoing: str, *, name: str | None = None
-) -> FreeGenerator:
-    """Adds the same to all logits from the first of two linear layers: W1 -> W1 + W2^+ 1 a'.
-
-    Exact where 1 is in the range of W2, as it is with at least as many units as classes. Together
-    with `translation` it moves the logits by any affine function of the inputs.
-
-    Args:
-        params: of the network, for the shapes.
-        incoming: path of W1, of shape (units, inputs).
-        outgoing: path of W2, of shape (outputs, units).
-        name: by default made of the kind and the layer.
-    """
-    kind, leaves = "early translation", leaves_by_path(params)
-    first, second = (array_at(kind, leaves, path).shape for path in (incoming, outgoing))
-    if len(first) != 2 or len(second) != 2 or second[1] != first[0]:
-        raise ValueError(
-            f"{kind}(incoming={incoming!r}, outgoing={outgoing!r}) must be the weights of two "
-            f"dense layers, one behind the other; they have shapes {first} and {second}. Try "
-            "arrays of shapes (units, inputs) and (outputs, units)."
-        )
-    action = _EarlyTranslation(incoming, outgoing)
-    name = name or f"{kind} of {incoming}"
-    return FreeGenerator(name, kind, first[1], action, orthogonal=True)
-
-
 def _mixing(
     kind: str,
     params: Params,
     incoming: tuple[str, ...],
-    outgoing: tuple[tuple[str, int], ...],
+    outgoing: tuple[Place, ...],
     heads: int,
     name: str | None,
 ) -> Mixing:
     check_integer(kind, "heads", heads, hint=1)
-    paths = [*incoming, *(path for path, _ in outgoing)]
+    paths = [*incoming, *(place.path for place in outgoing)]
     if len(set(paths)) < len(paths):
         raise ValueError(
             f"{kind} of {paths} must name no array twice; try the layers before and behind units."
@@ -265,7 +248,7 @@ def _mixing(
             "number of heads of the attention layer."
         )
     if name is None:
-        name = f"{kind} of {incoming[0]} and {outgoing[0][0]}" + f", {heads} heads" * (heads > 1)
+        name = f"{kind} of {incoming[0]} and {outgoing[0].path}" + f", {heads} heads" * (heads > 1)
     mixed = Mixing(name, kind, width**2 // heads, heads, incoming, outgoing)
     mixed.lengths(params)  # refuses what does not fit
     return mixed
@@ -283,20 +266,4 @@ class _Exchange(eqx.Module):
         paths = (self.hidden, self.outgoing, self.output)
         hidden, outgoing, output = (array_at("bias exchange", leaves, path) for path in paths)
         new = {self.hidden: hidden + amounts, self.output: output - outgoing @ amounts}
-        return with_leaves(params, new, others=True)
-
-
-class _EarlyTranslation(eqx.Module):
-    """The action of `early_translation`."""
-
-    incoming: str = eqx.field(static=True)
-    outgoing: str = eqx.field(static=True)
-
-    def __call__(self, params: Params, amounts: Units) -> Params:
-        leaves = leaves_by_path(params)
-        before, after = (
-            array_at("early translation", leaves, path) for path in (self.incoming, self.outgoing)
-        )
-        towards = jnp.linalg.pinv(after) @ jnp.ones(len(after), after.dtype)
-        new = {self.incoming: before + jnp.outer(towards, amounts)}
         return with_leaves(params, new, others=True)

@@ -7,7 +7,7 @@ those of the activations found, or 1, 2 and 3.
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import equinox as eqx
@@ -24,14 +24,8 @@ from lopt.analysis.symmetry.builders import (
     translation,
 )
 from lopt.analysis.symmetry.discrete import DiscreteMap, unit_map
-from lopt.analysis.symmetry.generators import AbstractGenerator, Symmetry
-from lopt.analysis.symmetry.linear import (
-    bias_exchange,
-    early_translation,
-    mixing,
-    query_key_mixing,
-)
-from lopt.analysis.symmetry.places import Place, Tensor, array_at, leaves_by_path
+from lopt.analysis.symmetry.generators import Symmetry
+from lopt.analysis.symmetry.places import Place, Tensor, leaves_by_path
 from lopt.core.types import Params
 
 # How the arrays of a layer are called: the last word of the path of a weight, and of its bias. Both
@@ -45,8 +39,6 @@ _ROLES = (
     ("wq", "wk", "wv", "wo"),
     ("'q'", "'k'", "'v'", "'o'"),
 )
-# A basis has the square of their number as its tangents, so that of more units is not proposed.
-_MOST_MIXED = 64
 
 
 class Layer(eqx.Module):
@@ -179,39 +171,6 @@ def continuous_candidates(params: Params, degrees: tuple[float, ...]) -> Iterato
                         kind=kind,
                         name=name,
                     )
-
-
-def linear_candidates(
-    params: Params, stretches: Sequence[Symmetry], heads: tuple[int, ...]
-) -> Iterator[tuple[AbstractGenerator, ...]]:
-    """Yields what linear units might have besides: of several, the first that holds is the one.
-
-    Args:
-        params: of the network.
-        stretches: symmetries that stretch linear units.
-        heads: numbers of heads into which the units may fall.
-    """
-    biases = {layer.weight: layer.bias for layer in layers_of(params)}
-    for stretch in stretches:
-        incoming = tuple(place.path for place in stretch.places if place.coefficient > 0)
-        outgoing = tuple(place for place in stretch.places if place.coefficient < 0)
-        numbers = [h for h in heads if not stretch.units % h and stretch.units > h]
-        numbers = [h for h in numbers if stretch.units // h <= _MOST_MIXED]
-        if stretch.kind == "query-key rescale":
-            keys = tuple(place.path for place in outgoing)
-            yield tuple(query_key_mixing(params, incoming, keys, heads=h) for h in numbers)
-            continue
-        after = outgoing[0].path
-        if outgoing[0].view is not None:
-            continue
-        yield tuple(mixing(params, incoming, after, heads=h) for h in numbers)
-        if array_at("symmetries", leaves_by_path(params), after).ndim > 2:
-            continue
-        bias = biases.get(after)
-        if len(incoming) == 2 and bias is not None:
-            yield (bias_exchange(params, incoming[1], after, bias),)
-        if array_at("symmetries", leaves_by_path(params), incoming[0]).ndim == 2:
-            yield (early_translation(params, incoming[0], after),)
 
 
 def discrete_candidates(params: Params, heads: tuple[int, ...]) -> Iterator[DiscreteMap]:
