@@ -3,9 +3,11 @@
 Meta-trains the learned optimizer of the recipe `l2o` on networks of 20 units with four activations
 and three seeds each, watches every one with `lopt probe symmetry`, and draws how far updates leave
 the constraints in meta-testing and in meta-training, with bands over the seeds. What is there
-already is not done again. An hour on two cores:
+already is not done again. An hour on two cores at 8x8; at the published size, with 2,000 of its
+10,000 outer steps, a quarter of an hour for each of the twelve on one core:
 
-    python benchmarks/symmetry_study.py runs/study docs/images/symmetry_study.png
+    python benchmarks/symmetry_study.py runs/study study.png
+    python benchmarks/symmetry_study.py runs/28 study.png size=28 outer_steps=2000
 """
 
 import json
