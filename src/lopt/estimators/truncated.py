@@ -58,6 +58,11 @@ class TruncatedBackprop(AbstractGradientEstimator):
     def __check_init__(self) -> None:
         check_windows("TruncatedBackprop", self.inner, self.truncation, self.schedule)
         check_segments("TruncatedBackprop", self.segments, "truncation", self.truncation)
+        if not callable(self.reduction):
+            raise ValueError(
+                f"TruncatedBackprop(reduction={self.reduction!r}) must be a function of the losses "
+                "of a window; try jnp.mean, or lopt.estimators.log_of_sum."
+            )
 
     def prepare(self, params: Theta, key: Key) -> TruncatedState:
         """Begins an episode."""
