@@ -109,7 +109,9 @@ def main(folder: str = "runs/study", path: str | None = None, *words: str) -> No
 def draw(found: dict[str, list[dict]], shown: list[list[str]], path: Path) -> None:
     """Draws a column for each network and symmetry: meta-testing above, meta-training below."""
     size = (3.75 * len(shown), 6.4)
-    figure, panels = pyplot.subplots(2, len(shown), figsize=size, layout="constrained")
+    figure, panels = pyplot.subplots(
+        2, len(shown), squeeze=False, figsize=size, layout="constrained"
+    )
     for column, (activation, kind) in zip(panels.T, shown, strict=True):
         each, (above, below) = found[activation], column
         for name in NAMES:
