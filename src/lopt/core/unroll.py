@@ -240,6 +240,7 @@ def _watched(
         params, opt_state = before
         return record(dataclasses.replace(step, params=params, opt_state=opt_state))
 
+    recorded = jax.checkpoint(recorded, prevent_cse=False)
     return state, jax.vmap(recorded)(seen, before)
 
 

@@ -26,6 +26,8 @@ from lopt.estimators.truncation import (
 def log_of_sum(losses: Float[Array, " step"]) -> Scalar:
     """Returns the logarithm of the sum of losses: windows of small losses count as much as others.
 
+    The sum must be positive, or it is no number.
+
     Reference: Sobotka et al. 2024, arXiv:2312.07174, and their code.
     """
     # A sum that has vanished in single precision would have no logarithm.
@@ -44,8 +46,8 @@ class TruncatedBackprop(AbstractGradientEstimator):
         stagger: whether particles start at random windows, so as not to restart in step.
         schedule: of the length of episodes; always `inner.horizon` by default.
         segments: checkpoint segments of a window, which they divide, see `lopt.unroll`.
-        reduction: what is made of the objectives of a window's steps; their mean by default, or
-            such as `log_of_sum`.
+        reduction: what is made of the objectives of a window's steps, and so the loss of the
+            estimate; their mean by default, or another such as `log_of_sum`.
     """
 
     inner: InnerTraining

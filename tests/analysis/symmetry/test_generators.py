@@ -8,6 +8,7 @@ import pytest
 from networks import perceptron
 
 from lopt.analysis.symmetry import (
+    Blind,
     DiscreteMap,
     FreeGenerator,
     Mixing,
@@ -75,6 +76,10 @@ WIDE = {
     )
 }
 FLAT = {"conv": WIDE["conv"], "w2": jax.random.normal(jax.random.key(9), (2, 20), jnp.float64)}
+
+
+def blind():
+    return unseen(WIDE, ("['w1']", "['b1']"), ("['w2']", "['w3']"))
 
 
 def built_of_others():
@@ -235,7 +240,12 @@ def test_a_convolution_mixes_its_channels(key):
         (lambda p: unseen(p, (W1, B1), B2), "two dense layers"),
         (lambda p: unseen(p, W2, W1), "two dense layers"),
         (lambda p: unseen(p, W1, ".nope"), r"array at params\.nope"),
-        (lambda p: unseen(p, W1, W2).act(p, jnp.zeros(3)), "has 12 units; amounts of shape"),
+        (lambda p: unseen(p, W1, W2), "more units than.*there are 3 and 3"),
+        (lambda p: blind().act(WIDE, jnp.zeros(3)), "has 20 units; amounts of shape"),
+        (lambda p: blind().along(WIDE | {"w1": jnp.ones((5, 9))}, WIDE), "20 entries"),
+        (lambda p: blind().lengths(WIDE | {"w2": jnp.ones((4, 9))}), "moves 5 units"),
+        (lambda p: blind().lengths(WIDE | {"w3": jnp.ones((2, 9))}), "matrix of 4 columns"),
+        (lambda p: Blind("x", "x", 5, (W1,), ()), "both sides"),
         (lambda p: Place(W1, coefficient=jnp.nan), "coefficient=nan"),
         (lambda p: Place(3), "path=3|path: str"),
         (lambda p: Place(W1, coefficient=0.0), r"coefficient=0\.0"),

@@ -41,6 +41,12 @@ class Blind(AbstractGenerator):
 
     def __check_init__(self) -> None:
         check_integer(f"Blind({self.name!r})", "units", self.units)
+        sides = self.incoming, self.outgoing
+        if not all(isinstance(side, tuple) and side for side in sides):
+            raise ValueError(
+                f"Blind({self.name!r}) must have tuples of paths on both sides; it has incoming="
+                f"{self.incoming!r}, outgoing={self.outgoing!r}. Try unseen, which builds it."
+            )
 
     def combine(self, params: Params, amounts: Units) -> Params:
         """Returns P a."""
@@ -87,10 +93,25 @@ class Blind(AbstractGenerator):
     def _matrices(self, params: Params) -> dict[str, Float[Array, "unit _input"]]:
         owner, leaves = f"The symmetry {self.name!r}", leaves_by_path(params)
         arrays = {path: array_at(owner, leaves, path) for path in self.incoming}
+        widths = {array.shape[:1] for array in arrays.values()}
+        if len(widths) > 1 or sum(array.size for array in arrays.values()) != self.units:
+            shapes = [array.shape for array in arrays.values()]
+            raise ValueError(
+                f"{owner} needs arrays with {self.units} entries, whose first axes count the same "
+                f"units; those at {', '.join(self.incoming)} have shapes {shapes}. Try building "
+                "the symmetry from these params."
+            )
         return {path: array.reshape(len(array), -1) for path, array in arrays.items()}
 
     def _projection(self, params: Params) -> Float[Array, "unit unit"]:
-        behind = product_of(f"The symmetry {self.name!r}", params, self.outgoing)
+        owner = f"The symmetry {self.name!r}"
+        behind = product_of(owner, params, self.outgoing)
+        width = len(next(iter(self._matrices(params).values())))
+        if behind.shape[1] != width:
+            raise ValueError(
+                f"{owner} moves {width} units, and the weights behind them are of "
+                f"{behind.shape[1]}. Try building the symmetry from these params."
+            )
         return jnp.eye(behind.shape[1], dtype=behind.dtype) - jnp.linalg.pinv(behind) @ behind
 
     def _moves(self, params: Params, amounts: Units) -> dict[str, Array]:
@@ -108,7 +129,8 @@ class Blind(AbstractGenerator):
 def unseen(params: Params, incoming: Paths, outgoing: Paths, *, name: str | None = None) -> Blind:
     """Moves linear units in all directions that the layers behind them make nothing of.
 
-    There are such where units are more than the smallest width behind them.
+    There are such where units are more than the smallest width behind them, and only then it is
+    built.
 
     Args:
         params: of the network, for the shapes.
@@ -129,6 +151,13 @@ def unseen(params: Params, incoming: Paths, outgoing: Paths, *, name: str | None
     units = layer_width(kind, params, incoming)
     outgoing = _behind(kind, params, incoming, outgoing, units)
     leaves = leaves_by_path(params)
+    least = min(len(leaves[path]) for path in outgoing)
+    if units <= least:
+        raise ValueError(
+            f"{kind}(incoming={incoming[0]!r}, outgoing={outgoing!r}) must be of more units than "
+            f"the smallest width behind them, or all of them are seen; there are {units} and "
+            f"{least}. Try early_translation, or none."
+        )
     entries = sum(leaves[path].size for path in incoming)
     return Blind(
         name or f"{kind} by {outgoing[-1]} of {incoming[0]}", kind, entries, incoming, outgoing
@@ -151,7 +180,8 @@ def early_translation(
         name: by default made of the kind and the layer.
     """
     kind, leaves = "early translation", leaves_by_path(params)
-    first = array_at(kind, leaves, incoming).shape
+    (incoming,) = check_paths(kind, "incoming", params, incoming)
+    first = leaves[incoming].shape
     outgoing = _behind(kind, params, (incoming,), outgoing, first[0] if len(first) == 2 else None)
     action = _EarlyTranslation(incoming, outgoing)
     name = name or f"{kind} of {incoming}"
@@ -161,7 +191,12 @@ def early_translation(
 def product_of(owner: str, params: Params, paths: tuple[str, ...]) -> Float[Array, "output unit"]:
     """Returns the product of matrices, of which the first is applied first."""
     first, *rest = (array_at(owner, leaves_by_path(params), path) for path in paths)
-    for matrix in rest:
+    for path, matrix in zip(paths[1:], rest, strict=True):
+        if matrix.ndim != 2 or matrix.shape[1:] != first.shape[:1]:
+            raise ValueError(
+                f"{owner} needs a matrix of {len(first)} columns at params{path}; it has shape "
+                f"{matrix.shape}. Try building the symmetry from these params."
+            )
         first = matrix @ first
     return first
 

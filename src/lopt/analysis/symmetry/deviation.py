@@ -161,6 +161,7 @@ def drift(conserved: Float[Array, "step unit"]) -> Float[Array, " step"]:
             f"drift(conserved) must have the axes step and unit, and has shape "
             f"{np.shape(conserved)}; try readings[name].conserved of a SymmetryProbe."
         )
+    conserved = jnp.asarray(conserved)
     start = jnp.sum(jnp.abs(conserved[0]))
     moved = jnp.sum(jnp.abs(conserved - conserved[:1]), axis=1)
     return moved / jnp.where(start > 0, start, jnp.ones_like(start))
