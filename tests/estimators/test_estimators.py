@@ -260,3 +260,5 @@ def test_a_reduction_that_is_no_function_is_refused():
     # Under the tests' type checker it never arrives.
     with pytest.raises((ValueError, TypeError), match="reduction"):
         lopt.TruncatedBackprop(quadratic_toy(4), 2, reduction=3.0)
+    with pytest.raises(ValueError, match=r"reduction.*one number"):
+        lopt.TruncatedBackprop(quadratic_toy(4), 2, reduction=jnp.exp)

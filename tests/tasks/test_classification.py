@@ -68,6 +68,9 @@ def test_uniform_initial_weights_are_those_of_pytorch(normalised):
 def test_initial_weights_are_not_both_uniform_and_normal():
     with pytest.raises(ValueError, match=r"deviation=0.1\) cannot be both.*try deviation=None"):
         mlp_classification(make_data(), deviation=0.1, uniform=True)
+    for task in (mlp_classification, lopt.tasks.BatchNormClassification):
+        with pytest.raises((ValueError, TypeError), match="uniform"):
+            task(make_data(), uniform="no")
 
 
 def test_loss_and_accuracy_equal_plain_numpy():

@@ -137,7 +137,8 @@ def unroll(
             by `jax.vmap`: of the largest divisor of the number of steps (per segment) that is not
             above it. A step of a small network takes some 35 microseconds, and a record of many
             small operations may add half of that; of fifty steps at once, it adds a quarter.
-            Memory holds what `record` looks at, of so many steps. Results differ by rounding.
+            Memory holds what `record` looks at, of so many steps. Results differ by rounding, and
+            where a record has a `jax.lax.cond`, both of its branches are computed.
         segments: into how many equal parts the steps are cut for reverse-mode differentiation. Of
             each part only the first state is kept, so that memory holds `segments` +
             `num_steps / segments` states instead of `num_steps`, least at the square root, for
@@ -153,10 +154,7 @@ def unroll(
         ValueError: if `num_steps` or `at_once` is not a positive integer, or `segments` does not
             divide `num_steps`.
     """
-    if not isinstance(num_steps, int) or num_steps < 1:
-        raise ValueError(
-            f"unroll(num_steps={num_steps!r}) must be a positive Python integer; try 100."
-        )
+    check_integer("unroll", "num_steps", num_steps, hint=100)
     check_integer("unroll", "at_once", at_once, hint=50)
     check_segments("unroll", segments, "num_steps", num_steps)
     optimizer = optax.with_extra_args_support(optimizer)
@@ -246,7 +244,8 @@ def _watched(
 
 def check_segments(name: str, segments: int, what: str, steps: int) -> None:
     """Refuses a number of checkpoint segments that is neither 0 nor a divisor of `steps`."""
-    if not isinstance(segments, int) or segments < 0 or (segments and steps % segments):
+    plain = isinstance(segments, int) and not isinstance(segments, bool)
+    if not plain or segments < 0 or (segments and steps % segments):
         divisors = (d for d in range(1, steps + 1) if not steps % d)
         raise ValueError(
             f"{name}(segments={segments!r}) must divide {what}={steps}, or be 0; "

@@ -65,6 +65,12 @@ class TruncatedBackprop(AbstractGradientEstimator):
                 f"TruncatedBackprop(reduction={self.reduction!r}) must be a function of the losses "
                 "of a window; try jnp.mean, or lopt.estimators.log_of_sum."
             )
+        found = jax.eval_shape(self.reduction, jnp.zeros(self.truncation))
+        if getattr(found, "shape", None) != ():
+            raise ValueError(
+                f"TruncatedBackprop(reduction={self.reduction!r}) must make one number of the "
+                f"losses of a window; it makes {found}. Try jnp.mean."
+            )
 
     def prepare(self, params: Theta, key: Key) -> TruncatedState:
         """Begins an episode."""

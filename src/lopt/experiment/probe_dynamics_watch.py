@@ -104,9 +104,15 @@ def fresh_run(tasks: AbstractTaskFamily, key: Key) -> tuple[AbstractStatefulTask
     return task, task.init(init_key), run_key
 
 
-def together(params: Params) -> int:
-    """Returns of how many steps records are computed at once: fewer of large networks."""
-    return max(1, min(50, 2**20 // sum(leaf.size for leaf in jax.tree.leaves(params))))
+def together(params: Params, runs: int) -> int:
+    """Returns of how many steps records are computed at once: fewer of large networks.
+
+    Args:
+        params: of one run.
+        runs: how many are watched side by side.
+    """
+    size = runs * sum(leaf.size for leaf in jax.tree.leaves(params))
+    return max(1, min(50, 2**22 // size))
 
 
 def tuned_rate(tasks: AbstractTaskFamily, name: str, keys: Keys, steps: int) -> Rate:
@@ -184,7 +190,7 @@ def _advance(
 ) -> tuple[TrainState, Seen]:
     def advance(key: Key, state: TrainState) -> tuple[TrainState, Seen]:
         task = tasks.draw(jax.random.split(key, 3)[0])
-        at_once = together(state.params)
+        at_once = together(state.params, len(keys))
         return unroll(task, optimizer, state, steps, record=watch, at_once=at_once)
 
     return jax.vmap(advance)(keys, states)

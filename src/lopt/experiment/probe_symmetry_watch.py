@@ -84,7 +84,7 @@ def watched(
     def one(key: Key) -> Course:
         task, params, run_key = fresh_run(tasks, key)
         state = start(task, optimizer, params, run_key)
-        at_once = together(params)
+        at_once = together(params, len(keys))
         _, (losses, readings) = unroll(
             task, optimizer, state, steps, record=watch.record, at_once=at_once
         )

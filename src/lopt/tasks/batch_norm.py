@@ -16,6 +16,7 @@ from lopt.core.task import AbstractStatefulTask
 from lopt.core.types import Key, Params, Scalar, Split
 from lopt.tasks.classification import (
     MultilayerPerceptron,
+    check_uniform,
     cross_entropy,
     flatten_images,
     hit_rate,
@@ -70,6 +71,7 @@ class BatchNormClassification(AbstractStatefulTask):
                 "BatchNormClassification(widths=()) must have a hidden layer to normalise; "
                 "try widths=(32,), or mlp_classification."
             )
+        check_uniform("BatchNormClassification", self.uniform, None)
         check_normalisation("BatchNormClassification", self.momentum, self.epsilon)
 
     def init(self, key: Key) -> Params:

@@ -64,12 +64,8 @@ class MultilayerPerceptron(eqx.Module):
             (after, before) for before, after in itertools.pairwise((inputs, *widths, outputs))
         ]
         self.activation = activation
+        check_uniform("MultilayerPerceptron", uniform, deviation)
         if uniform:
-            if deviation is not None:
-                raise ValueError(
-                    f"MultilayerPerceptron(uniform=True, deviation={deviation!r}) cannot be both "
-                    "uniform and normal; try deviation=None."
-                )
             keys = jax.random.split(key, len(shapes))
             self.layers = tuple(
                 eqx.nn.Linear(before, after, key=key)
@@ -104,6 +100,21 @@ class PerceptronOf(eqx.Module):
         """Returns a new network."""
         sizes = self.inputs, self.widths, self.outputs
         return MultilayerPerceptron(*sizes, self.activation, key, self.deviation, self.uniform)
+
+
+def check_uniform(owner: str, uniform: bool, deviation: float | None) -> None:
+    """Refuses what is no boolean, and weights that are to be uniform and normal at once.
+
+    Raises:
+        ValueError: naming the owner.
+    """
+    if not isinstance(uniform, bool):
+        raise ValueError(f"{owner}(uniform={uniform!r}) must be True or False.")
+    if uniform and deviation is not None:
+        raise ValueError(
+            f"{owner}(uniform=True, deviation={deviation!r}) cannot be both uniform and normal; "
+            "try deviation=None."
+        )
 
 
 def initial_weights(

@@ -14,6 +14,7 @@ from lopt.analysis.dynamics import (
     noise_samples,
     tail_index,
 )
+from lopt.analysis.dynamics.checks import check_array
 
 
 def stable(alpha, shape, seed=0):
@@ -156,3 +157,9 @@ def test_bad_input_is_named(key):
         tail_index(np.ones((8, 8)), floor=-1.0)
     with pytest.raises(ValueError, match="not one number of samples"):
         flatten_samples({"a": np.ones((3, 2)), "b": np.ones((4, 2))})
+    # Under the tests' type checker neither arrives at those that take arrays.
+    for value in ([[1.0, 2.0], [3.0, 4.0]], np.array([["a"], ["b"]])):
+        with pytest.raises(
+            TypeError, match=r"tail_index\(noise\) must be an array of numbers"
+        ):
+            check_array("tail_index", "noise", value)

@@ -73,6 +73,10 @@ def test_bad_input_is_named():
         scripted_updates(optax.sgd(0.1), grads, jnp.ones(3))
     with pytest.raises(ValueError, match=r"losses\) has shape \(2,\)"):
         scripted_updates(optax.sgd(0.1), grads, losses=jnp.ones(2))
+    with pytest.raises(TypeError, match=r"grads\) must be an array|grads"):
+        scripted_updates(optax.sgd(0.1), [1.0, 2.0])
+    with pytest.raises((ValueError, TypeError), match=r"grads"):
+        scripted_updates(optax.sgd(0.1), jnp.array(1.0))
     with pytest.raises(ValueError, match="at=9"):
         signal("step", 9, 9)
     with pytest.raises(ValueError, match="num_steps=0"):

@@ -11,10 +11,10 @@ from lopt.analysis.symmetry import ModelLoss
 CLASSES = 3
 
 
-def double(tree):
-    """Returns a tree with its floating-point arrays in double precision."""
+def double(tree, dtype=jnp.float64):
+    """Returns a tree with its floating-point arrays in double precision, or another."""
     return jax.tree.map(
-        lambda leaf: leaf.astype(jnp.float64) if eqx.is_inexact_array(leaf) else leaf, tree
+        lambda leaf: leaf.astype(dtype) if eqx.is_inexact_array(leaf) else leaf, tree
     )
 
 
@@ -29,10 +29,11 @@ class Inputs(eqx.Module):
 
     shape: tuple[int, ...] = eqx.field(static=True)
     size: int = eqx.field(static=True, default=8)
+    dtype: object = eqx.field(static=True, default=jnp.float64)
 
     def __call__(self, key):
         one, other = jax.random.split(key)
-        inputs = jax.random.normal(one, (self.size, *self.shape), jnp.float64)
+        inputs = jax.random.normal(one, (self.size, *self.shape), self.dtype)
         return inputs, jax.random.randint(other, (self.size,), 0, CLASSES)
 
 

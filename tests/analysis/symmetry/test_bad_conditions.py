@@ -12,13 +12,16 @@ from lopt.analysis.symmetry import (
     DiscreteMap,
     GradientFlow,
     HeavyBall,
+    Ledger,
     ModelLoss,
     Place,
     attribute,
     broken_component,
     check_symmetry,
+    continuous_law,
     deviation,
     drift,
+    exact_law,
     missing_ranks,
     symmetries,
     translation,
@@ -129,6 +132,21 @@ def test_what_laws_and_ranks_cannot_use_is_refused(key):
         missing_ranks(lopt.tasks.Rosenbrock(), key, (), threshold=5.0)
     with pytest.raises(ValueError, match="at least one symmetry"):
         broken_component((), PARAMS, PARAMS)
+    with pytest.raises((ValueError, TypeError), match=r"Ledger of one symmetry|ledger"):
+        exact_law(shift, HeavyBall(0.1), {shift.name: None})
+    numbers = jnp.ones((4, 7))
+    with pytest.raises(ValueError, match=r"with 2 units; its.*\(4, 7\)"):
+        continuous_law(shift, HeavyBall(0.1), Ledger(*[numbers] * 7))
+    with pytest.raises(ValueError, match=r"rows of 6 numbers.*\(2, 7\)"):
+        attribute(np.ones((2, 7)), PARAMS, [shift])
+
+
+@pytest.mark.parametrize("measure", [symmetries, missing_ranks])
+def test_the_one_who_was_asked_refuses(measure):
+    with pytest.raises((ValueError, TypeError), match=f"{measure.__name__}\\(key=0|key"):
+        measure(lopt.tasks.Rosenbrock(), 0)
+    with pytest.raises(ValueError, match=rf"{measure.__name__}\(batches=0"):
+        measure(lopt.tasks.Rosenbrock(), jax.random.key(0), batches=0)
 
 
 @pytest.mark.parametrize("shape", [(3,), (0, 2), (2, 3, 4)])

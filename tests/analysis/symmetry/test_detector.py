@@ -1,11 +1,13 @@
 """The detector: missing ranks are exact integers, and named symmetries explain them."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import normalised, perceptron
+from networks import Inputs, cross_entropy, double, normalised, perceptron
 
 from lopt.analysis.symmetry import (
+    ModelLoss,
     bias_exchange,
     bias_shift,
     early_translation,
@@ -96,6 +98,18 @@ def test_missing_ranks_are_exact(name):
     assert found.unexplained == 0
     assert found.gap[0] > 1e-4
     assert found.gap[1] < 1e-14
+    assert {kind: n for kind, n in found.added_by_kind().items() if n} == kinds
+
+
+@pytest.mark.parametrize("name", ["sigmoid", "relu", "linear"])
+def test_ranks_in_single_precision(name):
+    build, generators, expected, kinds = CASES[name]
+    key, inputs = jax.random.key(1), Inputs((4,), dtype=jnp.float32)
+    task = ModelLoss(double(build().model, jnp.float32), cross_entropy, inputs)
+    params = task.init(key)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
+    found = missing_ranks(task, key, generators(params))
+    assert (found.size, found.rank, found.nullity, found.unexplained) == (*expected, 0)
     assert {kind: n for kind, n in found.added_by_kind().items() if n} == kinds
 
 

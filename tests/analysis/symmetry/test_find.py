@@ -85,21 +85,23 @@ def test_of_linear_units_all_of_the_null_space(key):
 
 
 LINEAR = {
-    # Units, inputs and layers, and which of its proposals are more than those above.
-    "more units than classes": ((6, 4, 1), 43 - 14, [("unseen", 28)]),
-    "two hidden layers": ((4, 3, 2), 39 - 10, []),
-    "two hidden layers of many units": ((5, 4, 2), 59 - 12, [("unseen", 20), ("unseen", 24)]),
+    # Inputs, units, hidden layers and outputs; missing ranks; what is proposed besides those above.
+    "more units than classes": ((6, 4, 1, 3), 43 - 14, [("unseen", 28)]),
+    "two hidden layers": ((4, 3, 2, 3), 39 - 10, []),
+    "few inputs": ((2, 4, 1, 6), 42 - 15, [("unreached", 24)]),
+    "few inputs, two hidden layers": ((1, 3, 2, 4), 34 - 6, [("unreached", 9), ("unreached", 12)]),
+    "two hidden layers of many units": ((5, 4, 2, 3), 59 - 12, [("unseen", 20), ("unseen", 24)]),
 }
 
 
 @pytest.mark.parametrize("name", LINEAR)
 def test_of_more_linear_units_all_of_the_null_space(name, key):
-    (inputs, width, depth), nullity, more = LINEAR[name]
-    model = eqx.nn.MLP(inputs, 3, width, depth, lambda z: z, key=key)
+    (inputs, width, depth, outputs), nullity, more = LINEAR[name]
+    model = eqx.nn.MLP(inputs, outputs, width, depth, lambda z: z, key=key)
     task = model_task(model, (inputs,))
     found = symmetries(task, key)
-    assert [kind for kind in kinds(found) if kind[0] == "unseen"] == more
-    assert len(found.of_kind("early translation")) == depth
+    assert [kind for kind in kinds(found) if kind[0] in ("unreached", "unseen")] == more
+    assert len(found.of_kind("early translation")) == (depth if width >= outputs else 0)
     ranks = missing_ranks(task, key, found.generators)
     assert (ranks.nullity, ranks.unexplained) == (nullity, 0)
 

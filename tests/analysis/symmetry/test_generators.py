@@ -25,6 +25,7 @@ from lopt.analysis.symmetry import (
     rescale,
     scale,
     translation,
+    unreached,
     unseen,
 )
 
@@ -75,6 +76,13 @@ WIDE = {
         {"w1": (5, 3), "b1": (5,), "w2": (4, 5), "w3": (2, 4), "conv": (5, 2, 3, 3)}.items()
     )
 }
+LAYERS = [("['w1']", "['b1']"), ("['w2']", None)]
+NARROW = {
+    name: jax.random.normal(jax.random.key(i), shape, jnp.float64)
+    for i, (name, shape) in enumerate(
+        {"w1": (4, 2), "b1": (4,), "w2": (5, 4), "b2": (5,), "w3": (2, 5)}.items()
+    )
+}
 FLAT = {"conv": WIDE["conv"], "w2": jax.random.normal(jax.random.key(9), (2, 20), jnp.float64)}
 
 
@@ -88,6 +96,9 @@ def built_of_others():
         (unseen(WIDE, ("['b1']", "['w1']"), ("['w2']", "['w3']")), WIDE),
         (unseen(WIDE, "['conv']", "['w2']"), WIDE),
         (early_translation(WIDE, "['w1']", ("['w2']", "['w3']")), WIDE),
+        (unreached(NARROW, LAYERS[:1], "['w2']", "['b2']"), NARROW),
+        (unreached(NARROW, LAYERS[:1], "['w2']"), NARROW),
+        (unreached(NARROW, LAYERS, "['w3']"), NARROW),
         (mixing(FLAT, "['conv']", "['w2']"), FLAT),
         (mixing(FLAT, "['conv']", "['w2']", order="first"), FLAT),
     ]
@@ -98,7 +109,7 @@ def test_everything_follows_from_the_action(params, which):
     check_follows(built(params)[which], params)
 
 
-@pytest.mark.parametrize("which", range(6))
+@pytest.mark.parametrize("which", range(9))
 def test_everything_follows_from_the_action_of_others(which):
     check_follows(*built_of_others()[which])
 
@@ -194,6 +205,12 @@ def test_a_convolution_mixes_its_channels(key):
     np.testing.assert_allclose(*products, rtol=1e-5, atol=1e-5)
 
 
+OTHER = jax.tree.map(
+    lambda leaf: jnp.zeros([n + 1 for n in leaf.shape], leaf.dtype),
+    perceptron(jnp.tanh).init(jax.random.key(0)),
+)
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [
@@ -237,6 +254,21 @@ def test_a_convolution_mixes_its_channels(key):
         (lambda p: early_translation(p, B1, W2), "two dense layers"),
         (lambda p: early_translation(p, W1, (W2, W1)), "two dense layers"),
         (lambda p: early_translation(p, W1, ()), "at least one"),
+        (lambda p: early_translation(p, (W1, B1), W2), "one weight|incoming"),
+        (lambda p: bias_exchange(p, B1, W2, B2).act(OTHER, jnp.ones(3)), "needs arrays of shapes"),
+        (lambda p: unreached(p, [(W1, B1)], W2, B2), "more units than.*there are 3 and 4"),
+        (lambda p: unreached(p, [], W2, B2), "at least one"),
+        (lambda p: unreached(p, W1, W2, B2), "pairs|layers"),
+        (lambda p: unreached(p, [(W1, B1)], B2), "two dense layers"),
+        (lambda p: unreached(p, [(W2, B2)], W1), "two dense layers"),
+        (lambda p: unreached(NARROW, [("['w1']", "['b2']")], "['w2']"), "bias of 4 entries"),
+        (lambda p: unreached(NARROW, LAYERS[:1], "['w2']", "['b1']"), "bias of 5 entries"),
+        (
+            lambda p: unreached(NARROW, LAYERS[:1], "['w2']").act(
+                NARROW | {"w2": jnp.ones((4, 5))}, jnp.ones(20)
+            ),
+            "behind 4 units",
+        ),
         (lambda p: unseen(p, (W1, B1), B2), "two dense layers"),
         (lambda p: unseen(p, W2, W1), "two dense layers"),
         (lambda p: unseen(p, W1, ".nope"), r"array at params\.nope"),

@@ -68,6 +68,12 @@ def test_the_penalty_takes_params_as_constants():
     assert bool(jnp.isfinite(optax.tree.norm(jax.grad(value, argnums=1)(params, still))))
 
 
+def test_a_list_of_symmetries_can_be_hashed(key):
+    generators = [translation({"w": jnp.zeros((3, 2))}, "['w']")]
+    same = {SymmetryPenalty(generators, 1.0), SymmetryPenalty(tuple(generators), 1.0)}
+    assert len(same) == 1
+
+
 @pytest.mark.slow
 @pytest.mark.standard_promotion
 def test_meta_training_with_the_penalty_lowers_deviations():

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from lopt.analysis.dynamics.checks import check_optimizer
+from lopt.analysis.dynamics.checks import check_array, check_optimizer
 from lopt.core.checks import check_integer, check_key, is_real
 from lopt.core.estimator import AbstractGradientEstimator
 from lopt.core.types import Key, Params
@@ -185,6 +185,7 @@ def tail_index(
         raise ValueError(
             f"tail_index(floor={floor!r}) must be a finite number and not negative; try 0."
         )
+    check_array("tail_index", "noise", noise)
     if not np.isfinite(noise).all() or not noise.any():
         raise ValueError(
             "tail_index(noise) must be finite, and not zero everywhere; try samples of more "
@@ -215,6 +216,7 @@ def covariance_spectrum(
     Raises:
         ValueError: if `vectors` are not at least two rows of finite numbers.
     """
+    check_array("covariance_spectrum", "vectors", vectors)
     if vectors.ndim != 2 or len(vectors) < 2 or not np.isfinite(vectors).all():
         raise ValueError(
             f"covariance_spectrum(vectors) must be two rows or more of finite numbers; they have "

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from lopt.analysis.dynamics.checks import check_optimizer, needs_value
+from lopt.analysis.dynamics.checks import check_array, check_optimizer, needs_value
 from lopt.core.checks import check_integer, check_positive
 from lopt.core.estimator import AbstractGradientEstimator, Estimate
 from lopt.core.types import Key, Params
@@ -64,7 +64,7 @@ def scripted_updates(
             would have it.
 
     Raises:
-        TypeError: if `optimizer` is none.
+        TypeError: if `optimizer` is none, or the others are no arrays.
         ValueError: if the optimizer needs a loss value and gets none, or shapes do not fit.
 
     Example:
@@ -75,6 +75,15 @@ def scripted_updates(
         [-1.   -0.5  -0.25]
     """
     check_optimizer("scripted_updates", "optimizer", optimizer)
+    given = {"grads": grads, "params": params, "losses": losses}
+    for field, value in given.items():
+        if field == "grads" or value is not None:
+            check_array("scripted_updates", field, value)
+    if not grads.ndim:
+        raise ValueError(
+            "scripted_updates(grads) must have a gradient for each step, and is a single number; "
+            "try grads[None]."
+        )
     params = jnp.zeros(grads.shape[1:], grads.dtype) if params is None else params
     if params.shape != grads.shape[1:]:
         raise ValueError(

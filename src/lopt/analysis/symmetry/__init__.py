@@ -5,7 +5,7 @@ optimizer's updates may. Kunin et al. 2021 (arXiv:2012.04728), Sobotka et al. 20
 (arXiv:2312.07174).
 """
 
-from lopt.analysis.symmetry.blind import Blind, early_translation, unseen
+from lopt.analysis.symmetry.blind import Blind, early_translation, unreached, unseen
 from lopt.analysis.symmetry.builders import (
     bias_shift,
     query_key_rescale,
@@ -78,5 +78,6 @@ __all__ = [
     "symmetries",
     "translation",
     "unit_map",
+    "unreached",
     "unseen",
 ]

@@ -53,11 +53,12 @@ class Bench(eqx.Module):
 
 
 def prepare_bench(
-    task: AbstractStatefulTask, params: Params | None, key: Key, batches: int = 3
+    owner: str, task: AbstractStatefulTask, params: Params | None, key: Key, batches: int = 3
 ) -> Bench:
     """Returns where to measure the symmetries of a task.
 
     Args:
+        owner: who measures, for errors.
         task: the task.
         params: the point; by default initial params with noise, so that no bias is zero, as a
             tangent that vanishes tells nothing.
@@ -68,13 +69,13 @@ def prepare_bench(
         ValueError: if no batch has a gradient that is finite and not zero, or if the params are not
             like the task's.
     """
-    check_key("check_symmetry", key)
-    check_integer("check_symmetry", "batches", batches, hint=3)
+    check_key(owner, key)
+    check_integer(owner, "batches", batches, hint=3)
     init_key, noise_key, batch_key, prepare_key, move_key = jax.random.split(key, 5)
     if params is None:
         params = _generic(task.init(init_key), noise_key)
     else:
-        _check_params(task, params)
+        _check_params(owner, task, params)
     state = task.prepare(params, prepare_key)
 
     drawn, grads = _draw(task, params, state, jax.random.split(batch_key, batches))
@@ -87,14 +88,14 @@ def prepare_bench(
     return Bench(task, params, state, drawn, grads, move_key)
 
 
-def _check_params(task: AbstractStatefulTask, params: Params) -> None:
+def _check_params(owner: str, task: AbstractStatefulTask, params: Params) -> None:
     """Refuses params that are not like the initial ones, whatever their precision."""
     expected: Any = jax.eval_shape(task.init, jax.random.key(0))
-    check_same_trees("check_symmetry", "params", params, "task.init(key)", expected)
+    check_same_trees(owner, "params", params, "task.init(key)", expected)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if not eqx.is_inexact_array_like(leaf):
             raise ValueError(
-                f"check_symmetry: params{jax.tree_util.keystr(path)} must be floating-point, and "
+                f"{owner}: params{jax.tree_util.keystr(path)} must be floating-point, and "
                 f"is {getattr(leaf, 'dtype', type(leaf).__name__)}; try floating-point arrays."
             )
 

@@ -1,9 +1,12 @@
-"""What linear layers do not pass on to a softmax: early translations, and directions not seen.
+"""What linear layers do not pass on: early translations, and directions not seen or not reached.
 
 Behind linear units x -> W1 x + b1 come other layers W2, W3, ... without a nonlinearity in between,
 one matrix M all together. A change V of W1 and b1 does nothing if M V is zero, or, where they lead
-into a softmax, if all of its rows are equal.
+into a softmax, if all of its rows are equal. And where the inputs are few, a change V of W2 does
+nothing if V W1 is zero, but for what it makes of b1, which b2 takes up.
 """
+
+from collections.abc import Sequence
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -112,7 +115,7 @@ class Blind(AbstractGenerator):
                 f"{owner} moves {width} units, and the weights behind them are of "
                 f"{behind.shape[1]}. Try building the symmetry from these params."
             )
-        return jnp.eye(behind.shape[1], dtype=behind.dtype) - jnp.linalg.pinv(behind) @ behind
+        return jnp.eye(behind.shape[1], dtype=behind.dtype) - _pseudo_inverse(behind) @ behind
 
     def _moves(self, params: Params, amounts: Units) -> dict[str, Array]:
         check_amounts(self, amounts)
@@ -180,12 +183,78 @@ def early_translation(
         name: by default made of the kind and the layer.
     """
     kind, leaves = "early translation", leaves_by_path(params)
+    if not isinstance(incoming, str):
+        raise ValueError(
+            f"{kind}(incoming={incoming!r}) must be the path of one weight, as its bias is not "
+            "moved; try that of the weight alone."
+        )
     (incoming,) = check_paths(kind, "incoming", params, incoming)
     first = leaves[incoming].shape
     outgoing = _behind(kind, params, (incoming,), outgoing, first[0] if len(first) == 2 else None)
     action = _EarlyTranslation(incoming, outgoing)
     name = name or f"{kind} of {incoming}"
     return FreeGenerator(name, kind, first[1], action, orthogonal=True)
+
+
+def unreached(
+    params: Params,
+    layers: Sequence[tuple[str, str | None]],
+    outgoing: str,
+    output: str | None = None,
+    *,
+    name: str | None = None,
+) -> FreeGenerator:
+    """Moves the weight behind linear units in directions that they never take: V with V W1 = 0.
+
+        W2 -> W2 + A Q,   b2 -> b2 - A Q b1,   Q the projection on what W1' makes zero
+
+    A unit of this symmetry is an entry of A, of which there are as many as of W2: tangents are not
+    independent. There are such directions where units are more than the smallest width in front of
+    them, inputs included, and only then it is built. What gradient flow conserves is not known.
+
+    Args:
+        params: of the network, for the shapes.
+        layers: paths of W1 and b1, the bias being None where there is none; or those of several
+            such layers, in the order in which they are applied, without a nonlinearity in between.
+        outgoing: path of W2, of shape (outputs, units).
+        output: path of b2, if there is one; without it, directions are also orthogonal to what b1
+            makes of the units.
+        name: by default made of the kind and the layer.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> params = {"w1": jnp.array([[1.0], [0.0]]), "w2": jnp.zeros((3, 2))}
+        >>> one = unreached(params, [("['w1']", None)], "['w2']")
+        >>> [int(length) for length in one.lengths(params)]
+        [0, 1, 0, 1, 0, 1]
+    """
+    kind, leaves = "unreached", leaves_by_path(params)
+    if not isinstance(layers, (list, tuple)) or not all(
+        isinstance(layer, tuple) and len(layer) == 2 for layer in layers
+    ):
+        raise ValueError(
+            f"{kind}(layers={layers!r}) must be pairs of the paths of weight and bias, the bias "
+            "being None where there is none; try [(\"['w1']\", \"['b1']\")]."
+        )
+    weights = check_paths(kind, "layers", params, tuple(weight for weight, _ in layers))
+    (outgoing,) = check_paths(kind, "outgoing", params, outgoing)
+    _behind(kind, params, weights[:1], (*weights[1:], outgoing), _rows(leaves[weights[0]]))
+    biases = [(bias, leaves[weight]) for weight, bias in layers]
+    for bias, behind in (*biases, (output, leaves[outgoing])):
+        if bias is not None and array_at(kind, leaves, bias).shape != behind.shape[:1]:
+            raise ValueError(
+                f"{kind} needs a bias of {len(behind)} entries at params{bias}; it has shape "
+                f"{leaves[bias].shape}. Try that of the layer."
+            )
+    least, units = min(leaves[path].shape[1] for path in weights), leaves[outgoing].shape[1]
+    if units <= least:
+        raise ValueError(
+            f"{kind}(layers={layers!r}) must make more units than the smallest width in front of "
+            f"them, or all directions are reached; there are {units} and {least}."
+        )
+    action = _Unreached(tuple(layers), outgoing, output)
+    name = name or f"{kind} by {weights[-1]} of {outgoing}"
+    return FreeGenerator(name, kind, leaves[outgoing].size, action)
 
 
 def product_of(owner: str, params: Params, paths: tuple[str, ...]) -> Float[Array, "output unit"]:
@@ -199,6 +268,10 @@ def product_of(owner: str, params: Params, paths: tuple[str, ...]) -> Float[Arra
             )
         first = matrix @ first
     return first
+
+
+def _rows(array: Array) -> int | None:
+    return array.shape[0] if array.ndim == 2 else None
 
 
 def _behind(
@@ -220,6 +293,44 @@ def _behind(
     return outgoing
 
 
+def _pseudo_inverse(matrix: Float[Array, "row column"]) -> Float[Array, "column row"]:
+    """Returns it, of half precision too."""
+    half = jnp.finfo(matrix.dtype).bits < 32
+    precise = matrix.astype(jnp.float32) if half else matrix
+    return jnp.linalg.pinv(precise).astype(matrix.dtype)
+
+
+class _Unreached(eqx.Module):
+    """The action of `unreached`; equal ones are compiled once."""
+
+    layers: tuple[tuple[str, str | None], ...] = eqx.field(static=True)
+    outgoing: str = eqx.field(static=True)
+    output: str | None = eqx.field(static=True)
+
+    def __call__(self, params: Params, amounts: Units) -> Params:
+        owner, leaves = "unreached", leaves_by_path(params)
+        before = product_of(owner, params, tuple(weight for weight, _ in self.layers))
+        after = array_at(owner, leaves, self.outgoing)
+        if after.size != amounts.size or after.shape[1:] != before.shape[:1]:
+            raise ValueError(
+                f"The symmetry {owner} of {self.outgoing} needs a weight of {amounts.size} entries "
+                f"behind {len(before)} units; it has shape {after.shape}. Try building the "
+                "symmetry from these params."
+            )
+        resting = jnp.zeros(before.shape[1], before.dtype)
+        for weight, bias in self.layers:
+            resting = leaves[weight] @ resting
+            resting = resting if bias is None else resting + array_at(owner, leaves, bias)
+        if self.output is None:
+            before = jnp.concatenate([before, resting[:, None]], axis=1)
+        moves = amounts.reshape(after.shape)
+        moves = moves - (moves @ before) @ _pseudo_inverse(before)
+        new = {self.outgoing: after + moves}
+        if self.output is not None:
+            new[self.output] = array_at(owner, leaves, self.output) - moves @ resting
+        return with_leaves(params, new, others=True)
+
+
 class _EarlyTranslation(eqx.Module):
     """The action of `early_translation`; equal ones are compiled once."""
 
@@ -229,6 +340,6 @@ class _EarlyTranslation(eqx.Module):
     def __call__(self, params: Params, amounts: Units) -> Params:
         before = array_at("early translation", leaves_by_path(params), self.incoming)
         behind = product_of("early translation", params, self.outgoing)
-        towards = jnp.linalg.pinv(behind) @ jnp.ones(len(behind), behind.dtype)
+        towards = _pseudo_inverse(behind) @ jnp.ones(len(behind), behind.dtype)
         new = {self.incoming: before + jnp.outer(towards, amounts)}
         return with_leaves(params, new, others=True)

@@ -166,7 +166,7 @@ def check_symmetry(
     """
     check_subject("check_symmetry", symmetry, task)
     check_tolerance("check_symmetry", tolerance)
-    bench = prepare_bench(task, params, key, batches)
+    bench = prepare_bench("check_symmetry", task, params, key, batches)
     evidence = gather_evidence(symmetry, bench, tolerance)
     if not evidence.tested:
         raise ValueError(

@@ -33,9 +33,10 @@ def continuous_law(
         ledger: what a `LedgerProbe` recorded of the run.
 
     Raises:
-        ValueError: if there is no law for such a symmetry or optimizer.
+        ValueError: if there is no law for such a symmetry or optimizer, or `ledger` is not that of
+            a run.
     """
-    check_law("continuous_law", generator, optimizer)
+    check_law("continuous_law", generator, optimizer, ledger)
     start = ledger.conserved[0]
     size = optimizer.learning_rate * (1 - optimizer.dampening)
     quadratic = generator.motion == "stretch"

@@ -119,7 +119,7 @@ def missing_ranks(
             f"missing_ranks(threshold={threshold!r}) must be a share above 0 and below 1; try 1e-4."
         )
     bench_key, draw_key = jax.random.split(key)
-    bench = prepare_bench(task, params, bench_key, 1)
+    bench = prepare_bench("missing_ranks", task, params, bench_key, 1)
     flat, _ = jax.flatten_util.ravel_pytree(bench.params)
     if batches < flat.size:
         raise ValueError(
@@ -152,9 +152,17 @@ def attribute(
         generators: the symmetries, in order.
 
     Raises:
-        ValueError: if one of them is no continuous symmetry.
+        ValueError: if one of them is no continuous symmetry, or if the directions are not of the
+            params.
     """
     check_sequence("attribute", "generators", generators)
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    if np.ndim(directions) != 2 or np.shape(directions)[1] != size:
+        raise ValueError(
+            f"attribute(directions) must be rows of {size} numbers, as many as params have; their "
+            f"shape is {np.shape(directions)}. Try missing_ranks(...).directions."
+        )
+    directions = np.asarray(directions)
     if generators:
         check_names("attribute", generators)
     shares, explained = [], np.zeros((0, directions.shape[1]))

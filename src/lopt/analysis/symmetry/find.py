@@ -76,8 +76,9 @@ def symmetries(
     of queries and keys, for all layers that their shapes allow; and permutations and sign flips, of
     hidden units, of a width that several layers share, and of attention heads. Where units turn
     out to be linear, as they can be stretched and flipped, so are changes of their basis (up to 64
-    units at a time), what of biases and translations passes through them, and what the layers
-    behind them do not see. For a model or a loss that is no task, see `ModelLoss`.
+    units at a time), what of biases and translations passes through them, what the layers behind
+    them do not see (of weights up to 4,096 entries), and what those in front do not reach (1,024).
+    For a model or a loss that is no task, see `ModelLoss`.
 
     Arrays are taken to be (outputs, inputs, ...), as Equinox has them. A weight and its bias are
     known by the last word of their paths: "weight" and "bias", "kernel" and "bias", "w" or "W" and
@@ -110,7 +111,7 @@ def symmetries(
     check_sequence("symmetries", "others", others)
     for other in others:
         check_subject("symmetries", other, task)
-    bench = prepare_bench(task, params, key, batches)
+    bench = prepare_bench("symmetries", task, params, key, batches)
     tolerance = default_tolerance(bench.params) if tolerance is None else tolerance
     heads = heads_of(task)
     proposed: list[Any] = list(continuous_candidates(bench.params, degrees_of(task)))

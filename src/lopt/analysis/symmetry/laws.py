@@ -125,8 +125,10 @@ class LedgerProbe(eqx.Module):
         return {g.name: _ledger(g, step, velocity) for g in self.generators}
 
 
-def check_law(owner: str, generator: AbstractGenerator, optimizer: Any = None) -> None:
-    """Refuses symmetries and optimizers that no law is known for.
+def check_law(
+    owner: str, generator: AbstractGenerator, optimizer: Any = None, ledger: Any = None
+) -> None:
+    """Refuses symmetries and optimizers that no law is known for, and ledgers that are none.
 
     Raises:
         ValueError: naming them.
@@ -142,6 +144,20 @@ def check_law(owner: str, generator: AbstractGenerator, optimizer: Any = None) -
             f"{owner}(optimizer) must be a HeavyBall, whose rates the law reads, and is a "
             f"{type(optimizer).__name__}; try HeavyBall(0.1)."
         )
+    if ledger is None:
+        return
+    if not isinstance(ledger, Ledger):
+        raise ValueError(
+            f"{owner}(ledger) must be the Ledger of one symmetry, and is a "
+            f"{type(ledger).__name__}; try what LedgerProbe recorded under its name, "
+            f"ledgers[{generator.name!r}]."
+        )
+    if jnp.ndim(ledger.grads) != 2 or jnp.shape(ledger.grads)[1] != generator.units:
+        raise ValueError(
+            f"{owner}(ledger) must be of all steps of one run, with {generator.units} units; its "
+            f"arrays have shape {jnp.shape(ledger.grads)}. Try what lopt.unroll recorded, one run "
+            "at a time."
+        )
 
 
 def exact_law(
@@ -156,9 +172,10 @@ def exact_law(
             `velocity` only the first step is read.
 
     Raises:
-        ValueError: if there is no law for such a symmetry or optimizer.
+        ValueError: if there is no law for such a symmetry or optimizer, or `ledger` is not that of
+            a run.
     """
-    check_law("exact_law", generator, optimizer)
+    check_law("exact_law", generator, optimizer, ledger)
     rate, decay, momentum = optimizer.learning_rate, optimizer.weight_decay, optimizer.momentum
     share = 1 - optimizer.dampening
     first = (ledger.conserved[0], ledger.params_velocity[0], ledger.velocity[0])

@@ -265,5 +265,12 @@ class _Exchange(eqx.Module):
         leaves = leaves_by_path(params)
         paths = (self.hidden, self.outgoing, self.output)
         hidden, outgoing, output = (array_at("bias exchange", leaves, path) for path in paths)
+        if outgoing.shape != (*output.shape, *hidden.shape) or hidden.shape != amounts.shape:
+            raise ValueError(
+                f"The bias exchange of {self.hidden} and {self.output} needs arrays of shapes "
+                f"({amounts.size},), (outputs, {amounts.size}) and (outputs,); they have "
+                f"{[each.shape for each in (hidden, outgoing, output)]}. Try building the symmetry "
+                "from these params."
+            )
         new = {self.hidden: hidden + amounts, self.output: output - outgoing @ amounts}
         return with_leaves(params, new, others=True)

@@ -5,7 +5,7 @@ As in `lopt.analysis.symmetry.structure`, guessing may be generous: all of it is
 
 from collections.abc import Iterator, Sequence
 
-from lopt.analysis.symmetry.blind import early_translation, unseen
+from lopt.analysis.symmetry.blind import early_translation, unreached, unseen
 from lopt.analysis.symmetry.builders import Order
 from lopt.analysis.symmetry.generators import AbstractGenerator, Symmetry
 from lopt.analysis.symmetry.linear import bias_exchange, mixing, query_key_mixing
@@ -15,6 +15,8 @@ from lopt.core.types import Params
 
 # A basis has the square of their number as its tangents, so that of more units is not proposed.
 _MOST_MIXED = 64
+# Here a tangent belongs to each entry of a weight, and they are compared with one another.
+_MOST_UNREACHED = 1024
 
 
 def linear_candidates(
@@ -29,6 +31,7 @@ def linear_candidates(
     """
     biases = {layer.weight: layer.bias for layer in layers_of(params)}
     leaves, follows = leaves_by_path(params), _dense_after(params, stretches)
+    precedes = {after: before for before, after in follows.items()}
     for stretch in stretches:
         incoming = tuple(place.path for place in stretch.places if place.coefficient > 0)
         outgoing = tuple(place for place in stretch.places if place.coefficient < 0)
@@ -55,6 +58,13 @@ def linear_candidates(
         least = min(len(leaves[path]) for path in chain)
         if stretch.units > least and leaves[incoming[0]].size <= _MOST_MIXED**2:
             yield (unseen(params, incoming, tuple(chain)),)
+        front = [incoming[0]]
+        while front[0] in precedes and len(front) <= len(precedes):
+            front.insert(0, precedes[front[0]])
+        least = min(leaves[path].shape[1] for path in front)
+        if stretch.units > least and leaves[after].size <= _MOST_UNREACHED:
+            layers = [(path, biases.get(path)) for path in front]
+            yield (unreached(params, layers, after, bias),)
 
 
 def _dense_after(params: Params, stretches: Sequence[Symmetry]) -> dict[str, str]:

@@ -25,6 +25,11 @@ from lopt.core.unroll import Step
 Measure = Literal["signed", "absolute", "cosine"]
 
 
+def _as_tuple(generators: Any) -> Any:
+    """Returns a list as a tuple, which static fields need."""
+    return tuple(generators) if isinstance(generators, list) else generators
+
+
 class SymmetryPenalty(eqx.Module):
     """An objective for `lopt.InnerTraining`: another, and a share of each step's deviations.
 
@@ -50,7 +55,7 @@ class SymmetryPenalty(eqx.Module):
         >>> inner = lopt.InnerTraining(task, lopt.small_mlp(), 20, objective=penalty)
     """
 
-    generators: tuple[AbstractGenerator, ...] = eqx.field(static=True)
+    generators: tuple[AbstractGenerator, ...] = eqx.field(static=True, converter=_as_tuple)
     strength: float = eqx.field(static=True)
     measure: Measure = eqx.field(static=True, default="absolute")
     base: Callable[[AbstractStatefulTask, Step], Scalar] = eqx.field(
