@@ -159,7 +159,5 @@ def test_bad_input_is_named(key):
         flatten_samples({"a": np.ones((3, 2)), "b": np.ones((4, 2))})
     # Under the tests' type checker neither arrives at those that take arrays.
     for value in ([[1.0, 2.0], [3.0, 4.0]], np.array([["a"], ["b"]])):
-        with pytest.raises(
-            TypeError, match=r"tail_index\(noise\) must be an array of numbers"
-        ):
+        with pytest.raises(TypeError, match=r"tail_index\(noise\) must be an array of numbers"):
             check_array("tail_index", "noise", value)
