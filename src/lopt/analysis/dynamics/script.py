@@ -144,14 +144,22 @@ def responses(
     """Returns the updates of a single coordinate, from zero, for each of several signals.
 
     Raises:
-        TypeError: if `optimizer` is none, or `signals` are not by name.
-        ValueError: if the optimizer needs a loss value and gets none.
+        TypeError: if `optimizer` is none, or `signals` are no arrays by name.
+        ValueError: if the optimizer needs a loss value and gets none, or a signal is not a number
+            for each step.
     """
     if not isinstance(signals, Mapping):
         raise TypeError(
             f"responses(signals) must be arrays by name, and is a {type(signals).__name__}; try "
             '{"impulse": signal("impulse", 50)}.'
         )
+    for name, grads in signals.items():
+        check_array("responses", f"signals[{name!r}]", grads)
+        if grads.ndim != 1:
+            raise ValueError(
+                f"responses(signals[{name!r}]) must have one number for each step, and has shape "
+                f'{grads.shape}; try signal("impulse", 50).'
+            )
     return {
         name: scripted_updates(optimizer, grads[:, None], losses=losses)[:, 0]
         for name, grads in signals.items()

@@ -309,8 +309,9 @@ def check_subject(owner: str, symmetry: Any, task: Any) -> None:
     """
     if not isinstance(symmetry, (AbstractGenerator, DiscreteMap)):
         raise ValueError(
-            f"{owner}({symmetry!r}) must be a generator or a DiscreteMap; try one that a builder "
-            "of lopt.analysis.symmetry returns, such as translation or rescale."
+            f"{owner}(symmetry) must be a generator or a DiscreteMap, and a "
+            f"{type(symmetry).__name__} is none; try one that a builder of lopt.analysis.symmetry "
+            "returns, such as translation or rescale, and the task behind it."
         )
     check_task(owner, task)
 
