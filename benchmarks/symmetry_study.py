@@ -3,11 +3,11 @@
 Meta-trains the learned optimizer of the recipe `l2o` on networks of 20 units with four activations
 and three seeds each, watches every one with `lopt probe symmetry`, and draws how far updates leave
 the constraints in meta-testing and in meta-training, with bands over the seeds. What is there
-already is not done again. An hour on two cores at 8x8; at the published size, with 2,000 of its
-10,000 outer steps, a quarter of an hour for each of the twelve on one core:
+already is not done again, whatever its settings were. An hour on two cores at 8x8; at the published
+size and length, about as long for each of the twelve on one core, which `outer_steps` shortens:
 
     python benchmarks/symmetry_study.py runs/study study.png
-    python benchmarks/symmetry_study.py runs/28 study.png size=28 outer_steps=2000
+    python benchmarks/symmetry_study.py runs/28 study.png size=28 outer_steps=10000
 """
 
 import json
@@ -47,7 +47,8 @@ def probed(folder: Path, activation: str, seed: int, more: list[str]) -> dict:
     out = run / "symmetry"
     if not (out / "symmetry.json").exists():
         lopt("probe", "symmetry", run, "--out", out)
-    return json.loads((out / "symmetry.json").read_text())
+    report = json.loads((run / "report.json").read_text())
+    return json.loads((out / "symmetry.json").read_text()) | {"outer_steps": report["outer_steps"]}
 
 
 def of_kind(numbers: dict, kind: str) -> dict:
@@ -116,7 +117,10 @@ def draw(found: dict[str, list[dict]], shown: list[list[str]], path: Path) -> No
         each, (above, below) = found[activation], column
         for name in NAMES:
             band(above, each[0]["curve_steps"], curves(each, kind, name), name)
-        above.set(title=f"{kind}, {activation.replace('_', ' ')}", xlabel="inner step")
+        lengths = sorted({numbers["outer_steps"] for numbers in each})
+        trained = " to ".join(f"{length:,}" for length in lengths)
+        network = activation.replace("_", " ")
+        above.set(title=f"{kind}, {network} ({trained} outer steps)", xlabel="inner step")
         again = [of_kind(numbers, kind)["meta_training"]["again"] for numbers in each]
         means = np.asarray([one["signed"]["mean"] for one in again])
         band(below, list(range(means.shape[1])), means, "learned")
