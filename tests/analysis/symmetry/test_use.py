@@ -12,6 +12,7 @@ import lopt
 from lopt.analysis.dynamics import scripted_updates
 from lopt.analysis.dynamics.checks import check_optimizer
 from lopt.analysis.symmetry import (
+    Symmetries,
     SymmetryPenalty,
     SymmetryProbe,
     broken_component,
@@ -157,6 +158,8 @@ def test_bad_input_is_refused():
         SymmetryPenalty(generators, 1.0, "most")
     with pytest.raises(ValueError, match="strength=nan"):
         SymmetryPenalty(generators, float("nan"))
+    with pytest.raises((ValueError, TypeError), match="base"):
+        SymmetryPenalty(generators, 1.0, base=0.5)
 
 
 def test_the_loss_is_handed_on_to_optimizers_that_need_it():
@@ -222,3 +225,8 @@ def test_what_is_no_optimizer_and_what_is_no_sequence_is_named():
             check_names(owner, generators[0])
         with pytest.raises(ValueError, match=rf"{owner}\(generators\) must be continuous.*a str;"):
             check_names(owner, ("translation",))
+        with pytest.raises(ValueError, match=r"is Symmetries; try symmetries\(.*\)\.generators"):
+            check_names(owner, Symmetries((), (), (), {}))
+    steps = optax.MultiSteps(optax.sgd(0.1), 2)
+    with pytest.raises(TypeError, match=r"try its gradient_transformation\(\)"):
+        check_optimizer("remove_breaking", "optimizer", steps, extra=True)

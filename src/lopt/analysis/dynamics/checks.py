@@ -26,6 +26,11 @@ def check_optimizer(owner: str, field: str, optimizer: Any, extra: bool = False)
         ValueError: naming the missing arguments.
     """
     if not isinstance(optimizer, optax.GradientTransformation):
+        if isinstance(optimizer, optax.MultiSteps):
+            raise TypeError(
+                f"{owner}({field}) must be an Optax optimizer, and is one of MultiSteps; try its "
+                "gradient_transformation()."
+            )
         said = " ".join(repr(optimizer).split())
         raise TypeError(
             f"{owner}({field}={said}) must be an Optax optimizer; "

@@ -176,9 +176,11 @@ def check_sequence(owner: str, field: str, given: Any) -> None:
     if not isinstance(given, Sequence) or isinstance(given, str):
         name = getattr(given, "name", None)
         said = type(given).__name__ if name is None else f"the single symmetry {name!r}"
+        remedy = "symmetries(task, key).generators"
+        if name is not None:
+            remedy = "wrapping it in a tuple: (symmetry,)"
         raise ValueError(
-            f"{owner}({field}) must be a sequence of symmetries, and is {said}; try wrapping it in "
-            f"a tuple: (symmetry,)."
+            f"{owner}({field}) must be a sequence of symmetries, and is {said}; try {remedy}."
         )
 
 
