@@ -197,3 +197,10 @@ def test_sizes_far_from_one_do_not_count(size):
     assert found.relative[0] == pytest.approx(5.0, rel=1e-5)
     rate = effective_rate(-0.1 * size * one, size * one)
     assert rate.overall == pytest.approx(0.1, rel=1e-5)
+
+
+def test_what_has_no_tensors_and_what_are_no_companions_is_named():
+    with pytest.raises(ValueError, match="alignment: updates and reference hold no arrays"):
+        alignment({}, {})
+    with pytest.raises(TypeError, match=r"AlignmentRecord\(companions\)|companions"):
+        AlignmentRecord(optax.adam(0.01))

@@ -157,6 +157,9 @@ def test_bad_input_is_named(key):
         tail_index(np.ones((8, 8)), floor=-1.0)
     with pytest.raises(ValueError, match="not one number of samples"):
         flatten_samples({"a": np.ones((3, 2)), "b": np.ones((4, 2))})
+    samples = noise_samples(task, optax.sgd(0.1), state, key, 4)
+    with pytest.raises(TypeError, match=r"all Samples; try their grads|Samples"):
+        noise_of(samples)
     # Under the tests' type checker neither arrives at those that take arrays.
     for value in ([[1.0, 2.0], [3.0, 4.0]], np.array([["a"], ["b"]])):
         with pytest.raises(TypeError, match=r"tail_index\(noise\) must be an array of numbers"):

@@ -83,3 +83,8 @@ def test_tensors_have_names():
 def test_what_is_no_range_is_refused(fields):
     with pytest.raises(ValueError, match=r"UpdateHistogram.*try"):
         UpdateHistogram(**fields)
+
+
+def test_a_range_of_words_is_named():
+    with pytest.raises((ValueError, TypeError), match="lowest"):
+        UpdateHistogram("a", "b")

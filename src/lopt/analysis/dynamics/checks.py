@@ -152,6 +152,8 @@ def check_same_trees(owner: str, one: str, first: PyTree, other: str, second: Py
             f"{jax.tree.structure(second)}; pass two of the same params."
         )
     paths = jax.tree_util.tree_leaves_with_path(first)
+    if not paths:
+        raise ValueError(f"{owner}: {one} and {other} hold no arrays; pass those of a network.")
     for (path, a), b in zip(paths, jax.tree.leaves(second), strict=True):
         if np.shape(a) != np.shape(b):
             raise ValueError(

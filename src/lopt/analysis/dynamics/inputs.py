@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from lopt.core.checks import check_integer
+from lopt.core.checks import check_integer, check_key
 from lopt.core.coordinatewise import Coordinatewise
 from lopt.core.estimator import AbstractGradientEstimator
 from lopt.core.learned import AbstractRule, Columns, Tensor
@@ -104,9 +104,10 @@ def recorded_inputs(
         A row for each step and coordinate, all those of a step together.
 
     Raises:
-        TypeError: if `learned` is not coordinatewise.
+        TypeError: if `learned` is not coordinatewise, or `key` is no key.
     """
     check_coordinatewise("recorded_inputs", learned)
+    check_key("recorded_inputs", key)
     check_integer("recorded_inputs", "coordinates", coordinates, hint=64)
     total = sum(leaf.size for leaf in jax.tree.leaves(params))
     run_key, choice_key = jax.random.split(key)
@@ -133,6 +134,11 @@ def given_inputs(
         ValueError: if it has no feature of such a name.
     """
     check_coordinatewise("given_inputs", learned)
+    if features is not None and not isinstance(features, Mapping):
+        raise TypeError(
+            f"given_inputs(features) must be numbers by name, and is a {type(features).__name__}; "
+            f"try {{{learned.features.names()[0]!r}: 1.0}}."
+        )
     columns, shared, _ = input_sizes(learned, theta)
     dtype = _dtype(theta)
     row = jnp.zeros(columns + shared, dtype)

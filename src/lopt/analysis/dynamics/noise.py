@@ -119,8 +119,14 @@ def noise_of(vectors: Vectors, grouping: Grouping = "values") -> Noise:
         grouping: see `tail_index`.
 
     Raises:
+        TypeError: if `vectors` are all that was sampled.
         ValueError: if there is only one sample, if one is not finite, or no coordinate varies.
     """
+    if isinstance(vectors, Samples):
+        raise TypeError(
+            "noise_of(vectors) must be of one vector, and is all Samples; try their grads or their "
+            "updates."
+        )
     matrix = flatten_samples(vectors)
     if len(matrix) < 2:
         raise ValueError(f"noise_of(vectors) has {len(matrix)} sample; try 64.")

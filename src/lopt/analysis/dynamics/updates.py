@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from lopt.core.checks import is_real
 from lopt.core.types import Params
 from lopt.core.unroll import Step
 
@@ -69,10 +70,11 @@ class UpdateHistogram(eqx.Module):
     bins: int = eqx.field(static=True, default=30)
 
     def __check_init__(self) -> None:
-        if not 0 < self.lowest < self.highest < math.inf:
+        real = is_real(self.lowest) and is_real(self.highest)
+        if not real or not 0 < self.lowest < self.highest < math.inf:
             raise ValueError(
-                f"UpdateHistogram(lowest={self.lowest}, highest={self.highest}) must be positive, "
-                "finite and in this order; try 1e-9 and 10."
+                f"UpdateHistogram(lowest={self.lowest!r}, highest={self.highest!r}) must be "
+                "positive, finite and in this order; try 1e-9 and 10."
             )
         if isinstance(self.bins, bool) or not isinstance(self.bins, int) or self.bins < 1:
             raise ValueError(

@@ -55,7 +55,8 @@ class Portrait(eqx.Module):
         oddness: |u(g) + u(-g)| / |u(g)| of each step, both at the same params. Zero for rules that
             are odd in gradients and ignore params; no number where nothing moves.
         reflection: |U(-start) + U(start)| / |U(start)| of the updates of whole runs: zero for rules
-            that are odd in gradients and params together, weight decay among them.
+            that are odd in gradients and params together, weight decay among them. No number, nor
+            `swap`, for starts where nothing moves, as on the diagonal.
         swap: |U(y, x) - swapped U(x, y)| / |U(x, y)|: zero for rules that do not know which
             coordinate they work on.
     """
@@ -133,6 +134,8 @@ def valley_portrait(
             f"valley_portrait(starts) must be rows of x and y; it has shape {starts.shape}. Try "
             "valley_starts()."
         )
+    if not jnp.issubdtype(starts.dtype, jnp.floating):
+        starts = starts.astype(float)
     task, companions = Valley(), with_mirror(optimizer)
     oddness = OddnessRecord(companions)
     # The valley is the same for every key: nothing in it is random.
