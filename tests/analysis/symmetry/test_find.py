@@ -380,3 +380,53 @@ def test_of_attention_without_biases_as_wide_as_its_inputs(key):
     other = translation(task.init(key), ".query_proj.weight", name=found.generators[-1].name)
     with pytest.raises(ValueError, match="has a symmetry named"):
         symmetries(task, key, others=[other])
+
+
+class Gated(eqx.Module):
+    """A norm that is read by a gate and by what it gates."""
+
+    norm: eqx.nn.LayerNorm
+    gate: eqx.nn.Linear
+    value: eqx.nn.Linear
+    out: eqx.nn.Linear
+
+    def __init__(self, key):
+        first, *rest = jax.random.split(key, 3)
+        self.norm = eqx.nn.LayerNorm(4)
+        self.gate, self.value = (eqx.nn.Linear(4, 5, key=each) for each in rest)
+        self.out = eqx.nn.Linear(5, 3, key=first)
+
+    def __call__(self, row):
+        seen = self.norm(row)
+        return self.out(jax.nn.sigmoid(self.gate(seen)) * self.value(seen))
+
+
+class PreNorm(eqx.Module):
+    """Attention behind a norm, which queries, keys and values read."""
+
+    norm: eqx.nn.LayerNorm
+    attention: eqx.nn.MultiheadAttention
+    out: eqx.nn.Linear
+
+    def __init__(self, key):
+        one, other = jax.random.split(key)
+        self.norm = eqx.nn.LayerNorm(4)
+        self.attention = eqx.nn.MultiheadAttention(2, 4, key=one)
+        self.out = eqx.nn.Linear(4, 3, key=other)
+
+    def __call__(self, rows):
+        seen = jax.vmap(self.norm)(rows)
+        return self.out(jnp.mean(rows + self.attention(seen, seen, seen), axis=0))
+
+
+@pytest.mark.parametrize(("network", "shape"), [(Gated, (4,)), (PreNorm, (5, 4))])
+def test_of_units_that_several_layers_read(network, shape, key):
+    found = symmetries(model_task(network(key), shape), key)
+    (read,) = found.of_kind("norm rescale")
+    assert read.units == 4
+    assert read in found.generators
+    paths = {place.path for place in read.places if place.coefficient < 0}
+    assert len(paths) == (2 if network is Gated else 3)
+    if network is Gated:
+        rescaled = {place.path for g in found.of_kind("rescale") for place in g.places}
+        assert rescaled == {".value.weight", ".value.bias", ".out.weight"}

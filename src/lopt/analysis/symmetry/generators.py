@@ -227,7 +227,7 @@ class FreeGenerator(AbstractGenerator):
         if not callable(self.action):
             raise ValueError(
                 f"FreeGenerator({self.name!r}, action={self.action!r}) must be a function of "
-                "params and amounts to the moved params; try one of lopt.analysis.symmetry's builders."
+                "params and amounts to the moved params; try a builder of lopt.analysis.symmetry."
             )
 
     def combine(self, params: Params, amounts: Units) -> Params:

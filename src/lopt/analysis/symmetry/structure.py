@@ -148,6 +148,7 @@ def continuous_candidates(params: Params, degrees: tuple[float, ...]) -> Iterato
         name = f"query-key rescale of {heads.query.weight}"
         name += f" and {heads.key.weight}" * several
         yield query_key_rescale(params, heads.query.paths, heads.key.paths, name=name)
+    readers = tuple(_readers_of(layers, attentions))
     sides = [(layer.weight, layer.paths, layer.outputs, "rescale") for layer in layers]
     leaves = leaves_by_path(params)
     for norm in norms_of(params, layers):
@@ -171,6 +172,38 @@ def continuous_candidates(params: Params, degrees: tuple[float, ...]) -> Iterato
                         kind=kind,
                         name=name,
                     )
+        for several in readers:
+            weights = [reader.weight for reader in several]
+            if weight in weights or several[0].inputs != units or units == 1:
+                continue
+            for degree in degrees:
+                name = f"{kind} of {incoming[0]} and {', '.join(weights)}"
+                name += "" if degree == 1 else f", degree {degree:g}"
+                before = rescale(params, incoming, weights[0], degree=degree, kind=kind, name=name)
+                reading = tuple(Place(each, 1, -degree) for each in weights)
+                places = (*before.places[:-1], *reading)
+                yield Symmetry(name, kind, units, "stretch", places)
+
+
+def _readers_of(
+    layers: tuple[Layer, ...], attentions: tuple[Heads, ...]
+) -> Iterator[tuple[Layer, ...]]:
+    """Yields layers that might read the same units: queries, keys and values, or all of a module.
+
+    Those of a module are layers of as many inputs beside one another, such as the gate of a gated
+    unit and what it gates, or a network's several outputs.
+    """
+    found: set[tuple[Layer, ...]] = set()
+    for heads in attentions:
+        several = (heads.query, heads.key, *((heads.value,) if heads.value else ()))
+        if len({layer.inputs for layer in several}) == 1:
+            found.add(several)
+    modules: dict[tuple[str, int], list[Layer]] = {}
+    for layer in layers:
+        module = re.sub(r"(\.\w+|\[[^\]]*\])?(\.\w+|\[[^\]]*\])$", "", layer.weight)
+        modules.setdefault((module, layer.inputs), []).append(layer)
+    found |= {tuple(several) for several in modules.values() if len(several) > 1}
+    yield from sorted(found, key=lambda several: [layer.weight for layer in several])
 
 
 def discrete_candidates(params: Params, heads: tuple[int, ...]) -> Iterator[DiscreteMap]:
