@@ -172,9 +172,9 @@ def continuous_candidates(params: Params, degrees: tuple[float, ...]) -> Iterato
                         kind=kind,
                         name=name,
                     )
-        for several in readers:
-            weights = [reader.weight for reader in several]
-            if weight in weights or several[0].inputs != units or units == 1:
+        for group in readers:
+            weights = [reader.weight for reader in group]
+            if weight in weights or group[0].inputs != units or units == 1:
                 continue
             for degree in degrees:
                 name = f"{kind} of {incoming[0]} and {', '.join(weights)}"
