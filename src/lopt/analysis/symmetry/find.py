@@ -73,12 +73,13 @@ def symmetries(
     """Returns the symmetries of a task that can be found.
 
     Proposed are translation, scale, bias shift, rescale, that of gain and shift of a norm, and that
-    of queries and keys, for all layers that their shapes allow; and permutations and sign flips, of
-    hidden units, of a width that several layers share, and of attention heads. Where units turn
-    out to be linear, as they can be stretched and flipped, so are changes of their basis (up to 64
-    units at a time), what of biases and translations passes through them, what the layers behind
-    them do not see (of weights up to 4,096 entries), and what those in front do not reach (1,024).
-    For a model or a loss that is no task, see `ModelLoss`.
+    of queries and keys, for all layers that their shapes allow, also where several of one module
+    read the same units, as attention and gates do; and permutations and sign flips, of hidden
+    units, of a width that several layers share, and of attention heads. Where units turn out to be
+    linear, as they can be stretched and flipped, so are changes of their basis (up to 64 units at a
+    time), what of biases and translations passes through them, what the layers behind them do not
+    see (of weights up to 4,096 entries), and what those in front do not reach (1,024). For a model
+    or a loss that is no task, see `ModelLoss`.
 
     Arrays are taken to be (outputs, inputs, ...), as Equinox has them. A weight and its bias are
     known by the last word of their paths: "weight" and "bias", "kernel" and "bias", "w" or "W" and
