@@ -140,7 +140,9 @@ def test_a_tolerance_is_positive_and_finite(key, tolerance):
 def test_what_is_no_symmetry_and_no_task_is_named(key):
     # Under the tests' type checker these never arrive at the functions themselves.
     task = perceptron(jax.nn.relu)
-    with pytest.raises(ValueError, match=r"check_symmetry\('abc'\) must be a generator.*try one"):
+    with pytest.raises(
+        ValueError, match=r"check_symmetry\(symmetry\) must be.*a str is none; try one"
+    ):
         check_subject("check_symmetry", "abc", task)
     with pytest.raises(ValueError, match=r"a MLP is none; try lopt\.analysis\.symmetry\.ModelLoss"):
         check_task("symmetries", task.model)
