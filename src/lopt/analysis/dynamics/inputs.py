@@ -107,6 +107,7 @@ def recorded_inputs(
         TypeError: if `learned` is not coordinatewise, or `key` is no key.
     """
     check_coordinatewise("recorded_inputs", learned)
+    check_theta("recorded_inputs", theta)
     check_key("recorded_inputs", key)
     check_integer("recorded_inputs", "coordinates", coordinates, hint=64)
     total = sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -134,6 +135,7 @@ def given_inputs(
         ValueError: if it has no feature of such a name.
     """
     check_coordinatewise("given_inputs", learned)
+    check_theta("given_inputs", theta)
     if features is not None and not isinstance(features, Mapping):
         raise TypeError(
             f"given_inputs(features) must be numbers by name, and is a {type(features).__name__}; "
@@ -185,6 +187,19 @@ def check_coordinatewise(owner: str, learned: Any) -> None:
         )
 
 
+def check_theta(owner: str, theta: Any) -> None:
+    """Refuses what are not the weights of a coordinatewise optimizer, such as a network's.
+
+    Raises:
+        TypeError: naming the owner.
+    """
+    if not isinstance(theta, Mapping) or "rule" not in theta:
+        raise TypeError(
+            f"{owner}(theta) must be the weights of the learned optimizer, and is a "
+            f"{type(theta).__name__}; try learned.init(key), or those of a run."
+        )
+
+
 def check_inputs(owner: str, learned: Any, theta: Theta, inputs: Inputs) -> None:
     """Refuses inputs that are not rows of this optimizer's.
 
@@ -193,6 +208,7 @@ def check_inputs(owner: str, learned: Any, theta: Theta, inputs: Inputs) -> None
         ValueError: if widths differ.
     """
     check_coordinatewise(owner, learned)
+    check_theta(owner, theta)
     if not isinstance(inputs, Inputs):
         raise TypeError(
             f"{owner}(inputs) must be Inputs, and is a {type(inputs).__name__}; try "
