@@ -189,11 +189,11 @@ def early_translation(
             "moved; try that of the weight alone."
         )
     (incoming,) = check_paths(kind, "incoming", params, incoming)
-    first = leaves[incoming].shape
-    outgoing = _behind(kind, params, (incoming,), outgoing, first[0] if len(first) == 2 else None)
+    first = leaves[incoming]
+    outgoing = _behind(kind, params, (incoming,), outgoing, _rows(first))
     action = _EarlyTranslation(incoming, outgoing)
     name = name or f"{kind} of {incoming}"
-    return FreeGenerator(name, kind, first[1], action, orthogonal=True)
+    return FreeGenerator(name, kind, first.shape[1], action, orthogonal=True)
 
 
 def unreached(
@@ -271,6 +271,7 @@ def product_of(owner: str, params: Params, paths: tuple[str, ...]) -> Float[Arra
 
 
 def _rows(array: Array) -> int | None:
+    """Returns the number of rows of a matrix, and None of what is none."""
     return array.shape[0] if array.ndim == 2 else None
 
 

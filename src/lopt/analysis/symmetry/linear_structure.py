@@ -51,20 +51,24 @@ def linear_candidates(
             yield (bias_exchange(params, incoming[1], after, bias),)
         if leaves[incoming[0]].ndim > 2:
             continue
-        chain = [after]
-        while chain[-1] in follows and len(chain) <= len(follows):
-            chain.append(follows[chain[-1]])
+        chain = _chain(after, follows)
         yield (early_translation(params, incoming[0], tuple(chain)),)
         least = min(len(leaves[path]) for path in chain)
         if stretch.units > least and leaves[incoming[0]].size <= _MOST_MIXED**2:
             yield (unseen(params, incoming, tuple(chain)),)
-        front = [incoming[0]]
-        while front[0] in precedes and len(front) <= len(precedes):
-            front.insert(0, precedes[front[0]])
+        front = _chain(incoming[0], precedes)[::-1]
         least = min(leaves[path].shape[1] for path in front)
         if stretch.units > least and leaves[after].size <= _MOST_UNREACHED:
             layers = [(path, biases.get(path)) for path in front]
             yield (unreached(params, layers, after, bias),)
+
+
+def _chain(path: str, links: dict[str, str]) -> list[str]:
+    """Returns a path and those that links lead to from it, one after another."""
+    found = [path]
+    while found[-1] in links and len(found) <= len(links):
+        found.append(links[found[-1]])
+    return found
 
 
 def _dense_after(params: Params, stretches: Sequence[Symmetry]) -> dict[str, str]:
