@@ -5,7 +5,7 @@ import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import perceptron
+from networks import check_follows, perceptron, random_like
 
 from lopt.analysis.symmetry import (
     Blind,
@@ -60,11 +60,6 @@ def transposed(params, amounts):
     return jax.tree.map(lambda leaf: leaf.T[None], params)
 
 
-def random_like(params, seed):
-    flat, restore = jax.flatten_util.ravel_pytree(params)
-    return restore(jax.random.normal(jax.random.key(seed), flat.shape, flat.dtype))
-
-
 @pytest.fixture
 def params():
     return random_like(perceptron(jnp.tanh).init(jax.random.key(0)), 0)
@@ -112,42 +107,6 @@ def test_everything_follows_from_the_action(params, which):
 @pytest.mark.parametrize("which", range(9))
 def test_everything_follows_from_the_action_of_others(which):
     check_follows(*built_of_others()[which])
-
-
-def check_follows(generator, params):
-    rest = jnp.zeros(generator.units, jnp.float64)
-    for a, b in zip(
-        jax.tree.leaves(generator.act(params, rest)), jax.tree.leaves(params), strict=True
-    ):
-        np.testing.assert_allclose(a, b, atol=1e-14)
-    flat = jax.vmap(lambda tree: jax.flatten_util.ravel_pytree(tree)[0])
-    tangents = flat(generator.tangents(params))
-    steps = 1e-5 * jnp.eye(generator.units)
-    act = jax.vmap(generator.act, in_axes=(None, 0))
-    differences = (flat(act(params, steps)) - flat(act(params, -steps))) / 2e-5
-    np.testing.assert_allclose(tangents, differences, atol=1e-8)
-    assert jnp.linalg.norm(tangents) > 1
-    direction = random_like(params, 1)
-    towards = jax.flatten_util.ravel_pytree(direction)[0]
-    np.testing.assert_allclose(generator.along(params, direction), tangents @ towards, atol=1e-12)
-    np.testing.assert_allclose(
-        generator.lengths(params), jnp.linalg.norm(tangents, axis=1), rtol=1e-12, atol=1e-14
-    )
-    amounts = jnp.arange(1.0, generator.units + 1)
-    combined = jax.flatten_util.ravel_pytree(generator.combine(params, amounts))[0]
-    np.testing.assert_allclose(combined, amounts @ tangents, atol=1e-10)
-    if not generator.knows_conserved:
-        with pytest.raises(ValueError, match="does not know what gradient flow"):
-            generator.conserved(params)
-    else:
-        gradient = flat(jax.jacobian(generator.conserved)(params))
-        if isinstance(generator, Mixing):
-            # Of a_ij and a_ji together, as only the symmetric part is conserved.
-            size = generator.size
-            turned = np.arange(generator.units).reshape(size, size).T.ravel()
-            tangents = (tangents + tangents[turned]) / 2
-        factor = 1 if isinstance(generator, Symmetry) and generator.motion == "shift" else 2
-        np.testing.assert_allclose(gradient, factor * tangents, atol=1e-12)
 
 
 def test_actions_of_stretches_add_up(params):

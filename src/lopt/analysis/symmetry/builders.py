@@ -86,7 +86,7 @@ def bias_shift(params: Params, bias: str, *, name: str | None = None) -> Symmetr
 def rescale(
     params: Params,
     incoming: str | tuple[str, ...],
-    outgoing: str,
+    outgoing: str | tuple[str, ...],
     *,
     degree: float = 1.0,
     order: Order = "last",
@@ -102,7 +102,8 @@ def rescale(
         params: of the network, for the shapes.
         incoming: paths of the arrays whose first axis counts the units: weight and bias, or gain
             and shift of a normalisation.
-        outgoing: path of the next layer's weight, whose second axis counts the units.
+        outgoing: path of the next layer's weight, whose second axis counts the units, or those of
+            all layers that read them.
         degree: of the units, in between.
         order: whether the units come "last" or "first" in the flattened image, where there is one.
         kind: what tables call it.
@@ -116,8 +117,7 @@ def rescale(
     """
     incoming = check_paths(kind, "incoming", params, incoming)
     units = layer_width(kind, params, incoming)
-    array = _matrix(kind, params, outgoing)
-    entries = array.shape[1]
+    outgoing = check_paths(kind, "outgoing", params, outgoing)
     if order not in get_args(Order):
         raise ValueError(f"{kind}(order={order!r}) must be 'last' or 'first'; try 'last'.")
     if not is_real(degree) or not 0 < abs(degree) < float("inf"):
@@ -125,21 +125,25 @@ def rescale(
             f"{kind}(degree={degree!r}) must be a finite number and not zero, which would leave "
             "the way out as it is (see scale for that); try 1.0."
         )
-    if entries % units:
-        raise ValueError(
-            f"{kind}(incoming={incoming[0]!r}, outgoing={outgoing!r}) must be the two sides of one "
-            f"layer of units; the first has {units} outputs and the other {entries} inputs. Try "
-            "the weight of the layer that follows."
-        )
-    places = _incoming(kind, params, incoming, 0, units)
-    if entries == units:
-        out = Place(outgoing, axis=1, coefficient=-degree)
-    else:
-        split = (entries // units, units) if order == "last" else (units, entries // units)
-        view = (array.shape[0], *split, *array.shape[2:])
-        out = Place(outgoing, axis=2 if order == "last" else 1, coefficient=-degree, view=view)
-    name = name or f"{kind} of {incoming[0]} and {outgoing}"
-    return Symmetry(name, kind, units, "stretch", (*places, out))
+    places = list(_incoming(kind, params, incoming, 0, units))
+    for path in outgoing:
+        array = _matrix(kind, params, path)
+        entries = array.shape[1]
+        if entries % units:
+            raise ValueError(
+                f"{kind}(incoming={incoming[0]!r}, outgoing={path!r}) must be the two sides of "
+                f"one layer of units; the first has {units} outputs and the other {entries} "
+                "inputs. Try the weight of the layer that follows."
+            )
+        if entries == units:
+            places.append(Place(path, axis=1, coefficient=-degree))
+        else:
+            split = (entries // units, units) if order == "last" else (units, entries // units)
+            view = (array.shape[0], *split, *array.shape[2:])
+            axis = 2 if order == "last" else 1
+            places.append(Place(path, axis=axis, coefficient=-degree, view=view))
+    name = name or f"{kind} of {incoming[0]} and {', '.join(outgoing)}"
+    return Symmetry(name, kind, units, "stretch", tuple(places))
 
 
 def query_key_rescale(

@@ -20,6 +20,7 @@ from lopt.analysis.symmetry.check import (
 from lopt.analysis.symmetry.deviation import check_sequence
 from lopt.analysis.symmetry.discrete import DiscreteMap
 from lopt.analysis.symmetry.generators import AbstractGenerator, Symmetry
+from lopt.analysis.symmetry.layout import layout_of
 from lopt.analysis.symmetry.linear_structure import linear_candidates
 from lopt.analysis.symmetry.structure import (
     continuous_candidates,
@@ -115,8 +116,13 @@ def symmetries(
     bench = prepare_bench("symmetries", task, params, key, batches)
     tolerance = default_tolerance(bench.params) if tolerance is None else tolerance
     heads = heads_of(task)
-    proposed: list[Any] = list(continuous_candidates(bench.params, degrees_of(task)))
-    proposed = _with_others([*proposed, *discrete_candidates(bench.params, heads)], others)
+    layout = layout_of(bench.params)
+    seen = layout.outputs_first(bench.params)
+    guessed: list[Any] = [
+        *continuous_candidates(seen, degrees_of(task)),
+        *discrete_candidates(seen, heads),
+    ]
+    proposed = _with_others([layout.own(each, bench.params) for each in guessed], others)
     continuous = [each for each in proposed if isinstance(each, AbstractGenerator)]
     for generator in others:
         # The structure's own are what they should be.
@@ -131,7 +137,12 @@ def symmetries(
         evidence[each.name] = Evidence(each.name, np.zeros(0), moved, 0, tolerance)
     kept = _without_composed([each for each in maps if evidence[each.name].holds])
     held = [g for g in continuous if evidence[g.name].holds]
-    groups = list(linear_candidates(bench.params, _linear(held, kept), heads))
+    linear = {each.name for each in _linear(held, kept)}
+    stretches = [each for each in guessed if each.name in linear]
+    groups = [
+        [layout.own(each, bench.params) for each in group]
+        for group in linear_candidates(seen, stretches, heads)
+    ]
     basis = [each for group in groups for each in group]
     known = {each.name for each in basis}
     basis = _with_others(basis, [other for other in others if other.name in known])

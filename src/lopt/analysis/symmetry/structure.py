@@ -6,6 +6,7 @@ those of the activations found, or 1, 2 and 3.
 """
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -25,12 +26,10 @@ from lopt.analysis.symmetry.builders import (
 )
 from lopt.analysis.symmetry.discrete import DiscreteMap, unit_map
 from lopt.analysis.symmetry.generators import Symmetry
-from lopt.analysis.symmetry.places import Place, Tensor, leaves_by_path
+from lopt.analysis.symmetry.layout import is_weight, weight_name
+from lopt.analysis.symmetry.places import Place, leaves_by_path
 from lopt.core.types import Params
 
-# How the arrays of a layer are called: the last word of the path of a weight, and of its bias. Both
-# may end in the same number.
-_BIASES = {"weight": "bias", "w": "b", "W": "b", "kernel": "bias"}
 # How queries are called, and the keys, values and outputs beside them.
 _ROLES = (
     ("query", "key", "value", "output"),
@@ -63,18 +62,17 @@ class Layer(eqx.Module):
 def layers_of(params: Params) -> tuple[Layer, ...]:
     """Returns the layers among some params, in the order of the tree.
 
-    Matrices are layers, and larger arrays with more than one axis that is longer than 1: others are
-    gains of the shape of a convolution's output. A bias is an array beside the weight, named for it
-    ("weight" and "bias", "w" and "b", "w1" and "b1"), with as many entries as the weight has
-    outputs.
+    A bias is an array beside the weight, named for it ("weight" and "bias", "w" and "b", "w1" and
+    "b1"), with as many entries as the weight has outputs.
     """
     leaves = leaves_by_path(params)
     found = []
     for path, leaf in leaves.items():
-        if leaf.ndim < 2 or (leaf.ndim > 2 and leaf.size == max(leaf.shape)):
-            continue
-        bias = _bias_of(path, leaf, leaves)
-        found.append(Layer(path, bias, leaf.shape[0], leaf.shape[1]))
+        if is_weight(leaf):
+            _, beside = weight_name(path)
+            fits = beside in leaves and leaves[beside].size == leaf.shape[0]
+            bias = beside if fits else None
+            found.append(Layer(path, bias, leaf.shape[0], leaf.shape[1]))
     return tuple(found)
 
 
@@ -148,41 +146,25 @@ def continuous_candidates(params: Params, degrees: tuple[float, ...]) -> Iterato
         name = f"query-key rescale of {heads.query.weight}"
         name += f" and {heads.key.weight}" * several
         yield query_key_rescale(params, heads.query.paths, heads.key.paths, name=name)
-    readers = tuple(_readers_of(layers, attentions))
     sides = [(layer.weight, layer.paths, layer.outputs, "rescale") for layer in layers]
     leaves = leaves_by_path(params)
     for norm in norms_of(params, layers):
         sides.append(("", norm, leaves[norm[0]].size, "norm rescale"))
+    groups = (*((layer,) for layer in layers), *_readers_of(layers, attentions))
     for weight, incoming, units, kind in sides:
-        for after in layers:
-            if after.weight == weight or after.inputs % units or units == 1:
+        for group in groups:
+            outgoing, inputs = tuple(layer.weight for layer in group), group[0].inputs
+            flattened = inputs > units and not inputs % units and len(group) == 1
+            if weight in outgoing or units == 1 or not (inputs == units or flattened):
                 continue
-            orders: tuple[Order, ...] = ("last",) if after.inputs == units else ("last", "first")
-            for degree in degrees:
-                for order in orders:
-                    name = f"{kind} of {incoming[0]} and {after.weight}"
-                    name += "" if degree == 1 else f", degree {degree:g}"
-                    name += "" if order == "last" else ", units first"
-                    yield rescale(
-                        params,
-                        incoming,
-                        after.weight,
-                        degree=degree,
-                        order=order,
-                        kind=kind,
-                        name=name,
-                    )
-        for group in readers:
-            weights = [reader.weight for reader in group]
-            if weight in weights or group[0].inputs != units or units == 1:
-                continue
-            for degree in degrees:
-                name = f"{kind} of {incoming[0]} and {', '.join(weights)}"
+            orders: tuple[Order, ...] = ("last", "first") if flattened else ("last",)
+            for degree, order in itertools.product(degrees, orders):
+                name = f"{kind} of {incoming[0]} and {', '.join(outgoing)}"
                 name += "" if degree == 1 else f", degree {degree:g}"
-                before = rescale(params, incoming, weights[0], degree=degree, kind=kind, name=name)
-                reading = tuple(Place(each, 1, -degree) for each in weights)
-                places = (*before.places[:-1], *reading)
-                yield Symmetry(name, kind, units, "stretch", places)
+                name += "" if order == "last" else ", units first"
+                yield rescale(
+                    params, incoming, outgoing, degree=degree, order=order, kind=kind, name=name
+                )
 
 
 def _readers_of(
@@ -380,12 +362,3 @@ def _fields(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     elif isinstance(node, dict):
         for key, item in node.items():
             yield from _fields(item, str(key))
-
-
-def _bias_of(path: str, weight: Tensor, leaves: dict[str, Tensor]) -> str | None:
-    found = re.fullmatch(r"(.*(?:\.|\['))([A-Za-z]+)(_?\d*(?:'\])?)", path, re.DOTALL)
-    if found is None or found[2] not in _BIASES:
-        return None
-    beside = found[1] + _BIASES[found[2]] + found[3]
-    fits = beside in leaves and leaves[beside].size == weight.shape[0]
-    return beside if fits else None
