@@ -1,13 +1,15 @@
-"""The published study of broken symmetries (Sobotka et al. 2024, arXiv:2312.07174), done again.
+r"""The published study of broken symmetries (Sobotka et al. 2024, arXiv:2312.07174), done again.
 
 Meta-trains the learned optimizer of the recipe `l2o` on networks of 20 units with four activations
 and three seeds each, watches every one with `lopt probe symmetry`, and draws how far updates leave
 the constraints in meta-testing and in meta-training, with bands over the seeds. What is there
 already is not done again, whatever its settings were. An hour on two cores at 8x8; at the published
-size and length, about as long for each of the twelve on one core, which `outer_steps` shortens:
+size and length, about as long for each of the twelve on one core, which `outer_steps` shortens.
+Panels may be chosen, and their seeds: of plain ReLU, as below, three with which units do not die.
 
     python benchmarks/symmetry_study.py runs/study study.png
-    python benchmarks/symmetry_study.py runs/28 study.png size=28 outer_steps=10000
+    python benchmarks/symmetry_study.py runs/28 study.png size=28 outer_steps=10000 \
+        sigmoid:translation relu:rescale:1,3,5 leaky_relu:rescale batch_norm:scale
 """
 
 import json
@@ -25,7 +27,7 @@ from matplotlib import pyplot
 
 # A network, by its activation, and the symmetry that is drawn of it.
 PANELS = ("sigmoid:translation", "relu:rescale", "leaky_relu:rescale", "batch_norm:scale")
-SEEDS = 3
+SEEDS = "0,1,2"
 NAMES = {"learned": "L2O", "SGD": "SGD", "momentum": "momentum", "Adam": "Adam", "Lion": "Lion"}
 COLORS = dict(zip(NAMES, ("#d62728", "#7f7f7f", "#2ca02c", "#1f77b4", "#9467bd"), strict=True))
 
@@ -77,14 +79,15 @@ def band(axes: object, steps: list[int], values: np.ndarray, name: str, **style:
 def main(folder: str = "runs/study", path: str | None = None, *words: str) -> None:
     """Does what is missing, prints the table, and draws the figure if there is a path for it.
 
-    Words are settings of the recipe, `name=value`, and panels, `activation:symmetry`.
+    Words are settings of the recipe, `name=value`, and panels, `activation:symmetry`, or
+    `activation:symmetry:seed,seed`.
     """
     more = [word for word in words if "=" in word]
-    panels = [word.split(":") for word in words if "=" not in word]
-    panels = panels or [panel.split(":") for panel in PANELS]
+    chosen = [word for word in words if "=" not in word] or PANELS
+    panels = [(*word.split(":"), SEEDS)[:3] for word in chosen]
     found = {
-        activation: [probed(Path(folder), activation, seed, more) for seed in range(SEEDS)]
-        for activation in dict(panels)
+        activation: [probed(Path(folder), activation, int(s), more) for s in seeds.split(",")]
+        for activation, _, seeds in panels
     }
     rows = []
     for activation, each in found.items():
@@ -102,18 +105,18 @@ def main(folder: str = "runs/study", path: str | None = None, *words: str) -> No
                 ]
                 rows.append([activation, kind, NAMES[name], *cells, f"{np.mean(cosine):.2g}"])
     headings = ["network", "symmetry", "", "|signed| at 10", "at 100", "mean cosine"]
-    show(f"Deviations of updates, mean and spread over {SEEDS} seeds", headings, rows)
+    show("Deviations of updates, mean and spread over seeds", headings, rows)
     if path is not None:
         draw(found, panels, Path(path))
 
 
-def draw(found: dict[str, list[dict]], shown: list[list[str]], path: Path) -> None:
+def draw(found: dict[str, list[dict]], shown: list[tuple[str, ...]], path: Path) -> None:
     """Draws a column for each network and symmetry: meta-testing above, meta-training below."""
     size = (3.75 * len(shown), 6.4)
     figure, panels = pyplot.subplots(
         2, len(shown), squeeze=False, figsize=size, layout="constrained"
     )
-    for column, (activation, kind) in zip(panels.T, shown, strict=True):
+    for column, (activation, kind, _) in zip(panels.T, shown, strict=True):
         each, (above, below) = found[activation], column
         for name in NAMES:
             band(above, each[0]["curve_steps"], curves(each, kind, name), name)

@@ -82,7 +82,8 @@ def symmetries(
     see (of weights up to 4,096 entries), and what those in front do not reach (1,024). For a model
     or a loss that is no task, see `ModelLoss`.
 
-    Arrays are taken to be (outputs, inputs, ...), as Equinox has them. A weight and its bias are
+    Weights are (outputs, inputs, ...), as Equinox has them, or (..., inputs, outputs), as in x @ w
+    and in Flax: biases tell, and names and shapes where these do not. A weight and its bias are
     known by the last word of their paths: "weight" and "bias", "kernel" and "bias", "w" or "W" and
     "b", also with one number behind both, as "w1" and "b1". Other layouts and names are tested by
     giving their generators as `others`.

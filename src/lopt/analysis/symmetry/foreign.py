@@ -15,9 +15,9 @@ from lopt.core.types import Batch, Key, Params, Scalar, Split
 class ModelLoss(AbstractTask):
     """Trains a model on a loss of one's own.
 
-    `symmetries` takes its arrays to be (outputs, inputs, ...), and a weight and its bias to be
-    named "weight" and "bias", "kernel" and "bias", "w" or "W" and "b", or "w1" and "b1". Others are
-    tested by giving their generators, as `others` or to `check_symmetry`.
+    `symmetries` takes a weight and its bias to be named "weight" and "bias", "kernel" and "bias",
+    "w" or "W" and "b", or "w1" and "b1". Others are tested by giving their generators, as `others`
+    or to `check_symmetry`.
 
     Attributes:
         model: an Equinox module, or any pytree; its floating-point arrays are the params.
