@@ -150,6 +150,9 @@ def test_bad_input_is_named(key):
     other = lopt.small_mlp()
     with pytest.raises(ValueError, match=r"\(3, 11, 3\).*this optimizer's have \(8, 11, 0\)"):
         partial_dependence(other, other.init(key), inputs, "gradient", jnp.ones(2))
+    none = jax.tree.map(lambda part: part[:0], inputs)
+    with pytest.raises(ValueError, match=r"\(inputs\) has no rows; try recorded_inputs"):
+        partial_dependence(learned, theta, none, "gradient", jnp.ones(2))
     far = InputRecord(learned, theta, jnp.array([0, 10**6]))
     state = lopt.start(Nested(), learned.optimizer(theta), Nested().init(key), key)
     columns = lopt.unroll(Nested(), learned.optimizer(theta), state, 2, record=far)[1].columns

@@ -155,6 +155,8 @@ def test_bad_input_is_named(key):
         tail_index(np.ones((7, 6)), "samples")
     with pytest.raises(ValueError, match="floor=-1"):
         tail_index(np.ones((8, 8)), floor=-1.0)
+    with pytest.raises(ValueError, match="sums of 8 values that are all zero"):
+        tail_index(np.tile([1.0, -1.0], (8, 4)))
     with pytest.raises(ValueError, match="not one number of samples"):
         flatten_samples({"a": np.ones((3, 2)), "b": np.ones((4, 2))})
     samples = noise_samples(task, optax.sgd(0.1), state, key, 4)

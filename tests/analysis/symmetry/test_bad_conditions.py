@@ -55,6 +55,15 @@ def test_layers_that_hardly_matter_have_no_false_symmetries(key):
     assert kinds == ["translation"]
 
 
+def test_a_loss_that_is_no_number_tells_nothing(key):
+    def loss(model, batch):
+        return jnp.sum(model["w"] ** 2) + jnp.where(jnp.zeros_like(batch) < 1, jnp.nan, 0.0)
+
+    task = ModelLoss(PARAMS, loss, lambda key: jax.random.uniform(key))
+    with pytest.raises(ValueError, match=r"losses of \[nan nan nan\].*try other params"):
+        symmetries(task, key)
+
+
 def test_a_task_without_batches_can_be_examined(key):
     assert symmetries(lopt.tasks.Rosenbrock(), key).generators == ()
 

@@ -205,7 +205,7 @@ def check_inputs(owner: str, learned: Any, theta: Theta, inputs: Inputs) -> None
 
     Raises:
         TypeError: if the optimizer is not coordinatewise, or `inputs` are none.
-        ValueError: if widths differ.
+        ValueError: if widths differ, or if there are no rows.
     """
     check_coordinatewise(owner, learned)
     check_theta(owner, theta)
@@ -221,6 +221,11 @@ def check_inputs(owner: str, learned: Any, theta: Theta, inputs: Inputs) -> None
             f"{owner}(inputs) has {found} columns, shared features and entries of memory in rows "
             f"of rank {inputs.columns.ndim - 1}, but this optimizer's have {expected} in rows of "
             "rank 1; try recorded_inputs(...) or given_inputs(learned, theta)."
+        )
+    if not len(inputs.columns):
+        raise ValueError(
+            f"{owner}(inputs) has no rows; try recorded_inputs(...) or "
+            "given_inputs(learned, theta)."
         )
 
 

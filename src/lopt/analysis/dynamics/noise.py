@@ -175,7 +175,7 @@ def tail_index(
 
     Raises:
         ValueError: if the number of values, or of samples, has no divisor to make sums of, or if
-            there is no noise: it is zero, or not finite.
+            there is no noise: it, or all of its sums, are zero, or not finite.
 
     Reference: Simsekli et al. 2019, arXiv:1901.06053, section 4.
 
@@ -207,6 +207,11 @@ def tail_index(
             "or take 64 samples."
         )
     sums = columns.reshape(count // size, size, -1).sum(axis=1)
+    if not sums.any() and not floor:
+        raise ValueError(
+            f"tail_index(noise) has sums of {size} {grouping} that are all zero, as where what "
+            "cancels is side by side; try grouping='samples', or other samples."
+        )
     difference = _mean_logarithm(sums, floor) - _mean_logarithm(columns, floor)
     return float(math.log(size) / difference)
 

@@ -66,8 +66,8 @@ def prepare_bench(
         batches: their number.
 
     Raises:
-        ValueError: if no batch has a gradient that is finite and not zero, or if the params are not
-            like the task's.
+        ValueError: if no batch has a gradient that is finite and not zero, if a loss is not finite,
+            or if the params are not like the task's.
     """
     check_key(owner, key)
     check_integer(owner, "batches", batches, hint=3)
@@ -78,12 +78,13 @@ def prepare_bench(
         _check_params(owner, task, params)
     state = task.prepare(params, prepare_key)
 
-    drawn, grads = _draw(task, params, state, jax.random.split(batch_key, batches))
+    drawn, losses, grads = _draw(task, params, state, jax.random.split(batch_key, batches))
     length = sum(float(jnp.sum(leaf**2)) for leaf in jax.tree.leaves(grads)) ** 0.5
-    if not 0 < length < np.inf:
+    if not 0 < length < np.inf or not jnp.isfinite(losses).all():
         raise ValueError(
-            f"{type(task).__name__} has gradients of length {length} at these params, where "
-            "nothing can be told about its symmetries; try other params."
+            f"{type(task).__name__} has losses of {np.asarray(losses)} and gradients of length "
+            f"{length} at these params, where nothing can be told about its symmetries; try other "
+            "params."
         )
     return Bench(task, params, state, drawn, grads, move_key)
 
@@ -107,13 +108,13 @@ def _loss(task: AbstractStatefulTask, params: Params, state: State, batch: Batch
 @eqx.filter_jit
 def _draw(
     task: AbstractStatefulTask, params: Params, state: State, keys: Keys
-) -> tuple[Batch, Params]:
-    """Returns a batch for each key, and the gradients on it, with leading axes."""
-    slope = jax.grad(lambda p, b: _loss(task, p, state, b))
+) -> tuple[Batch, Float[Array, " batch"], Params]:
+    """Returns a batch for each key, and the loss and the gradients on it, with leading axes."""
+    slope = jax.value_and_grad(lambda p, b: _loss(task, p, state, b))
 
-    def draw(key: Key) -> tuple[Batch, Params]:
+    def draw(key: Key) -> tuple[Batch, Scalar, Params]:
         batch = task.batch(key)
-        return batch, slope(params, batch)
+        return batch, *slope(params, batch)
 
     return jax.lax.map(draw, keys)
 

@@ -100,7 +100,7 @@ class Place(eqx.Module):
             fits = fits and self.first + slices <= units
         if not fits:
             raise ValueError(
-                f"{owner} needs an array at params{self.path} which, seen as {view}, {wanted}; it "
+                f"{owner} needs an array at {self.path!r} which, seen as {view}, {wanted}; it "
                 f"has shape {array.shape}. Try building the symmetry from these params."
             )
 
@@ -122,7 +122,7 @@ def array_at(owner: str, leaves: dict[str, Tensor], path: str) -> Tensor:
     if path not in leaves:
         there = ", ".join(leaves) or "none at all"
         raise ValueError(
-            f"{owner} needs an array at params{path}; params have {there}. Try one of these paths, "
+            f"{owner} needs an array at {path!r}; params have {there}. Try one of these paths, "
             "as jax.tree_util.keystr prints them."
         )
     return leaves[path]
