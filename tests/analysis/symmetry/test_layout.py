@@ -75,6 +75,8 @@ def test_the_same_is_found_of_either_layout(name, key):
     params = random_like(turned.init(key), 0)
     for generator in found.generators:
         check_follows(generator, params)
+        with pytest.raises(ValueError, match="needs an array at"):
+            generator.lengths({"other": jnp.ones(2)})
     if name in ("linear", "few inputs"):
         assert {g.kind for g in found.generators} >= {"mixing", "bias exchange"}
         ranks = missing_ranks(turned, key, found.generators)

@@ -7,7 +7,7 @@ it is shown them with their axes moved, and what it proposes is moved back.
 import dataclasses
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import equinox as eqx
@@ -15,7 +15,14 @@ import jax.numpy as jnp
 
 from lopt.analysis.symmetry.discrete import DiscreteMap
 from lopt.analysis.symmetry.generators import AbstractGenerator, Symmetry
-from lopt.analysis.symmetry.places import Place, Tensor, Units, leaves_by_path, with_leaves
+from lopt.analysis.symmetry.places import (
+    Place,
+    Tensor,
+    Units,
+    array_at,
+    leaves_by_path,
+    with_leaves,
+)
 from lopt.core.types import Params, Scalar
 
 # How the arrays of a layer are called: the last word of the path of a weight, and of its bias. Both
@@ -36,17 +43,11 @@ class Layout(eqx.Module):
 
     def outputs_first(self, params: Params) -> Params:
         """Returns params with these weights as (outputs, inputs, ...)."""
-        leaves = leaves_by_path(params)
-        moved = {path: jnp.transpose(leaves[path], _order(leaves[path])) for path in self.paths}
-        return with_leaves(params, moved, others=True)
+        return self._transposed(params, _order)
 
     def inputs_first(self, params: Params) -> Params:
         """Returns what `outputs_first` was given."""
-        leaves = leaves_by_path(params)
-        moved = {
-            path: jnp.transpose(leaves[path], _inverse(_order(leaves[path]))) for path in self.paths
-        }
-        return with_leaves(params, moved, others=True)
+        return self._transposed(params, lambda array: _inverse(_order(array)))
 
     def own(self, symmetry: Found, params: Params) -> Found:
         """Returns the symmetry of params that one of `outputs_first(params)` is."""
@@ -60,6 +61,13 @@ class Layout(eqx.Module):
             ]
             return dataclasses.replace(symmetry, places=tuple(places))
         return Relaid(symmetry.name, symmetry.kind, symmetry.units, symmetry, self)
+
+    def _transposed(self, params: Params, order: Callable[[Tensor], Sequence[int]]) -> Params:
+        leaves, moved = leaves_by_path(params), {}
+        for path in self.paths:
+            array = array_at("A symmetry of weights with their inputs first", leaves, path)
+            moved[path] = jnp.transpose(array, order(array))
+        return with_leaves(params, moved, others=True)
 
 
 class Relaid(AbstractGenerator):
