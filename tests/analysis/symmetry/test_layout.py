@@ -18,7 +18,7 @@ from lopt.analysis.symmetry import (
     missing_ranks,
     symmetries,
 )
-from lopt.analysis.symmetry.layout import layout_of
+from lopt.analysis.symmetry.layout import layouts_of
 
 
 def kernels(model):
@@ -118,30 +118,70 @@ def test_of_weights_that_multiply_from_the_right(key):
 
 
 LAYOUTS = {
-    "biases": ({"w": (3, 4), "b": (4,)}, ["w"]),
-    "biases, outputs first": ({"w": (4, 3), "b": (4,)}, []),
-    "most biases": ({"w1": (3, 4), "b1": (4,), "w2": (4, 4), "b2": (4,), "z": (4, 2)}, "w1 w2 z"),
+    "biases": ({"w": (3, 4), "b": (4,)}, [["w"]]),
+    "biases, outputs first": ({"w": (4, 3), "b": (4,)}, [[]]),
+    "most biases": ({"w1": (3, 4), "b1": (4,), "w2": (4, 4), "b2": (4,), "z": (4, 2)}, ["w1 w2 z"]),
+    "a bias that is a row": ({"w": (3, 4), "b": (1, 4)}, ["w"]),
     "names": ({"kernel": (3, 3)}, ["kernel"]),
-    "names of the other": ({"weight": (3, 4), "kernel1": (3, 3), "weight1": (9, 9)}, []),
-    "shapes": ({"u": (3, 4), "v": (4, 5)}, "u v"),
-    "shapes of the other": ({"u": (4, 3), "v": (5, 4)}, []),
-    "nothing": ({"w": (4, 4), "gain": (4, 1, 1)}, []),
+    "names of the other": ({"weight": (3, 4), "kernel1": (3, 3), "weight1": (9, 9)}, [[]]),
+    "nothing": ({"u": (3, 4), "v": (4, 5)}, [[], "u v"]),
+    "squares and a gain": ({"w": (4, 4), "b": (4,), "gain": (4, 1, 1)}, [[], "w"]),
     "a gain": ({"kernel": (3, 3, 2, 4), "bias": (4,), "gain": (4, 1, 1)}, ["kernel"]),
+    "a norm of rows": ({"weight": (1, 5), "bias": (1, 5)}, [[]]),
+    "heads": ({"kernel": (6, 2, 3), "bias": (2, 3)}, ["kernel bias"]),
 }
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_biases_then_names_then_shapes_tell(name):
+def test_biases_tell_then_names(name):
     shapes, expected = LAYOUTS[name]
     params = {each: jnp.zeros(shape) for each, shape in shapes.items()}
-    expected = expected.split() if isinstance(expected, str) else expected
-    layout = layout_of(params)
-    assert [path[2:-2] for path in layout.paths] == expected
-    turned = layout.outputs_first(params)
-    for each in expected:
-        assert turned[each].shape[:2] == shapes[each][:-3:-1]
-    back = layout.inputs_first(turned)
-    assert {each: leaf.shape for each, leaf in back.items()} == shapes
+    found = layouts_of(params)
+    assert len(found) == len(expected)
+    for layout, paths in zip(found, expected, strict=True):
+        paths = paths.split() if isinstance(paths, str) else paths
+        assert sorted(path[2:-2] for path in layout.weights) == sorted(paths)
+        seen = layout.outputs_first(params)
+        for each in paths:
+            assert seen[each].shape[:2] == shapes[each][:-3:-1]
+        back = layout.inputs_first(seen, params)
+        assert {each: leaf.shape for each, leaf in back.items()} == shapes
+
+
+def test_what_either_layout_gives_counts_once(key):
+    one, other = jax.random.split(key)
+    model = {"u": jax.random.normal(one, (5, 4)), "v": jax.random.normal(other, (CLASSES, 5))}
+
+    def loss(model, batch):
+        logits = jax.nn.log_softmax(jax.nn.relu(batch[0] @ model["u"].T) @ model["v"].T)
+        return -jnp.mean(jnp.take_along_axis(logits, batch[1][:, None], axis=1))
+
+    found = symmetries(ModelLoss(double(model), loss, Inputs((4,))), key)
+    assert kinds(found) == [("rescale", 5), ("translation", 5)]
+    assert motions(found) == ["permute"]
+
+
+@pytest.mark.parametrize("right", [False, True])
+@pytest.mark.parametrize("rows", [False, True])
+def test_where_nothing_tells_both_are_tried(right, rows, key):
+    # Without biases of another length than both sides, or names.
+    one, other = jax.random.normal(key, (2, 3, 3), jnp.float64)
+    model = {"first": {"w": one, "b": jnp.ones((1, 3) if rows else 3)}, "z": other}
+
+    def loss(model, batch):
+        inputs, labels = batch
+        first, last = model["first"]["w"], model["z"]
+        first, last = (first, last) if right else (first.T, last.T)
+        bias = model["first"]["b"].reshape(1, 3)
+        logits = jax.nn.log_softmax(jax.nn.relu(inputs @ first + bias) @ last)
+        return -jnp.mean(jnp.take_along_axis(logits, labels[:, None], axis=1))
+
+    found = symmetries(ModelLoss(double(model), loss, Inputs((3,))), key)
+    assert kinds(found) == [("rescale", 3), ("translation", 3)]
+    assert motions(found) == ["permute"]
+    assert found.of_kind("translation")[0].name.endswith(", inputs first") == right
+    for generator in found.generators:
+        check_follows(generator, random_like(double(model), 0))
 
 
 @pytest.mark.standard_promotion

@@ -1,7 +1,7 @@
 """Found: the symmetries of a task, proposed from its structure and measured on its loss."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import numpy as np
@@ -20,7 +20,7 @@ from lopt.analysis.symmetry.check import (
 from lopt.analysis.symmetry.deviation import check_sequence
 from lopt.analysis.symmetry.discrete import DiscreteMap
 from lopt.analysis.symmetry.generators import AbstractGenerator, Symmetry
-from lopt.analysis.symmetry.layout import layout_of
+from lopt.analysis.symmetry.layout import Layout, layouts_of
 from lopt.analysis.symmetry.linear_structure import linear_candidates
 from lopt.analysis.symmetry.structure import (
     continuous_candidates,
@@ -83,10 +83,10 @@ def symmetries(
     or a loss that is no task, see `ModelLoss`.
 
     Weights are (outputs, inputs, ...), as Equinox has them, or (..., inputs, outputs), as in x @ w
-    and in Flax: biases tell, and names and shapes where these do not. A weight and its bias are
-    known by the last word of their paths: "weight" and "bias", "kernel" and "bias", "w" or "W" and
-    "b", also with one number behind both, as "w1" and "b1". Other layouts and names are tested by
-    giving their generators as `others`.
+    and in Flax: biases tell, or names, and both are tried where neither does. A weight and its bias
+    are known by the last word of their paths: "weight" and "bias", "kernel" and "bias", "w" or "W"
+    and "b", also with one number behind both, as "w1" and "b1". Other layouts and names are tested
+    by giving their generators as `others`.
 
     Args:
         task: the task.
@@ -116,14 +116,12 @@ def symmetries(
         check_subject("symmetries", other, task)
     bench = prepare_bench("symmetries", task, params, key, batches)
     tolerance = default_tolerance(bench.params) if tolerance is None else tolerance
-    heads = heads_of(task)
-    layout = layout_of(bench.params)
-    seen = layout.outputs_first(bench.params)
-    guessed: list[Any] = [
-        *continuous_candidates(seen, degrees_of(task)),
-        *discrete_candidates(seen, heads),
-    ]
-    proposed = _with_others([layout.own(each, bench.params) for each in guessed], others)
+    views = _views(task, bench.params)
+    guessed: dict[Any, Symmetry | DiscreteMap] = {}
+    for view in views:
+        for doing, (_, own) in view.guesses.items():
+            guessed.setdefault(doing, own)
+    proposed = _with_others(list(guessed.values()), others)
     continuous = [each for each in proposed if isinstance(each, AbstractGenerator)]
     for generator in others:
         # The structure's own are what they should be.
@@ -138,12 +136,10 @@ def symmetries(
         evidence[each.name] = Evidence(each.name, np.zeros(0), moved, 0, tolerance)
     kept = _without_composed([each for each in maps if evidence[each.name].holds])
     held = [g for g in continuous if evidence[g.name].holds]
-    linear = {each.name for each in _linear(held, kept)}
-    stretches = [each for each in guessed if each.name in linear]
-    groups = [
-        [layout.own(each, bench.params) for each in group]
-        for group in linear_candidates(seen, stretches, heads)
-    ]
+    # Of two layouts, the one in which more holds.
+    holding = {doing for doing, own in guessed.items() if evidence[own.name].holds}
+    view = max(views, key=lambda view: len(holding & view.guesses.keys()))
+    groups = view.around({_doing(each) for each in _linear(held, kept)}, bench.params, task)
     basis = [each for group in groups for each in group]
     known = {each.name for each in basis}
     basis = _with_others(basis, [other for other in others if other.name in known])
@@ -159,6 +155,57 @@ def symmetries(
     exact = _without_implied(held)
     nearly = [g for g in _without_implied([*held, *near]) if g.name not in names]
     return Symmetries(tuple(exact), tuple(nearly), kept, evidence)
+
+
+class _View(NamedTuple):
+    """How params may be laid out, and what is guessed of them then.
+
+    Attributes:
+        layout: the layout.
+        params: with their outputs first.
+        guesses: of `params`, and the symmetries of the params themselves that they are, by what
+            these do.
+    """
+
+    layout: Layout
+    params: Params
+    guesses: dict[Any, tuple[Symmetry | DiscreteMap, Symmetry | DiscreteMap]]
+
+    def around(
+        self, linear: set[Any], params: Params, task: AbstractStatefulTask
+    ) -> list[list[AbstractGenerator]]:
+        """Returns what linear units might have besides, by what their stretches do."""
+        stretches = [
+            guess
+            for doing, (guess, _) in self.guesses.items()
+            if isinstance(guess, Symmetry) and doing in linear
+        ]
+        groups = linear_candidates(self.params, stretches, heads_of(task))
+        return [[self.layout.own(guess, params) for guess in group] for group in groups]
+
+
+def _views(task: AbstractStatefulTask, params: Params) -> list[_View]:
+    """Returns how the params may be laid out, and what is guessed of them then."""
+    views = []
+    for layout in layouts_of(params):
+        seen = layout.outputs_first(params)
+        found: list[Symmetry | DiscreteMap] = [*continuous_candidates(seen, degrees_of(task))]
+        found += discrete_candidates(seen, heads_of(task))
+        guesses = dict[Any, Any]()
+        for guess in found:
+            own = layout.own(guess, params)
+            guesses.setdefault(_doing(own), (guess, own))
+        views.append(_View(layout, seen, guesses))
+    return views
+
+
+def _doing(symmetry: Symmetry | DiscreteMap) -> tuple[Any, ...]:
+    """Returns what a symmetry does, by whatever name, and in whichever direction."""
+    places = sorted(symmetry.places, key=lambda place: (place.path, str(place.axis)))
+    first = places[0].coefficient
+    continuous = isinstance(symmetry, Symmetry)
+    owned = [(p.path, p.axis, p.view, p.coefficient / first * continuous) for p in places]
+    return symmetry.motion, *owned
 
 
 def _measure(

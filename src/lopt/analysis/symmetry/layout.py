@@ -1,13 +1,13 @@
 """Weights with their inputs first, as in `x @ w` and in Flax, seen with their outputs first.
 
-Everything that proposes symmetries takes weights to be (outputs, inputs, ...). Where they are not,
-it is shown them with their axes moved, and what it proposes is moved back.
+Everything that proposes symmetries takes weights to be (outputs, inputs, ...), and biases to be
+(outputs, ...). Where they are not, it is shown them with their axes moved, and what it proposes is
+moved back.
 """
 
 import dataclasses
-import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TypeVar
 
 import equinox as eqx
@@ -29,45 +29,59 @@ from lopt.core.types import Params, Scalar
 # may end in the same number.
 _BIASES = {"weight": "bias", "w": "b", "W": "b", "kernel": "bias"}
 
-Found = TypeVar("Found", AbstractGenerator, DiscreteMap)
+Found = TypeVar("Found", Symmetry | DiscreteMap, AbstractGenerator)
 
 
 class Layout(eqx.Module):
-    """Which weights have their inputs first: (..., inputs, outputs).
+    """Which weights have their inputs first, (..., inputs, outputs), and which biases are rows.
 
     Attributes:
-        paths: of these weights.
+        weights, rows: their paths.
+        suffix: of the names of symmetries, where another layout is possible too.
     """
 
-    paths: tuple[str, ...] = eqx.field(static=True)
+    weights: tuple[str, ...] = eqx.field(static=True)
+    rows: tuple[str, ...] = eqx.field(static=True)
+    suffix: str = eqx.field(static=True, default="")
 
     def outputs_first(self, params: Params) -> Params:
-        """Returns params with these weights as (outputs, inputs, ...)."""
-        return self._transposed(params, _order)
+        """Returns params with these weights as (outputs, inputs, ...), and rows as vectors."""
+        leaves = self._leaves(params)
+        moved = {path: jnp.transpose(leaves[path], _order(leaves[path])) for path in self.weights}
+        moved |= {path: leaves[path].reshape(-1) for path in self.rows}
+        return with_leaves(params, moved, others=True)
 
-    def inputs_first(self, params: Params) -> Params:
-        """Returns what `outputs_first` was given."""
-        return self._transposed(params, lambda array: _inverse(_order(array)))
+    def inputs_first(self, seen: Params, like: Params) -> Params:
+        """Returns what is seen as `outputs_first` shows it, laid out like params."""
+        leaves, own = self._leaves(seen), leaves_by_path(like)
+        moved = {
+            path: jnp.transpose(leaves[path], _inverse(_order(leaves[path])))
+            for path in self.weights
+        }
+        moved |= {path: leaves[path].reshape(own[path].shape) for path in self.rows}
+        return with_leaves(seen, moved, others=True)
 
     def own(self, symmetry: Found, params: Params) -> Found:
         """Returns the symmetry of params that one of `outputs_first(params)` is."""
-        if not self.paths:
-            return symmetry
+        name = symmetry.name + self.suffix
         if isinstance(symmetry, (Symmetry, DiscreteMap)):
-            leaves = leaves_by_path(params)
-            places = [
-                _moved(place, leaves[place.path]) if place.path in self.paths else place
-                for place in symmetry.places
-            ]
-            return dataclasses.replace(symmetry, places=tuple(places))
-        return Relaid(symmetry.name, symmetry.kind, symmetry.units, symmetry, self)
+            places = tuple(self._moved(place, params) for place in symmetry.places)
+            return dataclasses.replace(symmetry, name=name, places=places)
+        if not self.weights and not self.rows:
+            return symmetry
+        return Relaid(name, symmetry.kind, symmetry.units, symmetry, self)
 
-    def _transposed(self, params: Params, order: Callable[[Tensor], Sequence[int]]) -> Params:
-        leaves, moved = leaves_by_path(params), {}
-        for path in self.paths:
-            array = array_at("A symmetry of weights with their inputs first", leaves, path)
-            moved[path] = jnp.transpose(array, order(array))
-        return with_leaves(params, moved, others=True)
+    def _leaves(self, params: Params) -> dict[str, Tensor]:
+        owner, leaves = "A symmetry of weights with their inputs first", leaves_by_path(params)
+        return leaves | {path: array_at(owner, leaves, path) for path in self.weights + self.rows}
+
+    def _moved(self, place: Place, params: Params) -> Place:
+        """Returns a place of the params that is one of them as they are seen."""
+        if place.axis is not None and place.path in self.weights:
+            return _moved(place, leaves_by_path(params)[place.path])
+        if place.axis is not None and place.path in self.rows:
+            return dataclasses.replace(place, view=(leaves_by_path(params)[place.path].size,))
+        return place
 
 
 class Relaid(AbstractGenerator):
@@ -88,7 +102,7 @@ class Relaid(AbstractGenerator):
     def combine(self, params: Params, amounts: Units) -> Params:
         """Returns sum_i amounts_i xi_i(params)."""
         seen = self.layout.outputs_first(params)
-        return self.layout.inputs_first(self.symmetry.combine(seen, amounts))
+        return self.layout.inputs_first(self.symmetry.combine(seen, amounts), params)
 
     def along(self, params: Params, direction: Params) -> Units:
         """Returns <direction, xi_i(params)> for each unit i."""
@@ -102,7 +116,7 @@ class Relaid(AbstractGenerator):
     def act(self, params: Params, amounts: Units) -> Params:
         """Returns the moved params."""
         seen = self.layout.outputs_first(params)
-        return self.layout.inputs_first(self.symmetry.act(seen, amounts))
+        return self.layout.inputs_first(self.symmetry.act(seen, amounts), params)
 
     def conserved(self, params: Params) -> Units:
         """Returns what gradient flow conserves."""
@@ -118,34 +132,45 @@ class Relaid(AbstractGenerator):
         return self.symmetry.share(self.layout.outputs_first(params), along)
 
 
-def layout_of(params: Params) -> Layout:
-    """Returns the layout of the weights among some params.
+def layouts_of(params: Params) -> tuple[Layout, ...]:
+    """Returns the layout of the weights among some params, or both that are possible.
 
     A bias has as many entries as its weight has outputs. A weight that has none, or is square, is
     like most of the others. If no bias tells, names do ("weight" as in Equinox and PyTorch, or
-    "kernel" as in Flax); if these do not, the shapes of weights that follow on one another.
+    "kernel" as in Flax).
     """
     leaves = leaves_by_path(params)
-    biases = {weight_name(path)[1] for path in leaves}  # which may have axes of length 1
-    shapes = {p: leaf.shape for p, leaf in leaves.items() if is_weight(leaf) and p not in biases}
+    biases = {p: bias for p in leaves if (bias := bias_of(p, leaves)) is not None}
+    weights = [p for p, leaf in leaves.items() if is_weight(leaf) and p not in biases.values()]
+    rows = tuple(b for b in biases.values() if leaves[b].shape[0] != leaves[b].size)
     told = {}
-    for path, shape in shapes.items():
-        _, bias = weight_name(path)
-        entries = leaves[bias].size if bias in leaves else 0
-        if (shape[0] == entries) != (shape[-1] == entries):
-            told[path] = shape[-1] == entries
+    for path, bias in biases.items():
+        first, last = (leaves[path].shape[axis] == leaves[bias].size for axis in (0, -1))
+        if first != last:
+            told[path] = last
+    names = [weight_name(path)[0] for path in weights]
     votes = list(told.values())
-    if not votes:
-        names = [weight_name(path)[0] for path in shapes]
-        votes = [name == "kernel" for name in names if name in ("kernel", "weight")]
-    if not votes:
-        for before, after in itertools.pairwise(shapes.values()):
-            # A layer may follow on the flattened image of another.
-            outputs_first, inputs_first = not after[1] % before[0], not after[-2] % before[-1]
-            if outputs_first != inputs_first:
-                votes.append(inputs_first)
+    votes = votes or [name == "kernel" for name in names if name in ("kernel", "weight")]
     most = 2 * sum(votes) > len(votes)
-    return Layout(tuple(path for path in shapes if told.get(path, most)))
+    layout = Layout(tuple(path for path in weights if told.get(path, most)), rows)
+    if votes:
+        return (layout,)
+    return layout, Layout(tuple(weights), rows, ", inputs first")
+
+
+def bias_of(weight: str, leaves: dict[str, Tensor]) -> str | None:
+    """Returns the path of what may be the bias of what may be a weight, or None.
+
+    It is an array beside the weight, named for it ("weight" and "bias", "w" and "b", "w1" and
+    "b1"), of as many entries as one of the ends of the weight's shape, and with one axis that is
+    longer than 1 at most.
+    """
+    array, (_, path) = leaves[weight], weight_name(weight)
+    if path not in leaves or not is_weight(array):
+        return None
+    bias = leaves[path]
+    fits = bias.ndim and bias.size == max(bias.shape) and bias.shape != array.shape
+    return path if fits and bias.size in (array.shape[0], array.shape[-1]) else None
 
 
 def is_weight(array: Tensor) -> bool:
@@ -177,13 +202,11 @@ def _inverse(order: Sequence[int]) -> tuple[int, ...]:
 
 def _moved(place: Place, array: Tensor) -> Place:
     """Returns a place of the array that is one of it with its outputs first."""
-    if place.axis is None:
-        return place
     order = _order(array)
     seen = tuple(array.shape[axis] for axis in order)
-    view = place.view or seen
+    view, axis = place.view or seen, place.axis or 0
     if len(view) < len(seen):  # (outputs, everything else)
-        return dataclasses.replace(place, view=(view[1], view[0]), axis=1 - place.axis)
+        return dataclasses.replace(place, view=(view[1], view[0]), axis=1 - axis)
     split = len(seen)
     if len(view) > len(seen):  # one axis of the array is two of the view
         split = next(
@@ -200,4 +223,4 @@ def _moved(place: Place, array: Tensor) -> Place:
     there = [part for axis in _inverse(order) for part in parts(axis)]
     view = tuple(view[part] for part in there)
     whole = None if view == array.shape else view
-    return dataclasses.replace(place, axis=there.index(place.axis), view=whole)
+    return dataclasses.replace(place, axis=there.index(axis), view=whole)

@@ -26,7 +26,7 @@ from lopt.analysis.symmetry.builders import (
 )
 from lopt.analysis.symmetry.discrete import DiscreteMap, unit_map
 from lopt.analysis.symmetry.generators import Symmetry
-from lopt.analysis.symmetry.layout import is_weight, weight_name
+from lopt.analysis.symmetry.layout import bias_of, is_weight
 from lopt.analysis.symmetry.places import Place, leaves_by_path
 from lopt.core.types import Params
 
@@ -60,19 +60,14 @@ class Layer(eqx.Module):
 
 
 def layers_of(params: Params) -> tuple[Layer, ...]:
-    """Returns the layers among some params, in the order of the tree.
-
-    A bias is an array beside the weight, named for it ("weight" and "bias", "w" and "b", "w1" and
-    "b1"), with as many entries as the weight has outputs.
-    """
+    """Returns the layers among some params, in the order of the tree."""
     leaves = leaves_by_path(params)
     found = []
     for path, leaf in leaves.items():
         if is_weight(leaf):
-            _, beside = weight_name(path)
-            fits = beside in leaves and leaves[beside].size == leaf.shape[0]
-            bias = beside if fits else None
-            found.append(Layer(path, bias, leaf.shape[0], leaf.shape[1]))
+            bias = bias_of(path, leaves)
+            fits = bias is not None and leaves[bias].shape[0] == leaf.shape[0]
+            found.append(Layer(path, bias if fits else None, leaf.shape[0], leaf.shape[1]))
     return tuple(found)
 
 
