@@ -68,6 +68,12 @@ def curves(each: list[dict], kind: str, name: str, which: str = "updates") -> np
     return np.asarray(found)
 
 
+def kept_steps(numbers: dict, kind: str) -> dict[int, float]:
+    """Returns the mean |signed sum| over the first steps of each kept theta, by its outer step."""
+    kept = of_kind(numbers, kind)["meta_training"]["kept"]
+    return {one["outer_step"]: one["signed"]["mean"] for one in kept}
+
+
 def band(axes: object, steps: list[int], values: np.ndarray, name: str, **style: object) -> None:
     """Draws the mean over seeds, and a deviation about it."""
     mean, spread = values.mean(axis=0), values.std(axis=0)
@@ -127,9 +133,13 @@ def draw(found: dict[str, list[dict]], shown: list[tuple[str, ...]], path: Path)
         again = [of_kind(numbers, kind)["meta_training"]["again"] for numbers in each]
         means = np.asarray([one["signed"]["mean"] for one in again])
         band(below, list(range(means.shape[1])), means, "learned")
-        kept = [of_kind(numbers, kind)["meta_training"]["kept"] for numbers in each]
-        last = [one[-1]["signed"]["mean"] for one in kept]
-        below.axhline(np.mean(last), color=COLORS["learned"], ls=":", label="L2O, trained")
+        kept = [kept_steps(numbers, kind) for numbers in each]
+        stages = sorted(set.intersection(*map(set, kept)))
+        levels = np.asarray([[one[stage] for stage in stages] for one in kept])
+        middle, spread = levels.mean(axis=0), levels.std(axis=0)
+        style = {"color": COLORS["learned"], "capsize": 3, "label": "L2O, kept weights"}
+        down = np.minimum(spread, middle - levels.min(axis=0))
+        below.errorbar(stages, middle, (down, spread), fmt="o", mec="black", **style)
         short, rows = each[0]["short_steps"], []
         for numbers in each:
             rows += of_kind(numbers, kind)["meta_training"]["optimizers"]
@@ -137,6 +147,7 @@ def draw(found: dict[str, list[dict]], shown: list[tuple[str, ...]], path: Path)
             levels = [row["signed"]["mean"] for row in rows if row["optimizer"] == name]
             below.axhline(np.mean(levels), color=COLORS[name], ls="--", label=NAMES[name])
         below.set(xlabel="outer step", title=f"first {short} steps, during meta-training")
+        below.set_xscale("symlog", linthresh=1, linscale=0.3)
         for axes in column:
             axes.set(yscale="log")
             axes.grid(alpha=0.25, lw=0.5)

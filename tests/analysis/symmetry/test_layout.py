@@ -128,7 +128,7 @@ LAYOUTS = {
     "squares and a gain": ({"w": (4, 4), "b": (4,), "gain": (4, 1, 1)}, [[], "w"]),
     "a gain": ({"kernel": (3, 3, 2, 4), "bias": (4,), "gain": (4, 1, 1)}, ["kernel"]),
     "a norm of rows": ({"weight": (1, 5), "bias": (1, 5)}, [[]]),
-    "heads": ({"kernel": (6, 2, 3), "bias": (2, 3)}, ["kernel bias"]),
+    "nothing in it": ({"w": (3, 4), "b": (4,), "z": (0, 3)}, ["w"]),
 }
 
 
@@ -213,3 +213,37 @@ def test_flax_networks_are_understood(key):
     assert [(g.kind, g.units) for g in found.nearly] == [("scale", 1)]
     views = [place.view for g in found.of_kind("rescale") for place in g.places if place.view]
     assert views == [(9, 3, 5)]  # 9 positions of 3 channels, to 5 units
+
+
+@pytest.mark.slow
+@pytest.mark.standard_promotion
+@pytest.mark.parametrize("heads", [1, 2])
+def test_attention_of_flax_is_understood(heads, key):
+    linen = pytest.importorskip("flax.linen")
+
+    class Network(linen.Module):
+        @linen.compact
+        def __call__(self, rows):
+            rows = linen.Dense(6, param_dtype=jnp.float64)(rows)
+            attention = linen.MultiHeadDotProductAttention(heads, param_dtype=jnp.float64)
+            return linen.Dense(CLASSES, param_dtype=jnp.float64)((rows + attention(rows)).mean(0))
+
+    network = Network()
+
+    def loss(model, batch):
+        sequences, labels = batch
+        logits = jax.nn.log_softmax(jax.vmap(lambda rows: network.apply(model, rows))(sequences))
+        return -jnp.mean(jnp.take_along_axis(logits, labels[:, None], axis=1))
+
+    variables = network.init(key, jnp.zeros((4, 5), jnp.float64))
+    task = ModelLoss(variables, loss, Inputs((4, 5)))
+    found = symmetries(task, key)
+    assert kinds(found) == [
+        *(("bias exchange", 6), ("bias shift", 6), ("mixing", 36 // heads)),
+        *(("query-key mixing", 36 // heads), ("query-key rescale", 6), ("rescale", 6)),
+        ("translation", 7),
+    ]
+    assert sum(each.units == 2 for each in found.maps) == heads - 1
+    params = random_like(task.init(key), 0)
+    for generator in found.generators:
+        check_follows(generator, params)

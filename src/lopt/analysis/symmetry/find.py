@@ -139,7 +139,7 @@ def symmetries(
     # Of two layouts, the one in which more holds.
     holding = {doing for doing, own in guessed.items() if evidence[own.name].holds}
     view = max(views, key=lambda view: len(holding & view.guesses.keys()))
-    groups = view.around({_doing(each) for each in _linear(held, kept)}, bench.params, task)
+    groups = view.around({_doing(each) for each in _linear(held, kept)}, bench.params)
     basis = [each for group in groups for each in group]
     known = {each.name for each in basis}
     basis = _with_others(basis, [other for other in others if other.name in known])
@@ -163,24 +163,24 @@ class _View(NamedTuple):
     Attributes:
         layout: the layout.
         params: with their outputs first.
+        heads: numbers of heads that attention layers might have.
         guesses: of `params`, and the symmetries of the params themselves that they are, by what
             these do.
     """
 
     layout: Layout
     params: Params
+    heads: tuple[int, ...]
     guesses: dict[Any, tuple[Symmetry | DiscreteMap, Symmetry | DiscreteMap]]
 
-    def around(
-        self, linear: set[Any], params: Params, task: AbstractStatefulTask
-    ) -> list[list[AbstractGenerator]]:
+    def around(self, linear: set[Any], params: Params) -> list[list[AbstractGenerator]]:
         """Returns what linear units might have besides, by what their stretches do."""
         stretches = [
             guess
             for doing, (guess, _) in self.guesses.items()
             if isinstance(guess, Symmetry) and doing in linear
         ]
-        groups = linear_candidates(self.params, stretches, heads_of(task))
+        groups = linear_candidates(self.params, stretches, self.heads)
         return [[self.layout.own(guess, params) for guess in group] for group in groups]
 
 
@@ -190,12 +190,13 @@ def _views(task: AbstractStatefulTask, params: Params) -> list[_View]:
     for layout in layouts_of(params):
         seen = layout.outputs_first(params)
         found: list[Symmetry | DiscreteMap] = [*continuous_candidates(seen, degrees_of(task))]
-        found += discrete_candidates(seen, heads_of(task))
+        heads = tuple(sorted({*heads_of(task), *layout.heads}))
+        found += discrete_candidates(seen, heads)
         guesses = dict[Any, Any]()
         for guess in found:
             own = layout.own(guess, params)
             guesses.setdefault(_doing(own), (guess, own))
-        views.append(_View(layout, seen, guesses))
+        views.append(_View(layout, seen, heads, guesses))
     return views
 
 

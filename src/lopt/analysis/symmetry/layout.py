@@ -37,11 +37,15 @@ class Layout(eqx.Module):
 
     Attributes:
         weights, rows: their paths.
+        matrices: the shapes (inputs, outputs) of weights that have an axis for heads besides.
+        heads: the lengths of such axes.
         suffix: of the names of symmetries, where another layout is possible too.
     """
 
     weights: tuple[str, ...] = eqx.field(static=True)
     rows: tuple[str, ...] = eqx.field(static=True)
+    matrices: tuple[tuple[str, tuple[int, int]], ...] = eqx.field(static=True)
+    heads: tuple[int, ...] = eqx.field(static=True)
     suffix: str = eqx.field(static=True, default="")
 
     def outputs_first(self, params: Params) -> Params:
@@ -53,12 +57,13 @@ class Layout(eqx.Module):
 
     def inputs_first(self, seen: Params, like: Params) -> Params:
         """Returns what is seen as `outputs_first` shows it, laid out like params."""
-        leaves, own = self._leaves(seen), leaves_by_path(like)
+        leaves, own = leaves_by_path(seen), leaves_by_path(like)
         moved = {
             path: jnp.transpose(leaves[path], _inverse(_order(leaves[path])))
             for path in self.weights
         }
-        moved |= {path: leaves[path].reshape(own[path].shape) for path in self.rows}
+        moved |= {path: leaves[path] for path in self.rows}
+        moved = {path: leaf.reshape(own[path].shape) for path, leaf in moved.items()}
         return with_leaves(seen, moved, others=True)
 
     def own(self, symmetry: Found, params: Params) -> Found:
@@ -72,15 +77,24 @@ class Layout(eqx.Module):
         return Relaid(name, symmetry.kind, symmetry.units, symmetry, self)
 
     def _leaves(self, params: Params) -> dict[str, Tensor]:
+        """Returns the arrays by their paths, those with axes for heads as matrices."""
         owner, leaves = "A symmetry of weights with their inputs first", leaves_by_path(params)
-        return leaves | {path: array_at(owner, leaves, path) for path in self.weights + self.rows}
+        for path in self.weights + self.rows:
+            array_at(owner, leaves, path)
+        return leaves | {path: leaves[path].reshape(shape) for path, shape in self.matrices}
 
     def _moved(self, place: Place, params: Params) -> Place:
         """Returns a place of the params that is one of them as they are seen."""
         if place.axis is not None and place.path in self.weights:
-            return _moved(place, leaves_by_path(params)[place.path])
+            moved = _moved(place, self._leaves(params)[place.path])
+            if place.path in dict(self.matrices):
+                moved = dataclasses.replace(
+                    moved, view=moved.view or dict(self.matrices)[place.path]
+                )
+            return moved
         if place.axis is not None and place.path in self.rows:
-            return dataclasses.replace(place, view=(leaves_by_path(params)[place.path].size,))
+            size = leaves_by_path(params)[place.path].size
+            return dataclasses.replace(place, view=place.view or (size,))
         return place
 
 
@@ -140,22 +154,52 @@ def layouts_of(params: Params) -> tuple[Layout, ...]:
     "kernel" as in Flax).
     """
     leaves = leaves_by_path(params)
+    matrices, split, heads = _of_heads(leaves)
     biases = {p: bias for p in leaves if (bias := bias_of(p, leaves)) is not None}
-    weights = [p for p, leaf in leaves.items() if is_weight(leaf) and p not in biases.values()]
-    rows = tuple(b for b in biases.values() if leaves[b].shape[0] != leaves[b].size)
-    told = {}
+    known = {*biases.values(), *split}
+    weights = [path for path, leaf in leaves.items() if is_weight(leaf) and path not in known]
+    rows = (*split, *(b for b in biases.values() if leaves[b].shape[0] != leaves[b].size))
+    told = dict.fromkeys(matrices, True)
     for path, bias in biases.items():
         first, last = (leaves[path].shape[axis] == leaves[bias].size for axis in (0, -1))
         if first != last:
-            told[path] = last
+            told.setdefault(path, last)
     names = [weight_name(path)[0] for path in weights]
     votes = list(told.values())
     votes = votes or [name == "kernel" for name in names if name in ("kernel", "weight")]
     most = 2 * sum(votes) > len(votes)
-    layout = Layout(tuple(path for path in weights if told.get(path, most)), rows)
+    inputs_first = tuple(path for path in weights if told.get(path, most))
+    layout = Layout(inputs_first, rows, tuple(matrices.items()), heads)
     if votes:
         return (layout,)
-    return layout, Layout(tuple(weights), rows, ", inputs first")
+    return layout, Layout(tuple(weights), rows, layout.matrices, heads, ", inputs first")
+
+
+def _of_heads(
+    leaves: dict[str, Tensor],
+) -> tuple[dict[str, tuple[int, int]], list[str], tuple[int, ...]]:
+    """Returns the shapes of attention weights as matrices, their biases, and numbers of heads.
+
+    Flax has an axis for heads in its queries, keys and values, (inputs, heads, size), their biases
+    (heads, size), and what leads out, (heads, size, outputs).
+    """
+    matrices: dict[str, tuple[int, int]] = {}
+    biases, numbers = [], set()
+    for query, leaf in leaves.items():
+        sides = [query.replace("query", word) for word in ("query", "key", "value")]
+        out = query.replace("query", "out")
+        there = all(path in leaves and leaves[path].ndim == 3 for path in (*sides, out))
+        if query == out or not there or len({leaves[path].shape[1:] for path in sides}) > 1:
+            continue
+        _, heads, size = leaf.shape
+        if leaves[out].shape[:2] != (heads, size):
+            continue
+        matrices |= {path: (leaves[path].shape[0], heads * size) for path in sides}
+        matrices[out] = (heads * size, leaves[out].shape[2])
+        numbers.add(heads)
+        besides = [weight_name(path)[1] for path in sides]
+        biases += [b for b in besides if b in leaves and leaves[b].shape == (heads, size)]
+    return matrices, biases, tuple(numbers)
 
 
 def bias_of(weight: str, leaves: dict[str, Tensor]) -> str | None:
@@ -179,12 +223,13 @@ def is_weight(array: Tensor) -> bool:
     Larger arrays with at most one axis that is longer than 1 are gains of the shape of a
     convolution's output.
     """
-    return array.ndim == 2 or (array.ndim > 2 and array.size > max(array.shape))
+    several = array.ndim == 2 or array.size > max(array.shape, default=0)
+    return array.ndim > 1 and array.size > 0 and several
 
 
 def weight_name(path: str) -> tuple[str | None, str | None]:
     """Returns how a weight is called and where its bias would be; None if it is not called so."""
-    found = re.fullmatch(r"(.*(?:\.|\['))([A-Za-z]+)(_?\d*(?:'\])?)", path, re.DOTALL)
+    found = re.fullmatch(r"(.*(?:\.|\['))([A-Za-z]+)(_?\d*(?:'\])?(?:\.value)?)", path, re.DOTALL)
     if found is None or found[2] not in _BIASES:
         return None, None
     return found[2], found[1] + _BIASES[found[2]] + found[3]

@@ -33,6 +33,7 @@ from lopt.core.types import Params
 # How queries are called, and the keys, values and outputs beside them.
 _ROLES = (
     ("query", "key", "value", "output"),
+    ("query", "key", "value", "out"),
     ("_q", "_k", "_v", "_o"),
     ("q_", "k_", "v_", "o_"),
     ("wq", "wk", "wv", "wo"),
@@ -62,9 +63,10 @@ class Layer(eqx.Module):
 def layers_of(params: Params) -> tuple[Layer, ...]:
     """Returns the layers among some params, in the order of the tree."""
     leaves = leaves_by_path(params)
+    biases = {bias_of(path, leaves) for path in leaves}
     found = []
     for path, leaf in leaves.items():
-        if is_weight(leaf):
+        if is_weight(leaf) and path not in biases:
             bias = bias_of(path, leaves)
             fits = bias is not None and leaves[bias].shape[0] == leaf.shape[0]
             found.append(Layer(path, bias if fits else None, leaf.shape[0], leaf.shape[1]))
@@ -105,17 +107,18 @@ class Heads(eqx.Module):
 
 def attentions_of(layers: tuple[Layer, ...]) -> tuple[Heads, ...]:
     """Returns the attention layers among some layers, known by the words in their paths."""
-    by_path, found = {layer.weight: layer for layer in layers}, []
+    by_path, found = {layer.weight: layer for layer in layers}, list[Heads]()
     for query in layers:
-        partners: set[str] = set()
+        partners = dict[str, Heads]()
         for words in _ROLES:
             renamed = [query.weight.replace(words[0], word) for word in words[1:]]
             key, value, output = (by_path.get(path) for path in renamed)
-            if renamed[0] in partners | {query.weight} or key is None:
+            if renamed[0] == query.weight or key is None or key.outputs != query.outputs:
                 continue
-            if key.outputs == query.outputs:
-                partners.add(key.weight)
-                found.append(Heads(query, key, value, output))
+            known = partners.get(key.weight)
+            if known is None or (known.output is None and output is not None):
+                partners[key.weight] = Heads(query, key, value, output)
+        found.extend(partners.values())
     return tuple(found)
 
 
