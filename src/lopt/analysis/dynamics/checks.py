@@ -96,7 +96,7 @@ def update_or_refuse(
             missing = ("value",)
         if not missing:
             raise
-        more = ", ".join(f"{name}=..." for name in (*missing, *extra))
+        more = ", ".join(f"{name}=..." for name in dict.fromkeys((*missing, *extra)))
         raise ValueError(
             f"{owner}.update needs {', '.join(missing)} for its optimizer; try "
             f"optimizer.update(grads, state, params, {more}), where value is the loss."

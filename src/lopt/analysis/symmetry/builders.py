@@ -204,7 +204,8 @@ def layer_width(owner: str, params: Params, paths: tuple[str, ...]) -> int:
     if len({shape[:1] for shape in shapes}) > 1 or not shapes[0] or not shapes[0][0]:
         raise ValueError(
             f"{owner} needs arrays whose first axes count the same units; those at "
-            f"{', '.join(paths)} have shapes {shapes}. Try the weight of a layer and its bias."
+            f"{', '.join(paths)} have shapes {shapes}. Try the weight of a layer, (outputs, "
+            "inputs), and its bias, or Symmetry with Place(path, axis) for another layout."
         )
     return shapes[0][0]
 

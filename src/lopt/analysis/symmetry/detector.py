@@ -72,7 +72,12 @@ class MissingRanks(eqx.Module):
 
     @property
     def unexplained(self) -> int:
-        """The number of missing ranks that no symmetry explains."""
+        """The number of missing ranks that no symmetry explains.
+
+        Not all of them are symmetries that are left to be found: a ReLU or leaky ReLU that has one
+        sign on all data is a linear unit at these params, which has more. Behind other such units
+        that is frequent; try other params.
+        """
         return self.nullity - sum(share.added for share in self.shares)
 
     def added_by_kind(self) -> dict[str, int]:
