@@ -28,6 +28,7 @@ from matplotlib import pyplot
 # A network, by its activation, and the symmetry that is drawn of it.
 PANELS = ("sigmoid:translation", "relu:rescale", "leaky_relu:rescale", "batch_norm:scale")
 SEEDS = "0,1,2"
+OUTER_STEPS_AGAIN = 200
 NAMES = {"learned": "L2O", "SGD": "SGD", "momentum": "momentum", "Adam": "Adam", "Lion": "Lion"}
 COLORS = dict(zip(NAMES, ("#d62728", "#7f7f7f", "#2ca02c", "#1f77b4", "#9467bd"), strict=True))
 
@@ -48,7 +49,7 @@ def probed(folder: Path, activation: str, seed: int, more: list[str]) -> dict:
         lopt("train", *(("--resume", run) if started else ("l2o", *settings, "--run", run)))
     out = run / "symmetry"
     if not (out / "symmetry.json").exists():
-        lopt("probe", "symmetry", run, "--out", out)
+        lopt("probe", "symmetry", run, "--outer-steps", OUTER_STEPS_AGAIN, "--out", out)
     report = json.loads((run / "report.json").read_text())
     return json.loads((out / "symmetry.json").read_text()) | {"outer_steps": report["outer_steps"]}
 
@@ -148,6 +149,7 @@ def draw(found: dict[str, list[dict]], shown: list[tuple[str, ...]], path: Path)
             below.axhline(np.mean(levels), color=COLORS[name], ls="--", label=NAMES[name])
         below.set(xlabel="outer step", title=f"first {short} steps, during meta-training")
         below.set_xscale("symlog", linthresh=1, linscale=0.3)
+        below.set_xlim(-0.3, 2 * stages[-1])
         for axes in column:
             axes.set(yscale="log")
             axes.grid(alpha=0.25, lw=0.5)
