@@ -8,6 +8,7 @@ equal budgets, on a digits MLP with 20 ReLU units. For example:
     python benchmarks/symmetry.py tradeoff
 """
 
+import itertools
 import statistics
 import sys
 import time
@@ -28,7 +29,7 @@ from lopt.analysis.symmetry import (
     symmetries,
 )
 
-STEPS, REPEATS, AT_ONCE = 200, 40, 50
+STEPS, REPEATS, AT_ONCE = 200, 40, (1, 100)
 HORIZON, TRUNCATION, PARTICLES, OUTER_STEPS, SEEDS, META_SEEDS = 100, 20, 8, 200, 10, 3
 STRENGTHS = (0.0, 0.03, 0.1, 0.3, 1.0)
 
@@ -59,25 +60,25 @@ def cost() -> None:
         "small_mlp": learned.optimizer(learned.init(key)),
     }
     rows = []
-    for name, optimizer in optimizers.items():
+    for (name, optimizer), at_once in itertools.product(optimizers.items(), AT_ONCE):
         state = lopt.start(task, optimizer, task.init(key), key)
         times = {record: [] for record in records}
         for i in range(REPEATS + 1):
             for record, function in records.items():
                 began = time.perf_counter()
-                done = lopt.unroll(task, optimizer, state, STEPS, record=function, at_once=AT_ONCE)
+                done = lopt.unroll(task, optimizer, state, STEPS, record=function, at_once=at_once)
                 jax.block_until_ready(done)
                 if i:  # the first compiles
                     times[record].append(time.perf_counter() - began)
         plain = times.pop("plain")
-        cells = [f"{1e6 * statistics.median(plain) / STEPS:.0f}"]
+        cells = [str(at_once), f"{1e6 * statistics.median(plain) / STEPS:.0f}"]
         for seconds in times.values():
             ratios = [a / b for a, b in zip(seconds, plain, strict=True)]
             cells.append(f"{statistics.median(ratios):.2f} ({min(seconds) / min(plain):.2f})")
         rows.append([name, *cells])
     show(
         "Recording every step: median ratio (and that of the fastest), at most 1.3",
-        ["", "µs a step", "SymmetryProbe", "UpdateHistogram"],
+        ["", "at_once", "µs a step", "SymmetryProbe", "UpdateHistogram"],
         rows,
     )
 
