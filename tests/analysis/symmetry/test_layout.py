@@ -122,18 +122,17 @@ LAYOUTS = {
     "biases, outputs first": ({"w": (4, 3), "b": (4,)}, [[]]),
     "most biases": ({"w1": (3, 4), "b1": (4,), "w2": (4, 4), "b2": (4,), "z": (4, 2)}, ["w1 w2 z"]),
     "a bias that is a row": ({"w": (3, 4), "b": (1, 4)}, ["w"]),
-    "names": ({"kernel": (3, 3)}, ["kernel"]),
-    "names of the other": ({"weight": (3, 4), "kernel1": (3, 3), "weight1": (9, 9)}, [[]]),
+    "names alone": ({"kernel": (3, 3), "weight": (4, 3)}, [[], "kernel weight"]),
     "nothing": ({"u": (3, 4), "v": (4, 5)}, [[], "u v"]),
     "squares and a gain": ({"w": (4, 4), "b": (4,), "gain": (4, 1, 1)}, [[], "w"]),
     "a gain": ({"kernel": (3, 3, 2, 4), "bias": (4,), "gain": (4, 1, 1)}, ["kernel"]),
-    "a norm of rows": ({"weight": (1, 5), "bias": (1, 5)}, [[]]),
+    "a norm of rows": ({"weight": (1, 5), "bias": (1, 5)}, [[], "bias weight"]),
     "nothing in it": ({"w": (3, 4), "b": (4,), "z": (0, 3)}, ["w"]),
 }
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_biases_tell_then_names(name):
+def test_biases_tell_the_layout(name):
     shapes, expected = LAYOUTS[name]
     params = {each: jnp.zeros(shape) for each, shape in shapes.items()}
     found = layouts_of(params)
@@ -161,10 +160,16 @@ def test_what_either_layout_gives_counts_once(key):
     assert motions(found) == ["permute"]
 
 
+def test_modules_of_equinox_have_their_outputs_first(key):
+    model = eqx.nn.MLP(3, 3, 3, 1, use_bias=False, use_final_bias=False, key=key)
+    (layout,) = layouts_of(eqx.filter(model, eqx.is_inexact_array))
+    assert not layout.weights
+
+
 @pytest.mark.parametrize("right", [False, True])
 @pytest.mark.parametrize("rows", [False, True])
 def test_where_nothing_tells_both_are_tried(right, rows, key):
-    # Without biases of another length than both sides, or names.
+    # A bias of a square weight, and a weight without.
     one, other = jax.random.normal(key, (2, 3, 3), jnp.float64)
     model = {"first": {"w": one, "b": jnp.ones((1, 3) if rows else 3)}, "z": other}
 

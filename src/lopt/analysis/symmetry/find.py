@@ -83,10 +83,10 @@ def symmetries(
     or a loss that is no task, see `ModelLoss`.
 
     Weights are (outputs, inputs, ...), as Equinox has them, or (..., inputs, outputs), as in x @ w
-    and in Flax: biases tell, or names, and both are tried where neither does. A weight and its bias
-    are known by the last word of their paths: "weight" and "bias", "kernel" and "bias", "w" or "W"
-    and "b", also with one number behind both, as "w1" and "b1". Other layouts and names are tested
-    by giving their generators as `others`.
+    and in Flax: biases tell, and where none does, both are tried of all but modules of Equinox. A
+    weight and its bias are known by the last word of their paths: "weight" and "bias", "kernel" and
+    "bias", "w" or "W" and "b", also with one number behind both, as "w1" and "b1". Other layouts
+    and names are tested by giving their generators as `others`.
 
     Args:
         task: the task.

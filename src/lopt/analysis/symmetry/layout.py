@@ -150,8 +150,8 @@ def layouts_of(params: Params) -> tuple[Layout, ...]:
     """Returns the layout of the weights among some params, or both that are possible.
 
     A bias has as many entries as its weight has outputs. A weight that has none, or is square, is
-    like most of the others. If no bias tells, names do ("weight" as in Equinox and PyTorch, or
-    "kernel" as in Flax).
+    like most of the others. If no bias tells, modules with an attribute ".weight" are taken to be
+    Equinox's, with outputs first.
     """
     leaves = leaves_by_path(params)
     matrices, split, heads = _of_heads(leaves)
@@ -164,9 +164,7 @@ def layouts_of(params: Params) -> tuple[Layout, ...]:
         first, last = (leaves[path].shape[axis] == leaves[bias].size for axis in (0, -1))
         if first != last:
             told.setdefault(path, last)
-    names = [weight_name(path)[0] for path in weights]
-    votes = list(told.values())
-    votes = votes or [name == "kernel" for name in names if name in ("kernel", "weight")]
+    votes = list(told.values()) or [False for path in weights if path.endswith(".weight")]
     most = 2 * sum(votes) > len(votes)
     inputs_first = tuple(path for path in weights if told.get(path, most))
     layout = Layout(inputs_first, rows, tuple(matrices.items()), heads)
@@ -197,8 +195,8 @@ def _of_heads(
         matrices |= {path: (leaves[path].shape[0], heads * size) for path in sides}
         matrices[out] = (heads * size, leaves[out].shape[2])
         numbers.add(heads)
-        besides = [weight_name(path)[1] for path in sides]
-        biases += [b for b in besides if b in leaves and leaves[b].shape == (heads, size)]
+        known = [bias for bias in map(beside, sides) if bias in leaves]
+        biases += [bias for bias in known if leaves[bias].shape == (heads, size)]
     return matrices, biases, tuple(numbers)
 
 
@@ -209,7 +207,7 @@ def bias_of(weight: str, leaves: dict[str, Tensor]) -> str | None:
     "b1"), of as many entries as one of the ends of the weight's shape, and with one axis that is
     longer than 1 at most.
     """
-    array, (_, path) = leaves[weight], weight_name(weight)
+    array, path = leaves[weight], beside(weight)
     if path not in leaves or not is_weight(array):
         return None
     bias = leaves[path]
@@ -227,12 +225,12 @@ def is_weight(array: Tensor) -> bool:
     return array.ndim > 1 and array.size > 0 and several
 
 
-def weight_name(path: str) -> tuple[str | None, str | None]:
-    """Returns how a weight is called and where its bias would be; None if it is not called so."""
+def beside(path: str) -> str | None:
+    """Returns where the bias of a weight would be; None if it is not called as weights are."""
     found = re.fullmatch(r"(.*(?:\.|\['))([A-Za-z]+)(_?\d*(?:'\])?(?:\.value)?)", path, re.DOTALL)
     if found is None or found[2] not in _BIASES:
-        return None, None
-    return found[2], found[1] + _BIASES[found[2]] + found[3]
+        return None
+    return found[1] + _BIASES[found[2]] + found[3]
 
 
 def _order(array: Tensor) -> tuple[int, ...]:
