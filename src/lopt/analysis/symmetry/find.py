@@ -22,6 +22,7 @@ from lopt.analysis.symmetry.discrete import DiscreteMap
 from lopt.analysis.symmetry.generators import AbstractGenerator, Symmetry
 from lopt.analysis.symmetry.layout import Layout, layouts_of
 from lopt.analysis.symmetry.linear_structure import linear_candidates
+from lopt.analysis.symmetry.places import leaves_by_path
 from lopt.analysis.symmetry.structure import (
     continuous_candidates,
     degrees_of,
@@ -181,20 +182,21 @@ class _View(NamedTuple):
             if isinstance(guess, Symmetry) and doing in linear
         ]
         groups = linear_candidates(self.params, stretches, self.heads)
-        return [[self.layout.own(guess, params) for guess in group] for group in groups]
+        leaves = leaves_by_path(params)
+        return [[self.layout.own(guess, leaves) for guess in group] for group in groups]
 
 
 def _views(task: AbstractStatefulTask, params: Params) -> list[_View]:
     """Returns how the params may be laid out, and what is guessed of them then."""
-    views = []
+    views, leaves, degrees, counts = [], leaves_by_path(params), degrees_of(task), heads_of(task)
     for layout in layouts_of(params):
         seen = layout.outputs_first(params)
-        found: list[Symmetry | DiscreteMap] = [*continuous_candidates(seen, degrees_of(task))]
-        heads = tuple(sorted({*heads_of(task), *layout.heads}))
+        heads = tuple(sorted({*counts, *layout.heads}))
+        found: list[Symmetry | DiscreteMap] = [*continuous_candidates(seen, degrees)]
         found += discrete_candidates(seen, heads)
         guesses = dict[Any, Any]()
         for guess in found:
-            own = layout.own(guess, params)
+            own = layout.own(guess, leaves)
             guesses.setdefault(_doing(own), (guess, own))
         views.append(_View(layout, seen, heads, guesses))
     return views

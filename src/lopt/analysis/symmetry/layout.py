@@ -6,6 +6,7 @@ moved back.
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Sequence
 from typing import TypeVar
@@ -51,7 +52,7 @@ class Layout(eqx.Module):
     def outputs_first(self, params: Params) -> Params:
         """Returns params with these weights as (outputs, inputs, ...), and rows as vectors."""
         leaves = self._leaves(params)
-        moved = {path: jnp.transpose(leaves[path], _order(leaves[path])) for path in self.weights}
+        moved = {p: jnp.transpose(leaves[p], _order(leaves[p].ndim)) for p in self.weights}
         moved |= {path: leaves[path].reshape(-1) for path in self.rows}
         return with_leaves(params, moved, others=True)
 
@@ -59,21 +60,26 @@ class Layout(eqx.Module):
         """Returns what is seen as `outputs_first` shows it, laid out like params."""
         leaves, own = leaves_by_path(seen), leaves_by_path(like)
         moved = {
-            path: jnp.transpose(leaves[path], _inverse(_order(leaves[path])))
+            path: jnp.transpose(leaves[path], _inverse(_order(leaves[path].ndim)))
             for path in self.weights
         }
         moved |= {path: leaves[path] for path in self.rows}
         moved = {path: leaf.reshape(own[path].shape) for path, leaf in moved.items()}
         return with_leaves(seen, moved, others=True)
 
-    def own(self, symmetry: Found, params: Params) -> Found:
-        """Returns the symmetry of params that one of `outputs_first(params)` is."""
-        name = symmetry.name + self.suffix
-        if isinstance(symmetry, (Symmetry, DiscreteMap)):
-            places = tuple(self._moved(place, params) for place in symmetry.places)
-            return dataclasses.replace(symmetry, name=name, places=places)
+    def own(self, symmetry: Found, leaves: dict[str, Tensor]) -> Found:
+        """Returns the symmetry of params that one of `outputs_first(params)` is.
+
+        Args:
+            symmetry: of these weights with their outputs first.
+            leaves: of the params themselves, by their paths.
+        """
         if not self.weights and not self.rows:
             return symmetry
+        name = symmetry.name + self.suffix
+        if isinstance(symmetry, (Symmetry, DiscreteMap)):
+            places = tuple(self._moved(place, leaves) for place in symmetry.places)
+            return dataclasses.replace(symmetry, name=name, places=places)
         return Relaid(name, symmetry.kind, symmetry.units, symmetry, self)
 
     def _leaves(self, params: Params) -> dict[str, Tensor]:
@@ -83,18 +89,14 @@ class Layout(eqx.Module):
             array_at(owner, leaves, path)
         return leaves | {path: leaves[path].reshape(shape) for path, shape in self.matrices}
 
-    def _moved(self, place: Place, params: Params) -> Place:
+    def _moved(self, place: Place, leaves: dict[str, Tensor]) -> Place:
         """Returns a place of the params that is one of them as they are seen."""
+        own = leaves[place.path].shape
         if place.axis is not None and place.path in self.weights:
-            moved = _moved(place, self._leaves(params)[place.path])
-            if place.path in dict(self.matrices):
-                moved = dataclasses.replace(
-                    moved, view=moved.view or dict(self.matrices)[place.path]
-                )
-            return moved
+            axis, view = _back(place, dict(self.matrices).get(place.path, own))
+            return dataclasses.replace(place, axis=axis, view=None if view == own else view)
         if place.axis is not None and place.path in self.rows:
-            size = leaves_by_path(params)[place.path].size
-            return dataclasses.replace(place, view=place.view or (size,))
+            return dataclasses.replace(place, view=place.view or (math.prod(own),))
         return place
 
 
@@ -233,9 +235,9 @@ def beside(path: str) -> str | None:
     return found[1] + _BIASES[found[2]] + found[3]
 
 
-def _order(array: Tensor) -> tuple[int, ...]:
+def _order(axes: int) -> tuple[int, ...]:
     """Returns the axes of (..., inputs, outputs) in the order (outputs, inputs, ...)."""
-    return (array.ndim - 1, array.ndim - 2, *range(array.ndim - 2))
+    return (axes - 1, axes - 2, *range(axes - 2))
 
 
 def _inverse(order: Sequence[int]) -> tuple[int, ...]:
@@ -243,13 +245,13 @@ def _inverse(order: Sequence[int]) -> tuple[int, ...]:
     return tuple(sorted(range(len(order)), key=order.__getitem__))
 
 
-def _moved(place: Place, array: Tensor) -> Place:
-    """Returns a place of the array that is one of it with its outputs first."""
-    order = _order(array)
-    seen = tuple(array.shape[axis] for axis in order)
-    view, axis = place.view or seen, place.axis or 0
+def _back(place: Place, shape: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
+    """Returns axis and view of an array of a shape, for a place of it with its outputs first."""
+    order = _order(len(shape))
+    seen = tuple(shape[axis] for axis in order)
+    view, counted = place.view or seen, place.axis or 0
     if len(view) < len(seen):  # (outputs, everything else)
-        return dataclasses.replace(place, view=(view[1], view[0]), axis=1 - axis)
+        return 1 - counted, (view[1], view[0])
     split = len(seen)
     if len(view) > len(seen):  # one axis of the array is two of the view
         split = next(
@@ -264,6 +266,4 @@ def _moved(place: Place, array: Tensor) -> Place:
         return (axis + (axis > split),)
 
     there = [part for axis in _inverse(order) for part in parts(axis)]
-    view = tuple(view[part] for part in there)
-    whole = None if view == array.shape else view
-    return dataclasses.replace(place, axis=there.index(axis), view=whole)
+    return there.index(counted), tuple(view[part] for part in there)

@@ -63,11 +63,11 @@ class Layer(eqx.Module):
 def layers_of(params: Params) -> tuple[Layer, ...]:
     """Returns the layers among some params, in the order of the tree."""
     leaves = leaves_by_path(params)
-    biases = {bias_of(path, leaves) for path in leaves}
-    found = []
+    biases = {path: bias_of(path, leaves) for path in leaves}
+    taken, found = set(biases.values()), []
     for path, leaf in leaves.items():
-        if is_weight(leaf) and path not in biases:
-            bias = bias_of(path, leaves)
+        if is_weight(leaf) and path not in taken:
+            bias = biases[path]
             fits = bias is not None and leaves[bias].shape[0] == leaf.shape[0]
             found.append(Layer(path, bias if fits else None, leaf.shape[0], leaf.shape[1]))
     return tuple(found)
