@@ -39,7 +39,7 @@ ES = lopt.ES(SHORT)
 ROWS = {
     "TruncatedBackprop": (lopt.TruncatedBackprop(LONG, TRUNCATION), 1, None),
     "MetaTask": (lopt.MetaTask(SHORT), 1, None),
-    "MetaTask, products kept": (lopt.MetaTask(SHORT, segments=0), 1, 4),
+    "MetaTask, products kept": (lopt.MetaTask(SHORT, keep_products=True), 1, 4),
     "MetaTask, 4 segments": (lopt.MetaTask(SHORT, segments=4), 1, None),
     f"ForwardMode, {DIRECTIONS} directions": (
         lopt.ForwardMode(SHORT, DIRECTIONS),

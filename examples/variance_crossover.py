@@ -44,7 +44,7 @@ class Jump(lopt.AbstractLearnedOptimizer):
     def init(self, key):
         return jnp.full((), THETA)
 
-    def begin(self, theta, params):
+    def begin(self, theta, params, num_steps=None):
         return ()
 
     def update(self, theta, grads, state, params=None, *, value=None, **extra):

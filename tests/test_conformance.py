@@ -18,7 +18,7 @@ import lopt
 from lopt.core import (
     AbstractGradientEstimator,
     AbstractLearnedOptimizer,
-    AbstractStatefulTask,
+    AbstractTask,
     AbstractTaskFamily,
 )
 
@@ -314,7 +314,7 @@ def test_every_task_is_in_the_table():
 def test_every_task(name):
     family = TASKS[name]()
     task = family.draw(KEY)
-    assert isinstance(task, AbstractStatefulTask)
+    assert isinstance(task, AbstractTask)
     assert_equal(eqx.filter(family.draw(KEY), eqx.is_array), eqx.filter(task, eqx.is_array))
     params = task.init(KEY)
     assert all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(params))

@@ -23,7 +23,7 @@ def batch_norm():
 
 
 def init_params(estimator, key):
-    if isinstance(estimator, lopt.AbstractStatefulTask):
+    if isinstance(estimator, lopt.AbstractTask):
         return estimator.init(key)
     return jnp.asarray(-2.0)
 

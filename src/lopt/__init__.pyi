@@ -14,7 +14,6 @@ from .core import AbstractFeatures as AbstractFeatures
 from .core import AbstractGradientEstimator as AbstractGradientEstimator
 from .core import AbstractLearnedOptimizer as AbstractLearnedOptimizer
 from .core import AbstractRule as AbstractRule
-from .core import AbstractStatefulTask as AbstractStatefulTask
 from .core import AbstractTask as AbstractTask
 from .core import AbstractTaskFamily as AbstractTaskFamily
 from .core import Coordinatewise as Coordinatewise
@@ -26,9 +25,12 @@ from .core import MetaTask as MetaTask
 from .core import RampedLoss as RampedLoss
 from .core import Step as Step
 from .core import TrainState as TrainState
+from .core import TransformedTask as TransformedTask
 from .core import join as join
+from .core import judge as judge
 from .core import loss_of as loss_of
 from .core import start as start
+from .core import take as take
 from .core import train_loss as train_loss
 from .core import unroll as unroll
 from .core import validation_loss as validation_loss

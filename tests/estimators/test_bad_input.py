@@ -93,7 +93,7 @@ WRONG = {
     "lopt.LookAhead(inner.tasks)": "LookAhead(inner=...)",
     "lopt.learnable(optax.sgd(0.1), learning_rate=1)": "try optax.sgd, and not optax.sgd(0.1).",
     "lopt.learned.PerStep(0.1, True)": "PerStep(length=True) must be a positive integer",
-    "lopt.FinalLoss(10, split='tets')": "FinalLoss(split='tets') must be one of train, valid_inner",
+    "lopt.FinalLoss(split='tets')": "FinalLoss(split='tets') must be one of train, valid_inner",
     "hypergradients(inner, theta, key, sigma=np.inf)": "hypergradients(sigma=inf) must be positive",
     "Schedule(np.ones(5), np.ones(4))": "(learning_rates of shape (5,), momenta of shape (4,))",
     "hypergradients(inner, {}, key)": "hypergradients(theta) has no weights, and inner.learned",

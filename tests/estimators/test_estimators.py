@@ -174,7 +174,7 @@ def test_validation_objective_looks_after_the_step(key):
 
 def test_ramped_loss_weighs_the_end_more(key):
     inner = quadratic_toy(4)
-    ramped = lopt.InnerTraining(inner.tasks, inner.learned, 4, lopt.RampedLoss(4))
+    ramped = lopt.InnerTraining(inner.tasks, inner.learned, 4, lopt.RampedLoss())
     theta = inner.learned.init(key)
     plain, _ = inner.advance(theta, inner.begin(theta, key), 4)
     weighted, _ = ramped.advance(theta, ramped.begin(theta, key), 4)

@@ -19,7 +19,7 @@ class BeginsAtTheta(lopt.AbstractLearnedOptimizer):
     def init(self, key):
         return jnp.asarray(0.3)
 
-    def begin(self, theta, params):
+    def begin(self, theta, params, num_steps=None):
         return theta
 
     def update(self, theta, grads, state, params=None, *, value=None, **_):

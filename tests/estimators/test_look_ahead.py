@@ -107,9 +107,7 @@ def test_a_count_that_is_not_positive_is_refused(field):
 def test_final_loss_is_the_loss_after_the_last_step(key):
     horizon = 5
     inner = noisy_inner(horizon)
-    final = lopt.InnerTraining(
-        inner.tasks, inner.learned, horizon, lopt.FinalLoss(horizon, batches=3)
-    )
+    final = lopt.InnerTraining(inner.tasks, inner.learned, horizon, lopt.FinalLoss(batches=3))
     theta = inner.learned.init(key)
     episode = final.begin(theta, key)
     losses, after = final.advance(theta, episode, horizon)

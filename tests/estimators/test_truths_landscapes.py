@@ -37,7 +37,7 @@ class Influence(lopt.AbstractLearnedOptimizer):
     def init(self, key):
         return jnp.zeros(())
 
-    def begin(self, theta, params):
+    def begin(self, theta, params, num_steps=None):
         return ()
 
     def update(self, theta, grads, state, params=None, *, value=None, **_):

@@ -117,7 +117,7 @@ def test_slices_of_a_loss_that_is_linear_in_theta(key):
 def test_slices_in_two_directions_agree_in_the_middle(key):
     task = lopt.tasks.Quadratic(jnp.array([0.5, 1.0]), jnp.array([1.0, -1.0]))
     learned = lopt.adafactor_mlp()
-    inner = lopt.InnerTraining(task, learned, 4, lopt.RampedLoss(4))
+    inner = lopt.InnerTraining(task, learned, 4, lopt.RampedLoss())
     theta = learned.init(key)
     slices = loss_slices(inner, theta, key, (2, 4), points=5, grid=3)
     assert slices.surfaces.shape == (2, 3, 3)
@@ -221,7 +221,7 @@ def test_weights_of_a_file_are_probed(tmp_path):
 
 def test_a_recipes_ramped_loss_is_ramped_to_the_new_horizon():
     inner, _ = subject("digits", ["particles=2"], horizon=12)
-    assert inner.objective == lopt.RampedLoss(12)
+    assert inner.objective == lopt.RampedLoss()
     assert [default_truncation(n) for n in (40, 8, 7, 2)] == [10, 2, 1, 1]
 
 

@@ -323,7 +323,7 @@ class Kink(lopt.AbstractLearnedOptimizer):
     def init(self, key):
         return {"root": jnp.zeros(()), "idle": jnp.ones(3), "stopped": jnp.ones(2)}
 
-    def begin(self, theta, params):
+    def begin(self, theta, params, num_steps=None):
         return ()
 
     def update(self, theta, grads, state, params=None, *, value=None, **_):

@@ -178,5 +178,5 @@ def test_bad_input_has_one_clear_error(name):
 
 def test_a_schedule_may_be_as_long_as_the_run():
     learned = lopt.learnable(optax.sgd, learning_rate=PerStep(0.1, 5), momentum=PerStep(0.9, 6))
-    assert learned.made_for() == 5
+    assert learned.max_steps == 5
     lopt.InnerTraining(TASK, learned, 5)

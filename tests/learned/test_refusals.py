@@ -110,7 +110,7 @@ def test_switches_are_no_counts(arguments):
 
 def test_splits_have_names():
     with pytest.raises((TypeError, ValueError), match=r"split='tets'.*valid_inner|Type-check"):
-        lopt.FinalLoss(4, split="tets")
+        lopt.FinalLoss(split="tets")
 
 
 def test_errors_about_long_schedules_are_short():

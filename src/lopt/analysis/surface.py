@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from lopt.core.checks import check_length
 from lopt.core.inner import InnerTraining, mean_loss
-from lopt.core.task import AbstractStatefulTask
+from lopt.core.task import AbstractTask
 from lopt.core.types import Key, Params, State, Theta
 from lopt.core.unroll import Step, unroll
 
@@ -24,7 +24,7 @@ def measure_after(
     theta: Theta,
     key: Key,
     horizons: tuple[int, ...],
-    measure: Callable[[AbstractStatefulTask, Params, State, Key], Any],
+    measure: Callable[[AbstractTask, Params, State, Key], Any],
 ) -> Any:
     """Returns what is measured of a network after each of some horizons of a single run.
 
@@ -44,9 +44,9 @@ def measure_after(
     """
     check_horizons("measure_after(horizons", horizons)
     run = f"measure_after(horizons={horizons})"
-    check_length(run, horizons[-1], inner.learned.made_for())
+    check_length(run, horizons[-1], inner.learned.max_steps)
     run_key, measure_key = jax.random.split(key)
-    episode = inner.begin(theta, run_key)
+    episode = inner.begin(theta, run_key, jnp.asarray(horizons[-1], jnp.int32))
     task = inner.tasks.draw(episode.task_key)
     wanted = jnp.asarray(horizons, jnp.int32)
 
@@ -62,7 +62,7 @@ def measure_after(
 
         return jax.lax.cond(jnp.any(step.step + 1 == wanted), measured, nothing)
 
-    optimizer = inner.learned.optimizer(theta)
+    optimizer = inner.learned.optimizer(theta, episode.num_steps)
     _, record_of_steps = unroll(task, optimizer, episode.train, horizons[-1], record=record)
     return jax.tree.map(lambda leaf: leaf[wanted - 1], record_of_steps)
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from lopt.core.estimator import AbstractGradientEstimator, Estimate
 from lopt.core.inner import Episode, InnerTraining
 from lopt.core.learned import AbstractLearnedOptimizer
-from lopt.core.types import Key, Params, Scalar, State, Theta
+from lopt.core.types import Key, NumSteps, Params, Scalar, State, Theta
 
 
 class Knob(AbstractLearnedOptimizer):
@@ -34,9 +34,14 @@ class Knob(AbstractLearnedOptimizer):
         """Returns zero."""
         return jnp.zeros((), jax.tree.leaves(self.theta)[0].dtype)
 
-    def begin(self, theta: Scalar, params: Params) -> State:
+    @property
+    def max_steps(self) -> int | None:
+        """That of the optimizer."""
+        return self.learned.max_steps
+
+    def begin(self, theta: Scalar, params: Params, num_steps: NumSteps = None) -> State:
         """Returns the state of the optimizer at this position."""
-        return self.learned.begin(self._at(theta), params)
+        return self.learned.begin(self._at(theta), params, num_steps)
 
     def update(
         self,

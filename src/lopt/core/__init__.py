@@ -19,15 +19,14 @@ from lopt.core.learned import (
     AbstractLearnedOptimizer,
     AbstractRule,
 )
-from lopt.core.task import AbstractStatefulTask, AbstractTask, AbstractTaskFamily
-from lopt.core.unroll import Step, TrainState, loss_of, start, unroll
+from lopt.core.task import AbstractTask, AbstractTaskFamily, TransformedTask, judge
+from lopt.core.unroll import Step, TrainState, loss_of, start, take, unroll
 
 __all__ = [
     "AbstractFeatures",
     "AbstractGradientEstimator",
     "AbstractLearnedOptimizer",
     "AbstractRule",
-    "AbstractStatefulTask",
     "AbstractTask",
     "AbstractTaskFamily",
     "Coordinatewise",
@@ -40,12 +39,15 @@ __all__ = [
     "RampedLoss",
     "Step",
     "TrainState",
+    "TransformedTask",
     "join",
+    "judge",
     "loss_of",
     "map_blocks",
     "mean_loss",
     "split",
     "start",
+    "take",
     "train_loss",
     "unroll",
     "validation_loss",

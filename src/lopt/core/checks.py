@@ -42,23 +42,23 @@ def check_positive(owner: str, field: str, value: Any, hint: object) -> None:
         raise ValueError(f"{owner}({field}={value!r}) must be positive and finite; try {hint}.")
 
 
-def check_length(run: str, steps: int | None, made_for: int | None, remedy: str = "") -> None:
+def check_length(run: str, steps: int | None, max_steps: int | None, remedy: str = "") -> None:
     """Refuses a run that is longer than its learned optimizer is made for.
 
     Args:
         run: what is refused, in words.
         steps: how long it is; None if it has no end.
-        made_for: what the learned optimizer says of itself; None if it is made for any run.
+        max_steps: of the learned optimizer; None for any.
         remedy: what to try instead of a run of at most that many steps.
 
     Raises:
         ValueError: naming run and limit.
     """
-    if made_for is None or (steps is not None and steps <= made_for):
+    if max_steps is None or (steps is not None and steps <= max_steps):
         return
     raise ValueError(
         f"{run} is longer than a schedule of its learned optimizer, which has values for "
-        f"{made_for} steps; try {remedy or f'at most {made_for} steps'}, or "
+        f"{max_steps} steps; try {remedy or f'at most {max_steps} steps'}, or "
         f"{'a schedule without an end' if steps is None else 'a longer schedule'}."
     )
 

@@ -22,7 +22,7 @@ from lopt.core.learned import (
     Columns,
     Tensor,
 )
-from lopt.core.types import Key, Params, Scalar, State, Theta
+from lopt.core.types import Key, NumSteps, Params, Scalar, State, Theta
 
 
 class CoordinatewiseState(eqx.Module):
@@ -79,7 +79,9 @@ class Coordinatewise(AbstractLearnedOptimizer):
         features_key, rule_key = jax.random.split(key)
         return {"features": self.features.init(features_key), "rule": self.rule.init(rule_key)}
 
-    def begin(self, theta: Theta, params: Params) -> CoordinatewiseState:
+    def begin(
+        self, theta: Theta, params: Params, num_steps: NumSteps = None
+    ) -> CoordinatewiseState:
         """Returns empty accumulators and the rule's initial memory."""
         groups = self.groups([as_tensor(leaf) for leaf in jax.tree.leaves(params)])
         return CoordinatewiseState(

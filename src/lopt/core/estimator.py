@@ -19,11 +19,14 @@ class Estimate(eqx.Module):
         loss: the loss at the parameters (for evolution strategies: the mean over both partners).
         grads: a direction of steepest ascent, same structure, shapes and dtypes as the parameters.
         dropped: how many particles were left out because they were not finite.
+        extra: what else the optimizer is told, by name, such as a validation loss: keyword
+            arguments of its `update`.
     """
 
     loss: Scalar
     grads: Params
     dropped: Int[Array, ""] | int = 0
+    extra: dict[str, Scalar] = eqx.field(default_factory=dict)
 
 
 class AbstractGradientEstimator(eqx.Module):

@@ -5,26 +5,31 @@ run in progress. `MetaTask` makes of it a task whose parameters are theta, so th
 trains a network can train an optimizer.
 """
 
+import inspect
 from collections.abc import Callable
+from typing import TypeAlias
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from lopt.core.checks import LONGEST, check_integer, check_length
 from lopt.core.learned import AbstractLearnedOptimizer
-from lopt.core.task import AbstractStatefulTask, AbstractTask, AbstractTaskFamily
-from lopt.core.types import SPLITS, Batch, Key, Params, Scalar, Split, State, Theta
+from lopt.core.task import AbstractTask, AbstractTaskFamily
+from lopt.core.types import SPLITS, Batch, Key, Params, Scalar, Split, State, Theta, as_pytree
 from lopt.core.unroll import Step, TrainState, check_segments, start, unroll
 
+# Task, step and the length of the run to the scalar that is to become small, as a mean over steps.
+Objective: TypeAlias = Callable[[AbstractTask, Step, Int[Array, ""]], Scalar]
 
-def train_loss(task: AbstractStatefulTask, step: Step) -> Scalar:
+
+def train_loss(task: AbstractTask, step: Step, num_steps: Int[Array, ""]) -> Scalar:
     """The training loss that this step found, before its update."""
     return step.loss
 
 
-def validation_loss(task: AbstractStatefulTask, step: Step) -> Scalar:
+def validation_loss(task: AbstractTask, step: Step, num_steps: Int[Array, ""]) -> Scalar:
     """The loss after this step's update, on a fresh batch of the split "valid_inner"."""
     batch = task.batch(jax.random.fold_in(step.key, 1), "valid_inner")
     params = jax.tree.map(jnp.add, step.params, step.updates)
@@ -32,58 +37,51 @@ def validation_loss(task: AbstractStatefulTask, step: Step) -> Scalar:
 
 
 class RampedLoss(eqx.Module):
-    """The training loss, weighted more the later: 2 (t + 1) / horizon times that of step t.
+    """The training loss, weighted more the later: 2 (t + 1) / num_steps times that of step t.
 
     The plain mean over an episode is ruled by its first steps, in which losses are large; with
-    this one, what counts is more nearly where training arrives. It does not follow a schedule of
-    lengths: episodes shorter or longer than `horizon` weigh less or more.
+    this one, what counts is more nearly where training arrives.
     """
 
-    horizon: int = eqx.field(static=True)
-
-    def __call__(self, task: AbstractStatefulTask, step: Step) -> Scalar:
+    def __call__(self, task: AbstractTask, step: Step, num_steps: Int[Array, ""]) -> Scalar:
         """Returns the weighted loss."""
-        return step.loss * (2 * (step.step + 1) / self.horizon).astype(step.loss.dtype)
+        return step.loss * (2 * (step.step + 1) / num_steps).astype(step.loss.dtype)
 
 
 class FinalLoss(eqx.Module):
-    """The loss that training ends with: that after step `horizon`, on fresh batches.
+    """The loss that training ends with: that after the last step, on fresh batches.
 
-    It is `horizon` times that loss at the last step of an episode and zero at the others, so that
+    It is `num_steps` times that loss at the last step of an episode and zero at the others, so that
     the meta-loss, a mean over steps, is the final loss itself.
 
     Attributes:
-        horizon: that of the episodes, inner steps.
         batches: over how many batches the loss is averaged.
         split: where they come from.
     """
 
-    horizon: int = eqx.field(static=True)
     batches: int = eqx.field(static=True, default=1)
     split: Split = eqx.field(static=True, default="train")
 
     def __check_init__(self) -> None:
-        for name, value in (("horizon", self.horizon), ("batches", self.batches)):
-            check_integer("FinalLoss", name, value, hint=10)
+        check_integer("FinalLoss", "batches", self.batches, hint=10)
         if self.split not in SPLITS:
             raise ValueError(f"FinalLoss(split={self.split!r}) must be one of {', '.join(SPLITS)}.")
 
-    def __call__(self, task: AbstractStatefulTask, step: Step) -> Scalar:
+    def __call__(self, task: AbstractTask, step: Step, num_steps: Int[Array, ""]) -> Scalar:
         """Returns the loss after this step if it is the last, and zero otherwise."""
         params = jax.tree.map(jnp.add, step.params, step.updates)
 
         def measure() -> Scalar:
             key = jax.random.fold_in(step.key, 1)
-            return self.horizon * mean_loss(
-                task, params, step.estimator_state, key, self.batches, self.split
-            )
+            loss = mean_loss(task, params, step.estimator_state, key, self.batches, self.split)
+            return num_steps.astype(loss.dtype) * loss
 
-        last = step.step == self.horizon - 1
+        last = step.step == num_steps - 1
         return jax.lax.cond(last, measure, lambda: jnp.zeros_like(step.loss))
 
 
 def mean_loss(
-    task: AbstractStatefulTask,
+    task: AbstractTask,
     params: Params,
     state: State,
     key: Key,
@@ -99,10 +97,28 @@ def mean_loss(
 
 
 class Episode(eqx.Module):
-    """One inner training run in progress. It remembers its task's key, not the task's data."""
+    """One inner training run in progress. It remembers its task's key, not the task's data.
+
+    Attributes:
+        task_key: what the task is drawn with.
+        train: the run.
+        num_steps: how long it will be.
+    """
 
     task_key: Key
     train: TrainState
+    num_steps: Int[Array, ""]
+
+
+class _Measured(eqx.Module):
+    """A record of the objective. A module, as another function for each call is another program."""
+
+    objective: Objective
+    task: AbstractTask
+    num_steps: Int[Array, ""]
+
+    def __call__(self, step: Step) -> Scalar:
+        return self.objective(self.task, step, self.num_steps)
 
 
 class InnerTraining(eqx.Module):
@@ -114,59 +130,70 @@ class InnerTraining(eqx.Module):
         tasks: the tasks to train.
         learned: the optimizer that trains them.
         horizon: inner steps per episode, at most 2**30.
-        objective: (task, step) to the scalar that is to become small; `train_loss` by default.
+        objective: (task, step, num_steps) to the scalar that is to become small; `train_loss` by
+            default.
     """
 
     tasks: AbstractTaskFamily
     learned: AbstractLearnedOptimizer
     horizon: int = eqx.field(static=True)
-    objective: Callable[[AbstractStatefulTask, Step], Scalar] = eqx.field(
-        static=True, default=train_loss
-    )
+    objective: Objective = eqx.field(default=train_loss, converter=as_pytree)
 
     def __check_init__(self) -> None:
         check_integer("InnerTraining", "horizon", self.horizon, most=LONGEST, hint=100)
-        most = self.learned.made_for()
+        most = self.learned.max_steps
         check_length(
             f"InnerTraining(horizon={self.horizon})", self.horizon, most, f"horizon={most}"
         )
-        final = self.objective
-        if isinstance(final, FinalLoss) and final.horizon != self.horizon:
+        try:
+            inspect.signature(self.objective).bind(None, None, None)
+        except TypeError as error:
             raise ValueError(
-                f"InnerTraining(horizon={self.horizon}, objective=FinalLoss("
-                f"horizon={final.horizon})) must have one horizon in both places, or the last step "
-                f"is missed; try FinalLoss({self.horizon})."
-            )
+                f"InnerTraining(objective={self.objective}) must take (task, step, num_steps): "
+                f"{error}. Try def objective(task, step, num_steps), such as lopt.train_loss."
+            ) from error
 
-    def begin(self, theta: Theta, key: Key) -> Episode:
-        """Draws a task and its initial parameters; returns the episode before its first step."""
+    def begin(self, theta: Theta, key: Key, num_steps: Int[Array, ""] | None = None) -> Episode:
+        """Draws a task and its initial parameters; returns the episode before its first step.
+
+        `num_steps` is its length, `horizon` by default.
+        """
+        length = jnp.asarray(self.horizon if num_steps is None else num_steps, jnp.int32)
         task_key, init_key, run_key = jax.random.split(key, 3)
         task = self.tasks.draw(task_key)
-        optimizer = self.learned.optimizer(theta)
-        return Episode(task_key, start(task, optimizer, task.init(init_key), run_key))
+        optimizer = self.learned.optimizer(theta, length)
+        return Episode(task_key, start(task, optimizer, task.init(init_key), run_key), length)
 
     def advance(
-        self, theta: Theta, episode: Episode, num_steps: int, segments: int = 1
+        self,
+        theta: Theta,
+        episode: Episode,
+        num_steps: int,
+        segments: int = 1,
+        keep_products: bool = False,
     ) -> tuple[Float[Array, " {num_steps}"], Episode]:
         """Takes `num_steps` inner steps; returns the objective at each, and the episode.
 
-        `segments` bounds the memory of reverse-mode differentiation, see `lopt.unroll`.
+        `segments` and `keep_products` are for reverse-mode differentiation, see `lopt.unroll`.
         """
         task = self.tasks.draw(episode.task_key)
-        optimizer = self.learned.optimizer(theta)
         train, losses = unroll(
             task,
-            optimizer,
+            self.learned.optimizer(theta, episode.num_steps),
             episode.train,
             num_steps,
-            record=lambda step: self.objective(task, step),
+            record=_Measured(self.objective, task, episode.num_steps),
             segments=segments,
+            keep_products=keep_products,
         )
-        return losses, Episode(episode.task_key, train)
+        return losses, Episode(episode.task_key, train, episode.num_steps)
 
-    def meta_loss(self, theta: Theta, key: Key, segments: int = 1) -> Scalar:
+    def meta_loss(
+        self, theta: Theta, key: Key, segments: int = 1, keep_products: bool = False
+    ) -> Scalar:
         """Returns the meta-loss of a whole episode."""
-        losses, _ = self.advance(theta, self.begin(theta, key), self.horizon, segments)
+        episode = self.begin(theta, key)
+        losses, _ = self.advance(theta, episode, self.horizon, segments, keep_products)
         return jnp.mean(losses)
 
 
@@ -181,10 +208,12 @@ class MetaTask(AbstractTask):
         inner: what is measured.
         segments: checkpoint segments of the horizon, which they divide, see `lopt.unroll`: with
             about the square root of the horizon, memory grows like that root.
+        keep_products: whether the matrix products of inner steps are kept.
     """
 
     inner: InnerTraining
     segments: int = eqx.field(static=True, default=1)
+    keep_products: bool = eqx.field(static=True, default=False)
 
     def __check_init__(self) -> None:
         check_segments("MetaTask", self.segments, "horizon", self.inner.horizon)
@@ -199,4 +228,4 @@ class MetaTask(AbstractTask):
 
     def loss(self, params: Theta, batch: Batch) -> Scalar:
         """Returns the meta-loss of the episode with key `batch`."""
-        return self.inner.meta_loss(params, batch, self.segments)
+        return self.inner.meta_loss(params, batch, self.segments, self.keep_products)

@@ -7,6 +7,7 @@ composes them.
 """
 
 import abc
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from lopt.core.types import Key, Params, Scalar, State, Theta
+from lopt.core.types import Key, NumSteps, Params, Scalar, State, Theta
 
 
 class AbstractLearnedOptimizer(eqx.Module):
@@ -26,8 +27,11 @@ class AbstractLearnedOptimizer(eqx.Module):
         """Returns initial weights."""
 
     @abc.abstractmethod
-    def begin(self, theta: Theta, params: Params) -> State:
-        """Returns the optimizer's state before its first step on `params`."""
+    def begin(self, theta: Theta, params: Params, num_steps: NumSteps = None) -> State:
+        """Returns the optimizer's state before its first step on `params`.
+
+        `num_steps` is the length of the run, where it is known.
+        """
 
     @abc.abstractmethod
     def update(
@@ -42,26 +46,50 @@ class AbstractLearnedOptimizer(eqx.Module):
     ) -> tuple[Params, State]:
         """Returns updates (added to the parameters, in their dtype) and the next state."""
 
-    def made_for(self) -> int | None:
-        """Returns how many steps a run may have at most, or None if there is no limit.
-
-        A learned optimizer with one weight per step overrides this.
-        """
+    @property
+    def max_steps(self) -> int | None:
+        """The longest run that it has values for; None for any."""
         return None
 
-    def optimizer(self, theta: Theta) -> optax.GradientTransformationExtraArgs:
+    @property
+    def needs_num_steps(self) -> bool:
+        """Whether it has to be told the length of the run."""
+        return False
+
+    def optimizer(
+        self, theta: Theta, num_steps: NumSteps = None
+    ) -> optax.GradientTransformationExtraArgs:
         """Returns the Optax optimizer with weights `theta`.
 
         It is a pytree with the arrays of `theta` as leaves, so it can be an argument of a
-        compiled function: new weights do not compile anything again.
+        compiled function: new weights do not compile anything again, and neither does another
+        `num_steps`, if that is an array. `flax.nnx.Optimizer` takes it if Flax was imported before.
+
+        Args:
+            theta: the weights.
+            num_steps: the length of the run, for designs that use it.
+
+        Raises:
+            ValueError: if it needs `num_steps` and is given none.
         """
-        return optax.GradientTransformationExtraArgs(
-            Bound(self.begin, theta), Bound(self.update, theta)
-        )
+        if num_steps is None and self.needs_num_steps:
+            raise ValueError(
+                f"{type(self).__name__}.optimizer(theta) needs the length of the run; try "
+                "learned.optimizer(theta, num_steps=1000)."
+            )
+        if (nnx := sys.modules.get("flax.nnx")) is not None:
+            nnx.register_data_type(_Optimizer)
+        return _Optimizer(Bound(self.begin, theta, (num_steps,)), Bound(self.update, theta))
+
+
+class _Optimizer(optax.GradientTransformationExtraArgs):
+    """A type of our own, for Flax to know as data; a pytree like every named tuple."""
+
+    __slots__ = ()
 
 
 class Bound(eqx.Module):
-    """A method with its theta in place.
+    """A method with its theta, and any last arguments, in place.
 
     Like any function, and unlike other modules, it is equal to itself only and can be hashed, so
     that `jax.jit(optimizer.update)` works as it does for every optimizer of Optax.
@@ -69,10 +97,11 @@ class Bound(eqx.Module):
 
     method: Callable[..., Any]
     theta: Theta
+    last: tuple[NumSteps, ...] = ()
 
     def __call__(self, *args: Any, **keywords: Any) -> Any:
-        """Returns `method(theta, ...)`."""
-        return self.method(self.theta, *args, **keywords)
+        """Returns `method(theta, ..., *last)`."""
+        return self.method(self.theta, *args, *self.last, **keywords)
 
     __eq__ = object.__eq__
     __hash__ = object.__hash__

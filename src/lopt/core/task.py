@@ -1,18 +1,20 @@
 """Tasks: what an optimizer is asked to do.
 
 A task is the simplest gradient estimator (it differentiates its own loss on a fresh batch) and
-the simplest task family (it draws itself). Most tasks have no state and derive from
-`AbstractTask`; a network with running statistics derives from `AbstractStatefulTask` and carries
-them as its estimator state.
+the simplest task family (it draws itself). What a network carries besides its parameters, such as
+running statistics, is its estimator state; most tasks have none.
 """
 
 import abc
+from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 
 from lopt.core.estimator import AbstractGradientEstimator, Estimate
-from lopt.core.types import Batch, Key, Params, Scalar, Split, State
+from lopt.core.types import Batch, Key, Params, Scalar, Split, State, as_pytree
 
 
 class AbstractTaskFamily(eqx.Module):
@@ -23,42 +25,23 @@ class AbstractTaskFamily(eqx.Module):
     """
 
     @abc.abstractmethod
-    def draw(self, key: Key) -> "AbstractStatefulTask":
+    def draw(self, key: Key) -> "AbstractTask":
         """Returns one task; the same key gives the same task."""
 
+    def architectures(self) -> tuple["AbstractTaskFamily", ...]:
+        """Returns the families that this one is made of, of which each compiles to one program.
 
-class AbstractStatefulTask(AbstractGradientEstimator, AbstractTaskFamily):
-    """A task whose network carries something besides its parameters, such as running statistics.
-
-    `prepare(params, key)` returns that state, `estimate` hands it on from step to step.
-    """
-
-    @abc.abstractmethod
-    def init(self, key: Key) -> Params:
-        """Returns initial parameters: a pytree of floating-point arrays."""
-
-    @abc.abstractmethod
-    def batch(self, key: Key, split: Split = "train") -> Batch:
-        """Returns everything that is random about one step: examples, noise, dropout keys."""
-
-    @abc.abstractmethod
-    def loss_and_state(self, params: Params, state: State, batch: Batch) -> tuple[Scalar, State]:
-        """Returns the loss, a deterministic function of its arguments, and the next state."""
-
-    def estimate(self, params: Params, state: State, key: Key) -> tuple[Estimate, State]:
-        """Returns loss and exact gradient on a fresh training batch, and the next state."""
-        batch = self.batch(key)
-        differentiate = jax.value_and_grad(self.loss_and_state, has_aux=True)
-        (loss, state), grads = differentiate(params, state, batch)
-        return Estimate(loss, grads), state
-
-    def draw(self, key: Key) -> "AbstractStatefulTask":
-        """Returns the task itself: a task is a family of one."""
-        return self
+        A family whose tasks differ in more than arrays overrides this: `lopt.Mean` then gives each
+        of them its share of the particles.
+        """
+        return (self,)
 
 
-class AbstractTask(AbstractStatefulTask):
-    """A task without state: write `init`, `batch` and `loss`, and it can be trained.
+class AbstractTask(AbstractGradientEstimator, AbstractTaskFamily):
+    """A task: write `init`, `batch` and `loss`, and it can be trained and judged.
+
+    A network that carries something besides its parameters, such as running statistics, is written
+    with `prepare` and `loss_and_state` in place of `loss`.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, lopt
@@ -79,13 +62,118 @@ class AbstractTask(AbstractStatefulTask):
     """
 
     @abc.abstractmethod
+    def init(self, key: Key) -> Params:
+        """Returns initial parameters: a pytree of floating-point arrays."""
+
+    @abc.abstractmethod
+    def batch(self, key: Key, split: Split = "train") -> Batch:
+        """Returns everything that is random about one step: examples, noise, dropout keys."""
+
     def loss(self, params: Params, batch: Batch) -> Scalar:
         """Returns the loss, a deterministic function of parameters and batch."""
+        raise NotImplementedError(
+            f"{type(self).__name__} must define loss(params, batch), or prepare and loss_and_state "
+            "where its network carries a state."
+        )
 
     def prepare(self, params: Params, key: Key) -> State:
-        """Returns the empty state."""
+        """Returns the state of the network before the first step; `()` if it has none."""
         return ()
 
     def loss_and_state(self, params: Params, state: State, batch: Batch) -> tuple[Scalar, State]:
-        """Returns `loss(params, batch)` and the state as it was."""
+        """Returns the loss in training mode, a deterministic function, and the next state."""
         return self.loss(params, batch), state
+
+    def estimate(self, params: Params, state: State, key: Key) -> tuple[Estimate, State]:
+        """Returns loss and exact gradient on a fresh training batch, and the next state."""
+        batch = self.batch(key)
+        differentiate = jax.value_and_grad(self.loss_and_state, has_aux=True)
+        (loss, state), grads = differentiate(params, state, batch)
+        return Estimate(loss, grads), state
+
+    def metrics(self, params: Params, state: State, batch: Batch) -> dict[str, Scalar]:
+        """Returns what the task is judged by, in inference mode: "loss", and any others by name."""
+        return {"loss": self.loss_and_state(params, state, batch)[0]}
+
+    def everything(self, split: Split = "train") -> Batch | None:
+        """Returns a split as one batch; None where batches are drawn and there is no whole."""
+        return None
+
+    def draw(self, key: Key) -> "AbstractTask":
+        """Returns the task itself: a task is a family of one."""
+        return self
+
+
+def judge(
+    task: AbstractTask,
+    params: Params,
+    state: State,
+    key: Key,
+    split: Split = "test",
+    batches: int = 64,
+) -> dict[str, Scalar]:
+    """Returns the task's metrics over a whole split, or their mean over some batches of it.
+
+    Args:
+        task: any.
+        params: the weights to judge.
+        state: of the network, as training left it.
+        key: of the batches, for a task without a whole split.
+        split: where examples come from.
+        batches: how many are averaged over where there is no whole split; one after another.
+    """
+    whole = task.everything(split)
+    if whole is not None:
+        return task.metrics(params, state, whole)
+    keys = jax.random.split(key, batches)
+    each = jax.lax.map(lambda key: task.metrics(params, state, task.batch(key, split)), keys)
+    return jax.tree.map(jnp.mean, each)
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+class TransformedTask(AbstractTask):
+    """Another task, seen through maps of its parts; what is not mapped, it has as it is.
+
+    Attributes:
+        task: the other task.
+        map_initial: from its initial parameters to those of this task.
+        map_params: from parameters of this task to its own.
+        map_batch: from its batches, whole splits included, to those of this task.
+        map_key: from the key of a batch to the one that is used.
+
+    Maps that hold arrays are modules of Equinox.
+    """
+
+    task: AbstractTask
+    map_initial: Callable[[Params], Params] = eqx.field(default=_same, converter=as_pytree)
+    map_params: Callable[[Params], Params] = eqx.field(default=_same, converter=as_pytree)
+    map_batch: Callable[[Batch], Batch] = eqx.field(default=_same, converter=as_pytree)
+    map_key: Callable[[Key], Key] = eqx.field(default=_same, converter=as_pytree)
+
+    def init(self, key: Key) -> Params:
+        """Returns the mapped initial parameters."""
+        return self.map_initial(self.task.init(key))
+
+    def batch(self, key: Key, split: Split = "train") -> Batch:
+        """Returns a mapped batch."""
+        return self.map_batch(self.task.batch(self.map_key(key), split))
+
+    def prepare(self, params: Params, key: Key) -> State:
+        """Returns the state of the other task."""
+        return self.task.prepare(self.map_params(params), key)
+
+    def loss_and_state(self, params: Params, state: State, batch: Batch) -> tuple[Scalar, State]:
+        """Returns the loss of the other task at the mapped parameters, and its next state."""
+        return self.task.loss_and_state(self.map_params(params), state, batch)
+
+    def metrics(self, params: Params, state: State, batch: Batch) -> dict[str, Scalar]:
+        """Returns the metrics of the other task at the mapped parameters."""
+        return self.task.metrics(self.map_params(params), state, batch)
+
+    def everything(self, split: Split = "train") -> Batch | None:
+        """Returns a split as one mapped batch."""
+        whole = self.task.everything(split)
+        return None if whole is None else self.map_batch(whole)

@@ -4,9 +4,12 @@
 pytrees of floating-point arrays, which is why one loop can train either.
 """
 
-from typing import Literal, TypeAlias
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any, Literal, TypeAlias
 
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+import jax
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 Key: TypeAlias = PRNGKeyArray
 Scalar: TypeAlias = Float[Array, ""]
@@ -15,6 +18,16 @@ Theta: TypeAlias = PyTree[Float[Array, "..."]]
 Batch: TypeAlias = PyTree
 State: TypeAlias = PyTree
 Record: TypeAlias = PyTree
+NumSteps: TypeAlias = int | Int[Array, ""] | None
 Split: TypeAlias = Literal["train", "valid_inner", "valid_outer", "test"]
 
 SPLITS: tuple[Split, ...] = ("train", "valid_inner", "valid_outer", "test")
+
+
+def as_pytree(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a plain function as a pytree without arrays, and any other callable as it is.
+
+    A field that holds it may hold a module with arrays as well, and either is an argument of
+    compiled programs.
+    """
+    return jax.tree_util.Partial(function) if isinstance(function, FunctionType) else function

@@ -175,7 +175,7 @@ class TruncatedES(AbstractGradientEstimator):
         clock = windows.restart_if_over(state.clock, key)
 
         def window(theta: Theta) -> tuple[Float[Array, " step"], Episode]:
-            episode = state.episode_to_run(self.inner, theta, key)
+            episode = state.episode_to_run(self.inner, theta, key, clock.length)
             return self.inner.advance(theta, episode, self.truncation)
 
         losses, episodes = jax.vmap(window)(pair(params, noise))

@@ -13,7 +13,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from lopt.core.checks import check_integer
 from lopt.core.estimator import AbstractGradientEstimator, Estimate
@@ -115,10 +115,11 @@ class OnlineForwardMode(AbstractGradientEstimator):
         """Begins an episode."""
         flat, unravel = ravel_pytree(params)
         directions = _directions(key, flat, self.directions)
-        episode, tangents = self._begin(params, directions, key, unravel)
         windows = make_windows(self.inner, self.truncation, self.schedule, self.stagger)
+        clock = windows.begin(key)
+        episode, tangents = self._begin(params, directions, key, unravel, clock.length)
         kept = None if self.directions is None else directions
-        return OnlineState(episode, tangents, kept, windows.begin(key))
+        return OnlineState(episode, tangents, kept, clock)
 
     def estimate(self, params: Theta, state: OnlineState, key: Key) -> tuple[Estimate, OnlineState]:
         """Runs the episode and its derivatives on for one truncation."""
@@ -127,12 +128,12 @@ class OnlineForwardMode(AbstractGradientEstimator):
         directions = fresh_directions = _directions(key, flat, self.directions)
         if state.directions is not None:
             directions = jnp.where(over, fresh_directions, state.directions)
-        fresh = self._begin(params, fresh_directions, key, unravel)
+        windows = make_windows(self.inner, self.truncation, self.schedule, self.stagger)
+        clock = windows.restart_if_over(state.clock, key)
+        fresh = self._begin(params, fresh_directions, key, unravel, clock.length)
         episode, tangents = jax.tree.map(
             lambda new, old: jnp.where(over, new, old), fresh, (state.episode, state.tangents)
         )
-        windows = make_windows(self.inner, self.truncation, self.schedule, self.stagger)
-        clock = windows.restart_if_over(state.clock, key)
         floats, others = eqx.partition(episode, eqx.is_inexact_array)
 
         def window(theta: Theta, floats: Any) -> tuple[tuple[Scalar, Any], tuple[Any, Any]]:
@@ -154,10 +155,15 @@ class OnlineForwardMode(AbstractGradientEstimator):
         return Estimate(loss, grads), OnlineState(eqx.combine(floats, rest), tangents, kept, clock)
 
     def _begin(
-        self, theta: Theta, directions: Directions, key: Key, unravel: Callable[[Array], Theta]
+        self,
+        theta: Theta,
+        directions: Directions,
+        key: Key,
+        unravel: Callable[[Array], Theta],
+        length: Int[Array, ""],
     ) -> tuple[Episode, Any]:
         def begin(theta: Theta) -> tuple[Any, Any]:
-            return eqx.partition(self.inner.begin(theta, key), eqx.is_inexact_array)
+            return eqx.partition(self.inner.begin(theta, key, length), eqx.is_inexact_array)
 
         def along(direction: Float[Array, " weight"]) -> tuple[Any, Any, Any]:
             return jax.jvp(begin, (theta,), (unravel(direction),), has_aux=True)

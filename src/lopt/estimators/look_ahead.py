@@ -12,8 +12,8 @@ from jaxtyping import Array, Int
 from lopt.core.checks import check_integer, check_length
 from lopt.core.estimator import AbstractGradientEstimator, Estimate
 from lopt.core.inner import Episode, InnerTraining, mean_loss
-from lopt.core.task import AbstractStatefulTask
-from lopt.core.types import Batch, Key, Params, Scalar, Split, State, Theta
+from lopt.core.task import TransformedTask
+from lopt.core.types import Key, Scalar, Theta
 from lopt.core.unroll import unroll
 from lopt.estimators.checks import check_inner
 
@@ -63,7 +63,7 @@ class LookAhead(AbstractGradientEstimator):
         for name in ("steps", "batches", "estimates", "stride"):
             check_integer("LookAhead", name, getattr(self, name), hint=5)
         check_length(
-            "LookAhead, whose run has no end,", None, self.inner.learned.made_for(), "lopt.ES"
+            "LookAhead, whose run has no end,", None, self.inner.learned.max_steps, "lopt.ES"
         )
 
     def prepare(self, params: Theta, key: Key) -> LookAheadState:
@@ -97,28 +97,19 @@ class LookAhead(AbstractGradientEstimator):
         """Returns the loss that theta would lead to from where the run is halted."""
         task = self.inner.tasks.draw(state.episode.task_key)
         if self.deterministic:
-            task = _OneBatch(task, state.key)
+            task = TransformedTask(task, map_key=_Constant(state.key))
         train = eqx.tree_at(lambda train: train.key, state.episode.train, state.key)
-        train, _ = unroll(task, self.inner.learned.optimizer(theta), train, self.steps)
+        optimizer = self.inner.learned.optimizer(theta, state.episode.num_steps)
+        train, _ = unroll(task, optimizer, train, self.steps)
         measured = 1 if self.deterministic else self.batches
         key = jax.random.fold_in(state.key, 2**32 - 1)
         return mean_loss(task, train.params, train.estimator_state, key, measured)
 
 
-class _OneBatch(AbstractStatefulTask):
-    """`task` with the same batch at every step."""
+class _Constant(eqx.Module):
+    """The same key, whatever it is given."""
 
-    task: AbstractStatefulTask
     key: Key
 
-    def init(self, key: Key) -> Params:
-        return self.task.init(key)
-
-    def batch(self, key: Key, split: Split = "train") -> Batch:
-        return self.task.batch(self.key, split)
-
-    def prepare(self, params: Params, key: Key) -> State:
-        return self.task.prepare(params, key)
-
-    def loss_and_state(self, params: Params, state: State, batch: Batch) -> tuple[Scalar, State]:
-        return self.task.loss_and_state(params, state, batch)
+    def __call__(self, key: Key) -> Key:
+        return self.key

@@ -94,13 +94,9 @@ class GPES(AbstractGradientEstimator):
         check_weights("GPES", params)
         zero = jax.tree.map(jnp.zeros_like, params)
         windows = make_windows(self.inner, self.truncation, self.schedule, self.stagger)
-        return PersistentState(
-            self._begin(pair(params, zero), key),
-            zero,
-            zero,
-            jnp.zeros((), jnp.int32),
-            windows.begin(key),
-        )
+        clock = windows.begin(key)
+        episodes = self._begin(pair(params, zero), key, clock.length)
+        return PersistentState(episodes, zero, zero, jnp.zeros((), jnp.int32), clock)
 
     def estimate(
         self, params: Theta, state: PersistentState, key: Key
@@ -112,13 +108,13 @@ class GPES(AbstractGradientEstimator):
         fresh = perturbation(noise_key, params, self.sigma)
         noise = _where(due, fresh, state.noise)
         thetas = pair(params, noise)
-        # Mapped over particles a conditional computes both sides anyway.
-        episodes = _where(over, self._begin(thetas, key), state.episodes)
         total = jax.tree.map(
             lambda xi, e: jnp.where(over, 0, xi) + jnp.where(due, e, 0), state.total, noise
         )
         windows = make_windows(self.inner, self.truncation, self.schedule, self.stagger)
         clock = windows.restart_if_over(state.clock, key)
+        # Mapped over particles a conditional computes both sides anyway.
+        episodes = _where(over, self._begin(thetas, key, clock.length), state.episodes)
 
         axes = _pair_axes(episodes)
         losses, episodes = jax.vmap(
@@ -135,9 +131,9 @@ class GPES(AbstractGradientEstimator):
         clock = windows.advance(clock, losses)
         return estimate, PersistentState(episodes, noise, total, held, clock)
 
-    def _begin(self, thetas: Theta, key: Key) -> Episode:
-        one = jax.eval_shape(self.inner.begin, jax.tree.map(lambda t: t[0], thetas), key)
-        return jax.vmap(self.inner.begin, (0, None), _pair_axes(one))(thetas, key)
+    def _begin(self, thetas: Theta, key: Key, length: Int[Array, ""]) -> Episode:
+        one = jax.eval_shape(self.inner.begin, jax.tree.map(lambda t: t[0], thetas), key, length)
+        return jax.vmap(self.inner.begin, (0, None, None), _pair_axes(one))(thetas, key, length)
 
 
 def PES(
@@ -211,8 +207,8 @@ def _pair_axes(episodes: Episode) -> Any:
 
     A shared key makes the batches shared: drawn and looked up once for both.
     """
-    return eqx.tree_at(_shared, jax.tree.map(lambda _: 0, episodes), (None, None, None))
+    return eqx.tree_at(_shared, jax.tree.map(lambda _: 0, episodes), (None,) * 4)
 
 
-def _shared(episodes: Episode) -> tuple[Any, Any, Any]:
-    return episodes.task_key, episodes.train.key, episodes.train.step
+def _shared(episodes: Episode) -> tuple[Any, ...]:
+    return episodes.task_key, episodes.train.key, episodes.train.step, episodes.num_steps

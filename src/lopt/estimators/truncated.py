@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from lopt.core.estimator import AbstractGradientEstimator, Estimate
 from lopt.core.inner import InnerTraining
-from lopt.core.types import Key, Scalar, Theta
+from lopt.core.types import Key, Scalar, Theta, as_pytree
 from lopt.core.unroll import check_segments
 from lopt.estimators.truncation import (
     AbstractHorizonSchedule,
@@ -46,6 +46,7 @@ class TruncatedBackprop(AbstractGradientEstimator):
         stagger: whether particles start at random windows, so as not to restart in step.
         schedule: of the length of episodes; always `inner.horizon` by default.
         segments: checkpoint segments of a window, which they divide, see `lopt.unroll`.
+        keep_products: whether the matrix products of inner steps are kept.
         reduction: what is made of the objectives of a window's steps, and so the loss of the
             estimate; their mean by default, or another such as `log_of_sum`.
     """
@@ -55,7 +56,10 @@ class TruncatedBackprop(AbstractGradientEstimator):
     stagger: bool = eqx.field(static=True, default=True)
     schedule: AbstractHorizonSchedule | None = None
     segments: int = eqx.field(static=True, default=1)
-    reduction: Callable[[Float[Array, " step"]], Scalar] = eqx.field(static=True, default=jnp.mean)
+    keep_products: bool = eqx.field(static=True, default=False)
+    reduction: Callable[[Float[Array, " step"]], Scalar] = eqx.field(
+        default=jnp.mean, converter=as_pytree
+    )
 
     def __check_init__(self) -> None:
         check_windows("TruncatedBackprop", self.inner, self.truncation, self.schedule)
@@ -86,8 +90,10 @@ class TruncatedBackprop(AbstractGradientEstimator):
 
         def window(theta: Theta) -> tuple[Scalar, TruncatedState]:
             # Inside of the derivative: a fresh optimizer state may depend on theta.
-            episode = state.episode_to_run(self.inner, theta, key)
-            losses, episode = self.inner.advance(theta, episode, self.truncation, self.segments)
+            episode = state.episode_to_run(self.inner, theta, key, clock.length)
+            losses, episode = self.inner.advance(
+                theta, episode, self.truncation, self.segments, self.keep_products
+            )
             return self.reduction(losses), TruncatedState(episode, windows.advance(clock, losses))
 
         (loss, state), grads = jax.value_and_grad(window, has_aux=True)(params)

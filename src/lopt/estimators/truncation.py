@@ -189,11 +189,14 @@ class TruncatedState(eqx.Module):
         cls, inner: InnerTraining, windows: Windows, theta: Theta, key: Key
     ) -> "TruncatedState":
         """Returns the state of a particle before its first window, which begins another episode."""
-        return cls(inner.begin(theta, key), windows.begin(key))
+        clock = windows.begin(key)
+        return cls(inner.begin(theta, key, clock.length), clock)
 
-    def episode_to_run(self, inner: InnerTraining, theta: Theta, key: Key) -> Episode:
+    def episode_to_run(
+        self, inner: InnerTraining, theta: Theta, key: Key, length: Int[Array, ""]
+    ) -> Episode:
         """Returns the episode that the next window is of: one begun with `key` if it is over."""
-        fresh, over = inner.begin(theta, key), self.clock.over
+        fresh, over = inner.begin(theta, key, length), self.clock.over
         return jax.tree.map(lambda new, old: jnp.where(over, new, old), fresh, self.episode)
 
 
@@ -254,7 +257,7 @@ def check_windows(
     # As episodes are: of whole windows, to which lengths are rounded.
     rounded = truncation * max(1, round(length / truncation))
     run = f"{owner}(schedule={schedule}), up to {rounded} steps with windows of {truncation},"
-    check_length(run, rounded, inner.learned.made_for())
+    check_length(run, rounded, inner.learned.max_steps)
 
 
 def _divisors_near(number: int, value: int) -> list[int]:

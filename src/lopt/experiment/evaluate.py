@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from jaxtyping import Key as KeyArray
 
 from lopt.core.learned import AbstractLearnedOptimizer
-from lopt.core.task import AbstractStatefulTask, AbstractTask
+from lopt.core.task import AbstractTask
 from lopt.core.types import Key, Params, Scalar, State, Theta
 from lopt.core.unroll import start, unroll
 from lopt.experiment.experiment import Evaluation
@@ -169,7 +169,7 @@ def _tuned_runs(
 
 @eqx.filter_jit
 def _train_all(
-    task: AbstractStatefulTask,
+    task: AbstractTask,
     learned: AbstractLearnedOptimizer,
     theta: Theta,
     horizon: int,

@@ -9,7 +9,7 @@ import optax
 from lopt.core.estimator import AbstractGradientEstimator
 from lopt.core.inner import InnerTraining
 from lopt.core.learned import AbstractLearnedOptimizer
-from lopt.core.task import AbstractStatefulTask
+from lopt.core.task import AbstractTask
 from lopt.core.types import Scalar, Theta
 from lopt.core.unroll import Step
 
@@ -27,7 +27,7 @@ class Evaluation:
     """
 
     name: str
-    task: AbstractStatefulTask
+    task: AbstractTask
     horizon: int
     num_seeds: int = 5
     trained_on: bool = False

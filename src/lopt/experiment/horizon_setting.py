@@ -74,9 +74,7 @@ class Setting(eqx.Module):
 
     def inner(self, horizon: int, batches: int = 10) -> lopt.InnerTraining:
         """Returns training for a horizon, judged by its final loss."""
-        return lopt.InnerTraining(
-            self.task, self.learned, horizon, lopt.FinalLoss(horizon, batches)
-        )
+        return lopt.InnerTraining(self.task, self.learned, horizon, lopt.FinalLoss(batches))
 
 
 def setting(

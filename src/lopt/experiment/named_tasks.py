@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 
-from lopt.core.task import AbstractStatefulTask
+from lopt.core.task import AbstractTask
 from lopt.experiment.datasets import NAMES, load_images
 from lopt.tasks import conv_classification, mlp_classification, resnet_classification
 from lopt.tasks.data import ImageData
 
 # Of each kind of network, at the size that a laptop trains.
-NETWORKS: dict[str, Callable[[ImageData, int], AbstractStatefulTask]] = {
+NETWORKS: dict[str, Callable[[ImageData, int], AbstractTask]] = {
     "mlp": lambda data, batch_size: mlp_classification(data, (32,), batch_size=batch_size),
     "conv": lambda data, batch_size: conv_classification(
         data, (16, 16), 3, (32,), batch_size=batch_size
@@ -26,7 +26,7 @@ def task_names() -> list[str]:
     return [f"{data}_{network}" for data in NAMES for network in NETWORKS]
 
 
-def named_task(name: str, size: int = 0, batch_size: int = 128) -> AbstractStatefulTask:
+def named_task(name: str, size: int = 0, batch_size: int = 128) -> AbstractTask:
     """Returns a task by its name.
 
     Args:

@@ -153,7 +153,7 @@ def probe_dynamics(
     learned, theta = storage.load(folder, experiment.learned)
     inner = inner_training(experiment, folder)
     steps = settings.steps or max(SHORTEST, min(inner.horizon, LONGEST))
-    check_length(f"lopt probe dynamics --steps {steps}", steps, learned.made_for())
+    check_length(f"lopt probe dynamics --steps {steps}", steps, learned.max_steps)
     # Two rates for each reference; two parts for each optimizer; the rule.
     total = 2 * len(REFERENCES) + 2 * (1 + len(REFERENCES)) + 1
     with stages_of(total, show_progress) as say:

@@ -28,7 +28,7 @@ from lopt.analysis.dynamics import (
     noise_of,
     noise_samples,
 )
-from lopt.core.task import AbstractStatefulTask, AbstractTaskFamily
+from lopt.core.task import AbstractTask, AbstractTaskFamily
 from lopt.core.types import Key, Params, Scalar
 from lopt.core.unroll import Step, TrainState, start, unroll
 
@@ -97,7 +97,7 @@ class Rate:
     at_edge: bool
 
 
-def fresh_run(tasks: AbstractTaskFamily, key: Key) -> tuple[AbstractStatefulTask, Params, Key]:
+def fresh_run(tasks: AbstractTaskFamily, key: Key) -> tuple[AbstractTask, Params, Key]:
     """Draws a task; returns it, its initial params, and the key of the run."""
     task_key, init_key, run_key = jax.random.split(key, 3)
     task = tasks.draw(task_key)

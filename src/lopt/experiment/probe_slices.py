@@ -12,8 +12,9 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
-from lopt.core.inner import InnerTraining, RampedLoss
+from lopt.core.inner import InnerTraining
 from lopt.core.types import Key, Theta
+from lopt.core.unroll import Step, unroll
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,14 +62,19 @@ def loss_slices(
     flat, unravel = ravel_pytree(theta)
     directions = _directions(direction_key, flat)
     arrays, static = eqx.partition(inner, eqx.is_array)
-    # A ramped loss is one of its horizon: at another length it has another scale.
-    ramp = inner.objective.horizon if isinstance(inner.objective, RampedLoss) else None
-    scale = np.array([1.0 if ramp is None else ramp / n for n in lengths])
 
     def losses(arrays: Any, flat: Any, place: Float[Array, " axis"]) -> Float[Array, " length"]:
         inner, theta = eqx.combine(arrays, static), unravel(flat + place @ directions)
-        run, _ = inner.advance(theta, inner.begin(theta, episode_key), lengths[-1])
-        return jnp.stack([run[:n].mean() for n in lengths])
+        ends = jnp.asarray(lengths, jnp.int32)
+        episode = inner.begin(theta, episode_key, ends[-1])
+        task = inner.tasks.draw(episode.task_key)
+        optimizer = inner.learned.optimizer(theta, ends[-1])
+
+        def record(step: Step) -> Float[Array, " length"]:
+            return jnp.stack([inner.objective(task, step, end) for end in ends])
+
+        _, run = unroll(task, optimizer, episode.train, lengths[-1], record=record)
+        return jnp.stack([run[:n, i].mean() for i, n in enumerate(lengths)])
 
     mesh, devices = sample_mesh()
     batch = round_up(64, devices)
@@ -81,7 +87,7 @@ def loss_slices(
             np.asarray(program(*everywhere, spread_rows(jnp.asarray(part, flat.dtype))))
             for part in np.split(filled, len(filled) // batch)
         ]
-        return np.concatenate(results)[: len(places)].astype(float).T * scale[:, None]
+        return np.concatenate(results)[: len(places)].astype(float).T
 
     line, plane = np.linspace(-1, 1, points), np.linspace(-1, 1, grid)
     on_line = np.zeros((points, len(directions)))

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 import lopt.tasks
-from lopt.core.inner import FinalLoss, InnerTraining, RampedLoss
+from lopt.core.inner import InnerTraining
 from lopt.core.task import AbstractTaskFamily
 from lopt.core.types import Theta
 from lopt.experiment import storage
@@ -70,17 +70,11 @@ def subject(
             f"There is no recipe or task {name!r}; recipes are {', '.join(recipe_names())}, or "
             f"the path of a Python file (ending in .py); tasks are {', '.join(sorted(tasks))}."
         )
-    inner = _of_length(inner, min(longest, inner.horizon) if horizon is None else horizon)
+    length = min(longest, inner.horizon) if horizon is None else horizon
+    inner = dataclasses.replace(inner, horizon=length)
     if weights is not None:
         return inner, storage.load(weights, inner.learned)[1]
     return inner, inner.learned.init(jax.random.key(seed))
-
-
-def _of_length(inner: InnerTraining, horizon: int) -> InnerTraining:
-    objective = inner.objective
-    if isinstance(objective, RampedLoss | FinalLoss):
-        objective = dataclasses.replace(objective, horizon=horizon)
-    return dataclasses.replace(inner, horizon=horizon, objective=objective)
 
 
 def default_truncation(horizon: int) -> int:

@@ -120,7 +120,7 @@ def probe_symmetry(
     learned, theta = storage.load(folder, experiment.learned)
     inner = inner_training(experiment, folder)
     steps = settings.steps or max(2, min(inner.horizon, LONGEST))
-    check_length(f"lopt probe symmetry --steps {steps}", steps, learned.made_for())
+    check_length(f"lopt probe symmetry --steps {steps}", steps, learned.max_steps)
     # Far from the keys of meta-training, of evaluations and of other probes.
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(settings.seed), 2**32 - 1), 0x517)
     find_key, run_key = jax.random.split(key)

@@ -140,7 +140,7 @@ def record_run(
         more = MomentFeatures(settings.also) if settings.also else None
         learned, theta = seen_through(learned, theta, more, settings.decays)
     inner = dataclasses.replace(inner_training(experiment, folder), learned=learned)
-    check_length(f"lopt record --steps {settings.steps}", settings.steps, learned.made_for())
+    check_length(f"lopt record --steps {settings.steps}", settings.steps, learned.max_steps)
     # Far from the keys of meta-training and of evaluations.
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 2**32 - 1), 0x5EC)
     series, dropped = record_series(inner, theta, key, settings, show_progress=show_progress)

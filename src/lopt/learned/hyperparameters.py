@@ -16,7 +16,7 @@ import optax
 from jaxtyping import Array, Int
 
 from lopt.core.learned import AbstractLearnedOptimizer
-from lopt.core.types import Key, Params, Scalar, State, Theta
+from lopt.core.types import Key, NumSteps, Params, Scalar, State, Theta
 from lopt.learned.forms import (
     FORMS,
     Form,
@@ -28,16 +28,21 @@ from lopt.learned.forms import (
     to_theta,
 )
 from lopt.learned.safe_roots import with_safe_roots
-from lopt.learned.schedules import AbstractSchedule
+from lopt.learned.schedules import AbstractSchedule, Time
 from lopt.learned.tensors import PerTensor, named_tensors
 
 Value = float | AbstractSchedule | PerTensor
 
 
 class LearnableState(eqx.Module):
-    """The state of an optimizer with schedules: the number of steps taken, and Optax's state."""
+    """The state of an optimizer with schedules.
 
-    step: Int[Array, ""]
+    Attributes:
+        time: the number of steps taken, and that of the run where it is known.
+        inner: Optax's state.
+    """
+
+    time: Time
     inner: State
 
 
@@ -62,37 +67,46 @@ class Learnable(AbstractLearnedOptimizer):
         """Returns the initial values in their forms; they do not depend on the key."""
         return {name: _init(value, form) for name, value, form in self.initial}
 
-    def hyperparameters(self, theta: Theta, step: int | Int[Array, ""] = 0) -> dict[str, Any]:
-        """Returns the values that theta stands for after `step` steps, by name.
+    def hyperparameters(
+        self, theta: Theta, step: int | Int[Array, ""] = 0, num_steps: NumSteps = None
+    ) -> dict[str, Any]:
+        """Returns the values that theta stands for after `step` steps of a run, by name.
 
         Those of each tensor are a dictionary.
         """
-        step = jnp.asarray(step, jnp.int32)
+        time = Time.of(step, num_steps)
         return {
-            name: _at(value, theta[name], step, form, None) for name, value, form in self.initial
+            name: _at(value, theta[name], time, form, None) for name, value, form in self.initial
         }
 
-    def made_for(self) -> int | None:
-        """Returns the length of the shortest schedule that has one value per step."""
-        ends = [s.made_for() for _, value, _ in self.initial for s in _schedules(value)]
-        return min((end for end in ends if end is not None), default=None)
+    @property
+    def max_steps(self) -> int | None:
+        """The length of the shortest schedule that has one value per step."""
+        return min(
+            (s.max_steps for s in self._schedules() if s.max_steps is not None), default=None
+        )
 
-    def begin(self, theta: Theta, params: Params) -> State:
+    @property
+    def needs_num_steps(self) -> bool:
+        """Whether a schedule is as long as the run."""
+        return any(schedule.needs_num_steps for schedule in self._schedules())
+
+    def begin(self, theta: Theta, params: Params, num_steps: NumSteps = None) -> State:
         """Returns the state of the Optax optimizer.
 
         Raises:
             ValueError: if a hyperparameter is given for other tensors than those of `params`.
         """
         self._check_tensors(params)
-        step = jnp.zeros((), jnp.int32)
+        time = Time.of(0, num_steps)
         with jax.numpy_dtype_promotion("standard"):
             wide = _in_precision_of(theta, params)
             state: State = (
-                tuple(self._bind(theta, step, n).init(leaf) for n, leaf in named_tensors(wide))
+                tuple(self._bind(theta, time, n).init(leaf) for n, leaf in named_tensors(wide))
                 if self._apart()
-                else self._bind(theta, step, None).init(wide)
+                else self._bind(theta, time, None).init(wide)
             )
-        return LearnableState(step, state) if self._scheduled() else state
+        return LearnableState(time, state) if self._schedules() else state
 
     def update(
         self,
@@ -107,29 +121,29 @@ class Learnable(AbstractLearnedOptimizer):
         """Returns what the Optax optimizer returns, in the dtypes of `grads`."""
         wide, params = (_in_precision_of(theta, tree) for tree in (grads, params))
         scheduled = isinstance(state, LearnableState)
-        step = state.step if scheduled else jnp.zeros((), jnp.int32)
+        time = state.time if scheduled else Time.of(0)
         # Optax mixes dtypes where an argument is an array: decay ** count, for example.
         with jax.numpy_dtype_promotion("standard"):
             update = with_safe_roots(self._update)
-            arguments = (theta, step, wide, state.inner if scheduled else state, params)
+            arguments = (theta, time, wide, state.inner if scheduled else state, params)
             updates, inner = update(*arguments, {"value": value, **extra})
         updates = jax.tree.map(lambda u, g: u.astype(g.dtype), updates, grads)
-        return updates, LearnableState(step + 1, inner) if scheduled else inner
+        return updates, LearnableState(time.next(), inner) if scheduled else inner
 
     def _update(
         self,
         theta: Theta,
-        step: Int[Array, ""],
+        time: Time,
         grads: Params,
         state: State,
         params: Params | None,
         extra: dict[str, Any],
     ) -> tuple[Params, State]:
         if not self._apart():
-            return self._bind(theta, step, None).update(grads, state, params, **extra)
+            return self._bind(theta, time, None).update(grads, state, params, **extra)
         named, leaves = named_tensors(grads), jax.tree.leaves(params)
         results = [
-            self._bind(theta, step, name).update(grad, one, leaf, **extra)
+            self._bind(theta, time, name).update(grad, one, leaf, **extra)
             for (name, grad), one, leaf in zip(
                 named, state, leaves or [None] * len(named), strict=True
             )
@@ -138,10 +152,10 @@ class Learnable(AbstractLearnedOptimizer):
         return updates, tuple(one for _, one in results)
 
     def _bind(
-        self, theta: Theta, step: Int[Array, ""], tensor: str | None
+        self, theta: Theta, time: Time, tensor: str | None
     ) -> optax.GradientTransformationExtraArgs:
         values = {
-            name: _at(value, theta[name], step, form, tensor) for name, value, form in self.initial
+            name: _at(value, theta[name], time, form, tensor) for name, value, form in self.initial
         }
         made = self.factory(**values)
         if not isinstance(made, optax.GradientTransformation):
@@ -151,8 +165,8 @@ class Learnable(AbstractLearnedOptimizer):
             )
         return optax.with_extra_args_support(made)
 
-    def _scheduled(self) -> bool:
-        return any(_schedules(value) for _, value, _ in self.initial)
+    def _schedules(self) -> list[AbstractSchedule]:
+        return [schedule for _, value, _ in self.initial for schedule in _schedules(value)]
 
     def _apart(self) -> bool:
         return any(isinstance(value, PerTensor) for _, value, _ in self.initial)
@@ -178,17 +192,17 @@ def _init(value: Value, form: Form) -> Theta:
     return value.init(form) if isinstance(value, AbstractSchedule) else to_theta(value, form)
 
 
-def _at(value: Value, theta: Theta, step: Int[Array, ""], form: Form, tensor: str | None) -> Any:
-    """Returns the value at a step, of a tensor or, without one, of all."""
+def _at(value: Value, theta: Theta, time: Time, form: Form, tensor: str | None) -> Any:
+    """Returns the value at a time, of a tensor or, without one, of all."""
     if isinstance(value, PerTensor):
         values = {
-            name: _at(one, theta[name], step, form, None)
+            name: _at(one, theta[name], time, form, None)
             for name, one in value.values
             if tensor in (None, name)
         }
         return values if tensor is None else values[tensor]
     if isinstance(value, AbstractSchedule):
-        return value.at(theta, step, form)
+        return value.at(theta, time, form)
     return from_theta(theta, form)
 
 
@@ -306,12 +320,12 @@ def _try(learned: Learnable, names: str) -> None:
     def make(theta: Theta) -> None:
         with jax.numpy_dtype_promotion("standard"):
             for name in tensors or (None,):
-                learned._bind(theta, jnp.zeros((), jnp.int32), name)
+                learned._bind(theta, Time.of(0, 1), name)
 
     def step(theta: Theta) -> Any:
         params = {name: jnp.ones((2, 2)) for name in tensors or ["params"]}
         try:
-            return learned.update(theta, params, learned.begin(theta, params), params)
+            return learned.update(theta, params, learned.begin(theta, params, 1), params)
         except _BRANCHES:
             raise
         except Exception:

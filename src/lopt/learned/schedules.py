@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from lopt.core.checks import check_integer
-from lopt.core.types import Scalar, Theta
+from lopt.core.types import NumSteps, Scalar, Theta
 from lopt.learned.forms import (
     Form,
     check_fixed_value,
@@ -28,7 +28,27 @@ from lopt.learned.forms import (
     to_theta,
 )
 
-Step = Int[Array, ""]
+
+class Time(eqx.Module):
+    """Where a run is.
+
+    Attributes:
+        step: the number of steps taken.
+        num_steps: that of the whole run; None if it is not known.
+    """
+
+    step: Int[Array, ""]
+    num_steps: Int[Array, ""] | None = None
+
+    @classmethod
+    def of(cls, step: int | Int[Array, ""], num_steps: NumSteps = None) -> "Time":
+        """Returns the time with both numbers as arrays."""
+        length = None if num_steps is None else jnp.asarray(num_steps, jnp.int32)
+        return cls(jnp.asarray(step, jnp.int32), length)
+
+    def next(self) -> "Time":
+        """Returns the time one step later."""
+        return Time(self.step + 1, self.num_steps)
 
 
 class AbstractSchedule(eqx.Module):
@@ -43,12 +63,18 @@ class AbstractSchedule(eqx.Module):
         """Returns what is learned of it, for a hyperparameter of this form."""
 
     @abc.abstractmethod
-    def at(self, theta: Theta, step: Step, form: Form) -> Scalar:
-        """Returns the hyperparameter's value after `step` steps."""
+    def at(self, theta: Theta, time: Time, form: Form) -> Scalar:
+        """Returns the hyperparameter's value."""
 
-    @abc.abstractmethod
-    def made_for(self) -> int | None:
-        """Returns for how many steps there are values, or None if there is no end."""
+    @property
+    def max_steps(self) -> int | None:
+        """For how many steps there are values; None if there is no end."""
+        return None
+
+    @property
+    def needs_num_steps(self) -> bool:
+        """Whether it is as long as the run."""
+        return False
 
 
 class PerStep(AbstractSchedule):
@@ -61,7 +87,7 @@ class PerStep(AbstractSchedule):
 
     Example:
         >>> import optax, lopt
-        >>> lopt.learnable(optax.sgd, learning_rate=PerStep(0.1, length=100)).made_for()
+        >>> lopt.learnable(optax.sgd, learning_rate=PerStep(0.1, length=100)).max_steps
         100
     """
 
@@ -104,12 +130,13 @@ class PerStep(AbstractSchedule):
         """Returns the vector of values in their form."""
         return jnp.broadcast_to(to_theta(self.values, form), (self.length,))
 
-    def at(self, theta: Theta, step: Step, form: Form) -> Scalar:
+    def at(self, theta: Theta, time: Time, form: Form) -> Scalar:
         """Returns the value of this step."""
-        return from_theta(theta[jnp.minimum(step, self.length - 1)], form)
+        return from_theta(theta[jnp.minimum(time.step, self.length - 1)], form)
 
-    def made_for(self) -> int | None:
-        """Returns the number of values."""
+    @property
+    def max_steps(self) -> int | None:
+        """The number of values."""
         return self.length
 
 
@@ -129,8 +156,8 @@ class AbstractParametric(AbstractSchedule):
         """Returns value and form of each constant; None is the form of the hyperparameter."""
 
     @abc.abstractmethod
-    def formula(self, constants: dict[str, Any], step: Scalar) -> Scalar:
-        """Returns the value after `step` steps."""
+    def formula(self, constants: dict[str, Any], step: Scalar, num_steps: Any) -> Scalar:
+        """Returns the value after `step` steps of a run of `num_steps`, None if not known."""
 
     def check(self, where: str, form: Form) -> None:
         """Refuses constants out of range, and names of constants that there are not."""
@@ -155,7 +182,7 @@ class AbstractParametric(AbstractSchedule):
         known = self.constants()
         return {name: to_theta(known[name][0], known[name][1] or form) for name in self.learn}
 
-    def at(self, theta: Theta, step: Step, form: Form) -> Scalar:
+    def at(self, theta: Theta, time: Time, form: Form) -> Scalar:
         """Returns the formula's value, in the precision of theta."""
         leaves = jax.tree.leaves(theta)
         dtype = leaves[0].dtype if leaves else jnp.result_type(float)
@@ -163,11 +190,8 @@ class AbstractParametric(AbstractSchedule):
             name: from_theta(theta[name], own or form) if name in self.learn else value
             for name, (value, own) in self.constants().items()
         }
-        return jnp.asarray(self.formula(constants, step.astype(dtype)), dtype)
-
-    def made_for(self) -> int | None:
-        """Returns None: a formula has no end."""
-        return None
+        step, num_steps = jax.tree.map(lambda n: n.astype(dtype), (time.step, time.num_steps))
+        return jnp.asarray(self.formula(constants, step, num_steps), dtype)
 
 
 class InverseTime(AbstractParametric):
@@ -195,7 +219,7 @@ class InverseTime(AbstractParametric):
             "time_constant": (self.time_constant, "log"),
         }
 
-    def formula(self, constants: dict[str, Any], step: Scalar) -> Scalar:
+    def formula(self, constants: dict[str, Any], step: Scalar, num_steps: Any) -> Scalar:
         """Returns the decayed value."""
         logarithm = jnp.log1p(step / constants["time_constant"])
         return constants["initial"] * jnp.exp(-constants["power"] * logarithm)
@@ -223,7 +247,7 @@ class Exponential(AbstractParametric):
         """Returns value and form of each."""
         return {"initial": (self.initial, None), "factor": (self.factor, "log")}
 
-    def formula(self, constants: dict[str, Any], step: Scalar) -> Scalar:
+    def formula(self, constants: dict[str, Any], step: Scalar, num_steps: Any) -> Scalar:
         """Returns the decayed value."""
         logarithm = jnp.log(jnp.asarray(constants["factor"], step.dtype))
         return constants["initial"] * jnp.exp(logarithm * step / self.steps)
@@ -236,28 +260,34 @@ class Polynomial(AbstractParametric):
 
     Attributes:
         initial: the value before the first step.
-        steps: after how many of them the final value is reached.
+        steps: after how many of them the final value is reached; None for those of the run.
         final: that value; may be zero as long as it is not learned.
         power: of the decay, 1 for a straight line; log.
         learn: which of "initial", "final" and "power" are learned.
     """
 
     initial: float = eqx.field(static=True)
-    steps: int = eqx.field(static=True)
+    steps: int | None = eqx.field(static=True, default=None)
     final: float = eqx.field(static=True, default=0.0)
     power: float = eqx.field(static=True, default=1.0)
     learn: tuple[str, ...] = eqx.field(static=True, default=("initial", "power"))
 
     def __check_init__(self) -> None:
-        check_integer("Polynomial", "steps", self.steps, hint=100)
+        if self.steps is not None:
+            check_integer("Polynomial", "steps", self.steps, hint=100)
+
+    @property
+    def needs_num_steps(self) -> bool:
+        """Whether it is as long as the run."""
+        return self.steps is None
 
     def constants(self) -> dict[str, tuple[float, Form | None]]:
         """Returns value and form of each."""
         return _transition(self.initial, self.final, self.power)
 
-    def formula(self, constants: dict[str, Any], step: Scalar) -> Scalar:
+    def formula(self, constants: dict[str, Any], step: Scalar, num_steps: Any) -> Scalar:
         """Returns the value on the way."""
-        return _between(constants, 1 - jnp.minimum(step / self.steps, 1))
+        return _between(constants, 1 - jnp.minimum(step / (self.steps or num_steps), 1))
 
 
 class Cosine(AbstractParametric):
@@ -268,28 +298,34 @@ class Cosine(AbstractParametric):
 
     Attributes:
         initial: the value before the first step.
-        steps: after how many of them the final value is reached.
+        steps: after how many of them the final value is reached; None for those of the run.
         final: that value; may be zero as long as it is not learned.
         power: 1 for a plain cosine; log.
         learn: which of "initial", "final" and "power" are learned.
     """
 
     initial: float = eqx.field(static=True)
-    steps: int = eqx.field(static=True)
+    steps: int | None = eqx.field(static=True, default=None)
     final: float = eqx.field(static=True, default=0.0)
     power: float = eqx.field(static=True, default=1.0)
     learn: tuple[str, ...] = eqx.field(static=True, default=("initial",))
 
     def __check_init__(self) -> None:
-        check_integer("Cosine", "steps", self.steps, hint=100)
+        if self.steps is not None:
+            check_integer("Cosine", "steps", self.steps, hint=100)
+
+    @property
+    def needs_num_steps(self) -> bool:
+        """Whether it is as long as the run."""
+        return self.steps is None
 
     def constants(self) -> dict[str, tuple[float, Form | None]]:
         """Returns value and form of each."""
         return _transition(self.initial, self.final, self.power)
 
-    def formula(self, constants: dict[str, Any], step: Scalar) -> Scalar:
+    def formula(self, constants: dict[str, Any], step: Scalar, num_steps: Any) -> Scalar:
         """Returns the value on the way."""
-        angle = jnp.minimum(step / self.steps, 1) * math.pi
+        angle = jnp.minimum(step / (self.steps or num_steps), 1) * math.pi
         return _between(constants, (1 + jnp.cos(angle)) / 2)
 
 

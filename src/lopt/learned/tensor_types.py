@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lopt.core.learned import AbstractLearnedOptimizer
-from lopt.core.types import Key, Params, Scalar, State, Theta
+from lopt.core.types import Key, NumSteps, Params, Scalar, State, Theta
 
 TYPES = ("vector", "matrix", "kernel")
 
@@ -26,17 +26,27 @@ class PerTensorType(AbstractLearnedOptimizer):
 
     learned: AbstractLearnedOptimizer
 
+    @property
+    def max_steps(self) -> int | None:
+        """That of `learned`."""
+        return self.learned.max_steps
+
+    @property
+    def needs_num_steps(self) -> bool:
+        """That of `learned`."""
+        return self.learned.needs_num_steps
+
     def init(self, key: Key) -> Theta:
         """Returns the weights of `learned`, and zeros."""
-        return self.around(self.learned.init(key))
+        return self.wrap(self.learned.init(key))
 
-    def around(self, theta: Theta) -> Theta:
+    def wrap(self, theta: Theta) -> Theta:
         """Returns these weights of `learned`, and zeros."""
         return {"learned": theta, "log_multipliers": {name: jnp.zeros(()) for name in TYPES}}
 
-    def begin(self, theta: Theta, params: Params) -> State:
+    def begin(self, theta: Theta, params: Params, num_steps: NumSteps = None) -> State:
         """Returns the state of `learned`."""
-        return self.learned.begin(theta["learned"], params)
+        return self.learned.begin(theta["learned"], params, num_steps)
 
     def update(
         self,
@@ -58,7 +68,3 @@ class PerTensorType(AbstractLearnedOptimizer):
             return update * jnp.exp(log).astype(update.dtype)
 
         return jax.tree.map(multiplied, updates), state
-
-    def made_for(self) -> int | None:
-        """Returns the limit of `learned`."""
-        return self.learned.made_for()

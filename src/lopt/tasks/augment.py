@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lopt.core.task import AbstractStatefulTask, AbstractTask, AbstractTaskFamily
+from lopt.core.task import AbstractTask, AbstractTaskFamily
 from lopt.core.types import Batch, Key, Params, Scalar, Split, State
 from lopt.tasks.ranges import check_range, log_uniform
 from lopt.tasks.subsets import image_data_within
@@ -159,7 +159,7 @@ class Reparameterized(AbstractTask):
         )
 
 
-class WarmStart(AbstractStatefulTask):
+class WarmStart(AbstractTask):
     """`task`, always begun from the same parameters instead of fresh ones.
 
     Attributes:
@@ -167,7 +167,7 @@ class WarmStart(AbstractStatefulTask):
         params: where it begins, such as the end of a short run.
     """
 
-    task: AbstractStatefulTask
+    task: AbstractTask
     params: Params
 
     def init(self, key: Key) -> Params:
@@ -187,7 +187,7 @@ class WarmStart(AbstractStatefulTask):
         return self.task.loss_and_state(params, state, batch)
 
 
-def _without_state(owner: str, task: AbstractStatefulTask) -> AbstractTask:
+def _without_state(owner: str, task: AbstractTask) -> AbstractTask:
     """Returns the task.
 
     Raises:

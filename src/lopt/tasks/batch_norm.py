@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lopt.core.task import AbstractStatefulTask
+from lopt.core.task import AbstractTask
 from lopt.core.types import Key, Params, Scalar, Split
 from lopt.tasks.classification import (
     MultilayerPerceptron,
@@ -34,7 +34,7 @@ class RunningStatistics(eqx.Module):
     variance: Statistics
 
 
-class BatchNormClassification(AbstractStatefulTask):
+class BatchNormClassification(AbstractTask):
     """Classification by a multilayer perceptron whose hidden layers are normalised.
 
         layer(x) = activation(gain (z - mean z) / sqrt(var z + epsilon) + shift),    z = W x + b

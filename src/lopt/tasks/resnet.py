@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from lopt.core.task import AbstractStatefulTask
+from lopt.core.task import AbstractTask
 from lopt.core.types import Key, Scalar, Split
 from lopt.tasks.batch_norm import RunningStatistics, check_normalisation
 from lopt.tasks.classification import cross_entropy, hit_rate
@@ -31,7 +31,7 @@ DEPTHS = {
 }
 
 
-class ResidualClassification(AbstractStatefulTask):
+class ResidualClassification(AbstractTask):
     """Classification of images by a `ResidualNetwork`, whose arrays are the parameters.
 
     In training, each layer is normalised by the moments of the batch, and running averages of them

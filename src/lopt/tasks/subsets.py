@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from lopt.core.task import AbstractStatefulTask, AbstractTaskFamily
+from lopt.core.task import AbstractTask, AbstractTaskFamily
 from lopt.core.types import SPLITS, Key
 from lopt.tasks.classification import Classification
 from lopt.tasks.data import Examples, ImageData
@@ -35,7 +35,7 @@ class DataSubset(AbstractTaskFamily):
                     f"of the training split; try size={data.train.count}."
                 )
 
-    def draw(self, key: Key) -> AbstractStatefulTask:
+    def draw(self, key: Key) -> AbstractTask:
         """Returns a task of `family` that sees `size` training examples."""
         task_key, place_key = jax.random.split(key)
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from lopt.analysis.dynamics.checks import check_same_trees
 from lopt.analysis.symmetry.places import Keys
 from lopt.core.checks import check_integer, check_key
-from lopt.core.task import AbstractStatefulTask
+from lopt.core.task import AbstractTask
 from lopt.core.types import Batch, Key, Params, Scalar, State
 
 
@@ -28,7 +28,7 @@ class Bench(eqx.Module):
         key: of the moves.
     """
 
-    task: AbstractStatefulTask
+    task: AbstractTask
     params: Params
     state: State
     batches: Batch
@@ -53,7 +53,7 @@ class Bench(eqx.Module):
 
 
 def prepare_bench(
-    owner: str, task: AbstractStatefulTask, params: Params | None, key: Key, batches: int = 3
+    owner: str, task: AbstractTask, params: Params | None, key: Key, batches: int = 3
 ) -> Bench:
     """Returns where to measure the symmetries of a task.
 
@@ -89,7 +89,7 @@ def prepare_bench(
     return Bench(task, params, state, drawn, grads, move_key)
 
 
-def _check_params(owner: str, task: AbstractStatefulTask, params: Params) -> None:
+def _check_params(owner: str, task: AbstractTask, params: Params) -> None:
     """Refuses params that are not like the initial ones, whatever their precision."""
     expected: Any = jax.eval_shape(task.init, jax.random.key(0))
     check_same_trees(owner, "params", params, "task.init(key)", expected)
@@ -101,13 +101,13 @@ def _check_params(owner: str, task: AbstractStatefulTask, params: Params) -> Non
             )
 
 
-def _loss(task: AbstractStatefulTask, params: Params, state: State, batch: Batch) -> Scalar:
+def _loss(task: AbstractTask, params: Params, state: State, batch: Batch) -> Scalar:
     return task.loss_and_state(params, state, batch)[0]
 
 
 @eqx.filter_jit
 def _draw(
-    task: AbstractStatefulTask, params: Params, state: State, keys: Keys
+    task: AbstractTask, params: Params, state: State, keys: Keys
 ) -> tuple[Batch, Float[Array, " batch"], Params]:
     """Returns a batch for each key, and the loss and the gradients on it, with leading axes."""
     slope = jax.value_and_grad(lambda p, b: _loss(task, p, state, b))

@@ -26,7 +26,7 @@ from lopt.analysis.symmetry.discrete import DiscreteMap
 from lopt.analysis.symmetry.generators import AbstractGenerator, Symmetry, check_action
 from lopt.analysis.symmetry.places import leaves_by_path
 from lopt.core.checks import check_positive
-from lopt.core.task import AbstractStatefulTask
+from lopt.core.task import AbstractTask
 from lopt.core.types import Key, Params
 
 # How far the group action is followed: units are stretched by factors within exp(-0.5, 0.5).
@@ -142,7 +142,7 @@ def measure_move(symmetry: AbstractGenerator | DiscreteMap, bench: Bench) -> flo
 
 def check_symmetry(
     symmetry: AbstractGenerator | DiscreteMap,
-    task: AbstractStatefulTask,
+    task: AbstractTask,
     key: Key,
     *,
     params: Params | None = None,
@@ -322,7 +322,7 @@ def check_task(owner: str, task: Any) -> None:
     Raises:
         ValueError: naming it.
     """
-    if not isinstance(task, AbstractStatefulTask):
+    if not isinstance(task, AbstractTask):
         raise ValueError(
             f"{owner}(task) must be a task, and a {type(task).__name__} is none; try "
             "lopt.analysis.symmetry.ModelLoss(model, evaluate, sample) of a model and its loss."

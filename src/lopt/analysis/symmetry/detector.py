@@ -22,7 +22,7 @@ from lopt.analysis.symmetry.deviation import check_names, check_sequence
 from lopt.analysis.symmetry.generators import AbstractGenerator
 from lopt.analysis.symmetry.places import Keys
 from lopt.core.checks import check_integer, check_key, is_real
-from lopt.core.task import AbstractStatefulTask
+from lopt.core.task import AbstractTask
 from lopt.core.types import Key, Params, State
 
 # A tangent of unit length belongs to the null space if less than this of it sticks out.
@@ -89,7 +89,7 @@ class MissingRanks(eqx.Module):
 
 
 def missing_ranks(
-    task: AbstractStatefulTask,
+    task: AbstractTask,
     key: Key,
     generators: Sequence[AbstractGenerator] = (),
     *,
@@ -191,7 +191,7 @@ def attribute(
 
 @eqx.filter_jit
 def _stack(
-    task: AbstractStatefulTask, params: Params, state: State, keys: Keys
+    task: AbstractTask, params: Params, state: State, keys: Keys
 ) -> Float[Array, "batch parameter"]:
     """Returns the raveled gradient on a batch for each key, of unit length."""
 

@@ -29,7 +29,7 @@ from lopt.analysis.symmetry.structure import (
     discrete_candidates,
     heads_of,
 )
-from lopt.core.task import AbstractStatefulTask
+from lopt.core.task import AbstractTask
 from lopt.core.types import Key, Params
 
 # Below this slope, what does not hold holds nearly, as scale does before a norm with an epsilon.
@@ -64,7 +64,7 @@ class Symmetries(eqx.Module):
 
 
 def symmetries(
-    task: AbstractStatefulTask,
+    task: AbstractTask,
     key: Key,
     *,
     params: Params | None = None,
@@ -186,7 +186,7 @@ class _View(NamedTuple):
         return [[self.layout.own(guess, leaves) for guess in group] for group in groups]
 
 
-def _views(task: AbstractStatefulTask, params: Params) -> list[_View]:
+def _views(task: AbstractTask, params: Params) -> list[_View]:
     """Returns how the params may be laid out, and what is guessed of them then."""
     views, leaves, degrees, counts = [], leaves_by_path(params), degrees_of(task), heads_of(task)
     for layout in layouts_of(params):

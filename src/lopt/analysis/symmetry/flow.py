@@ -14,7 +14,7 @@ import jax
 from lopt.analysis.symmetry.check import check_task
 from lopt.core.checks import check_integer, check_positive
 from lopt.core.estimator import AbstractGradientEstimator, Estimate
-from lopt.core.task import AbstractStatefulTask
+from lopt.core.task import AbstractTask
 from lopt.core.types import Key, Params, State
 
 
@@ -37,7 +37,7 @@ class GradientFlow(AbstractGradientEstimator):
         [0.13]
     """
 
-    task: AbstractStatefulTask
+    task: AbstractTask
     step_size: float = eqx.field(static=True)
     iterations: int = eqx.field(static=True, default=40)
 

@@ -4,22 +4,23 @@ The penalty on symmetry breaking is that of Sobotka et al. 2024 (arXiv:2312.0717
 measures; the projection takes the broken component out of any optimizer's updates.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Int
 
 from lopt.analysis.dynamics.checks import check_optimizer, check_same_trees, update_or_refuse
 from lopt.analysis.symmetry.deviation import check_names, deviation
 from lopt.analysis.symmetry.generators import AbstractGenerator
 from lopt.analysis.symmetry.places import Units
 from lopt.core.checks import is_real
-from lopt.core.inner import train_loss
-from lopt.core.task import AbstractStatefulTask
-from lopt.core.types import Params, Scalar, State
+from lopt.core.inner import Objective, train_loss
+from lopt.core.task import AbstractTask
+from lopt.core.types import Params, Scalar, State, as_pytree
 from lopt.core.unroll import Step
 
 Measure = Literal["signed", "absolute", "cosine"]
@@ -55,12 +56,10 @@ class SymmetryPenalty(eqx.Module):
         >>> inner = lopt.InnerTraining(task, lopt.small_mlp(), 20, objective=penalty)
     """
 
-    generators: tuple[AbstractGenerator, ...] = eqx.field(static=True, converter=_as_tuple)
+    generators: tuple[AbstractGenerator, ...] = eqx.field(converter=_as_tuple)
     strength: float = eqx.field(static=True)
     measure: Measure = eqx.field(static=True, default="absolute")
-    base: Callable[[AbstractStatefulTask, Step], Scalar] = eqx.field(
-        static=True, default=train_loss
-    )
+    base: Objective = eqx.field(default=train_loss, converter=as_pytree)
 
     def __check_init__(self) -> None:
         check_names("SymmetryPenalty", self.generators)
@@ -79,13 +78,13 @@ class SymmetryPenalty(eqx.Module):
                 "step; try lopt.train_loss."
             )
 
-    def __call__(self, task: AbstractStatefulTask, step: Step) -> Scalar:
+    def __call__(self, task: AbstractTask, step: Step, num_steps: Int[Array, ""]) -> Scalar:
         """Returns the objective of one step."""
         params = jax.lax.stop_gradient(step.params)
         found = [deviation(generator, params, step.updates) for generator in self.generators]
         sizes = [jnp.abs(getattr(each, self.measure)) for each in found]
         penalty = sum(sizes[1:], sizes[0]) / len(sizes)
-        base = self.base(task, step)
+        base = self.base(task, step, num_steps)
         return base + self.strength * penalty.astype(base.dtype)
 
 

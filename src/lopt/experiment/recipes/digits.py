@@ -71,7 +71,7 @@ def experiment(
     }
     learned = lopt.adafactor_mlp(step_multiplier=0.01)
     family = Choice(tuple(tasks.values()))
-    inner = lopt.InnerTraining(family, learned, horizon, lopt.RampedLoss(horizon))
+    inner = lopt.InnerTraining(family, learned, horizon, lopt.RampedLoss())
     estimators = {
         "pes": lambda: lopt.PES(inner, truncation, sigma),
         "es": lambda: lopt.ES(inner, sigma),

@@ -16,7 +16,7 @@ import optax
 from jaxtyping import Array
 
 import lopt
-from lopt.core.task import AbstractStatefulTask
+from lopt.core.task import AbstractTask
 from lopt.estimators import log_of_sum
 from lopt.experiment.datasets import available, load_images
 from lopt.experiment.experiment import Evaluation, Experiment
@@ -75,7 +75,7 @@ def experiment(
 
 def network_task(
     data: ImageData, activation: str, hidden: tuple[int, ...] = (20,), batch_size: int = 128
-) -> AbstractStatefulTask:
+) -> AbstractTask:
     """Returns classification by one of the networks of the study.
 
     Raises:
