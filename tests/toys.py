@@ -32,7 +32,7 @@ class Drift(lopt.AbstractLearnedOptimizer):
     def init(self, key: Any) -> Any:
         return jnp.zeros(())
 
-    def begin(self, theta: Any, params: Any) -> Any:
+    def begin(self, theta: Any, params: Any, num_steps: Any = None) -> Any:
         return ()
 
     def update(
