@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import lopt
-from lopt.core.blocks import map_blocks
+from lopt.core.tensors import map_blocks
 
 KEY = jax.random.key(0)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import lopt
-from lopt.learned import AdafactorFeatures, Averaged, MomentFeatures, seen_through
+from lopt.learned import AdafactorFeatures, Averaged, MomentFeatures, with_features
 from lopt.symbolic.record import Recorder, draw_places
 
 KEY = jax.random.key(0)
@@ -38,7 +38,7 @@ def test_averages_follow_their_recursion_and_change_nothing(make, block_size):
     network = lopt.Coordinatewise(network.features, network.rule, network.scale, False, block_size)
     theta = network.init(KEY)
     more = MomentFeatures(("gradient", "time"))
-    learned, weights = seen_through(network, theta, more, decays=(0.5, 0.9))
+    learned, weights = with_features(network, theta, more, decays=(0.5, 0.9))
     features, updates = recorded(learned, weights)
     columns = set(network.features.column_names()) - {"parameter"}
     for decay in (0.5, 0.9):
@@ -93,7 +93,7 @@ def test_other_names_are_refused(names, words):
 
 def test_a_decay_keeps_all_its_digits():
     network = lopt.rnnprop("gt")
-    seen, _ = seen_through(network, network.init(KEY), decays=(0.123456789, 1e-5))
+    seen, _ = with_features(network, network.init(KEY), decays=(0.123456789, 1e-5))
     averages = ("average_0.123456789_g_normalised", "average_1e-05_g_normalised")
     assert seen.features.names() == ("g_normalised", *averages)
     state = seen.features.begin([jnp.zeros(1)])
@@ -104,17 +104,17 @@ def test_a_decay_keeps_all_its_digits():
 def test_a_decay_that_is_none_is_refused():
     network = lopt.dm()
     with pytest.raises(ValueError, match=r"decay 1\.5 must be above 0 and below 1"):
-        seen_through(network, network.init(KEY), decays=(1.5,))
+        with_features(network, network.init(KEY), decays=(1.5,))
     with pytest.raises(ValueError, match=r"decay 0\.9 is there twice"):
-        seen_through(network, network.init(KEY), decays=(0.9, 0.5, 0.9))
+        with_features(network, network.init(KEY), decays=(0.9, 0.5, 0.9))
 
 
 def test_neither_averages_nor_what_the_rule_has_done_are_averaged():
     network = lopt.rnnprop(("g_normalised", "parameter"))
-    seen, theta = seen_through(network, network.init(KEY), decays=(0.9,))
+    seen, theta = with_features(network, network.init(KEY), decays=(0.9,))
     names = ("g_normalised", "parameter", "average_0.9_g_normalised")
     assert seen.features.names() == names
-    again, theta = seen_through(seen, theta, decays=(0.9, 0.5))
+    again, theta = with_features(seen, theta, decays=(0.9, 0.5))
     assert again.features.names() == (*names, "average_0.5_g_normalised")
     features, _ = recorded(again, theta)
     values = np.asarray(features["g_normalised"], float)

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 import lopt
-from lopt.learned import MomentFeatures, seen_through
+from lopt.learned import MomentFeatures, with_features
 from lopt.symbolic import SymbolicRule, Variable, in_place_of, make_expression, symbolic_optimizer
 from lopt.symbolic.expression import rename
 
@@ -145,7 +145,7 @@ def test_what_was_seen_through_more_features(make, root, tmp_path):
     if weighted := make is lopt.adafactor_mlp:
         theta["features"]["momentum_decays"] += 0.1
     more, own = MomentFeatures(("momentum_0.3", "momentum_0.9")), network.features.column_names()
-    seen, weights = seen_through(network, theta, more, decays=(0.5,))
+    seen, weights = with_features(network, theta, more, decays=(0.5,))
     rule = rename(make_expression(root), {"average": f"average_0.5_{own[0]}"})
     learned, constants = in_place_of(seen, weights, rule, lopt.symbolic.Output())
     again, updates = used_after_saving(learned, constants, tmp_path / "rule.safetensors")
@@ -165,7 +165,7 @@ def test_what_was_seen_through_more_features(make, root, tmp_path):
 @pytest.mark.parametrize("make", [lopt.adafactor_mlp, lopt.rnnprop])
 def test_an_equation_of_time_alone_moves_all_coordinates_alike(make, tmp_path):
     network, more = make(), MomentFeatures(("time", "gradient"))
-    seen, theta = seen_through(network, network.init(KEY), more)
+    seen, theta = with_features(network, network.init(KEY), more)
     rule = make_expression(("multiply", -10.0, V("time")))
     learned, constants = in_place_of(seen, theta, rule, lopt.symbolic.Output())
     _, updates = used_after_saving(learned, constants, tmp_path / "rule.safetensors")

@@ -1,9 +1,7 @@
 """The ground floor: the protocol, the loop, and what is trained with them."""
 
-from lopt.core.blocks import map_blocks
-from lopt.core.coordinatewise import Coordinatewise, CoordinatewiseState
+from lopt.core.coordinatewise import Coordinatewise, CoordinatewiseState, Inputs
 from lopt.core.estimator import AbstractGradientEstimator, Estimate
-from lopt.core.groups import join, split
 from lopt.core.inner import (
     Episode,
     FinalLoss,
@@ -20,6 +18,7 @@ from lopt.core.learned import (
     AbstractRule,
 )
 from lopt.core.task import AbstractTask, AbstractTaskFamily, TransformedTask, judge
+from lopt.core.tensors import as_tensor, join, map_blocks, map_stack, split
 from lopt.core.unroll import Step, TrainState, loss_of, start, take, unroll
 
 __all__ = [
@@ -35,15 +34,18 @@ __all__ = [
     "Estimate",
     "FinalLoss",
     "InnerTraining",
+    "Inputs",
     "MetaTask",
     "RampedLoss",
     "Step",
     "TrainState",
     "TransformedTask",
+    "as_tensor",
     "join",
     "judge",
     "loss_of",
     "map_blocks",
+    "map_stack",
     "mean_loss",
     "split",
     "start",

@@ -8,7 +8,7 @@ composes them.
 
 import abc
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -108,17 +108,14 @@ class Bound(eqx.Module):
 
 
 Tensor = Float[Array, "..."]
-Tensors = Sequence[Tensor]
 Columns = Float[Array, "_column ..."]
 
 
 class AbstractFeatures(eqx.Module):
     """What a rule gets to see of each coordinate.
 
-    Features see tensors in groups: several small ones (those of rank 1 first), whose coordinates
-    `lopt.core.join` lays end to end on one axis, or a single large one in its own shape. `update`
-    does the work that needs whole tensors, such as factored moments; `columns` is elementwise, so
-    that it can be computed a slab at a time.
+    Features are written for one tensor. `update` does the work that needs the whole of it, such as
+    factored moments; `columns` is elementwise, so that it can be computed a slab at a time.
     """
 
     @abc.abstractmethod
@@ -126,14 +123,18 @@ class AbstractFeatures(eqx.Module):
         """Returns the features' own weights, such as learned decays; `()` if there are none."""
 
     @abc.abstractmethod
-    def begin(self, params: Tensors) -> State:
-        """Returns the accumulators of a group of tensors before its first gradients."""
+    def begin(self, param: Tensor) -> State:
+        """Returns the accumulators of a tensor before its first gradient.
+
+        A pytree of arrays, of one structure for all tensors: each has one bank axis in front, and
+        behind it the tensor's axes, or some of them.
+        """
 
     @abc.abstractmethod
     def update(
-        self, theta: Theta, grads: Tensors, state: State, params: Tensors, step: Int[Array, ""]
+        self, theta: Theta, grad: Tensor, state: State, param: Tensor, step: Int[Array, ""]
     ) -> tuple[Any, State]:
-        """Takes in the gradients of a group of tensors, each of rank at least 1.
+        """Takes in the gradient of a tensor.
 
         `step` is the number of steps taken before this one.
 
@@ -141,6 +142,18 @@ class AbstractFeatures(eqx.Module):
             Views, all that `columns` is given: a pytree of arrays whose last axes broadcast to the
             coordinates, behind any leading axes; or of scalars. And the next accumulators.
         """
+
+    @abc.abstractmethod
+    def columns(self, views: Any) -> tuple[Columns, ...]:
+        """Returns the features that differ between coordinates, in stacks. Elementwise.
+
+        The first axis of each stack counts its features, the others broadcast to the coordinates:
+        what is the same along an axis of a large tensor need not be repeated along it.
+        """
+
+    @abc.abstractmethod
+    def shared(self, step: Int[Array, ""], dtype: Any) -> Float[Array, " shared"]:
+        """Returns the features that all coordinates share, such as time, after `step` steps."""
 
     @abc.abstractmethod
     def names(self) -> tuple[str, ...]:
@@ -159,18 +172,6 @@ class AbstractFeatures(eqx.Module):
         """
         return self
 
-    @abc.abstractmethod
-    def columns(self, views: Any) -> tuple[Columns, ...]:
-        """Returns the features that differ between coordinates, in stacks. Elementwise.
-
-        The first axis of each stack counts its features, the others broadcast to the coordinates:
-        what is the same along an axis of a large tensor need not be repeated along it.
-        """
-
-    @abc.abstractmethod
-    def shared(self, step: Int[Array, ""], dtype: Any) -> Float[Array, " shared"]:
-        """Returns the features that all coordinates share, such as time, after `step` steps."""
-
 
 class AbstractRule(eqx.Module):
     """The map from the features of one coordinate to its outputs.
@@ -185,7 +186,7 @@ class AbstractRule(eqx.Module):
 
     @abc.abstractmethod
     def begin(self, theta: Theta, shape: tuple[int, ...]) -> State:
-        """Returns the memory of some coordinates: arrays whose last axes are `shape`, or `()`."""
+        """Returns the memory of some coordinates: arrays of `shape` behind one bank axis."""
 
     @abc.abstractmethod
     def apply(
@@ -193,15 +194,14 @@ class AbstractRule(eqx.Module):
     ) -> tuple[Columns, State]:
         """Returns the outputs for each coordinate, stacked in front, and the next memory."""
 
-    def reads(self) -> tuple[str, ...] | None:
-        """Returns the names of the features that it was made for, or None if any will do.
-
-        A rule whose inputs have a meaning overrides this.
-        """
+    @property
+    def required_features(self) -> tuple[str, ...] | None:
+        """The names of the features that it was made for; None if any will do."""
         return None
 
-    def fuses(self) -> bool:
-        """Returns whether it is a few elementwise operations and no product of matrices.
+    @property
+    def is_elementwise(self) -> bool:
+        """Whether it is a few elementwise operations and no product of matrices.
 
         The compiler then makes one loop of features, rule and update, so that large tensors need
         not be worked on in slabs.

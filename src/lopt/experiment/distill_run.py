@@ -32,7 +32,7 @@ from lopt.experiment.files import check_writable, read_json, write_json
 from lopt.experiment.record_run import RecordSettings, record_run
 from lopt.experiment.tables import load_table, save_table
 from lopt.experiment.train import reopen
-from lopt.learned import MomentFeatures, seen_through
+from lopt.learned import MomentFeatures, with_features
 from lopt.symbolic import Output, in_place_of, symbolic_optimizer
 from lopt.symbolic.distill import Distillation, distill
 from lopt.symbolic.expression import Expression, rename
@@ -154,7 +154,7 @@ def distill_run(
         )
     also, decays = extra_features(learned, theta, settings)
     more = MomentFeatures(also) if also else None
-    learned, theta = seen_through(learned, theta, more, decays)
+    learned, theta = with_features(learned, theta, more, decays)
     searches = [Kept(SEARCHES[name](), out / "searches" / name) for name in settings.searches]
     for search in searches:
         search.require()

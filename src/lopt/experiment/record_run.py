@@ -21,7 +21,7 @@ from lopt.experiment import storage
 from lopt.experiment.experiment import Experiment
 from lopt.experiment.probe_slices import round_up, sample_mesh, spread_rows
 from lopt.experiment.train import reopen
-from lopt.learned import MomentFeatures, seen_through
+from lopt.learned import MomentFeatures, with_features
 from lopt.learned.averages import check_decays
 from lopt.symbolic.expression import Variable
 from lopt.symbolic.record import RAW_GRADIENT, Recorded, record_episode
@@ -138,7 +138,7 @@ def record_run(
                 "seen through other features than its own."
             )
         more = MomentFeatures(settings.also) if settings.also else None
-        learned, theta = seen_through(learned, theta, more, settings.decays)
+        learned, theta = with_features(learned, theta, more, settings.decays)
     inner = dataclasses.replace(inner_training(experiment, folder), learned=learned)
     check_length(f"lopt record --steps {settings.steps}", settings.steps, learned.max_steps)
     # Far from the keys of meta-training and of evaluations.

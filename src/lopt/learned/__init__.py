@@ -1,9 +1,9 @@
 """Learned optimizers: features, rules, published designs, learnable hyperparameters."""
 
 from lopt.learned.averages import Averaged
+from lopt.learned.concat import Concat, SelectFeatures, with_features
 from lopt.learned.features import AdafactorFeatures, MomentumFeatures
 from lopt.learned.hyperparameters import Learnable, LearnableState, learnable
-from lopt.learned.joined import Joined, Reading, seen_through
 from lopt.learned.moments import LogAndSign, MomentFeatures
 from lopt.learned.presets import (
     LearnableAdam,
@@ -16,7 +16,7 @@ from lopt.learned.presets import (
     small_mlp,
     small_rnnprop,
 )
-from lopt.learned.recurrent import LSTM, Multiplied
+from lopt.learned.recurrent import LSTM, Scaled
 from lopt.learned.rules import MLP, DirectionMagnitude
 from lopt.learned.schedules import (
     AbstractSchedule,
@@ -35,11 +35,11 @@ __all__ = [
     "AbstractSchedule",
     "AdafactorFeatures",
     "Averaged",
+    "Concat",
     "Cosine",
     "DirectionMagnitude",
     "Exponential",
     "InverseTime",
-    "Joined",
     "Learnable",
     "LearnableAdam",
     "LearnableSGD",
@@ -47,12 +47,12 @@ __all__ = [
     "LogAndSign",
     "MomentFeatures",
     "MomentumFeatures",
-    "Multiplied",
     "PerStep",
     "PerTensor",
     "PerTensorType",
     "Polynomial",
-    "Reading",
+    "Scaled",
+    "SelectFeatures",
     "adafactor_mlp",
     "dm",
     "inverse_time_momentum",
@@ -60,7 +60,7 @@ __all__ = [
     "momentum_sgd",
     "per_tensor",
     "rnnprop",
-    "seen_through",
     "small_mlp",
     "small_rnnprop",
+    "with_features",
 ]

@@ -10,9 +10,9 @@ from typing import Any
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+from typing_extensions import override
 
-from lopt.core.groups import join
-from lopt.core.learned import AbstractFeatures, Columns, Tensor, Tensors
+from lopt.core.learned import AbstractFeatures, Columns, Tensor
 from lopt.core.types import Key, State, Theta
 
 _AVERAGE = "average_"
@@ -48,47 +48,47 @@ class Averaged(AbstractFeatures):
         if len(set(self.averages)) < len(self.averages) or set(self.averages) & set(own):
             raise ValueError(f"Averaged(averages={self.averages}) must be different new names.")
 
+    @override
     def init(self, key: Key) -> Theta:
-        """Returns the weights of the other features."""
         return self.features.init(key)
 
-    def begin(self, params: Tensors) -> dict[str, State]:
-        """Returns the accumulators of the other features, and zeros."""
-        zeros = jnp.zeros_like(join(params))
+    @override
+    def begin(self, param: Tensor) -> dict[str, State]:
+        zeros = jnp.zeros_like(param)[None]
         return {
             "averages": dict.fromkeys(sorted(self.averages), zeros),
-            "features": self.features.begin(params),
+            "features": self.features.begin(param),
         }
 
     def update(
         self,
         theta: Theta,
-        grads: Tensors,
+        grad: Tensor,
         state: dict[str, Any],
-        params: Tensors,
+        param: Tensor,
         step: Int[Array, ""],
     ) -> tuple[Any, dict[str, State]]:
-        """Takes in the gradients, and then the columns."""
-        views, inner = self.features.update(theta, grads, state["features"], params, step)
+        """Takes in the gradient, and then the columns."""
+        views, inner = self.features.update(theta, grad, state["features"], param, step)
         rows = [row for stack in self.features.columns(views) for row in stack]
         columns = dict(zip(self.features.column_names(), rows, strict=True))
-        averages: dict[str, Tensor] = {}
+        averages: dict[str, Columns] = {}
         for name, old in state["averages"].items():
             decay, column = _parts(name)
-            averages[name] = old + (1 - decay) * (columns[column] - old)
+            averages[name] = old + (1 - decay) * (columns[column][None] - old)
         return (views, averages), {"averages": averages, "features": inner}
 
+    @override
     def columns(self, views: Any) -> tuple[Columns, ...]:
-        """Returns the columns of the other features, then the averages."""
         own, averages = views
-        return (*self.features.columns(own), *(averages[name][None] for name in self.averages))
+        return (*self.features.columns(own), *(averages[name] for name in self.averages))
 
+    @override
     def shared(self, step: Int[Array, ""], dtype: Any) -> Float[Array, " shared"]:
-        """Returns what the other features share."""
         return self.features.shared(step, dtype)
 
+    @override
     def names(self) -> tuple[str, ...]:
-        """Returns the names of the columns, the averages and what is shared."""
         own = self.features.column_names()
         return (*own, *self.averages, *self.features.names()[len(own) :])
 

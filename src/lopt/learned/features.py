@@ -6,16 +6,16 @@ new leading axis, start at zero and have no bias correction.
 """
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
+from typing_extensions import override
 
-from lopt.core.groups import join, split
-from lopt.core.learned import AbstractFeatures, Columns, Tensor, Tensors
+from lopt.core.learned import AbstractFeatures, Columns, Tensor
 from lopt.core.types import Key, Theta
 
 TIME_SCALES = (1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000, 30_000, 100_000)
@@ -73,21 +73,20 @@ class MomentumFeatures(AbstractFeatures):
     def __check_init__(self) -> None:
         _check_decays("MomentumFeatures", self.decays)
 
+    @override
     def init(self, key: Key) -> Theta:
-        """Returns no weights."""
         return ()
 
-    def begin(self, params: Tensors) -> Bank:
-        """Returns a bank of zeros."""
-        return _bank(len(self.decays), join(params))
+    @override
+    def begin(self, param: Tensor) -> Bank:
+        return _bank(len(self.decays), param)
 
+    @override
     def update(
-        self, theta: Theta, grads: Tensors, state: Bank, params: Tensors, step: Int[Array, ""]
+        self, theta: Theta, grad: Tensor, state: Bank, param: Tensor, step: Int[Array, ""]
     ) -> tuple[MomentumViews, Bank]:
-        """Adds the gradient to each momentum."""
-        grad = join(grads)
         momentum = accumulate(jnp.asarray(self.decays, grad.dtype), state, grad)
-        return MomentumViews(grad, join(params), momentum), momentum
+        return MomentumViews(grad, param, momentum), momentum
 
     def names(self) -> tuple[str, ...]:
         """Returns "gradient", "parameter", "momentum_0.1", ..., "time_1", ...."""
@@ -101,25 +100,24 @@ class MomentumFeatures(AbstractFeatures):
         """Returns gradient, parameter, momenta."""
         return views.grad[None], views.param[None], views.momentum
 
+    @override
     def shared(self, step: Int[Array, ""], dtype: Any) -> Float[Array, "11"]:
-        """Returns the time embedding."""
         return time_embedding(step, dtype)
 
 
 class AdafactorState(eqx.Module):
-    """Accumulators of a group of tensors.
+    """Accumulators of a tensor.
 
     Attributes:
         momentum, rms: of all coordinates.
-        row: second moments, full ones of tensors of rank 1, of others averaged over the largest
-            axis; end to end.
-        col: second moments averaged over the second largest axis; None if all are of rank 1.
+        row: second moments, averaged over the largest axis; full ones below rank 2.
+        col: second moments averaged over the second largest axis; zeros below rank 2.
     """
 
     momentum: Bank
     rms: Bank
     row: Bank
-    col: Bank | None
+    col: Bank
 
 
 class Preconditioner(eqx.Module):
@@ -178,58 +176,47 @@ class AdafactorFeatures(AbstractFeatures):
                 f"each of momentum_decays={self.momentum_decays}."
             )
 
+    @override
     def init(self, key: Key) -> Theta:
-        """Returns zeros: the decays as configured."""
         return {
             "adafactor_decays": jnp.zeros(len(self.adafactor_decays)),
             "momentum_decays": jnp.zeros(len(self.momentum_decays)),
             "rms_decays": jnp.zeros(len(self.rms_decays)),
         }
 
-    def begin(self, params: Tensors) -> AdafactorState:
-        """Returns zeros."""
-        param, count = join(params), len(self.adafactor_decays)
-        rows, cols = _row_and_column_means(_merge_vectors(params))
+    @override
+    def begin(self, param: Tensor) -> AdafactorState:
+        count = len(self.adafactor_decays)
+        row, col = (_bank(count, part) for part in _row_and_column_means(jnp.zeros_like(param)))
         return AdafactorState(
-            _bank(len(self.momentum_decays), param),
-            _bank(len(self.rms_decays), param),
-            _bank(count, join(rows)),
-            _bank(count, join(cols)) if cols else None,
+            _bank(len(self.momentum_decays), param), _bank(len(self.rms_decays), param), row, col
         )
 
+    @override
     def update(
-        self,
-        theta: Theta,
-        grads: Tensors,
-        state: AdafactorState,
-        params: Tensors,
-        step: Int[Array, ""],
+        self, theta: Theta, grad: Tensor, state: AdafactorState, param: Tensor, step: Int[Array, ""]
     ) -> tuple[AdafactorViews, AdafactorState]:
-        """Adds the gradient to each accumulator."""
-        grad, (first, rms_decays, second) = join(grads), self._decays(theta)
+        first, rms_decays, second = self._decays(theta)
         momentum = accumulate(first, state.momentum, grad)
         rms = accumulate(rms_decays, state.rms, grad * grad)
-
         # 1e-30 keeps what is never touched away from zero over zero.
-        squares = [tensor * tensor + 1e-30 for tensor in _merge_vectors(grads)]
-        rows, cols = _row_and_column_means(squares)
-        row = accumulate(second, state.row, join(rows))
-        col = None if state.col is None else accumulate(second, state.col, join(cols))
+        row, col = _row_and_column_means(grad * grad + 1e-30)
+        row = accumulate(second, state.row, row)
+        col = state.col if grad.ndim < 2 else accumulate(second, state.col, col)
         new = AdafactorState(momentum, rms, row, col)
-        views = AdafactorViews(
-            grad, join(params), momentum, rms, _preconditioner(squares, new, rows, cols)
-        )
-        return views, new
+        by = _preconditioner(new.row, new.col, grad.shape)
+        return AdafactorViews(grad, param, momentum, rms, by), new
 
     def _decays(self, theta: Theta) -> list[Decays]:
         """Returns those of momenta, which may be negative, of the RMS and of factored moments."""
         initial = (self.momentum_decays, self.rms_decays, self.adafactor_decays)
         shifts = [theta[name] for name in ("momentum_decays", "rms_decays", "adafactor_decays")]
         logs = [math.log(1 - decay) / 10 for decays in initial for decay in decays]
-        shift = join(shifts)
+        shift = jnp.concatenate(shifts)
         decays = 1 - jnp.exp(10 * (jnp.asarray(logs, shift.dtype) + shift))
         lowest = [-math.inf] * len(self.momentum_decays) + [0.0] * (len(logs) - len(initial[0]))
-        return split(jnp.maximum(decays, jnp.asarray(lowest, decays.dtype)), shifts)
+        ends = np.cumsum([len(decays) for decays in initial])[:-1]
+        return jnp.split(jnp.maximum(decays, jnp.asarray(lowest, decays.dtype)), ends)
 
     def names(self) -> tuple[str, ...]:
         """Returns the names of the columns, with their initial decays, and of time."""
@@ -268,8 +255,8 @@ class AdafactorFeatures(AbstractFeatures):
             views.momentum * (by.momentum_row_factor * by.col_factor),
         )
 
+    @override
     def shared(self, step: Int[Array, ""], dtype: Any) -> Float[Array, "11"]:
-        """Returns the time embedding."""
         return time_embedding(step, dtype)
 
 
@@ -284,51 +271,29 @@ def _check_decays(name: str, decays: tuple[float, ...]) -> None:
 
 
 def _bank(count: int, tensor: Tensor) -> Bank:
-    return jnp.zeros((count, *tensor.shape), tensor.dtype)
+    # Made of the tensor, so that it lies on devices as that does.
+    return jnp.broadcast_to(jnp.zeros_like(tensor)[None], (count, *tensor.shape))
 
 
-def _merge_vectors(tensors: Tensors) -> list[Tensor]:
-    """Returns all tensors of rank 1 as one, which they are to features, and the others."""
-    vectors = [tensor for tensor in tensors if tensor.ndim == 1]
-    others = [tensor for tensor in tensors if tensor.ndim > 1]
-    return [join(vectors), *others] if vectors else others
+def _row_and_column_means(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    axes = factored_axes(tensor.shape)
+    if axes is None:
+        return tensor, tensor
+    second, largest = axes
+    return jnp.mean(tensor, largest), jnp.mean(tensor, second)
 
 
-def _row_and_column_means(tensors: Tensors) -> tuple[list[Tensor], list[Tensor]]:
-    rows, cols = [], []
-    for tensor in tensors:
-        if axes := factored_axes(tensor.shape):
-            second, largest = axes
-            rows.append(jnp.mean(tensor, largest))
-            cols.append(jnp.mean(tensor, second))
-        else:
-            rows.append(tensor)
-    return rows, cols
-
-
-def _preconditioner(
-    tensors: Tensors, state: AdafactorState, rows: Tensors, cols: Tensors
-) -> Preconditioner:
-    parts: list[Preconditioner] = []
-    columns: Iterator[tuple[Bank, Bank]] = iter(())
-    if state.col is not None:
-        columns = zip(split(state.col, cols), split(_floored_rsqrt(state.col), cols), strict=True)
-    for tensor, row in zip(tensors, split(state.row, rows), strict=True):
-        axes = factored_axes(tensor.shape)
-        if axes is None:
-            factor, momentum_factor = _floored_rsqrt(row + 1e-9), jax.lax.rsqrt(row + 1e-6)
-            one = jnp.ones((len(row), 1), row.dtype)
-            parts.append(Preconditioner(row, row, factor, momentum_factor, one))
-            continue
-        # Banks have the decays in front, and `row` lacks the largest axis.
-        second, largest = axes
-        second_in_row = 1 + second - (second > largest)
-        relative = row / (jnp.mean(row, second_in_row, keepdims=True) + 1e-9)
-        row_factor = jnp.expand_dims(_floored_rsqrt(relative), 1 + largest)
-        row = jnp.expand_dims(row, 1 + largest)
-        col, col_factor = (jnp.expand_dims(bank, 1 + second) for bank in next(columns))
-        parts.append(Preconditioner(row, col, row_factor, row_factor, col_factor))
-    return jax.tree.map(lambda *banks: join(banks, like=tensors), *parts)
+def _preconditioner(row: Bank, col: Bank, shape: tuple[int, ...]) -> Preconditioner:
+    axes = factored_axes(shape)
+    if axes is None:
+        one = jnp.ones((len(row), *(1,) * len(shape)), row.dtype)
+        return Preconditioner(row, row, _floored_rsqrt(row + 1e-9), jax.lax.rsqrt(row + 1e-6), one)
+    # Banks have the decays in front, and `row` lacks the largest axis.
+    second, largest = axes
+    relative = row / (jnp.mean(row, 1 + second - (second > largest), keepdims=True) + 1e-9)
+    row, row_factor = (jnp.expand_dims(x, 1 + largest) for x in (row, _floored_rsqrt(relative)))
+    col = jnp.expand_dims(col, 1 + second)
+    return Preconditioner(row, col, row_factor, row_factor, _floored_rsqrt(col))
 
 
 def _floored_rsqrt(x: Bank) -> Bank:

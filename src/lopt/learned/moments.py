@@ -13,9 +13,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+from typing_extensions import override
 
-from lopt.core.groups import join
-from lopt.core.learned import AbstractFeatures, Columns, Tensor, Tensors
+from lopt.core.learned import AbstractFeatures, Columns, Tensor
 from lopt.core.types import Key, State, Theta
 
 PLAIN = ("gradient", "parameter", "m", "v", "m_corrected", "root_v", "m_normalised", "g_normalised")
@@ -56,7 +56,7 @@ class MomentFeatures(AbstractFeatures):
     """
 
     chosen: tuple[str, ...] = eqx.field(
-        static=True, default=("m_normalised", "g_normalised"), converter=lambda c: spelled_out(c)
+        static=True, default=("m_normalised", "g_normalised"), converter=lambda c: expand_names(c)
     )
     momentum_decay: float = eqx.field(static=True, default=0.95)
     rms_decay: float = eqx.field(static=True, default=0.95)
@@ -75,10 +75,9 @@ class MomentFeatures(AbstractFeatures):
         """Returns no weights."""
         return ()
 
-    def begin(self, params: Tensors) -> dict[str, Tensor]:
-        """Returns a zero for each accumulator."""
-        zeros = jnp.zeros_like(join(params))
-        return dict.fromkeys(sorted(self._kept()), zeros)
+    @override
+    def begin(self, param: Tensor) -> dict[str, Columns]:
+        return dict.fromkeys(sorted(self._kept()), jnp.zeros_like(param)[None])
 
     def _kept(self) -> set[str]:
         """Returns the accumulators that the chosen features need."""
@@ -94,24 +93,24 @@ class MomentFeatures(AbstractFeatures):
                 kept |= {"v"} if name.endswith(_NORMALISED) else set()
         return kept
 
+    @override
     def update(
         self,
         theta: Theta,
-        grads: Tensors,
-        state: dict[str, Tensor],
-        params: Tensors,
+        grad: Tensor,
+        state: dict[str, Columns],
+        param: Tensor,
         step: Int[Array, ""],
-    ) -> tuple[Any, dict[str, Tensor]]:
-        """Adds the gradient to each accumulator."""
-        grad = join(grads)
+    ) -> tuple[Any, dict[str, Columns]]:
         if self.first_order:
             grad = jax.lax.stop_gradient(grad)
         new = {}
         for name, old in state.items():
             decay, value = self._average(name, grad)
-            new[name] = old + (1 - decay) * (value - old)
+            new[name] = old + (1 - decay) * (value[None] - old)
+        moments = {name: bank[0] for name, bank in new.items()}
         time = (step + 1).astype(grad.dtype)
-        return (grad, join(params) if "parameter" in self.chosen else (), new, time), new
+        return (grad, param if "parameter" in self.chosen else (), moments, time), new
 
     def _average(self, name: str, grad: Tensor) -> tuple[float, Tensor]:
         """Returns the decay of an accumulator and what is added to it."""
@@ -199,15 +198,14 @@ class LogAndSign(AbstractFeatures):
         """Returns no weights."""
         return ()
 
-    def begin(self, params: Tensors) -> State:
-        """Returns no accumulators."""
+    @override
+    def begin(self, param: Tensor) -> State:
         return ()
 
+    @override
     def update(
-        self, theta: Theta, grads: Tensors, state: State, params: Tensors, step: Int[Array, ""]
+        self, theta: Theta, grad: Tensor, state: State, param: Tensor, step: Int[Array, ""]
     ) -> tuple[Tensor, State]:
-        """Takes in the gradient."""
-        grad = join(grads)
         return (jax.lax.stop_gradient(grad) if self.first_order else grad), state
 
     def columns(self, views: Tensor) -> tuple[Columns, ...]:
@@ -225,17 +223,17 @@ class LogAndSign(AbstractFeatures):
         return "log_magnitude", "clipped_gradient"
 
 
-def spelled_out(chosen: str | tuple[str, ...]) -> tuple[str, ...]:
+def expand_names(chosen: str | tuple[str, ...]) -> tuple[str, ...]:
     """Returns names of features, published ones (also as "mt+gt+mom5") spelled out.
 
     Raises:
         ValueError: if there is no feature of that name.
     """
     parts = chosen.split("+") if isinstance(chosen, str) else chosen
-    return tuple(map(_spelled_out, parts))
+    return tuple(map(_expand_name, parts))
 
 
-def _spelled_out(name: str) -> str:
+def _expand_name(name: str) -> str:
     if name in PUBLISHED:
         return PUBLISHED[name]
     if name in (*PLAIN, "time"):

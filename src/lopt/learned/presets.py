@@ -9,8 +9,8 @@ from lopt.core.coordinatewise import Coordinatewise
 from lopt.core.learned import AbstractFeatures
 from lopt.learned.features import TIME_SCALES, AdafactorFeatures, MomentumFeatures
 from lopt.learned.hyperparameters import Learnable, learnable
-from lopt.learned.moments import LogAndSign, MomentFeatures, spelled_out
-from lopt.learned.recurrent import LSTM, Multiplied
+from lopt.learned.moments import LogAndSign, MomentFeatures, expand_names
+from lopt.learned.recurrent import LSTM, Scaled
 from lopt.learned.rules import MLP, DirectionMagnitude
 from lopt.learned.schedules import InverseTime
 
@@ -75,7 +75,7 @@ def dm(
     if k is not None:
         features = LogAndSign(k, first_order)
     rule = LSTM(len(features.names()), hidden, biases=biases)
-    return Coordinatewise(features, rule, Multiplied(multiplier), normalise=False)
+    return Coordinatewise(features, rule, Scaled(multiplier), normalise=False)
 
 
 def rnnprop(
@@ -103,9 +103,9 @@ def rnnprop(
 
     Reference: Lv et al. 2017, arXiv:1703.03633.
     """
-    seen = MomentFeatures(spelled_out(features), decay, decay, first_order)
+    seen = MomentFeatures(expand_names(features), decay, decay, first_order)
     rule = LSTM(len(seen.chosen), hidden, dense, squash=True, biases=biases)
-    return Coordinatewise(seen, rule, Multiplied(multiplier), normalise=False)
+    return Coordinatewise(seen, rule, Scaled(multiplier), normalise=False)
 
 
 def small_rnnprop(

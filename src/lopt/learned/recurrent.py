@@ -101,7 +101,7 @@ class LSTM(AbstractRule):
         return (jnp.tanh(layer) if self.squash else layer), tuple(new)
 
 
-class Multiplied(eqx.Module):
+class Scaled(eqx.Module):
     """The step that is a multiple of the only output.
 
     Attributes:

@@ -1,8 +1,7 @@
 """Recording: what an optimizer saw and did at a few coordinates of each tensor, as a `record`.
 
 Zheng et al. 2022 (arXiv:2203.06578) record ten coordinates of each tensor while a learned optimizer
-trains a network. Here the optimizer itself is run on what each `Step` holds, with a rule in place
-that hands out its inputs, so that what is recorded is what the rule got, to the last bit.
+trains a network. Here `Coordinatewise.inputs` says what its rule was given at each `Step`.
 """
 
 from collections import OrderedDict
@@ -15,10 +14,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from lopt.core.coordinatewise import Coordinatewise, CoordinatewiseState, as_tensor
-from lopt.core.learned import AbstractLearnedOptimizer, AbstractRule, Columns
+from lopt.core.coordinatewise import Coordinatewise, CoordinatewiseState
+from lopt.core.learned import AbstractLearnedOptimizer
 from lopt.core.task import AbstractTaskFamily
-from lopt.core.types import Key, Params, State, Theta
+from lopt.core.types import Key, Params, Theta
 from lopt.core.unroll import Step, start, unroll
 
 RAW_GRADIENT, RAW_PARAMETER, UPDATE = "raw_gradient", "raw_parameter", "update"
@@ -109,57 +108,19 @@ class Recorder(eqx.Module):
                 f"with the state {jax.tree.structure(step.opt_state)}; record a run of "
                 "learned.optimizer(theta) itself, or leave out learned."
             )
-        open_rule = Coordinatewise(
-            learned.features,
-            _Window(learned.rule),
-            learned.scale,
-            learned.normalise,
-            learned.block_size,
-        )
-        _, state = open_rule.update(self.theta, step.grads, step.opt_state, step.params)
-        groups = learned.groups([as_tensor(leaf) for leaf in jax.tree.leaves(step.params)])
-        parts: dict[int, Float[Array, "column _place"]] = {}
-        for group, seen in zip(groups, state.memory, strict=True):
-            flat, first = seen.reshape(len(seen), -1), 0
-            for place, tensor in zip(group.places, group.tensors, strict=True):
-                parts[place] = flat[:, first + self.places[place]]
-                first += tensor.size
-        dtype = _widest(list(parts.values()))
-        rows = jnp.concatenate([parts[i].astype(dtype) for i in sorted(parts)], axis=1)
-        shared = learned.features.shared(step.opt_state.step, dtype)
-        names = learned.features.names()
-        columns = len(learned.features.column_names())
-        common = jnp.broadcast_to(shared[:, None], (len(shared), rows.shape[1]))
-        values = jnp.concatenate([rows[:columns], common])
-        outputs = rows[columns:]
+        leaves = jax.tree.leaves(step.params)
+        firsts = [sum(leaf.size for leaf in leaves[:i]) for i in range(len(leaves))]
+        places = [first + own for first, own in zip(firsts, self.places, strict=True)]
+        inputs = learned.inputs(self.theta, step.grads, step.opt_state, step.params)
+        seen = inputs.at(jnp.concatenate(places))
+        weights = jax.tree.map(lambda w: w.astype(seen.columns.dtype), self.theta["rule"])
+        outputs, _ = learned.rule.apply(weights, seen.columns, seen.shared, seen.memory)
+        common = jnp.broadcast_to(seen.shared[:, None], (len(seen.shared), outputs.shape[1]))
+        values = jnp.concatenate([seen.columns, common])
         single = len(outputs) == 1
         said = ["output"] if single else [f"output_{i}" for i in range(len(outputs))]
-        named = OrderedDict(zip(names, values, strict=True))
+        named = OrderedDict(zip(learned.features.names(), values, strict=True))
         return named, OrderedDict(zip(said, outputs, strict=True))
-
-
-class _Window(AbstractRule):
-    """A rule whose next memory is what it got and what it put out: columns, then outputs."""
-
-    rule: AbstractRule
-
-    def init(self, key: Key) -> Theta:
-        return self.rule.init(key)
-
-    def begin(self, theta: Theta, shape: tuple[int, ...]) -> State:
-        return self.rule.begin(theta, shape)
-
-    def reads(self) -> tuple[str, ...] | None:
-        return self.rule.reads()
-
-    def fuses(self) -> bool:
-        return self.rule.fuses()
-
-    def apply(
-        self, theta: Theta, columns: Columns, shared: Float[Array, " shared"], memory: State
-    ) -> tuple[Columns, State]:
-        outputs, _ = self.rule.apply(theta, columns, shared, memory)
-        return outputs, jnp.concatenate([columns, outputs])
 
 
 def draw_places(params: Params, count: int, key: Key) -> Places:

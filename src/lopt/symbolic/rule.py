@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from lopt.core.blocks import BLOCK_SIZE
 from lopt.core.coordinatewise import Coordinatewise
 from lopt.core.learned import AbstractFeatures, AbstractRule, Columns, Tensor
+from lopt.core.tensors import BLOCK_SIZE
 from lopt.core.types import Key, Theta
 from lopt.symbolic.expression import Expression, Node, Variable, evaluate, walk
 
@@ -47,12 +47,14 @@ class SymbolicRule(AbstractRule):
         if not used:
             raise ValueError("SymbolicRule(root) uses no feature: a constant is no update rule.")
 
-    def reads(self) -> tuple[str, ...]:
-        """Returns the names of the features that it is given."""
+    @property
+    def required_features(self) -> tuple[str, ...]:
+        """The names of the features that it is given."""
         return self.inputs
 
-    def fuses(self) -> bool:
-        """Returns true: it is elementwise."""
+    @property
+    def is_elementwise(self) -> bool:
+        """True: it has no product of matrices."""
         return True
 
     def init(self, key: Key) -> Theta:

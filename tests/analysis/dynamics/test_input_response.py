@@ -27,13 +27,13 @@ class Linear(AbstractRule):
         return {"weights": jnp.linspace(-1.0, 1.0, 14), "bend": jnp.asarray(0.25)}
 
     def begin(self, theta, shape):
-        return {"trace": jnp.zeros((2, *shape)), "last": jnp.zeros(shape)}
+        return {"trace": jnp.zeros((2, *shape)), "last": jnp.zeros((1, *shape))}
 
     def apply(self, theta, columns, shared, memory):
         own, common = theta["weights"][: len(columns)], theta["weights"][len(columns) :]
         output = jnp.tensordot(own, columns, 1) + common @ shared + theta["bend"] * columns[0] ** 2
-        output = output + memory["trace"][1] - memory["last"]
-        return output[None], {"trace": memory["trace"] + 1, "last": memory["last"] + columns[0]}
+        output = output + memory["trace"][1] - memory["last"][0]
+        return output[None], {"trace": memory["trace"] + 1, "last": memory["last"] + columns[:1]}
 
 
 class Scaled(eqx.Module):

@@ -15,7 +15,7 @@ from lopt.analysis.dynamics.companions import (
     mirrored,
     reference_rules,
 )
-from lopt.analysis.dynamics.inputs import InputRecord, Inputs, given_inputs, recorded_inputs
+from lopt.analysis.dynamics.inputs import InputRecord, InputRows, given_inputs, recorded_inputs
 from lopt.analysis.dynamics.noise import (
     Noise,
     Samples,
@@ -45,7 +45,7 @@ __all__ = [
     "CompanionState",
     "Companions",
     "InputRecord",
-    "Inputs",
+    "InputRows",
     "LearningRate",
     "Noise",
     "OddnessRecord",

@@ -1,7 +1,6 @@
 """What a learned rule is given: its features, by name, and its memory, as recorded or as put.
 
-A rule is shown aside: another one takes its place that puts out what it is given, in the same state
-and for the same gradients, so that nothing in `lopt.Coordinatewise` has to know that it is watched.
+Recorded inputs are those of `lopt.Coordinatewise.inputs`, a row for each coordinate and step.
 """
 
 from collections.abc import Mapping
@@ -15,12 +14,11 @@ from jaxtyping import Array, Float, Int
 from lopt.core.checks import check_integer, check_key
 from lopt.core.coordinatewise import Coordinatewise
 from lopt.core.estimator import AbstractGradientEstimator
-from lopt.core.learned import AbstractRule, Columns, Tensor
-from lopt.core.types import Key, Params, State, Theta
+from lopt.core.types import Key, Params, Theta
 from lopt.core.unroll import Step, start, unroll
 
 
-class Inputs(eqx.Module):
+class InputRows(eqx.Module):
     """What a rule was given: a row for each coordinate and step.
 
     Attributes:
@@ -54,30 +52,14 @@ class InputRecord(eqx.Module):
     def __check_init__(self) -> None:
         check_coordinatewise("InputRecord", self.learned)
 
-    def __call__(self, step: Step) -> Inputs:
+    def __call__(self, step: Step) -> InputRows:
         """Returns the inputs at this step, a row for each of the coordinates."""
-        columns, _, entries = input_sizes(self.learned, self.theta)
-        every = jnp.arange(columns + entries)
-
-        def show(which: Int[Array, ""]) -> Params:
-            learned = Coordinatewise(
-                self.learned.features,
-                _Show(self.learned.rule),
-                _Pick(which),
-                self.learned.normalise,
-                self.learned.block_size,
-            )
-            shown, _ = learned.update(
-                self.theta, step.grads, step.opt_state, step.params, value=step.loss
-            )
-            leaves = [jnp.ravel(leaf) for leaf in jax.tree.leaves(shown)]
-            # Not the last one in place of what is not there.
-            return jnp.concatenate(leaves).at[self.coordinates].get(mode="fill", fill_value=jnp.nan)
-
-        rows = jax.vmap(show, out_axes=1)(every)
-        shared = self.learned.features.shared(step.opt_state.step, rows.dtype)
-        repeated = jnp.broadcast_to(shared, (len(rows), len(shared)))
-        return Inputs(rows[:, :columns], repeated, rows[:, columns:])
+        inputs = self.learned.inputs(self.theta, step.grads, step.opt_state, step.params)
+        chosen = inputs.at(self.coordinates)
+        rows, dtype = len(self.coordinates), chosen.columns.dtype
+        shared = jnp.broadcast_to(chosen.shared, (rows, len(chosen.shared)))
+        entries = [jnp.zeros((0, rows), dtype), *jax.tree.leaves(chosen.memory)]
+        return InputRows(chosen.columns.T, shared, jnp.concatenate(entries).T)
 
 
 def recorded_inputs(
@@ -88,7 +70,7 @@ def recorded_inputs(
     key: Key,
     num_steps: int,
     coordinates: int = 64,
-) -> Inputs:
+) -> InputRows:
     """Trains with a learned optimizer and returns what its rule was given on the way.
 
     Args:
@@ -124,7 +106,7 @@ def recorded_inputs(
 
 def given_inputs(
     learned: Coordinatewise, theta: Theta, features: Mapping[str, float] | None = None
-) -> Inputs:
+) -> InputRows:
     """Returns one row of inputs: these features, zero for all others, and fresh memory.
 
     Features are meant as the rule sees them: of those that are normalised, 1 is the root mean
@@ -149,7 +131,7 @@ def given_inputs(
     memory = learned.rule.begin(theta["rule"], (1,))
     parts = [jnp.ravel(leaf).astype(dtype) for leaf in jax.tree.leaves(memory)]
     entries = jnp.concatenate([*parts, jnp.zeros(0, dtype)])
-    return Inputs(row[None, :columns], row[None, columns:], entries[None])
+    return InputRows(row[None, :columns], row[None, columns:], entries[None])
 
 
 def input_sizes(learned: Coordinatewise, theta: Theta) -> tuple[int, int, int]:
@@ -200,7 +182,7 @@ def check_theta(owner: str, theta: Any) -> None:
         )
 
 
-def check_inputs(owner: str, learned: Any, theta: Theta, inputs: Inputs) -> None:
+def check_inputs(owner: str, learned: Any, theta: Theta, inputs: InputRows) -> None:
     """Refuses inputs that are not rows of this optimizer's.
 
     Raises:
@@ -209,9 +191,9 @@ def check_inputs(owner: str, learned: Any, theta: Theta, inputs: Inputs) -> None
     """
     check_coordinatewise(owner, learned)
     check_theta(owner, theta)
-    if not isinstance(inputs, Inputs):
+    if not isinstance(inputs, InputRows):
         raise TypeError(
-            f"{owner}(inputs) must be Inputs, and is a {type(inputs).__name__}; try "
+            f"{owner}(inputs) must be InputRows, and is a {type(inputs).__name__}; try "
             "recorded_inputs(...) or given_inputs(learned, theta)."
         )
     expected = input_sizes(learned, theta)
@@ -227,34 +209,6 @@ def check_inputs(owner: str, learned: Any, theta: Theta, inputs: Inputs) -> None
             f"{owner}(inputs) has no rows; try recorded_inputs(...) or "
             "given_inputs(learned, theta)."
         )
-
-
-class _Show(AbstractRule):
-    """Puts out what the rule in its place would be given: features, then memory."""
-
-    rule: AbstractRule
-
-    def init(self, key: Key) -> Theta:
-        return self.rule.init(key)
-
-    def begin(self, theta: Theta, shape: tuple[int, ...]) -> State:
-        return self.rule.begin(theta, shape)
-
-    def apply(
-        self, theta: Theta, columns: Columns, shared: Float[Array, " shared"], memory: State
-    ) -> tuple[Columns, State]:
-        shape = columns.shape[1:]
-        parts = [leaf.reshape(-1, *shape) for leaf in jax.tree.leaves(memory)]
-        return jnp.concatenate([columns, *(part.astype(columns.dtype) for part in parts)]), memory
-
-
-class _Pick(eqx.Module):
-    """Takes one output for the update."""
-
-    which: Int[Array, ""]
-
-    def __call__(self, outputs: Columns) -> Tensor:
-        return outputs[self.which]
 
 
 def _dtype(theta: Theta) -> Any:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lopt.analysis.dynamics.inputs import (
-    Inputs,
+    InputRows,
     check_inputs,
     feature_place,
     input_sizes,
@@ -24,7 +24,7 @@ from lopt.core.types import Scalar, Theta
 def response_curves(
     learned: Coordinatewise,
     theta: Theta,
-    inputs: Inputs,
+    inputs: InputRows,
     feature: str,
     values: Float[Array, " point"],
 ) -> Float[Array, "row point"]:
@@ -58,7 +58,7 @@ def response_curves(
             "Try jnp.linspace(-2, 2, 51)."
         )
 
-    def at(row: Inputs, value: Scalar) -> Scalar:
+    def at(row: InputRows, value: Scalar) -> Scalar:
         features = jnp.concatenate([row.columns, row.shared]).at[place].set(value)
         return _answer(learned, theta, features, row.memory)
 
@@ -70,7 +70,7 @@ def response_curves(
 def partial_dependence(
     learned: Coordinatewise,
     theta: Theta,
-    inputs: Inputs,
+    inputs: InputRows,
     feature: str,
     values: Float[Array, " point"],
 ) -> Float[Array, " point"]:
@@ -80,7 +80,7 @@ def partial_dependence(
 
 @eqx.filter_jit
 def sensitivities(
-    learned: Coordinatewise, theta: Theta, inputs: Inputs
+    learned: Coordinatewise, theta: Theta, inputs: InputRows
 ) -> Float[Array, "row feature"]:
     """Returns the derivative of the update in each feature, at each row of inputs.
 
@@ -88,7 +88,7 @@ def sensitivities(
     """
     check_inputs("sensitivities", learned, theta, inputs)
 
-    def at(row: Inputs) -> Float[Array, " feature"]:
+    def at(row: InputRows) -> Float[Array, " feature"]:
         features = jnp.concatenate([row.columns, row.shared])
         return jax.grad(lambda features: _answer(learned, theta, features, row.memory))(features)
 

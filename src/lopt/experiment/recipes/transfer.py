@@ -71,7 +71,7 @@ def experiment(
     learned, theta = load(start)
     if tensor_types:
         learned = PerTensorType(learned)
-        theta = learned.around(theta)
+        theta = learned.wrap(theta)
     trained_on = named_task(task, size, batch_size)
     inner = lopt.InnerTraining(trained_on, learned, horizon)
     estimators = {

@@ -10,14 +10,15 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+from typing_extensions import override
 
 from lopt.core.coordinatewise import Coordinatewise
-from lopt.core.learned import AbstractFeatures, AbstractRule, Columns, Tensors
+from lopt.core.learned import AbstractFeatures, AbstractRule, Columns, Tensor
 from lopt.core.types import Key, State, Theta
 from lopt.learned.averages import Averaged, averages_of, check_decays
 
 
-class Joined(AbstractFeatures):
+class Concat(AbstractFeatures):
     """The columns of several features, one after the other, then what each of them shares.
 
     Attributes:
@@ -31,37 +32,37 @@ class Joined(AbstractFeatures):
     def __check_init__(self) -> None:
         names = self.names()
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"Joined(parts) has {', '.join(twice)} twice; leave one of each out.")
+            raise ValueError(f"Concat(parts) has {', '.join(twice)} twice; leave one of each out.")
 
+    @override
     def init(self, key: Key) -> Theta:
-        """Returns the weights of all parts."""
         return tuple(part.init(key) for part in self.parts)
 
-    def begin(self, params: Tensors) -> State:
-        """Returns the accumulators of all parts."""
-        return tuple(part.begin(params) for part in self.parts)
+    @override
+    def begin(self, param: Tensor) -> State:
+        return tuple(part.begin(param) for part in self.parts)
 
+    @override
     def update(
-        self, theta: Theta, grads: Tensors, state: State, params: Tensors, step: Int[Array, ""]
+        self, theta: Theta, grad: Tensor, state: State, param: Tensor, step: Int[Array, ""]
     ) -> tuple[Any, State]:
-        """Takes in the gradients in all parts."""
         results = [
-            part.update(weights, grads, old, params, step)
+            part.update(weights, grad, old, param, step)
             for part, weights, old in zip(self.parts, theta, state, strict=True)
         ]
         return tuple(view for view, _ in results), tuple(new for _, new in results)
 
+    @override
     def columns(self, views: Any) -> tuple[Columns, ...]:
-        """Returns the columns of all parts."""
         found = (part.columns(view) for part, view in zip(self.parts, views, strict=True))
         return tuple(stack for stacks in found for stack in stacks)
 
+    @override
     def shared(self, step: Int[Array, ""], dtype: Any) -> Float[Array, " shared"]:
-        """Returns what the parts share."""
         return jnp.concatenate([part.shared(step, dtype) for part in self.parts])
 
+    @override
     def names(self) -> tuple[str, ...]:
-        """Returns the names of all columns, then of all that is shared."""
         columns = [part.column_names() for part in self.parts]
         shared = [part.names()[len(own) :] for part, own in zip(self.parts, columns, strict=True)]
         return tuple(name for names in (*columns, *shared) for name in names)
@@ -78,10 +79,10 @@ class Joined(AbstractFeatures):
             for part, some in wanted
             if some or (weighty and _has_weights(part))
         )
-        return kept[0] if len(kept) == 1 else Joined(kept)
+        return kept[0] if len(kept) == 1 else Concat(kept)
 
 
-class Reading(AbstractRule):
+class SelectFeatures(AbstractRule):
     """A rule that reads some of the features that it is given.
 
     Attributes:
@@ -96,26 +97,28 @@ class Reading(AbstractRule):
     own: tuple[str, ...] = eqx.field(static=True)
     shared: int = eqx.field(static=True)
 
-    def reads(self) -> tuple[str, ...]:
-        """Returns the names of all that it is given."""
+    @property
+    def required_features(self) -> tuple[str, ...]:
+        """The names of all that it is given."""
         return self.inputs
 
-    def fuses(self) -> bool:
-        """Returns what the rule says."""
-        return self.rule.fuses()
+    @property
+    def is_elementwise(self) -> bool:
+        """That of the rule."""
+        return self.rule.is_elementwise
 
+    @override
     def init(self, key: Key) -> Theta:
-        """Returns the weights of the rule."""
         return self.rule.init(key)
 
+    @override
     def begin(self, theta: Theta, shape: tuple[int, ...]) -> State:
-        """Returns the memory of the rule."""
         return self.rule.begin(theta, shape)
 
+    @override
     def apply(
         self, theta: Theta, columns: Columns, shared: Float[Array, " shared"], memory: State
     ) -> tuple[Columns, State]:
-        """Applies the rule to what it reads."""
         count = len(self.inputs) - self.shared
         places = [self.inputs.index(name) for name in self.own]
         read = jnp.asarray([place for place in places if place < count], jnp.int32)
@@ -123,7 +126,7 @@ class Reading(AbstractRule):
         return self.rule.apply(theta, columns[read], shared[common], memory)
 
 
-def seen_through(
+def with_features(
     learned: Coordinatewise,
     theta: Theta,
     more: AbstractFeatures | None = None,
@@ -145,11 +148,11 @@ def seen_through(
         >>> import jax, lopt
         >>> network, key = lopt.rnnprop("gt"), jax.random.key(0)
         >>> more = lopt.learned.MomentFeatures(("gradient", "time"))
-        >>> learned, _ = seen_through(network, network.init(key), more, decays=(0.9,))
+        >>> learned, _ = with_features(network, network.init(key), more, decays=(0.9,))
         >>> learned.features.names()
         ('g_normalised', 'average_0.9_g_normalised', 'gradient', 'time')
     """
-    check_decays("seen_through(decays)", decays)
+    check_decays("with_features(decays)", decays)
     own = learned.features.names()
     features, weights = learned.features, theta["features"]
     if averages := averages_of(features, decays):
@@ -157,11 +160,11 @@ def seen_through(
     there = features.names()
     if fresh := tuple(name for name in more.names() if name not in there) if more else ():
         assert more is not None
-        features, weights = Joined((features, more.select(fresh))), (weights, ())
+        features, weights = Concat((features, more.select(fresh))), (weights, ())
     if features is learned.features:
         return learned, theta
     names = features.names()
-    rule = Reading(learned.rule, names, own, len(names) - len(features.column_names()))
+    rule = SelectFeatures(learned.rule, names, own, len(names) - len(features.column_names()))
     seen = eqx.tree_at(lambda c: (c.features, c.rule), learned, (features, rule))
     return seen, {"features": weights, "rule": theta["rule"]}
 

@@ -1,0 +1,231 @@
+"""Tensors that a learned optimizer works on together.
+
+A network has dozens of tensors, and a program that repeats the same operations for each of them
+takes long to compile. Tensors of one shape are stacked and share a program; those that are worked
+on coordinate by coordinate are laid end to end. Large ones are worked on in slabs, so that the
+dozens of features of their coordinates never exist at once.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from lopt.core.types import State
+
+# 28 float32 features of this many coordinates take 3.7 MB, about what caches hold: slabs of a
+# quarter of a million coordinates are bounded in memory too, but take nearly twice as long.
+BLOCK_SIZE = 2**15
+
+
+def as_tensor(leaf: Array) -> Array:
+    """Gives a half-precision array the precision of accumulators.
+
+    Raises:
+        TypeError: if it is not a floating-point array.
+    """
+    array = jnp.asarray(leaf)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise TypeError(
+            f"A learned optimizer was given an array of dtype {array.dtype}; params must be "
+            "floating-point, try equinox.partition(model, equinox.is_inexact_array)[0]."
+        )
+    return array.astype(jnp.float32) if jnp.finfo(array.dtype).bits < 32 else array
+
+
+def join(arrays: Sequence[Array], leading: int = 0) -> Array:
+    """Returns arrays end to end, behind `leading` axes that they have in common."""
+    flat = [array.reshape(*array.shape[:leading], -1) for array in arrays]
+    return flat[0] if len(flat) == 1 else jnp.concatenate(flat, axis=-1)
+
+
+def split(array: Array, shapes: Sequence[tuple[int, ...]]) -> list[Array]:
+    """Undoes `join`: returns arrays of these shapes, behind the leading axes of `array`."""
+    ends = itertools.accumulate(math.prod(shape) for shape in shapes)
+    parts = [array] if len(shapes) == 1 else jnp.split(array, list(ends)[:-1], axis=-1)
+    return [p.reshape(*array.shape[:-1], *shape) for p, shape in zip(parts, shapes, strict=True)]
+
+
+def mirror(states: Sequence[State], like: State, structure: Any) -> State:
+    """Returns the states of all leaves as one, whose every array is a tree of them.
+
+    Args:
+        states: of each leaf of params; all have the structure of `like`.
+        like: the state of one leaf, or its shapes.
+        structure: that of params.
+    """
+    inner: Any = jax.tree.structure(like)
+    columns = zip(*map(jax.tree.leaves, states), strict=True) if states else [()] * inner.num_leaves
+    return inner.unflatten([structure.unflatten(column) for column in columns])
+
+
+def unmirror(state: State, like: State, structure: Any) -> list[State]:
+    """Undoes `mirror`.
+
+    Raises:
+        ValueError: if the state is not one of params with this structure.
+    """
+    inner: Any = jax.tree.structure(like)
+    try:
+        columns = [structure.flatten_up_to(tree) for tree in inner.flatten_up_to(state)]
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            "The state of a learned optimizer is not a state of these params; begin with "
+            f"optimizer.init(params). {error}"
+        ) from error
+    return [inner.unflatten(row) for row in zip(*columns, strict=True)] or [
+        inner.unflatten([]) for _ in range(structure.num_leaves)
+    ]
+
+
+class Group(NamedTuple):
+    """Leaves of params whose tensors have one shape, and share one program.
+
+    Attributes:
+        places: their numbers, in tree order.
+        shapes: of each leaf: that of the tensors, behind any stacked axes.
+        rank: of the tensors.
+    """
+
+    places: tuple[int, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    rank: int
+
+    @classmethod
+    def of(cls, places: Sequence[int], groups: Sequence["Group"]) -> "Group":
+        """Returns the group of some leaves that all have one shape of tensors."""
+        shapes = tuple(groups[place].shapes[0] for place in places)
+        return cls(tuple(places), shapes, groups[places[0]].rank)
+
+    @property
+    def tensor(self) -> tuple[int, ...]:
+        """The shape of each tensor; a scalar is worked on as a vector of one."""
+        return self.shapes[0][len(self.shapes[0]) - self.rank :] or (1,)
+
+    @property
+    def count(self) -> int:
+        """How many tensors there are."""
+        return sum(math.prod(self._front(shape)) for shape in self.shapes)
+
+    def _front(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return shape[: len(shape) - self.rank]
+
+    def stack(self, trees: Sequence[PyTree], banks: int) -> PyTree:
+        """Returns the arrays of each leaf of this group, all tensors on a new first axis.
+
+        Args:
+            trees: one of all leaves of params, each with arrays of the leaf's stacked axes, behind
+                as many further axes as `banks` says.
+            banks: 1 for states, and 0 for params and gradients.
+        """
+
+        def front(array: Array, shape: tuple[int, ...]) -> Array:
+            axes = self._front(shape)
+            array = array if self.rank else jnp.expand_dims(array, -1)
+            if not axes:
+                return jnp.expand_dims(array, 0)
+            moved = jnp.moveaxis(array, 0, len(axes)) if banks else array
+            return moved.reshape(math.prod(axes), *moved.shape[len(axes) :])
+
+        fronts = [
+            jax.tree.map(lambda array, shape=shape: front(array, shape), trees[place])
+            for place, shape in zip(self.places, self.shapes, strict=True)
+        ]
+        return jax.tree.map(lambda *a: a[0] if len(a) == 1 else jnp.concatenate(a), *fronts)
+
+    def unstack(self, tree: PyTree, banks: int) -> list[PyTree]:
+        """Undoes `stack`: returns the arrays of each leaf of this group."""
+        first, parts = 0, []
+        for shape in self.shapes:
+            axes = self._front(shape)
+            count = math.prod(axes)
+
+            def back(array: Array, first: int = first, axes: tuple = axes, n: int = count) -> Array:
+                array = array if self.rank else jnp.squeeze(array, -1)
+                if not axes:
+                    return jnp.squeeze(array[first : first + 1], 0)
+                part = array[first : first + n].reshape(*axes, *array.shape[1:])
+                return jnp.moveaxis(part, len(axes), 0) if banks else part
+
+            parts.append(jax.tree.map(back, tree))
+            first += count
+        return parts
+
+
+def map_stack(
+    function: Callable[..., PyTree], arrays: tuple[PyTree, ...], one_by_one: bool = False
+) -> PyTree:
+    """Returns what a function makes of each tensor of a stack, stacked in front.
+
+    Args:
+        function: of one tensor's part of each of `arrays`.
+        arrays: pytrees of arrays with all tensors on their first axis.
+        one_by_one: whether tensors are worked on one after another, in the memory of one.
+    """
+    if jax.tree.leaves(arrays)[0].shape[0] == 1:
+        alone = jax.tree.map(lambda array: jnp.squeeze(array, 0), arrays)
+        return jax.tree.map(lambda array: jnp.expand_dims(array, 0), function(*alone))
+    if one_by_one:
+        return jax.lax.map(lambda each: function(*each), arrays)
+    return jax.vmap(function)(*arrays)
+
+
+def map_blocks(
+    function: Callable[[PyTree], PyTree],
+    arrays: PyTree,
+    shape: tuple[int, ...],
+    block_size: int = BLOCK_SIZE,
+) -> PyTree:
+    """Returns `function(arrays)`, computed over slabs of about `block_size` coordinates.
+
+    Args:
+        function: elementwise in the coordinates. Arrays that it returns with `shape` as their last
+            axes come back whole; scalars that it returns are summed over slabs.
+        arrays: a pytree of arrays whose last axes are `shape`, or 1 in its place, after any
+            leading axes; or of scalars.
+        shape: the shape of the tensor.
+        block_size: coordinates per slab. A slab is never thinner than one index of the longest
+            axis. A tensor that fits is not cut at all.
+    """
+    size = math.prod(shape)
+    if size <= block_size:
+        return function(arrays)
+    axis = max(range(len(shape)), key=shape.__getitem__) - len(shape)
+    length = shape[axis]
+    slabs = min(length, math.ceil(size / block_size))
+    rows = math.ceil(length / slabs)
+
+    def varies(array: Array) -> bool:
+        return array.ndim >= len(shape) and array.shape[axis] == length
+
+    def slab(first: Array | int, rows: int) -> PyTree:
+        def cut(array: Array) -> Array:
+            if not varies(array):
+                return array
+            return jax.lax.dynamic_slice_in_dim(array, first, rows, array.ndim + axis)
+
+        return function(jax.tree.map(cut, arrays))
+
+    whole = length // rows
+    firsts = jnp.arange(whole, dtype=jnp.int32) * rows
+    results = jax.lax.map(lambda first: slab(first, rows), firsts)
+    results = jax.tree.map(lambda array: _merge(array, axis), results)
+    if length % rows:
+        rest = slab(whole * rows, length % rows)
+        results = jax.tree.map(
+            lambda a, b: jnp.concatenate([a, b], axis) if a.ndim else a + b, results, rest
+        )
+    return results
+
+
+def _merge(array: Array, axis: int) -> Array:
+    """Merges the leading axis of slabs into `axis` of what each slab returned."""
+    if array.ndim == 1:
+        return jnp.sum(array)
+    array = jnp.moveaxis(array, 0, axis - 1)
+    target = array.ndim + axis
+    return array.reshape(*array.shape[: target - 1], -1, *array.shape[target + 1 :])
