@@ -12,10 +12,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lopt.core.checks import check_integer
 from lopt.core.types import Key
-from lopt.tasks.classification import Classification, MultilayerPerceptron, initial_weights
-from lopt.tasks.data import ImageData
-from lopt.tasks.ranges import check_count
+from lopt.tasks.classification import (
+    MultilayerPerceptron,
+    classification,
+    image_shape,
+    initial_weights,
+    num_classes_of,
+)
+from lopt.tasks.data import Data
+from lopt.tasks.network_task import Build, NetworkTask
 
 
 class Convolution(eqx.Module):
@@ -89,7 +96,7 @@ class ConvolutionalNetwork(eqx.Module):
         outputs: int,
         activation: Callable[[Array], Array],
         key: Key,
-        deviation: float | None = None,
+        stddev: float | None = None,
     ) -> None:
         """Draws the weights.
 
@@ -101,15 +108,15 @@ class ConvolutionalNetwork(eqx.Module):
             outputs: the number of logits.
             activation: applied after each pooling and between the layers of the perceptron.
             key: of the weights.
-            deviation: of a normal to draw all weights from; by default it depends on the fan in.
+            stddev: of a normal to draw all weights from; by default it depends on the fan in.
 
         Raises:
             ValueError: if there is no block, the images are too small for so many, a number is
-                not positive, or the deviation negative.
+                not positive, or `stddev` negative.
         """
-        check_count("ConvolutionalNetwork", "kernel", kernel, 1, 5)
+        check_integer("ConvolutionalNetwork", "kernel", kernel, hint="kernel=5")
         for number in channels:
-            check_count("ConvolutionalNetwork", "channels", number, 1, 32)
+            check_integer("ConvolutionalNetwork", "channels", number, hint="channels=32")
         height, width, inputs = image_shape
         possible = min(height, width).bit_length() - 1  # how often the sides can be halved
         if not 0 < len(channels) <= possible:
@@ -123,13 +130,13 @@ class ConvolutionalNetwork(eqx.Module):
             for before, after in itertools.pairwise((inputs, *channels))
         ]
         key, dense_key = jax.random.split(key)
-        weights = initial_weights("ConvolutionalNetwork", shapes, key, deviation)
+        weights = initial_weights("ConvolutionalNetwork", shapes, key, stddev)
         self.convolutions = tuple(
             Convolution(weight, jnp.zeros(len(weight), weight.dtype)) for weight in weights
         )
         length = (height >> len(channels)) * (width >> len(channels)) * channels[-1]
         self.perceptron = MultilayerPerceptron(
-            length, hidden, outputs, activation, dense_key, deviation
+            length, hidden, outputs, activation, dense_key, stddev
         )
         self.image_shape = image_shape
         self.activation = activation
@@ -142,43 +149,15 @@ class ConvolutionalNetwork(eqx.Module):
         return self.perceptron(image.reshape(-1))
 
 
-class ConvolutionalOf(eqx.Module):
-    """Builds a `ConvolutionalNetwork` of these sizes from a key; equal if the sizes are.
-
-    See `lopt.tasks.classification.PerceptronOf`.
-    """
-
-    image_shape: tuple[int, ...] = eqx.field(static=True)
-    channels: tuple[int, ...] = eqx.field(static=True)
-    kernel: int = eqx.field(static=True)
-    hidden: tuple[int, ...] = eqx.field(static=True)
-    outputs: int = eqx.field(static=True)
-    activation: Callable[[Array], Array] = eqx.field(static=True)
-    deviation: float | None = eqx.field(static=True, default=None)
-
-    def __call__(self, key: Key) -> ConvolutionalNetwork:
-        """Returns a new network."""
-        return ConvolutionalNetwork(
-            self.image_shape,
-            self.channels,
-            self.kernel,
-            self.hidden,
-            self.outputs,
-            self.activation,
-            key,
-            self.deviation,
-        )
-
-
 def conv_classification(
-    data: ImageData,
+    data: Data,
     channels: tuple[int, ...] = (32, 32, 64),
     kernel: int = 5,
     hidden: tuple[int, ...] = (100,),
     activation: Callable[[Array], Array] = jax.nn.relu,
     batch_size: int = 128,
-    deviation: float | None = None,
-) -> Classification:
+    stddev: float | None = None,
+) -> NetworkTask:
     """Returns classification by a convolutional network.
 
     Args:
@@ -188,7 +167,7 @@ def conv_classification(
         hidden: the length of each hidden layer after the blocks; may be empty.
         activation: applied after each pooling and between the last layers.
         batch_size: examples per step.
-        deviation: of a normal to draw all weights from (0.1 in the paper); by default it depends
+        stddev: of a normal to draw all weights from (0.1 in the paper); by default it depends
             on the fan in.
 
     Example:
@@ -198,7 +177,8 @@ def conv_classification(
         >>> [convolution.weight.shape for convolution in params.convolutions]
         [(8, 1, 5, 5), (8, 8, 5, 5)]
     """
-    network = ConvolutionalOf(
-        data.image_shape, channels, kernel, hidden, data.num_classes, activation, deviation
+    blocks = image_shape(data), channels, kernel
+    network = Build(
+        ConvolutionalNetwork, *blocks, hidden, num_classes_of(data), activation, stddev=stddev
     )
-    return Classification(data, network, batch_size)
+    return classification(data, network, batch_size)

@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lopt.core.checks import check_integer
 from lopt.core.task import AbstractTask
 from lopt.core.types import Batch, Key, Scalar, Split
-from lopt.tasks.ranges import check_count, check_scale
+from lopt.tasks.ranges import check_scale
 
 Vector = Float[Array, " dim"]
 
@@ -51,7 +52,7 @@ class Rosenbrock(AbstractLandscape):
     initial_scale: float = eqx.field(static=True, default=0.0)
 
     def __check_init__(self) -> None:
-        check_count("Rosenbrock", "dim", self.dim, 2, 2)
+        check_integer("Rosenbrock", "dim", self.dim, 2, hint="dim=2")
         check_scale("Rosenbrock", "initial_scale", self.initial_scale)
 
     @property
@@ -89,7 +90,7 @@ class Ackley(AbstractLandscape):
     reach: float = eqx.field(static=True, default=5.0)
 
     def __check_init__(self) -> None:
-        check_count("Ackley", "dim", self.dim, 1, 2)
+        check_integer("Ackley", "dim", self.dim, hint="dim=2")
         check_scale("Ackley", "reach", self.reach)
 
     @property
@@ -165,7 +166,7 @@ class StyblinskiTang(AbstractLandscape):
     reach: float = eqx.field(static=True, default=5.0)
 
     def __check_init__(self) -> None:
-        check_count("StyblinskiTang", "dim", self.dim, 1, 2)
+        check_integer("StyblinskiTang", "dim", self.dim, hint="dim=2")
         check_scale("StyblinskiTang", "reach", self.reach)
 
     @property

@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from lopt.core.checks import check_integer
 from lopt.core.task import AbstractTask, AbstractTaskFamily
 from lopt.core.types import Batch, Key, Scalar, Split
-from lopt.tasks.ranges import check_count, check_range, check_scale, log_uniform
+from lopt.tasks.ranges import check_range, check_scale, log_uniform
 
 Vector = Float[Array, " dim"]
 
@@ -141,7 +142,7 @@ class QuadraticFamily(AbstractTaskFamily):
     initial_scale: float = eqx.field(static=True, default=1.0)
 
     def __check_init__(self) -> None:
-        check_count("QuadraticFamily", "dim", self.dim, 1, 10)
+        check_integer("QuadraticFamily", "dim", self.dim, hint="dim=10")
         check_range("QuadraticFamily", self.low, self.high)
         check_scale("QuadraticFamily", "noise_scale", self.noise_scale)
         check_scale("QuadraticFamily", "initial_scale", self.initial_scale)

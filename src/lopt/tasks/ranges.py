@@ -1,10 +1,10 @@
-"""What several tasks share: log-uniform draws, and checks of numbers at construction."""
+"""What several tasks share: random numbers, and checks of numbers at construction."""
 
 import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from lopt.core.types import Key
 
@@ -17,6 +17,12 @@ def log_uniform(
     return jnp.exp(math.log(low) + (math.log(high) - math.log(low)) * uniform)
 
 
+def random_index(key: Key, count: Int[Array, ""]) -> Int[Array, ""]:
+    """Returns a random integer from 0 to count - 1."""
+    bits = jax.random.bits(key, (), jnp.uint32)
+    return jax.lax.rem(bits, count.astype(jnp.uint32)).astype(jnp.int32)
+
+
 def check_range(owner: str, low: float, high: float) -> None:
     """Checks the ends of a log-uniform range.
 
@@ -27,19 +33,6 @@ def check_range(owner: str, low: float, high: float) -> None:
         raise ValueError(
             f"{owner}(low={low!r}, high={high!r}) must satisfy 0 < low <= high < infinity; "
             "try low=0.1, high=10.0."
-        )
-
-
-def check_count(owner: str, field: str, value: int, least: int, remedy: int) -> None:
-    """Checks a number of things.
-
-    Raises:
-        ValueError: unless `value` is an integer of at least `least`.
-    """
-    if not isinstance(value, int) or value < least:
-        raise ValueError(
-            f"{owner}({field}={value!r}) must be an integer of at least {least}; "
-            f"try {field}={remedy}."
         )
 
 

@@ -13,12 +13,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lopt.core.checks import check_integer
 from lopt.core.types import Key
+from lopt.tasks.batch_norm import Moments, along_channels
 from lopt.tasks.classification import MultilayerPerceptron, initial_weights
 from lopt.tasks.data import Images
-from lopt.tasks.ranges import check_count
-
-Moments = Callable[[Images], tuple[Float[Array, " channel"], Float[Array, " channel"]]]
 
 EXPANSION = 4  # a bottleneck block is so many times as wide outside as inside
 
@@ -72,7 +71,8 @@ class NormalisedConvolution(eqx.Module):
         outputs = convolve(images, self.weight, self.stride)
         mean, variance = moments(outputs)
         scale = self.gain * jax.lax.rsqrt(variance + epsilon)
-        return _along(scale) * (outputs - _along(mean)) + _along(self.shift)
+        scale, mean, shift = (along_channels(part, 4) for part in (scale, mean, self.shift))
+        return scale * (outputs - mean) + shift
 
 
 class ResidualBlock(eqx.Module):
@@ -150,7 +150,17 @@ class ResidualNetwork(eqx.Module):
         Raises:
             ValueError: if a number is not positive, or `channels` and `blocks` differ in length.
         """
-        check_stages("ResidualNetwork", channels, blocks)
+        for number in channels:
+            check_integer("ResidualNetwork", "channels", number, hint="channels=64")
+        for number in blocks:
+            check_integer("ResidualNetwork", "blocks", number, hint="blocks=2")
+        if len(channels) != len(blocks) or not blocks:
+            fitting = tuple(64 * 2**stage for stage in range(max(1, len(blocks))))
+            raise ValueError(
+                f"ResidualNetwork(channels={channels}, blocks={blocks}) must have one entry for "
+                f"each stage in both, and at least one; try channels={fitting}, "
+                f"blocks={blocks or (2,)}."
+            )
         stem = _Layer(channels[0], inputs, 3)
         plan = list(_plan(channels, blocks, bottleneck, 0.0 if zero_gain else 1.0))
         wanted = [stem, *(layer for body, shortcut in plan for layer in (*body, *shortcut))]
@@ -191,24 +201,6 @@ class ResidualNetwork(eqx.Module):
         for block in self.blocks:
             images = block(images, moments, epsilon, self.activation)
         return jax.vmap(self.last)(jnp.mean(images, axis=(1, 2)))
-
-
-def check_stages(owner: str, channels: tuple[int, ...], blocks: tuple[int, ...]) -> None:
-    """Checks the sizes of a residual network.
-
-    Raises:
-        ValueError: unless there is a stage, and of each a positive number of channels and blocks.
-    """
-    for number in channels:
-        check_count(owner, "channels", number, 1, 64)
-    for number in blocks:
-        check_count(owner, "blocks", number, 1, 2)
-    if len(channels) != len(blocks) or not blocks:
-        fitting = tuple(64 * 2**stage for stage in range(max(1, len(blocks))))
-        raise ValueError(
-            f"{owner}(channels={channels}, blocks={blocks}) must have one entry for each stage in "
-            f"both, and at least one; try channels={fitting}, blocks={blocks or (2,)}."
-        )
 
 
 class _Layer(NamedTuple):
@@ -255,8 +247,3 @@ def _initial_layer(
         shift=jnp.zeros(layer.outputs, normal.dtype),
         stride=layer.stride,
     )
-
-
-def _along(values: Float[Array, " channel"]) -> Float[Array, "1 1 1 channel"]:
-    """Returns one value for each channel as something to add to images."""
-    return values[None, None, None]

@@ -1,25 +1,23 @@
 """Classification by residual networks of any size, from 8x8 digits to ResNet-50 on CIFAR-10.
 
 What Zheng et al. 2022 (arXiv:2203.06578) meta-tune symbolic rules on. Running statistics are the
-estimator's state, as in `lopt.tasks.batch_norm`: no optimizer ever sees them, and they travel
+task's estimator state, as in `lopt.tasks.batch_norm`: no optimizer ever sees them, and they travel
 from window to window with the rest of an episode.
 """
 
 from collections.abc import Callable
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float
 
-from lopt.core.task import AbstractTask
-from lopt.core.types import Key, Scalar, Split
-from lopt.tasks.batch_norm import RunningStatistics, check_normalisation
-from lopt.tasks.classification import cross_entropy, hit_rate
-from lopt.tasks.data import ImageData, Images, Labelled
-from lopt.tasks.ranges import check_count
-from lopt.tasks.residual_network import ResidualNetwork, check_stages
+from lopt.core.checks import check_integer
+from lopt.core.types import Key
+from lopt.tasks.batch_norm import BatchNormNetwork, Moments, Statistics
+from lopt.tasks.classification import CrossEntropy, image_shape, num_classes_of
+from lopt.tasks.data import Data, Images, Labelled
+from lopt.tasks.network_task import Build, NetworkTask
+from lopt.tasks.residual_network import ResidualNetwork
 
 # Blocks of each stage, and whether they are bottlenecks (He et al. 2015, table 1).
 DEPTHS = {
@@ -31,114 +29,8 @@ DEPTHS = {
 }
 
 
-class ResidualClassification(AbstractTask):
-    """Classification of images by a `ResidualNetwork`, whose arrays are the parameters.
-
-    In training, each layer is normalised by the moments of the batch, and running averages of them
-    are kept: running' = momentum * running + (1 - momentum) * batch, from mean 0 and variance 1.
-    In inference these are used. The loss is that of training; `logits` and `accuracy` are those of
-    inference. Variances divide by the number of pixels of all examples.
-
-    Attributes:
-        data: the images, of any size.
-        channels: of each stage; bottleneck blocks have four times as many outside.
-        blocks: how many of them each stage has.
-        bottleneck: whether blocks are 1x1, 3x3, 1x1 and not 3x3, 3x3.
-        activation: applied after the stem, within blocks and after each.
-        batch_size: examples per step; in inference, examples at once.
-        momentum: of the running averages, per inner step.
-        epsilon: added to variances.
-        augmentation: whether training images are cropped and flipped, see `crop_and_flip`.
-        zero_gain: whether the last gain of each block starts at zero.
-    """
-
-    data: ImageData
-    channels: tuple[int, ...] = eqx.field(static=True, default=(64, 128, 256, 512))
-    blocks: tuple[int, ...] = eqx.field(static=True, default=(2, 2, 2, 2))
-    bottleneck: bool = eqx.field(static=True, default=False)
-    activation: Callable[[Array], Array] = eqx.field(static=True, default=jax.nn.relu)
-    batch_size: int = eqx.field(static=True, default=128)
-    momentum: float = eqx.field(static=True, default=0.9)
-    epsilon: float = eqx.field(static=True, default=1e-5)
-    augmentation: bool = eqx.field(static=True, default=False)
-    zero_gain: bool = eqx.field(static=True, default=False)
-
-    def __check_init__(self) -> None:
-        check_stages("ResidualClassification", self.channels, self.blocks)
-        check_count("ResidualClassification", "batch_size", self.batch_size, 2, 128)
-        check_normalisation("ResidualClassification", self.momentum, self.epsilon)
-
-    def init(self, key: Key) -> ResidualNetwork:
-        """Returns a new network."""
-        return ResidualNetwork(
-            self.data.image_shape[-1],
-            self.channels,
-            self.blocks,
-            self.bottleneck,
-            self.data.num_classes,
-            self.activation,
-            key,
-            self.zero_gain,
-        )
-
-    def prepare(self, params: ResidualNetwork, key: Key) -> RunningStatistics:
-        """Returns running means of zero and variances of one."""
-        return RunningStatistics(
-            mean=tuple(jnp.zeros_like(layer.gain) for layer in params.layers),
-            variance=tuple(jnp.ones_like(layer.gain) for layer in params.layers),
-        )
-
-    def batch(self, key: Key, split: Split = "train") -> Labelled:
-        """Returns `batch_size` examples, drawn with replacement; those to train on augmented."""
-        draw_key, augmentation_key = jax.random.split(key)
-        batch = self.data.split(split).draw(draw_key, self.batch_size)
-        if not self.augmentation or split != "train":
-            return batch
-        keys = jax.random.split(augmentation_key, self.batch_size)
-        return Labelled(jax.vmap(crop_and_flip)(keys, batch.images), batch.labels)
-
-    def everything(self, split: Split = "train") -> Labelled:
-        """Returns the whole split as one batch, for evaluation."""
-        return self.data.split(split).everything()
-
-    def loss_and_state(
-        self, params: ResidualNetwork, state: RunningStatistics, batch: Labelled
-    ) -> tuple[Scalar, RunningStatistics]:
-        """Returns the mean cross entropy in training mode, and the next running statistics."""
-        means, variances = [], []
-
-        def moments(images: Images) -> tuple[Float[Array, " channel"], Float[Array, " channel"]]:
-            means.append(batch.mean(jnp.mean(images, axis=(1, 2))))
-            squares = (images - means[-1][None, None, None]) ** 2
-            variances.append(batch.mean(jnp.mean(squares, axis=(1, 2))))
-            return means[-1], variances[-1]
-
-        logits = params(_like(params, batch.images), moments, self.epsilon)
-        found = RunningStatistics(tuple(means), tuple(variances))
-        state = optax.incremental_update(found, state, 1 - self.momentum)
-        return cross_entropy(logits, batch), state
-
-    def logits(
-        self, params: ResidualNetwork, state: RunningStatistics, images: Images
-    ) -> Float[Array, "n label"]:
-        """Returns the logits of each image in inference mode, `batch_size` of them at once."""
-
-        def logits(image: Float[Array, "height width channel"]) -> Float[Array, " label"]:
-            kept = zip(state.mean, state.variance, strict=True)
-            return params(image[None], lambda _: next(kept), self.epsilon)[0]
-
-        # A whole test split in one piece would need far more memory than training.
-        return jax.lax.map(logits, _like(params, images), batch_size=self.batch_size)
-
-    def accuracy(
-        self, params: ResidualNetwork, state: RunningStatistics, batch: Labelled
-    ) -> Scalar:
-        """Returns the share of images classified rightly in inference mode."""
-        return hit_rate(self.logits(params, state, batch.images), batch)
-
-
 def resnet_classification(
-    data: ImageData,
+    data: Data,
     depth: int | tuple[int, ...] = 18,
     channels: tuple[int, ...] = (64, 128, 256, 512),
     bottleneck: bool | None = None,
@@ -148,8 +40,10 @@ def resnet_classification(
     epsilon: float = 1e-5,
     augmentation: bool = False,
     zero_gain: bool = False,
-) -> ResidualClassification:
+) -> NetworkTask:
     """Returns classification by a residual network of a published depth, or of any other.
+
+    Layers are normalised as in `batch_norm_classification`.
 
     Memory: one window of `TruncatedBackprop` over 20 steps of ResNet-50 at batch 128 on 32x32x3
     images in float32 needs about 16 GB besides the data with an optimizer without state, about
@@ -165,7 +59,7 @@ def resnet_classification(
         channels: of each stage; bottleneck blocks have four times as many outside.
         bottleneck: whether blocks are 1x1, 3x3, 1x1 and not 3x3, 3x3; by default, from depth 50 on.
         activation: applied after the stem, within blocks and after each.
-        batch_size: examples per step.
+        batch_size: examples per step, at least 2; in inference, examples at once.
         momentum: of the running averages, per inner step.
         epsilon: added to variances.
         augmentation: whether training images are cropped and flipped, see
@@ -194,18 +88,40 @@ def resnet_classification(
             f"{', '.join(map(str, DEPTHS))}, or the number of blocks in each stage; "
             "try depth=18 or depth=(2, 2, 2, 2)."
         )
-    return ResidualClassification(
-        data,
+    check_integer("resnet_classification", "batch_size", batch_size, 2, hint="batch_size=128")
+    build = Build(
+        ResidualNetwork,
+        image_shape(data)[-1],
         channels,
         blocks,
         usual if bottleneck is None else bottleneck,
+        num_classes_of(data),
         activation,
-        batch_size,
-        momentum,
-        epsilon,
-        augmentation,
-        zero_gain,
+        zero_gain=zero_gain,
     )
+    network = BatchNormNetwork(build, _forward, _gains, momentum, epsilon, slice_size=batch_size)
+    objective = CrossEntropy(num_classes_of(data), flatten=False)
+    augment = _augmented if augmentation else _unchanged
+    return NetworkTask(data, network, objective, batch_size, augment)
+
+
+def _forward(
+    params: ResidualNetwork, images: Images, moments: Moments, epsilon: float
+) -> Float[Array, "n label"]:
+    return params(images, moments, epsilon)
+
+
+def _gains(params: ResidualNetwork) -> Statistics:
+    return tuple(layer.gain for layer in params.layers)
+
+
+def _augmented(key: Key, example: Labelled) -> Labelled:
+    return Labelled(crop_and_flip(key, example.images), example.labels)
+
+
+def _unchanged(key: Key, example: Labelled) -> Labelled:
+    """Returns the example; the same key then draws the same rows with augmentation and without."""
+    return example
 
 
 def crop_and_flip(
@@ -225,8 +141,3 @@ def crop_and_flip(
     ]
     image = jax.lax.dynamic_slice(padded, (*places, jnp.zeros_like(places[0])), image.shape)
     return jnp.where(jax.random.bernoulli(flip_key), image[:, ::-1], image)
-
-
-def _like(params: ResidualNetwork, images: Images) -> Images:
-    """Returns images in the dtype of the parameters."""
-    return images.astype(params.stem.weight.dtype)

@@ -19,7 +19,7 @@ from lopt.experiment.horizon_setting import (
     values_of,
     within_ranges,
 )
-from lopt.tasks import Classification
+from lopt.tasks import NetworkTask
 
 
 def experiment(
@@ -73,7 +73,7 @@ def experiment(
 class Halts(eqx.Module):
     """Records hyperparameters, and how good the network is whenever its training halts."""
 
-    task: Classification
+    task: NetworkTask
 
     def __call__(self, step: Step) -> dict[str, Float[Array, ""]]:
         """Returns what is logged of an outer step; not a number where training did not go on."""
