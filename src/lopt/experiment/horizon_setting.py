@@ -15,11 +15,11 @@ import optax
 from jaxtyping import Array, Float
 
 import lopt
+from lopt.core.task import AbstractTask
 from lopt.core.types import Key, Params, State, Theta
 from lopt.experiment.datasets import load_images
 from lopt.learned import Learnable, inverse_time_momentum, momentum_sgd
 from lopt.learned.forms import Form
-from lopt.core.task import AbstractTask
 from lopt.tasks import conv_classification, mlp_classification, warm_start
 
 MOMENTUM = 0.9

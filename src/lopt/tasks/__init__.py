@@ -21,8 +21,7 @@ from lopt.tasks.network_task import (
     NetworkTask,
 )
 from lopt.tasks.quadratics import Quadratic, QuadraticFamily
-from lopt.tasks.residual_network import ResidualNetwork
-from lopt.tasks.resnet import resnet_classification
+from lopt.tasks.resnet import ResidualNetwork, resnet_classification
 from lopt.tasks.validation import WithValidation
 
 __all__ = [

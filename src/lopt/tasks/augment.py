@@ -11,7 +11,8 @@ from typing import Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax.tree_util import Partial
+from jaxtyping import Array, Float, PyTree
 from typing_extensions import override
 
 from lopt.core.checks import check_integer
@@ -88,7 +89,7 @@ class InputScale(AbstractAugmentation):
     def draw(self, key: Key) -> TransformedTask:
         task_key, scale_key = jax.random.split(key)
         factor = log_uniform(scale_key, self.low, self.high)
-        return TransformedTask(self.family.draw(task_key), map_batch=_ScaleRows(factor))
+        return TransformedTask(self.family.draw(task_key), map_batch=Partial(_scale_inputs, factor))
 
 
 class InitialScale(AbstractAugmentation):
@@ -105,7 +106,7 @@ class InitialScale(AbstractAugmentation):
     def draw(self, key: Key) -> TransformedTask:
         task_key, scale_key = jax.random.split(key)
         factor = log_uniform(scale_key, self.low, self.high)
-        return TransformedTask(self.family.draw(task_key), map_initial=_Scale(factor[None]))
+        return TransformedTask(self.family.draw(task_key), map_initial=Partial(_scale, factor))
 
 
 class Reparameterization(AbstractAugmentation):
@@ -139,7 +140,8 @@ class Reparameterization(AbstractAugmentation):
         task = self.family.draw(task_key)
         count = len(jax.tree.leaves(jax.eval_shape(task.init, key))) if self.per == "tensor" else 1
         factors = log_uniform(scale_key, self.low, self.high, (count,))
-        return TransformedTask(task, map_initial=_Scale(1 / factors), map_params=_Scale(factors))
+        initial, params = (Partial(_scale, part) for part in (1 / factors, factors))
+        return TransformedTask(task, map_initial=initial, map_params=params)
 
 
 def warm_start(task: AbstractTask, params: Params) -> TransformedTask:
@@ -149,41 +151,24 @@ def warm_start(task: AbstractTask, params: Params) -> TransformedTask:
         task: the task.
         params: where it begins, such as the end of a short run.
     """
-    return TransformedTask(task, map_initial=_Constant(params))
+    return TransformedTask(task, map_initial=Partial(_constant, params))
 
 
-class _Scale(eqx.Module):
-    """Multiplies parameters by factors: one for all tensors, or one for each in tree order."""
-
-    factors: Float[Array, " tensor"]
-
-    def __call__(self, params: Params) -> Params:
-        leaves, structure = jax.tree.flatten(params)
-        factors = jnp.broadcast_to(self.factors, (len(leaves),))
-        scaled = [leaf * factor.astype(leaf.dtype) for leaf, factor in zip(leaves, factors)]
-        return structure.unflatten(scaled)
+def _scale(factors: Float[Array, "..."], tree: PyTree) -> PyTree:
+    """Returns arrays times factors: one for all of them, or one for each in tree order."""
+    leaves, structure = jax.tree.flatten(tree)
+    factors = jnp.broadcast_to(factors, (len(leaves),))
+    scaled = [leaf * factors[i].astype(leaf.dtype) for i, leaf in enumerate(leaves)]
+    return jax.tree.unflatten(structure, scaled)
 
 
-class _ScaleRows(eqx.Module):
-    """Multiplies the floating-point arrays of a batch."""
-
-    factor: Float[Array, ""]
-
-    def __call__(self, rows: Rows) -> Rows:
-        def scale(leaf: Array) -> Array:
-            floating = jnp.issubdtype(leaf.dtype, jnp.floating)
-            return leaf * self.factor.astype(leaf.dtype) if floating else leaf
-
-        return Rows(jax.tree.map(scale, rows.arrays), rows.weights)
+def _scale_inputs(factor: Float[Array, ""], rows: Rows) -> Rows:
+    floating, others = eqx.partition(rows.arrays, eqx.is_inexact_array)
+    return Rows(eqx.combine(_scale(factor, floating), others), rows.weights)
 
 
-class _Constant(eqx.Module):
-    """Returns the same parameters, whatever it is given."""
-
-    params: Params
-
-    def __call__(self, params: Params) -> Params:
-        return self.params
+def _constant(params: Params, _: Params) -> Params:
+    return params
 
 
 def _data_within(owner: str, family: AbstractTaskFamily) -> list[Data]:

@@ -6,7 +6,7 @@ plain arrays, which pass through scan, vmap and rematerialisation.
 
 import math
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import equinox as eqx
 import jax
@@ -22,7 +22,6 @@ from lopt.tasks.classification import (
     MultilayerPerceptron,
     classification,
     image_shape,
-    num_classes_of,
 )
 from lopt.tasks.data import Data, Rows
 from lopt.tasks.network_task import AbstractNetwork, Build, NetworkTask
@@ -113,9 +112,7 @@ class BatchNormNetwork(AbstractNetwork):
         if self.slice_size is None:
             return outputs(inputs)
         # A whole test split in one piece would need far more memory than training.
-        return jax.lax.map(
-            lambda one: outputs(one[None])[0], inputs, batch_size=self.slice_size
-        )
+        return jax.lax.map(lambda one: outputs(one[None])[0], inputs, batch_size=self.slice_size)
 
 
 def _over_pixels(values: Float[Array, "n ... channel"]) -> Float[Array, "n channel"]:
@@ -159,14 +156,21 @@ def batch_norm_classification(
             "batch_norm_classification(widths=()) must have a hidden layer to normalise; "
             "try widths=(32,), or mlp_classification."
         )
-    sizes = math.prod(image_shape(data)), widths, num_classes_of(data)
-    build = Build(_normalised_perceptron, *sizes, activation, init=init)
+    perceptron = Build(
+        MultilayerPerceptron,
+        math.prod(image_shape(data)),
+        widths,
+        data.num_classes,
+        activation,
+        init=init,
+    )
+    build = Build(_with_gains, perceptron)
     network = BatchNormNetwork(build, _forward, _gains, momentum, epsilon)
     return classification(data, network, batch_size)
 
 
-def _normalised_perceptron(*sizes: Any, key: Key, init: Init) -> Params:
-    network = MultilayerPerceptron(*sizes, key=key, init=init)
+def _with_gains(perceptron: Build, key: Key) -> Params:
+    network = perceptron(key)
     weights = [layer.weight for layer in network.layers[:-1]]
     return {
         "network": network,

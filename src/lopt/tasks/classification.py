@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 from lopt.core.checks import check_integer
 from lopt.core.types import Key, Scalar
 from lopt.tasks.data import Data, Rows
-from lopt.tasks.network_task import AbstractNetwork, Build, NetworkTask, Predict
+from lopt.tasks.network_task import AnyNetwork, Build, NetworkTask, Predict
 from lopt.tasks.ranges import check_scale
 
 Init: TypeAlias = Literal["truncated_normal", "torch"]
@@ -23,8 +23,9 @@ Init: TypeAlias = Literal["truncated_normal", "torch"]
 class MultilayerPerceptron(eqx.Module):
     """A multilayer perceptron; with no hidden layers, a linear map.
 
-    Weights start as `initial_weights` draws them and biases at zero, or all of them as those of
-    PyTorch do: uniform between -1 and 1, over sqrt(fan in).
+    Biases start at zero and weights normal: of standard deviation `stddev`, or by default of
+    1 / sqrt(fan in), cut at two of them. With `init="torch"` both start as in PyTorch, uniform
+    between -1 and 1 over sqrt(fan in).
 
     Attributes:
         layers: the linear layers.
@@ -44,21 +45,6 @@ class MultilayerPerceptron(eqx.Module):
         stddev: float | None = None,
         init: Init = "truncated_normal",
     ) -> None:
-        """Draws the weights.
-
-        Args:
-            inputs: the length of the input.
-            widths: the length of each hidden layer; may be empty.
-            outputs: the length of the output.
-            activation: applied between layers.
-            key: of the weights.
-            stddev: of a normal to draw all weights from; by default it depends on the fan in.
-            init: "truncated_normal", or "torch" for weights and biases as in PyTorch.
-
-        Raises:
-            ValueError: if a length is not positive, `stddev` negative, or `init` unknown, or
-                "torch" and `stddev` given.
-        """
         check_integer("MultilayerPerceptron", "inputs", inputs, hint="inputs=64")
         check_integer("MultilayerPerceptron", "outputs", outputs, hint="outputs=10")
         for width in widths:
@@ -94,15 +80,8 @@ def initial_weights(
 ) -> list[Float[Array, "output ..."]]:
     """Draws the weights of layers, of shape (outputs, what each of them is a sum over ...).
 
-    Args:
-        owner: whose weights, for the message of an error.
-        shapes: of each layer.
-        key: of all of them.
-        stddev: of a normal; by default a normal of standard deviation 1 / sqrt(fan in) is cut at
-            two of them (its standard deviation is then 0.88 / sqrt(fan in)).
-
-    Raises:
-        ValueError: if `stddev` is negative or not finite.
+    They are normal with standard deviation `stddev`; by default with 1 / sqrt(fan in), cut at two
+    of them, which leaves 0.88 / sqrt(fan in). `owner` is named by errors.
     """
     ends = list(itertools.accumulate(math.prod(shape) for shape in shapes))
     # One flat draw for all layers: every further one costs as much compilation again.
@@ -136,8 +115,11 @@ class CrossEntropy(eqx.Module):
         flatten: whether the network is given images as rows of pixels.
     """
 
-    num_classes: int = eqx.field(static=True)
+    num_classes: int | None = eqx.field(static=True)
     flatten: bool = eqx.field(static=True, default=True)
+
+    def __check_init__(self) -> None:
+        check_integer("Data", "num_classes", self.num_classes, hint="num_classes=10")
 
     def __call__(self, predict: Predict, rows: Rows) -> dict[str, Scalar]:
         """Returns both metrics of a network on a batch of `Labelled` images."""
@@ -148,9 +130,8 @@ class CrossEntropy(eqx.Module):
                 f"classification(network) gives logits of shape {logits.shape[1:]}; data has "
                 f"{self.num_classes} classes, try {self.num_classes} outputs."
             )
-        # Looked up by index, the label's logit would have a scatter as its derivative: slow on a
-        # CPU.
-        targets = jax.nn.one_hot(labels, self.num_classes, dtype=logits.dtype)
+        # A label's logit looked up by index has a scatter as its derivative: slow on a CPU.
+        targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
         found: Int[Array, " n"] = jnp.argmax(logits, axis=-1).astype(labels.dtype)
         return {
             "loss": rows.mean(optax.softmax_cross_entropy(logits, targets)),
@@ -160,7 +141,7 @@ class CrossEntropy(eqx.Module):
 
 def classification(
     data: Data,
-    network: AbstractNetwork | Callable[[Key], eqx.Module],
+    network: AnyNetwork,
     batch_size: int = 128,
 ) -> NetworkTask:
     """Returns classification of images by a network of any kind: see `NetworkTask`.
@@ -169,27 +150,8 @@ def classification(
         data: `Labelled` images, from `image_data` or `lopt.load_images`.
         network: from flattened images to logits; in Equinox, from one flattened image.
         batch_size: examples per step.
-
-    Example:
-        >>> import equinox as eqx, jax, lopt
-        >>> network = lopt.tasks.Build(eqx.nn.MLP, 64, 10, 16, 1)
-        >>> task = lopt.tasks.classification(lopt.load_images("digits"), network)
-        >>> metrics = task.metrics(task.init(jax.random.key(0)), (), task.everything("test"))
-        >>> sorted(metrics)
-        ['accuracy', 'loss']
     """
-    return NetworkTask(data, network, CrossEntropy(num_classes_of(data)), batch_size)
-
-
-def num_classes_of(data: Data) -> int:
-    """Returns the number of classes of labelled data.
-
-    Raises:
-        ValueError: if it is not given.
-    """
-    if data.num_classes is None:
-        raise ValueError("Data(num_classes=None) has no classes to tell apart; try num_classes=10.")
-    return data.num_classes
+    return NetworkTask(data, network, CrossEntropy(data.num_classes), batch_size)
 
 
 def image_shape(data: Data) -> tuple[int, ...]:
@@ -224,6 +186,6 @@ def mlp_classification(
         >>> print(jnp.round(task.loss(params, task.everything("test")), 3))  # all logits zero
         2.303
     """
-    sizes = math.prod(image_shape(data)), widths, num_classes_of(data)
+    sizes = math.prod(image_shape(data)), widths, data.num_classes
     network = Build(MultilayerPerceptron, *sizes, activation, stddev=stddev, init=init)
     return classification(data, network, batch_size)

@@ -54,12 +54,6 @@ class Examples(eqx.Module):
     Attributes:
         arrays: a pytree of arrays with one row per example.
         first, count: the window of rows that may be drawn; all rows by default.
-
-    Example:
-        >>> import jax, jax.numpy as jnp, lopt
-        >>> examples = lopt.tasks.Examples({"x": jnp.arange(10.0), "y": jnp.ones((10, 2))})
-        >>> examples.draw(jax.random.key(0), 3).arrays["y"].shape
-        (3, 2)
     """
 
     arrays: PyTree
@@ -72,11 +66,6 @@ class Examples(eqx.Module):
         first: Int[Array, ""] | int = 0,
         count: Int[Array, ""] | int | None = None,
     ) -> None:
-        """Makes a window.
-
-        Raises:
-            ValueError: if the arrays differ in length.
-        """
         length = _length("Examples", arrays)
         self.arrays = jax.tree.map(jnp.asarray, arrays)
         self.first = jnp.asarray(first, jnp.int32)
@@ -124,11 +113,7 @@ class Data(eqx.Module):
     num_classes: int | None = eqx.field(static=True, default=None)
 
     def split(self, name: str) -> Examples:
-        """Returns the split of that name.
-
-        Raises:
-            ValueError: if there is none.
-        """
+        """Returns the split of that name."""
         splits = (self.train, self.valid_inner, self.valid_outer, self.test)
         if name not in SPLITS:
             raise ValueError(f"Data.split(name={name!r}) must be one of {', '.join(SPLITS)}.")
@@ -140,9 +125,8 @@ def array_data(
 ) -> Data:
     """Shuffles NumPy arrays, parts them into splits and puts them on the device.
 
-    With a test set of its own, the training set is parted into train, valid_inner and valid_outer
-    80 : 10 : 10. Without, all is parted into train, valid_inner, valid_outer and test
-    70 : 10 : 10 : 10.
+    With test arrays of their own, the others are parted into train, valid_inner and valid_outer
+    80 : 10 : 10. Without, all are parted into these and test 70 : 10 : 10 : 10.
 
     Args:
         arrays: a pytree of arrays with one row per example.
@@ -175,21 +159,17 @@ def array_data(
     ]
     if test_arrays is not None:
         splits.append(Examples(test_arrays))
-    return Data(*splits, num_classes=num_classes)
+    train, valid_inner, valid_outer, test = splits
+    return Data(train, valid_inner, valid_outer, test, num_classes)
 
 
 def _length(owner: str, arrays: PyTree) -> int:
-    """Returns the number of rows of arrays.
-
-    Raises:
-        ValueError: if there is no array, or they differ in length.
-    """
+    """Returns the number of rows of arrays; raises ValueError if they differ in it."""
     shapes = [np.shape(leaf) for leaf in jax.tree.leaves(arrays)]
     if len({shape[:1] for shape in shapes}) != 1 or not shapes[0]:
         raise ValueError(
-            f"{owner}(arrays of shapes {', '.join(map(str, shapes)) or '()'}) must be at least one "
-            "array, all of them with the same number of rows; try leaving out rows without a "
-            "partner."
+            f"{owner}(arrays of shapes {', '.join(map(str, shapes))}) must all have the same "
+            "number of rows, one for each example; try arrays of the same length."
         )
     return shapes[0][0]
 
@@ -263,11 +243,7 @@ def image_data(
 def _labelled(
     which: str, images: HostImages, labels: HostLabels, num_classes: int, size: int
 ) -> Labelled:
-    """Returns resized images and their labels.
-
-    Raises:
-        ValueError: if they are not as `image_data` needs them.
-    """
+    """Returns resized images and their labels, or raises ValueError if they do not fit."""
     owner = f"image_data({which}_images, {which}_labels)"
     if len(images) != len(labels) or len(labels) == 0:
         raise ValueError(

@@ -86,7 +86,7 @@ class _Alike(AbstractTaskFamily):
         together = zip(*map(_leaves, families), strict=True)
         leaves, options = zip(*map(_join, together), strict=True)
         structure = jax.tree.structure(families[0], is_leaf=_is_examples)
-        self.joined, self.options = structure.unflatten(leaves), list(options)
+        self.joined, self.options = jax.tree.unflatten(structure, leaves), list(options)
         self.count = len(families)
 
     @override
@@ -99,7 +99,7 @@ class _Alike(AbstractTaskFamily):
                 chosen = eqx.tree_at(lambda leaf: (leaf.first, leaf.count), leaf, chosen)
             leaves.append(leaf if chosen is None else chosen)
         structure = jax.tree.structure(self.joined, is_leaf=_is_examples)
-        return structure.unflatten(leaves).draw(jax.random.fold_in(key, 1))
+        return jax.tree.unflatten(structure, leaves).draw(jax.random.fold_in(key, 1))
 
 
 def _join(parts: tuple[Any, ...]) -> tuple[Any, PyTree]:

@@ -30,13 +30,6 @@ class Build(eqx.Module):
 
     Unlike a closure it equals another one of the same arguments, so that tasks on other data of
     the same shape compile nothing again. Arguments are hashable: tuples, not lists.
-
-    Example:
-        >>> import equinox as eqx, lopt
-        >>> lopt.tasks.Build(eqx.nn.MLP, 4, 2, 8, depth=1) == lopt.tasks.Build(
-        ...     eqx.nn.MLP, 4, 2, 8, depth=1
-        ... )
-        True
     """
 
     function: Callable[..., Any] = eqx.field(static=True)
@@ -82,14 +75,7 @@ class EquinoxNetwork(AbstractNetwork):
     structure: tuple[tuple[Any, ...], Any] = eqx.field(static=True)
 
     def __init__(self, build: Callable[[Key], Any]) -> None:
-        """Works out the structure.
-
-        Raises:
-            ValueError: if an array of the module is not floating-point.
-        """
-        shapes, rest = eqx.partition(
-            eqx.filter_eval_shape(build, jax.random.key(0)), _is_shape
-        )
+        shapes, rest = eqx.partition(eqx.filter_eval_shape(build, jax.random.key(0)), _is_shape)
         for leaf in jax.tree.leaves(shapes):
             if not jnp.issubdtype(leaf.dtype, jnp.floating):
                 raise ValueError(
@@ -135,7 +121,10 @@ class InitApply(AbstractNetwork):
         return self.predict(params, inputs.arrays), state
 
 
-def _as_network(network: AbstractNetwork | Callable[[Key], Any]) -> AbstractNetwork:
+AnyNetwork: TypeAlias = AbstractNetwork | Callable[[Key], Any]
+
+
+def _as_network(network: AnyNetwork) -> AbstractNetwork:
     return network if isinstance(network, AbstractNetwork) else EquinoxNetwork(network)
 
 
@@ -187,8 +176,8 @@ class NetworkTask(AbstractTask):
 
         found = eqx.filter_eval_shape(measured, jax.random.key(0))
         loss = found.get("loss") if isinstance(found, dict) else None
-        scalar = _is_shape(loss) and loss.shape == () and jnp.issubdtype(loss.dtype, jnp.floating)
-        if not scalar:
+        dtype = loss.dtype if isinstance(loss, jax.ShapeDtypeStruct) and not loss.shape else None
+        if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
             raise ValueError(
                 f"NetworkTask(objective={self.objective}) returns {found}; must be a dict with a "
                 'floating-point scalar "loss", try {"loss": rows.mean(losses)}.'

@@ -1,23 +1,35 @@
-"""Classification by residual networks of any size, from 8x8 digits to ResNet-50 on CIFAR-10.
+"""Classification by residual networks (He et al. 2015, arXiv:1512.03385) with batch normalisation.
 
-What Zheng et al. 2022 (arXiv:2203.06578) meta-tune symbolic rules on. Running statistics are the
-task's estimator state, as in `lopt.tasks.batch_norm`: no optimizer ever sees them, and they travel
-from window to window with the rest of an episode.
+In the form for small images: a 3x3 stem and no pooling before the blocks. From 8x8 digits to
+ResNet-50 on CIFAR-10, which Zheng et al. 2022 (arXiv:2203.06578) meta-tune symbolic rules on.
 """
 
-from collections.abc import Callable
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from typing import TypeAlias
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lopt.core.checks import check_integer
 from lopt.core.types import Key
-from lopt.tasks.batch_norm import BatchNormNetwork, Moments, Statistics
-from lopt.tasks.classification import CrossEntropy, image_shape, num_classes_of
+from lopt.tasks.batch_norm import BatchNormNetwork, Moments, Statistics, along_channels
+from lopt.tasks.classification import (
+    CrossEntropy,
+    MultilayerPerceptron,
+    image_shape,
+    initial_weights,
+)
+from lopt.tasks.convolutional import convolve
 from lopt.tasks.data import Data, Images, Labelled
 from lopt.tasks.network_task import Build, NetworkTask
-from lopt.tasks.residual_network import ResidualNetwork
+
+EXPANSION = 4  # a bottleneck block is so many times as wide outside as inside
+
+_Sizes: TypeAlias = tuple[int, int, int, int]  # outputs, inputs, kernel, stride
 
 # Blocks of each stage, and whether they are bottlenecks (He et al. 2015, table 1).
 DEPTHS = {
@@ -27,6 +39,172 @@ DEPTHS = {
     101: ((3, 4, 23, 3), True),
     152: ((3, 8, 36, 3), True),
 }
+
+
+class NormalisedConvolution(eqx.Module):
+    """A convolution without bias, then batch normalisation.
+
+        y = gain (z - mean z) / sqrt(var z + epsilon) + shift,    z = weight * x
+
+    Attributes:
+        weight: of the convolution.
+        gain, shift: of each output channel.
+        stride: of the convolution.
+    """
+
+    weight: Float[Array, "output input kernel kernel"]
+    gain: Float[Array, " output"]
+    shift: Float[Array, " output"]
+    stride: int = eqx.field(static=True)
+
+    def __call__(
+        self, images: Float[Array, "n height width input"], moments: Moments, epsilon: float
+    ) -> Float[Array, "n rows columns output"]:
+        """Returns the normalised outputs; `moments` says by which mean and variance."""
+        outputs = convolve(images, self.weight, self.stride)
+        mean, variance = moments(outputs)
+        scale = self.gain * jax.lax.rsqrt(variance + epsilon)
+        scale, mean, shift = (along_channels(part, 4) for part in (scale, mean, self.shift))
+        return scale * (outputs - mean) + shift
+
+
+class ResidualBlock(eqx.Module):
+    """x to activation(body(x) + shortcut(x)), with activations between the layers of the body.
+
+    Attributes:
+        body: two 3x3 convolutions, or 1x1, 3x3 and 1x1 in a bottleneck block.
+        shortcut: a 1x1 convolution where size or channels change, otherwise nothing: x itself.
+    """
+
+    body: tuple[NormalisedConvolution, ...]
+    shortcut: tuple[NormalisedConvolution, ...]
+
+    def __call__(
+        self,
+        images: Float[Array, "n height width input"],
+        moments: Moments,
+        epsilon: float,
+        activation: Callable[[Array], Array],
+    ) -> Float[Array, "n rows columns output"]:
+        """Returns the outputs of the block."""
+        *hidden, last = self.body
+        inside = images
+        for layer in hidden:
+            inside = activation(layer(inside, moments, epsilon))
+        inside = last(inside, moments, epsilon)
+        for layer in self.shortcut:
+            images = layer(images, moments, epsilon)
+        return activation(inside + images)
+
+
+class ResidualNetwork(eqx.Module):
+    """A 3x3 stem, stages of residual blocks, the mean over all pixels, a linear layer.
+
+    It maps a whole batch, since that is what moments are taken of. The first block of every stage
+    but the first has stride 2, in a bottleneck block that of its 3x3 convolution. Convolutions
+    start normal with variance 2 / fan in (He et al. 2015, arXiv:1502.01852), gains at one, shifts
+    and biases at zero. For sizes see `resnet_classification`.
+
+    Attributes:
+        stem: the first layer.
+        blocks: those of all stages.
+        last: the linear layer.
+        activation: applied after the stem, within blocks and after each.
+    """
+
+    stem: NormalisedConvolution
+    blocks: tuple[ResidualBlock, ...]
+    last: MultilayerPerceptron
+    activation: Callable[[Array], Array] = eqx.field(static=True)
+
+    def __init__(
+        self,
+        inputs: int,
+        channels: tuple[int, ...],
+        blocks: tuple[int, ...],
+        bottleneck: bool,
+        outputs: int,
+        activation: Callable[[Array], Array],
+        key: Key,
+        zero_gain: bool = False,
+    ) -> None:
+        for number in channels:
+            check_integer("ResidualNetwork", "channels", number, hint="channels=64")
+        for number in blocks:
+            check_integer("ResidualNetwork", "blocks", number, hint="blocks=2")
+        if len(channels) != len(blocks) or not blocks:
+            fitting = tuple(64 * 2**stage for stage in range(max(1, len(blocks))))
+            raise ValueError(
+                f"ResidualNetwork(channels={channels}, blocks={blocks}) must have one entry for "
+                f"each stage in both, and at least one; try channels={fitting}, "
+                f"blocks={blocks or (2,)}."
+            )
+        plan = list(_plan(channels, blocks, bottleneck))
+        wanted = [(channels[0], inputs, 3, 1)]
+        wanted += [sizes for block in plan for part in block for sizes in part]
+        shapes = [(after, before, kernel, kernel) for after, before, kernel, _ in wanted]
+        key, last_key = jax.random.split(key)
+        layers = map(_initial_layer, wanted, initial_weights("ResidualNetwork", shapes, key, 1.0))
+        self.stem = next(layers)
+        self.blocks = tuple(
+            ResidualBlock(*[tuple(itertools.islice(layers, len(part))) for part in block])
+            for block in plan
+        )
+        if zero_gain:
+            last = lambda network: [block.body[-1].gain for block in network]  # noqa: E731
+            self.blocks = eqx.tree_at(last, self.blocks, replace_fn=jnp.zeros_like)
+        width = channels[-1] * (EXPANSION if bottleneck else 1)
+        self.last = MultilayerPerceptron(width, (), outputs, activation, last_key)
+        self.activation = activation
+
+    @property
+    def layers(self) -> tuple[NormalisedConvolution, ...]:
+        """All normalised layers, in the order in which a call asks for their moments."""
+        blocks = (layer for block in self.blocks for layer in (*block.body, *block.shortcut))
+        return (self.stem, *blocks)
+
+    def gains(self) -> Statistics:
+        """Returns the gains of all layers."""
+        return tuple(layer.gain for layer in self.layers)
+
+    def __call__(
+        self, images: Images, moments: Moments, epsilon: float
+    ) -> Float[Array, "n outputs"]:
+        """Returns the logits of each image; see `BatchNormNetwork` for the arguments."""
+        images = self.activation(self.stem(images, moments, epsilon))
+        for block in self.blocks:
+            images = block(images, moments, epsilon, self.activation)
+        return jax.vmap(self.last)(jnp.mean(images, axis=(1, 2)))
+
+
+def _plan(
+    channels: tuple[int, ...], blocks: tuple[int, ...], bottleneck: bool
+) -> Iterator[tuple[list[_Sizes], list[_Sizes]]]:
+    """Yields the layers of body and shortcut of each block."""
+    before = channels[0]
+    for stage, (inside, number) in enumerate(zip(channels, blocks, strict=True)):
+        after = inside * (EXPANSION if bottleneck else 1)
+        for block in range(number):
+            stride = 2 if stage > 0 and block == 0 else 1
+            if bottleneck:
+                body = [(inside, before, 1, 1), (inside, inside, 3, stride), (after, inside, 1, 1)]
+            else:
+                body = [(inside, before, 3, stride), (after, inside, 3, 1)]
+            changes = stride > 1 or before != after
+            yield body, [(after, before, 1, stride)] if changes else []
+            before = after
+
+
+def _initial_layer(
+    sizes: _Sizes, normal: Float[Array, "output input kernel kernel"]
+) -> NormalisedConvolution:
+    outputs, *_, stride = sizes
+    return NormalisedConvolution(
+        weight=normal * (2 / math.prod(normal.shape[1:])) ** 0.5,
+        gain=jnp.ones(outputs, normal.dtype),
+        shift=jnp.zeros(outputs, normal.dtype),
+        stride=stride,
+    )
 
 
 def resnet_classification(
@@ -64,7 +242,8 @@ def resnet_classification(
         epsilon: added to variances.
         augmentation: whether training images are cropped and flipped, see
             `lopt.tasks.resnet.crop_and_flip`.
-        zero_gain: whether the last gain of each block starts at zero.
+        zero_gain: whether the last gain of each block starts at zero, so that every block starts
+            as its shortcut (Goyal et al. 2017, arXiv:1706.02677).
 
     Raises:
         ValueError: if the depth is none of these, or a number is out of its range.
@@ -89,37 +268,25 @@ def resnet_classification(
             "try depth=18 or depth=(2, 2, 2, 2)."
         )
     check_integer("resnet_classification", "batch_size", batch_size, 2, hint="batch_size=128")
-    build = Build(
-        ResidualNetwork,
-        image_shape(data)[-1],
-        channels,
-        blocks,
-        usual if bottleneck is None else bottleneck,
-        num_classes_of(data),
-        activation,
-        zero_gain=zero_gain,
+    bottleneck = usual if bottleneck is None else bottleneck
+    sizes = image_shape(data)[-1], channels, blocks, bottleneck, data.num_classes
+    network = BatchNormNetwork(
+        Build(ResidualNetwork, *sizes, activation, zero_gain=zero_gain),
+        ResidualNetwork.__call__,
+        ResidualNetwork.gains,
+        momentum,
+        epsilon,
+        slice_size=batch_size,
     )
-    network = BatchNormNetwork(build, _forward, _gains, momentum, epsilon, slice_size=batch_size)
-    objective = CrossEntropy(num_classes_of(data), flatten=False)
-    augment = _augmented if augmentation else _unchanged
-    return NetworkTask(data, network, objective, batch_size, augment)
+    objective = CrossEntropy(data.num_classes, flatten=False)
+    return NetworkTask(data, network, objective, batch_size, _augment if augmentation else _keep)
 
 
-def _forward(
-    params: ResidualNetwork, images: Images, moments: Moments, epsilon: float
-) -> Float[Array, "n label"]:
-    return params(images, moments, epsilon)
-
-
-def _gains(params: ResidualNetwork) -> Statistics:
-    return tuple(layer.gain for layer in params.layers)
-
-
-def _augmented(key: Key, example: Labelled) -> Labelled:
+def _augment(key: Key, example: Labelled) -> Labelled:
     return Labelled(crop_and_flip(key, example.images), example.labels)
 
 
-def _unchanged(key: Key, example: Labelled) -> Labelled:
+def _keep(key: Key, example: Labelled) -> Labelled:
     """Returns the example; the same key then draws the same rows with augmentation and without."""
     return example
 
