@@ -64,7 +64,7 @@ def test_an_evaluated_run_is_a_plain_training_loop(comparison):
 
 def test_steps_to_reach_is_the_end_of_the_first_window_below():
     losses = np.stack([np.linspace(3, 0, 31), np.full(31, 2.0)])
-    runs = Runs("x", None, False, losses, losses[:, -1], losses[:, -1])
+    runs = Runs("x", None, False, losses, losses[:, -1], {"loss": losses[:, -1]})
     # The mean of ten steps that end at n is 3 - 0.1 (n - 5.5).
     assert runs.steps_to_reach(1.0) == [26, None]
     np.testing.assert_allclose(runs.final_level(), (0.45 + 2.0) / 2)

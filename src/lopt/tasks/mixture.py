@@ -35,7 +35,7 @@ class Mixture(AbstractTaskFamily):
         3
     """
 
-    groups: tuple["_Alike", ...]
+    groups: tuple[AbstractTaskFamily, ...]
 
     def __init__(self, families: Sequence[AbstractTaskFamily]) -> None:
         """Joins families of the same architecture.
@@ -53,7 +53,7 @@ class Mixture(AbstractTaskFamily):
                 kinds.append(kind)
                 members.append([])
             members[kinds.index(kind)].append(family)
-        self.groups = tuple(map(_Alike, members))
+        self.groups = tuple(_Alike(alike) if alike[1:] else alike[0] for alike in members)
 
     @override
     def architectures(self) -> tuple[AbstractTaskFamily, ...]:
@@ -84,9 +84,10 @@ class _Alike(AbstractTaskFamily):
 
     def __init__(self, families: Sequence[AbstractTaskFamily]) -> None:
         together = zip(*map(_leaves, families), strict=True)
-        leaves, options = zip(*map(_join, together), strict=True)
+        joined = [_join(parts) for parts in together]
         structure = jax.tree.structure(families[0], is_leaf=_is_examples)
-        self.joined, self.options = jax.tree.unflatten(structure, leaves), list(options)
+        self.joined = jax.tree.unflatten(structure, [leaf for leaf, _ in joined])
+        self.options = [option for _, option in joined]
         self.count = len(families)
 
     @override
@@ -113,9 +114,7 @@ def _join(parts: tuple[Any, ...]) -> tuple[Any, PyTree]:
     count = jnp.stack([part.count for part in parts])
     # Until a family is chosen the window is that of the smallest, for checks to go by.
     smallest = jnp.argmin(count)
-    arrays = parts[0].arrays
-    if len(parts) > 1:
-        arrays = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *(p.arrays for p in parts))
+    arrays = jax.tree.map(lambda *rows: jnp.concatenate(rows), *(part.arrays for part in parts))
     return Examples(arrays, first[smallest], count[smallest]), (first, count)
 
 
