@@ -153,7 +153,8 @@ def test_a_task_of_any_kind_is_evaluated_and_reported(build, tmp_path):
     assert runs.final_loss.shape == runs.metrics["loss"].shape == (5,)
     assert np.all(runs.final_loss < runs.losses[:, 0])
     write_bytes(
-        tmp_path / "metrics.jsonl", to_line({"step": 0, "meta_loss": 1, "seconds": 0}).encode()
+        tmp_path / "metrics.jsonl",
+        to_line({"step": 0, "meta_loss": 1, "finite": 1, "seconds": 0}).encode(),
     )
     meta = lopt.MetaTask(lopt.InnerTraining(task, learned, 2))
     experiment = lopt.Experiment(learned, meta, optax.sgd(0.1), 1)

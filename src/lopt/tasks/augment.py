@@ -145,12 +145,7 @@ class Reparameterization(AbstractAugmentation):
 
 
 def warm_start(task: AbstractTask, params: Params) -> TransformedTask:
-    """Returns `task`, always begun from the same parameters instead of fresh ones.
-
-    Args:
-        task: the task.
-        params: where it begins, such as the end of a short run.
-    """
+    """Returns `task`, always begun from `params`, such as the end of a short run."""
     return TransformedTask(task, map_initial=Partial(_constant, params))
 
 
@@ -172,11 +167,7 @@ def _constant(params: Params, _: Params) -> Params:
 
 
 def _data_within(owner: str, family: AbstractTaskFamily) -> list[Data]:
-    """Returns all data within a family.
-
-    Raises:
-        ValueError: if there is none.
-    """
+    """Returns all data within a family, or raises ValueError if there is none."""
     found = [leaf for leaf in jax.tree.leaves(family, is_leaf=_is_data) if _is_data(leaf)]
     if not found:
         raise ValueError(

@@ -5,6 +5,7 @@ plain arrays, which pass through scan, vmap and rematerialisation.
 """
 
 import math
+import operator
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -156,16 +157,9 @@ def batch_norm_classification(
             "batch_norm_classification(widths=()) must have a hidden layer to normalise; "
             "try widths=(32,), or mlp_classification."
         )
-    perceptron = Build(
-        MultilayerPerceptron,
-        math.prod(image_shape(data)),
-        widths,
-        data.num_classes,
-        activation,
-        init=init,
-    )
-    build = Build(_with_gains, perceptron)
-    network = BatchNormNetwork(build, _forward, _gains, momentum, epsilon)
+    sizes = math.prod(image_shape(data)), widths, data.num_classes
+    build = Build(_with_gains, Build(MultilayerPerceptron, *sizes, activation, init=init))
+    network = BatchNormNetwork(build, _forward, operator.itemgetter("gain"), momentum, epsilon)
     return classification(data, network, batch_size)
 
 
@@ -177,10 +171,6 @@ def _with_gains(perceptron: Build, key: Key) -> Params:
         "gain": tuple(jnp.ones(len(weight), weight.dtype) for weight in weights),
         "shift": tuple(jnp.zeros(len(weight), weight.dtype) for weight in weights),
     }
-
-
-def _gains(params: Params) -> Statistics:
-    return params["gain"]
 
 
 def _forward(

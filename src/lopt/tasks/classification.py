@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 from lopt.core.checks import check_integer
 from lopt.core.types import Key, Scalar
 from lopt.tasks.data import Data, Rows
-from lopt.tasks.network_task import AnyNetwork, Build, NetworkTask, Predict
+from lopt.tasks.network_task import AnyNetwork, Build, NetworkTask, Predict, as_network
 from lopt.tasks.ranges import check_scale
 
 Init: TypeAlias = Literal["truncated_normal", "torch"]
@@ -26,10 +26,6 @@ class MultilayerPerceptron(eqx.Module):
     Biases start at zero and weights normal: of standard deviation `stddev`, or by default of
     1 / sqrt(fan in), cut at two of them. With `init="torch"` both start as in PyTorch, uniform
     between -1 and 1 over sqrt(fan in).
-
-    Attributes:
-        layers: the linear layers.
-        activation: applied between them.
     """
 
     layers: tuple[eqx.nn.Linear, ...]
@@ -139,11 +135,7 @@ class CrossEntropy(eqx.Module):
         }
 
 
-def classification(
-    data: Data,
-    network: AnyNetwork,
-    batch_size: int = 128,
-) -> NetworkTask:
+def classification(data: Data, network: AnyNetwork, batch_size: int = 128) -> NetworkTask:
     """Returns classification of images by a network of any kind: see `NetworkTask`.
 
     Args:
@@ -151,7 +143,7 @@ def classification(
         network: from flattened images to logits; in Equinox, from one flattened image.
         batch_size: examples per step.
     """
-    return NetworkTask(data, network, CrossEntropy(data.num_classes), batch_size)
+    return NetworkTask(data, as_network(network), CrossEntropy(data.num_classes), batch_size)
 
 
 def image_shape(data: Data) -> tuple[int, ...]:

@@ -52,12 +52,7 @@ def convolve(
 
 
 class Convolution(eqx.Module):
-    """A convolution of one image, channels last, padded with zeros to keep its size: `convolve`.
-
-    Attributes:
-        weight: in the layout of `equinox.nn.Conv2d`.
-        bias: added to each output channel.
-    """
+    """A convolution of one image, see `convolve`; weights are laid out as by Equinox."""
 
     weight: Float[Array, "output input kernel kernel"]
     bias: Float[Array, " output"]
@@ -85,12 +80,6 @@ class ConvolutionalNetwork(eqx.Module):
 
     Weights start as those of a `MultilayerPerceptron`, with fan in = input channels * kernel^2
     for convolutions; biases at zero. For sizes see `conv_classification`.
-
-    Attributes:
-        convolutions: one per block.
-        perceptron: from the last block's outputs to logits.
-        image_shape: height, width and channels.
-        activation: applied after each pooling and between the layers of the perceptron.
     """
 
     convolutions: tuple[Convolution, ...]
@@ -164,13 +153,6 @@ def conv_classification(
         batch_size: examples per step.
         stddev: of a normal to draw all weights from (0.1 in the paper); by default it depends
             on the fan in.
-
-    Example:
-        >>> import jax, lopt
-        >>> task = lopt.tasks.conv_classification(lopt.load_images("digits"), channels=(8, 8))
-        >>> params = task.init(jax.random.key(0))
-        >>> [convolution.weight.shape for convolution in params.convolutions]
-        [(8, 1, 5, 5), (8, 8, 5, 5)]
     """
     blocks = image_shape(data), channels, kernel
     network = Build(

@@ -134,9 +134,6 @@ def array_data(
         seed: of the shuffle before parting.
         num_classes: of labelled data.
 
-    Raises:
-        ValueError: if arrays differ in length, or there are too few examples for a split.
-
     Example:
         >>> import numpy as np, lopt
         >>> inputs = np.linspace(-1, 1, 100)[:, None]
@@ -180,15 +177,8 @@ def resize(images: HostImages, size: int) -> Float[np.ndarray, "n {size} {size} 
     Bilinear, with half-pixel centres and without antialiasing: an output pixel i lies at the
     input coordinate (i + 1/2) input_size / size - 1/2, clipped to the image.
 
-    Args:
-        images: integers or floats of any range.
-        size: the height and width to give them.
-
     Returns:
         float32 images of the same range.
-
-    Raises:
-        ValueError: if `size` is not positive.
     """
     check_integer("resize", "size", size, hint="size=8")
     if images.shape[1:3] == (size, size):
@@ -218,17 +208,13 @@ def image_data(
     """Resizes images, and makes splits of `Labelled` arrays as `array_data` does.
 
     Args:
-        train_images: bytes, or floats between 0 and 1; float32 on the device.
-        train_labels: the class of each; int32 on the device.
+        train_images: bytes, or floats between 0 and 1.
+        train_labels: the class of each, smaller than `num_classes`.
         test_images: the like, or None.
         test_labels: the like, or None.
-        num_classes: the number of classes; labels are smaller.
+        num_classes: the number of classes.
         size: the height and width that images are given.
         seed: of the shuffle before parting.
-
-    Raises:
-        ValueError: if images and labels do not belong together, values are out of range, or there
-            are too few examples for a split.
     """
     check_integer("image_data", "num_classes", num_classes, hint="num_classes=10")
     if (test_images is None) != (test_labels is None):

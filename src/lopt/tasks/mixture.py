@@ -38,11 +38,6 @@ class Mixture(AbstractTaskFamily):
     groups: tuple[AbstractTaskFamily, ...]
 
     def __init__(self, families: Sequence[AbstractTaskFamily]) -> None:
-        """Joins families of the same architecture.
-
-        Raises:
-            ValueError: if there is no family.
-        """
         if not families:
             raise ValueError("Mixture(families=()) must have at least one; try Mixture([task]).")
         kinds: list[Any] = []

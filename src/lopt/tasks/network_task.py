@@ -124,7 +124,8 @@ class InitApply(AbstractNetwork):
 AnyNetwork: TypeAlias = AbstractNetwork | Callable[[Key], Any]
 
 
-def _as_network(network: AnyNetwork) -> AbstractNetwork:
+def as_network(network: AnyNetwork) -> AbstractNetwork:
+    """Returns a network, of a function that builds a module of Equinox too."""
     return network if isinstance(network, AbstractNetwork) else EquinoxNetwork(network)
 
 
@@ -161,7 +162,7 @@ class NetworkTask(AbstractTask):
     """
 
     data: Data
-    network: AbstractNetwork = eqx.field(converter=_as_network)
+    network: AbstractNetwork = eqx.field(converter=as_network)
     objective: Objective = eqx.field(converter=as_pytree)
     batch_size: int = eqx.field(static=True, default=128)
     augment: Callable[[Key, PyTree], PyTree] | None = eqx.field(static=True, default=None)

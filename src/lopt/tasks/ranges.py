@@ -24,11 +24,7 @@ def random_index(key: Key, count: Int[Array, ""]) -> Int[Array, ""]:
 
 
 def check_range(owner: str, low: float, high: float) -> None:
-    """Checks the ends of a log-uniform range.
-
-    Raises:
-        ValueError: unless 0 < low <= high < infinity.
-    """
+    """Refuses a log-uniform range unless 0 < low <= high < infinity."""
     if not 0 < low <= high < math.inf:
         raise ValueError(
             f"{owner}(low={low!r}, high={high!r}) must satisfy 0 < low <= high < infinity; "
@@ -37,11 +33,7 @@ def check_range(owner: str, low: float, high: float) -> None:
 
 
 def check_scale(owner: str, field: str, value: float) -> None:
-    """Checks a standard deviation.
-
-    Raises:
-        ValueError: unless 0 <= value < infinity.
-    """
+    """Refuses a standard deviation unless 0 <= value < infinity."""
     if not 0 <= value < math.inf:
         raise ValueError(
             f"{owner}({field}={value!r}) must be finite and not negative; try {field}=1.0."

@@ -44,12 +44,7 @@ DEPTHS = {
 class NormalisedConvolution(eqx.Module):
     """A convolution without bias, then batch normalisation.
 
-        y = gain (z - mean z) / sqrt(var z + epsilon) + shift,    z = weight * x
-
-    Attributes:
-        weight: of the convolution.
-        gain, shift: of each output channel.
-        stride: of the convolution.
+    y = gain (z - mean z) / sqrt(var z + epsilon) + shift,    z = weight * x
     """
 
     weight: Float[Array, "output input kernel kernel"]
@@ -104,12 +99,6 @@ class ResidualNetwork(eqx.Module):
     but the first has stride 2, in a bottleneck block that of its 3x3 convolution. Convolutions
     start normal with variance 2 / fan in (He et al. 2015, arXiv:1502.01852), gains at one, shifts
     and biases at zero. For sizes see `resnet_classification`.
-
-    Attributes:
-        stem: the first layer.
-        blocks: those of all stages.
-        last: the linear layer.
-        activation: applied after the stem, within blocks and after each.
     """
 
     stem: NormalisedConvolution
@@ -244,9 +233,6 @@ def resnet_classification(
             `lopt.tasks.resnet.crop_and_flip`.
         zero_gain: whether the last gain of each block starts at zero, so that every block starts
             as its shortcut (Goyal et al. 2017, arXiv:1706.02677).
-
-    Raises:
-        ValueError: if the depth is none of these, or a number is out of its range.
 
     Example:
         >>> import jax, lopt
