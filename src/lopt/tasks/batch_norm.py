@@ -5,7 +5,6 @@ plain arrays, which pass through scan, vmap and rematerialisation.
 """
 
 import math
-import operator
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -159,7 +158,7 @@ def batch_norm_classification(
         )
     sizes = math.prod(image_shape(data)), widths, data.num_classes
     build = Build(_with_gains, Build(MultilayerPerceptron, *sizes, activation, init=init))
-    network = BatchNormNetwork(build, _forward, operator.itemgetter("gain"), momentum, epsilon)
+    network = BatchNormNetwork(build, _forward, _gains, momentum, epsilon)
     return classification(data, network, batch_size)
 
 
@@ -171,6 +170,10 @@ def _with_gains(perceptron: Build, key: Key) -> Params:
         "gain": tuple(jnp.ones(len(weight), weight.dtype) for weight in weights),
         "shift": tuple(jnp.zeros(len(weight), weight.dtype) for weight in weights),
     }
+
+
+def _gains(params: Params) -> Statistics:
+    return params["gain"]
 
 
 def _forward(
