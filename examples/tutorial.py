@@ -16,8 +16,8 @@ INNER_STEPS, OUTER_STEPS, OUTER_LEARNING_RATE = 4, 2000, 1e-2
 class SmallImages(lopt.AbstractTask):
     """A task: a perceptron with one hidden layer classifies images of 8x8 pixels."""
 
-    data: lopt.tasks.ImageData
-    seen: lopt.tasks.Labelled | None = None  # if given, the batch of every step
+    data: lopt.tasks.Data
+    seen: lopt.tasks.Rows | None = None  # if given, the batch of every step
 
     def init(self, key):
         one, two = jax.random.split(key)
@@ -29,9 +29,10 @@ class SmallImages(lopt.AbstractTask):
         return self.seen or self.data.split(split).draw(key, BATCH_SIZE)
 
     def loss(self, params, batch):  # deterministic
-        hidden = jax.nn.relu(batch.images.reshape(-1, 64) @ params["w1"] + params["b1"])
+        images, labels = batch.arrays
+        hidden = jax.nn.relu(images.reshape(-1, 64) @ params["w1"] + params["b1"])
         logits = hidden @ params["w2"] + params["b2"]
-        return optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels).mean()
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
 def momentum(learning_rate, decay):

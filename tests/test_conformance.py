@@ -272,16 +272,35 @@ def classification(seed=0):
     return lopt.tasks.mlp_classification(digits(seed), (5,), jnp.tanh, batch_size=6)
 
 
+def regression(network):
+    x = np.random.default_rng(0).normal(size=(30, 2))
+    data = lopt.tasks.array_data((x, x[:, :1]))
+
+    def squared_error(predict, rows):
+        inputs, outputs = rows.arrays
+        return {"loss": rows.mean(jnp.sum((predict(inputs) - outputs) ** 2, axis=1))}
+
+    return lopt.tasks.NetworkTask(data, network, squared_error, batch_size=6)
+
+
 QUADRATIC = lopt.tasks.Quadratic(jnp.array([1.0, 0.3]), jnp.array([0.5, -1.0]), 0.1)
 
 TASKS = {
     "Ackley": lopt.tasks.Ackley,
-    "BatchNormClassification": lambda: lopt.tasks.BatchNormClassification(
+    "batch_norm_classification": lambda: lopt.tasks.batch_norm_classification(
         digits(0), (5,), jnp.tanh, batch_size=6
     ),
     "Beale": lopt.tasks.Beale,
-    "Choice": lambda: lopt.tasks.Choice((classification(0), classification(1))),
-    "Classification": lambda: lopt.tasks.Classification(
+    "Mixture": lambda: lopt.tasks.Mixture((classification(0), classification(1))),
+    "Mixture of families": lambda: lopt.tasks.Mixture(
+        [lopt.tasks.InputScale(classification(i), 0.5, 2.0) for i in range(2)]
+    ),
+    "NetworkTask": lambda: regression(
+        lopt.tasks.InitApply(
+            lambda key: {"w": jax.random.normal(key, (2, 1))}, lambda w, x: jnp.tanh(x @ w["w"])
+        )
+    ),
+    "classification": lambda: lopt.tasks.classification(
         digits(0), lambda key: eqx.nn.MLP(16, 3, 4, 2, jnp.tanh, key=key), batch_size=6
     ),
     "DataSubset": lambda: lopt.tasks.DataSubset(classification(), 10),
@@ -290,16 +309,17 @@ TASKS = {
     "Quadratic": lambda: QUADRATIC,
     "QuadraticFamily": lambda: lopt.tasks.QuadraticFamily(3, noise_scale=0.1),
     "Reparameterization": lambda: lopt.tasks.Reparameterization(classification(), 0.5, 2.0),
-    "ResidualClassification": lambda: lopt.tasks.ResidualClassification(
-        digits(0), (2,), (1,), activation=jnp.tanh, batch_size=6, augmentation=True
+    "resnet_classification, augmented": lambda: lopt.tasks.resnet_classification(
+        digits(0), (1,), (2,), activation=jnp.tanh, batch_size=6, augmentation=True
     ),
     "Rosenbrock": lopt.tasks.Rosenbrock,
     "StyblinskiTang": lopt.tasks.StyblinskiTang,
-    "WarmStart": lambda: lopt.tasks.WarmStart(classification(), classification().init(KEY)),
+    "WithValidation": lambda: lopt.tasks.WithValidation(classification(), 2),
     "conv_classification": lambda: lopt.tasks.conv_classification(
         digits(0), (2, 3), 3, (4,), jnp.tanh, batch_size=6
     ),
     "mlp_classification": classification,
+    "warm_start": lambda: lopt.tasks.warm_start(classification(), classification().init(KEY)),
     "resnet_classification": lambda: lopt.tasks.resnet_classification(
         digits(0), (1,), (2,), True, jnp.tanh, batch_size=6
     ),

@@ -19,7 +19,7 @@ def digits():
 
 
 def batch_norm():
-    return lopt.tasks.BatchNormClassification(digits(), widths=(8,), batch_size=16)
+    return lopt.tasks.batch_norm_classification(digits(), widths=(8,), batch_size=16)
 
 
 def init_params(estimator, key):

@@ -46,14 +46,14 @@ def folder(tmp_path):
 def test_digits():
     data = load_images("digits")
     assert [int(data.split(name).count) for name in SPLITS] == [1260, 179, 179, 179]
-    assert data.train.images.max() == 1
-    assert data.train.images.min() == 0
+    assert data.train.arrays.images.max() == 1
+    assert data.train.arrays.images.min() == 0
     # Shuffled splits have all classes, about equally often.
     for name in SPLITS:
-        assert np.bincount(data.split(name).labels, minlength=10).min() >= 8
+        assert np.bincount(data.split(name).arrays.labels, minlength=10).min() >= 8
     assert available("digits")
     again = load_images("digits")
-    np.testing.assert_array_equal(data.test.images, again.test.images)
+    np.testing.assert_array_equal(data.test.arrays.images, again.test.arrays.images)
 
 
 @needs_data
@@ -66,12 +66,13 @@ def test_real_files_are_read_in_step(name, sizes, monkeypatch):
     assert available(name)
     data = load_images(name, size=14)
     assert [int(data.split(split).count) for split in SPLITS] == sizes
-    assert data.image_shape == (14, 14, 1)
+    assert data.train.arrays.images.shape[1:] == (14, 14, 1)
     # If images and labels were out of step, class means would tell nothing about test images.
-    means = np.stack([data.train.images[data.train.labels == c].mean(0) for c in range(10)])
-    test = np.asarray(data.test.images)[:500]
+    images, labels = data.train.arrays
+    means = np.stack([images[labels == c].mean(0) for c in range(10)])
+    test = np.asarray(data.test.arrays.images)[:500]
     distances = ((test[:, None] - means[None]) ** 2).sum((2, 3, 4))
-    accuracy = np.mean(distances.argmin(1) == np.asarray(data.test.labels)[:500])
+    accuracy = np.mean(distances.argmin(1) == np.asarray(data.test.arrays.labels)[:500])
     assert accuracy > (0.75 if name == "mnist" else 0.6)
 
 
@@ -92,7 +93,8 @@ def test_own_files(folder, monkeypatch):
     for name in FILES:
         (folder / name).rename(folder / "mnist" / name)
     monkeypatch.setenv("LOPT_DATA_DIR", str(folder))
-    np.testing.assert_array_equal(load_images("mnist", 28).test.images, data.test.images)
+    again = load_images("mnist", 28)
+    np.testing.assert_array_equal(again.test.arrays.images, data.test.arrays.images)
 
 
 def rewrite(folder, number, change):
@@ -208,12 +210,13 @@ def test_cifar_archive_and_files_hold_the_same(cifar, tmp_path, monkeypatch):
     assert available("cifar10")
     data = load_images("cifar10", size=32)
     assert [int(data.split(name).count) for name in SPLITS] == [16, 2, 2, 4]
-    assert data.image_shape == (32, 32, 3)
-    np.testing.assert_array_equal(data.test.images, images[20:] / np.float32(255))
-    np.testing.assert_array_equal(data.test.labels, [0, 1, 2, 3])
+    assert data.train.arrays.images.shape[1:] == (32, 32, 3)
+    np.testing.assert_array_equal(data.test.arrays.images, images[20:] / np.float32(255))
+    np.testing.assert_array_equal(data.test.arrays.labels, [0, 1, 2, 3])
     # Shuffled images keep their labels.
-    seen = [*data.train.images, *data.valid_inner.images, *data.valid_outer.images]
-    labels = [*data.train.labels, *data.valid_inner.labels, *data.valid_outer.labels]
+    parts = [part.arrays for part in (data.train, data.valid_inner, data.valid_outer)]
+    seen = [image for part in parts for image in part.images]
+    labels = [label for part in parts for label in part.labels]
     places = [
         next(i for i in range(20) if np.array_equal(images[i] / np.float32(255), image))
         for image in map(np.asarray, seen)

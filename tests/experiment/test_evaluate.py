@@ -1,6 +1,7 @@
 import io
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -64,7 +65,7 @@ def test_an_evaluated_run_is_a_plain_training_loop(comparison):
 
 def test_steps_to_reach_is_the_end_of_the_first_window_below():
     losses = np.stack([np.linspace(3, 0, 31), np.full(31, 2.0)])
-    runs = Runs("x", None, False, losses, losses[:, -1], losses[:, -1])
+    runs = Runs("x", None, False, losses, losses[:, -1], {"loss": losses[:, -1]})
     # The mean of ten steps that end at n is 3 - 0.1 (n - 5.5).
     assert runs.steps_to_reach(1.0) == [26, None]
     np.testing.assert_allclose(runs.final_level(), (0.45 + 2.0) / 2)
@@ -108,3 +109,80 @@ def test_bad_evaluations_are_refused(comparison, fields, message):
 
 def test_losses_that_are_not_finite_become_null():
     assert to_line({"a": float("nan"), "b": [float("inf")]}) == '{"a": null, "b": [null]}\n'
+
+
+def language_model():
+    """Characters that follow one another in a circle: 2 3 4 0 1 2."""
+    text = (np.arange(60)[:, None] + np.arange(6)) % 5
+
+    def next_character(predict, rows):
+        targets = jax.nn.one_hot(rows.arrays[:, 1:], 5)
+        losses = optax.softmax_cross_entropy(predict(rows.arrays[:, :-1]), targets)
+        return {"loss": rows.mean(losses.mean(axis=1))}
+
+    network = lopt.tasks.InitApply(
+        lambda key: jax.random.normal(key, (5, 5)), lambda table, characters: table[characters]
+    )
+    return lopt.tasks.NetworkTask(lopt.tasks.array_data(text), network, next_character, 8)
+
+
+def regression():
+    x = np.linspace(-1, 1, 60)[:, None]
+
+    def squared_error(predict, rows):
+        inputs, outputs = rows.arrays
+        squares = jnp.sum((predict(inputs) - outputs) ** 2, axis=1)
+        return {"loss": rows.mean(squares), "largest": jnp.max(squares)}
+
+    network = lopt.tasks.Build(lopt.tasks.MultilayerPerceptron, 1, (4,), 1, jnp.tanh)
+    data = lopt.tasks.array_data((x, np.sin(3 * x)))
+    return lopt.tasks.NetworkTask(data, network, squared_error, 8)
+
+
+def quadratic():
+    return lopt.tasks.Quadratic(jnp.ones(2), jnp.zeros(2), noise_scale=0.1)
+
+
+@pytest.mark.parametrize("build", [language_model, regression, quadratic])
+def test_a_task_of_any_kind_is_evaluated_and_reported(build, tmp_path):
+    task, learned = build(), lopt.LearnableSGD(0.1)
+    evaluation = lopt.Evaluation(build.__name__, task, horizon=10)
+    comparison = compare(evaluation, learned, learned.init(jax.random.key(0)), jax.random.key(1))
+    runs = comparison.of("learned")
+    assert set(runs.metrics) == ({"loss", "largest"} if build is regression else {"loss"})
+    assert runs.final_loss.shape == runs.metrics["loss"].shape == (5,)
+    assert runs.final_loss.mean() < runs.losses[:, 0].mean()
+    write_bytes(
+        tmp_path / "metrics.jsonl",
+        to_line({"step": 0, "meta_loss": 1, "finite": 1, "seconds": 0}).encode(),
+    )
+    meta = lopt.MetaTask(lopt.InnerTraining(task, learned, 2))
+    experiment = lopt.Experiment(learned, meta, optax.sgd(0.1), 1)
+    output = io.StringIO()
+    write_report(experiment, [comparison], tmp_path, Console(file=output, width=120))
+    assert "test loss" in output.getvalue()
+    (summary,) = read_json(tmp_path / "report.json")["evaluations"]
+    np.testing.assert_allclose(
+        summary["rows"][0]["test"]["loss"]["mean"], runs.metrics["loss"].mean()
+    )
+
+
+class WithoutLoss(lopt.AbstractTask):
+    def init(self, key):
+        return jnp.zeros(())
+
+    def batch(self, key, split="train"):
+        return ()
+
+    def loss(self, params, batch):
+        return params
+
+    def metrics(self, params, state, batch):
+        return {"error": params}
+
+
+def test_a_task_whose_metrics_lack_the_loss_is_refused():
+    with pytest.raises(
+        ValueError, match=r"Evaluation\(task=WithoutLoss.*error; must have \"loss\""
+    ):
+        lopt.Evaluation("x", WithoutLoss(), 5)

@@ -26,10 +26,10 @@ QUADRATIC = Path(__file__).with_name("tiny_recipe.py")
 # The second layer of a perceptron with batch norm: scale holds but for an epsilon.
 NETWORK = """
 import lopt, optax
-from lopt.tasks import BatchNormClassification
+from lopt.tasks import batch_norm_classification
 
 def experiment(outer_steps: int = 4):
-    task = BatchNormClassification(lopt.load_images("digits"), (3,), batch_size=16)
+    task = batch_norm_classification(lopt.load_images("digits"), (3,), batch_size=16)
     learned = lopt.learnable(optax.adam, learning_rate=0.02)
     meta = lopt.Mean(lopt.PES(lopt.InnerTraining(task, learned, 8), 2, 0.05), 2)
     return lopt.Experiment(learned, meta, optax.adam(0.1), outer_steps, steps_per_chunk=2)

@@ -10,16 +10,17 @@ import pytest
 import lopt
 from lopt.core.types import SPLITS
 from lopt.tasks import (
-    BatchNormClassification,
-    Choice,
     DataSubset,
     InitialScale,
     InputScale,
+    Mixture,
     Quadratic,
     QuadraticFamily,
     Reparameterization,
+    batch_norm_classification,
     image_data,
     mlp_classification,
+    warm_start,
 )
 
 KEY = jax.random.key(0)
@@ -37,6 +38,10 @@ def make_task(num=100, value=None, **options):
     return mlp_classification(make_data(num, value), widths=(5,), batch_size=8, **options)
 
 
+def loss_of(task, params, batch):
+    return task.loss_and_state(params, (), batch)[0]
+
+
 def test_data_subset_is_a_window_that_moves():
     # Not mapped with vmap, which would copy the images for every draw.
     task = make_task()
@@ -48,7 +53,7 @@ def test_data_subset_is_a_window_that_moves():
     assert first.max() <= 60
     assert len(np.unique(first)) > 40
     drawn = family.draw(KEYS[0])
-    images = np.concatenate([np.asarray(drawn.batch(key).images) for key in KEYS[:40]])
+    images = np.concatenate([np.asarray(drawn.batch(key).arrays.images) for key in KEYS[:40]])
     assert len(np.unique(images.reshape(len(images), -1), axis=0)) == 10
     assert drawn.data.test.count == task.data.test.count
 
@@ -66,7 +71,7 @@ def test_data_subset_of_a_subset_lies_within_it():
 def test_data_subset_reaches_through_other_families_and_stateful_tasks():
     family = DataSubset(InputScale(make_task(), 2.0, 2.0), 10)
     assert family.draw(KEY).task.data.train.count == 10
-    stateful = BatchNormClassification(make_data())
+    stateful = batch_norm_classification(make_data())
     assert DataSubset(stateful, 10).draw(KEY).data.train.count == 10
 
 
@@ -74,14 +79,15 @@ def test_input_scale():
     task = make_task()
     scaled = InputScale(task, 3.0, 3.0).draw(KEY)
     batch, plain = scaled.batch(KEY, "test"), task.batch(KEY, "test")
-    np.testing.assert_allclose(batch.images, 3 * plain.images, rtol=1e-6)
-    np.testing.assert_array_equal(batch.labels, plain.labels)
+    np.testing.assert_allclose(batch.arrays.images, 3 * plain.arrays.images, rtol=1e-6)
+    np.testing.assert_array_equal(batch.arrays.labels, plain.arrays.labels)
     params = task.init(KEY)
-    np.testing.assert_allclose(scaled.loss(params, batch), task.loss(params, batch))
+    np.testing.assert_allclose(loss_of(scaled, params, batch), loss_of(task, params, batch))
 
 
 def test_factors_are_log_uniform():
-    factors = jax.vmap(lambda key: InitialScale(QuadraticFamily(2), 0.01, 100.0).draw(key).factor)
+    family = InitialScale(QuadraticFamily(2), 0.01, 100.0)
+    factors = jax.vmap(lambda key: family.draw(key).map_initial.args[0])
     logs = np.log10(factors(jax.random.split(KEY, 4000))) / 4 + 0.5
     assert logs.min() >= 0
     assert logs.max() <= 1
@@ -97,7 +103,9 @@ def test_initial_scale():
     )
     batch = task.batch(KEY)
     params = task.init(KEY)
-    np.testing.assert_allclose(scaled.loss(params, scaled.batch(KEY)), task.loss(params, batch))
+    np.testing.assert_allclose(
+        loss_of(scaled, params, scaled.batch(KEY)), loss_of(task, params, batch)
+    )
 
 
 @pytest.mark.parametrize("per", ["tensor", "task"])
@@ -105,15 +113,18 @@ def test_reparameterization_changes_units_only(per):
     task = make_task()
     family = Reparameterization(task, 0.01, 100.0, per=per)
     scaled, params, batch = family.draw(KEY), task.init(KEY), task.batch(KEY)
-    assert scaled.factors.shape == ((4,) if per == "tensor" else (1,))
+    assert scaled.map_params.args[0].shape == ((4,) if per == "tensor" else (1,))
     own = scaled.init(KEY)
-    np.testing.assert_allclose(scaled.loss(own, batch), task.loss(params, batch))
-    jax.tree.map(np.testing.assert_allclose, scaled.original(own), params)
+    np.testing.assert_allclose(loss_of(scaled, own, batch), loss_of(task, params, batch))
+    jax.tree.map(np.testing.assert_allclose, scaled.map_params(own), params)
     # Chain rule: gradients are s times as large.
-    grads = jax.tree.leaves(jax.grad(scaled.loss)(own, batch))
-    factors = jnp.broadcast_to(scaled.factors, (4,))
+    grads = jax.tree.leaves(jax.grad(lambda p: loss_of(scaled, p, batch))(own))
+    factors = jnp.broadcast_to(scaled.map_params.args[0], (4,))
     for grad, plain, factor in zip(
-        grads, jax.tree.leaves(jax.grad(task.loss)(params, batch)), factors, strict=True
+        grads,
+        jax.tree.leaves(jax.grad(lambda p: loss_of(task, p, batch))(params)),
+        factors,
+        strict=True,
     ):
         np.testing.assert_allclose(grad, factor * plain, rtol=1e-6)
 
@@ -124,17 +135,17 @@ def test_reparameterized_sgd_is_sgd_at_another_rate():
     optimizer, own = optax.sgd(0.01), scaled.init(KEY)
     state, _ = lopt.unroll(scaled, optimizer, lopt.start(scaled, optimizer, own, KEY), 5)
     expected = quadratic.sgd_params(quadratic.init(KEY), 0.01 * 9, 5)
-    np.testing.assert_allclose(scaled.original(state.params), expected)
+    np.testing.assert_allclose(scaled.map_params(state.params), expected)
 
 
-def test_choice_shows_one_task_at_a_time():
+def test_mixture_shows_one_task_at_a_time():
     values = (0.25, 0.5, 1.0)
     tasks = tuple(make_task(num, value) for num, value in zip((40, 90, 60), values, strict=True))
-    family = Choice(tasks)
+    family = Mixture(tasks)
 
     def seen(key):
         task = family.draw(key)
-        batches = [task.batch(key, name).images for name in SPLITS]
+        batches = [task.batch(key, name).arrays.images for name in SPLITS]
         return jnp.stack([f(batch) for batch in batches for f in (jnp.min, jnp.max)])
 
     found = np.asarray(jax.vmap(seen)(KEYS))
@@ -145,12 +156,12 @@ def test_choice_shows_one_task_at_a_time():
     # The whole split of a drawn task is the whole split of one of the tasks.
     drawn = family.draw(KEY)
     batch = drawn.everything("test")
-    assert batch.mean(batch.images)[0, 0, 0] in np.float32(values)
+    assert batch.mean(batch.arrays.images)[0, 0, 0] in np.float32(values)
     assert drawn.data.train.count in [task.data.train.count for task in tasks]
 
 
 def test_nested_families_train_under_vmap():
-    family = InputScale(Choice((make_task(50), make_task(80))), 0.5, 2.0)
+    family = InputScale(Mixture((make_task(50), make_task(80))), 0.5, 2.0)
     family = InitialScale(Reparameterization(family, 0.5, 2.0), 0.5, 2.0)
     family = DataSubset(family, 12)
     optimizer = optax.sgd(0.01)
@@ -173,20 +184,18 @@ def test_nested_families_train_under_vmap():
         InputScale(make_task(), 0.1, 10.0),
         InitialScale(make_task(), 0.1, 10.0),
         Reparameterization(make_task(), 0.1, 10.0),
-        Choice((make_task(50), make_task(80))),
+        Mixture((make_task(50), make_task(80))),
     ],
     ids=lambda family: type(family).__name__,
 )
 def test_draw_can_be_mapped_and_tasks_handed_on(family):
     tasks = jax.vmap(family.draw)(KEYS[:3])
-    losses = jax.vmap(lambda task, key: task.loss(task.init(key), task.batch(key)))(tasks, KEYS[:3])
+    losses = jax.vmap(lambda task, key: loss_of(task, task.init(key), task.batch(key)))(
+        tasks, KEYS[:3]
+    )
     for key, loss in zip(KEYS[:3], losses, strict=True):
         task = family.draw(key)
-        np.testing.assert_allclose(loss, task.loss(task.init(key), task.batch(key)), rtol=1e-6)
-
-
-def choice_of(other):
-    return lambda: Choice((make_task(), other))
+        np.testing.assert_allclose(loss, loss_of(task, task.init(key), task.batch(key)), rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -195,19 +204,12 @@ def choice_of(other):
         (lambda: DataSubset(make_task(), 71), "DataSubset.*size=71.*70 examples.*try size=70"),
         (lambda: DataSubset(make_task(), 0), "DataSubset.*size=0.*try"),
         (lambda: DataSubset(QuadraticFamily(3), 5), "DataSubset.*QuadraticFamily.*try"),
-        (lambda: DataSubset(Choice((make_task(), make_task(50))), 36), "the 35 examples"),
+        (lambda: DataSubset(Mixture((make_task(), make_task(50))), 36), "the 35 examples"),
         (lambda: InputScale(QuadraticFamily(3), 1.0, 2.0), "InputScale.*QuadraticFamily"),
         (lambda: InputScale(make_task(), 0.0, 2.0), "InputScale.*low=0.0.*try"),
         (lambda: InitialScale(make_task(), 3.0, 2.0), "InitialScale.*low=3.0.*try"),
         (lambda: Reparameterization(make_task(), -1.0, 2.0), "Reparameterization.*low=-1.0"),
-        (
-            lambda: InputScale(BatchNormClassification(make_data()), 1.0, 2.0).draw(KEY),
-            "InputScale.*BatchNormClassification.*state.*try",
-        ),
-        (lambda: Choice(()), "at least one"),
-        (choice_of(mlp_classification(make_data(), (6,), batch_size=8)), "different network"),
-        (choice_of(mlp_classification(make_data(), (5,), batch_size=9)), "different batch_size"),
-        (choice_of(mlp_classification(make_data(size=5), (5,))), "different image shape"),
+        (lambda: Mixture(()), "at least one"),
     ],
 )
 def test_bad_input(build, words):
@@ -219,3 +221,42 @@ def test_unknown_unit():
     # The type checker of the tests objects to the literal as well.
     with pytest.raises((ValueError, TypeError)):
         Reparameterization(make_task(), 1.0, 2.0, per="layer")
+
+
+@pytest.mark.parametrize(
+    "augmented",
+    [
+        lambda task: InputScale(task, 3.0, 3.0),
+        lambda task: InitialScale(task, 0.5, 0.5),
+        lambda task: Reparameterization(task, 0.1, 10.0),
+        lambda task: warm_start(task, task.init(KEY)),
+        lambda task: DataSubset(task, 10),
+        lambda task: Mixture([task, batch_norm_classification(make_data(50), (5,), batch_size=8)]),
+    ],
+)
+def test_running_statistics_go_through_every_augmentation(augmented):
+    """Batch norm trains, its statistics move and are used by metrics."""
+    task = augmented(batch_norm_classification(make_data(), (5,), batch_size=8)).draw(KEY)
+    optimizer = optax.sgd(0.01)
+    begin = lopt.start(task, optimizer, task.init(KEY), KEY)
+    state, losses = lopt.unroll(task, optimizer, begin, 5)
+    assert np.all(np.isfinite(losses))
+    for old, new in zip(begin.estimator_state.mean, state.estimator_state.mean, strict=True):
+        assert np.all(old != new)
+    whole = task.everything("test")
+    found, before = (
+        task.metrics(state.params, one.estimator_state, whole)["loss"] for one in (state, begin)
+    )
+    assert found != before
+    np.testing.assert_allclose(
+        found, lopt.judge(task, state.params, state.estimator_state, KEY)["loss"], rtol=1e-12
+    )
+
+
+def test_a_family_of_two_architectures_has_two_parts():
+    mixture = Mixture([make_task(), QuadraticFamily(3)])
+    for family in (InitialScale(mixture, 0.5, 2.0), Reparameterization(mixture, 0.5, 2.0)):
+        parts = family.architectures()
+        assert [type(part) for part in parts] == [type(family)] * 2
+        sizes = [len(jax.tree.leaves(part.draw(KEY).init(KEY))) for part in parts]
+        assert sizes == [4, 1]

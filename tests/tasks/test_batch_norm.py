@@ -9,7 +9,7 @@ import pytest
 from jax.test_util import check_grads
 
 import lopt
-from lopt.tasks import BatchNormClassification, image_data
+from lopt.tasks import batch_norm_classification, image_data
 
 KEY = jax.random.key(0)
 
@@ -22,7 +22,7 @@ def make_data(num=200):
 
 
 def make_task(**options):
-    return BatchNormClassification(make_data(), (6, 5), jnp.tanh, 16, **options)
+    return batch_norm_classification(make_data(), (6, 5), jnp.tanh, 16, **options)
 
 
 def test_loss_and_statistics_equal_plain_numpy():
@@ -31,7 +31,7 @@ def test_loss_and_statistics_equal_plain_numpy():
     params = jax.tree.map(lambda leaf: leaf + 0.1, params)
     state = jax.tree.map(lambda leaf: leaf + 0.5, task.prepare(params, KEY))
     loss, after = task.loss_and_state(params, state, batch)
-    rows = np.asarray(batch.images, np.float64).reshape(16, -1)
+    rows = np.asarray(batch.arrays.images, np.float64).reshape(16, -1)
     *hidden, last = params["network"].layers
     for i, layer in enumerate(hidden):
         rows = rows @ np.asarray(layer.weight).T + np.asarray(layer.bias)
@@ -42,7 +42,7 @@ def test_loss_and_statistics_equal_plain_numpy():
         rows = np.tanh(rows * np.asarray(params["gain"][i]) + np.asarray(params["shift"][i]))
     rows = rows @ np.asarray(last.weight).T + np.asarray(last.bias)
     log_normaliser = np.log(np.exp(rows).sum(1))
-    expected = np.mean(log_normaliser - rows[np.arange(16), batch.labels])
+    expected = np.mean(log_normaliser - rows[np.arange(16), batch.arrays.labels])
     np.testing.assert_allclose(loss, expected)
 
 
@@ -50,9 +50,11 @@ def test_inference_with_the_moments_of_a_batch_is_training_on_it():
     task = make_task(momentum=0.0)
     params, batch = task.init(KEY), task.everything("valid_inner")
     loss, state = task.loss_and_state(params, task.prepare(params, KEY), batch)
-    logits = task.logits(params, state, batch.images)
-    entropies = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
+    images, labels = batch.arrays
+    logits = task.outputs(params, state, images.reshape(len(images), -1))
+    entropies = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     np.testing.assert_allclose(np.mean(entropies), loss)
+    np.testing.assert_allclose(task.metrics(params, state, batch)["loss"], loss)
 
 
 def test_windows_count_only_what_they_show():
@@ -61,8 +63,7 @@ def test_windows_count_only_what_they_show():
     state = task.prepare(params, KEY)
     part = eqx.tree_at(lambda e: (e.first, e.count), task.data.train, (jnp.int32(9), jnp.int32(20)))
     loss, after = task.loss_and_state(params, state, part.everything())
-    copied = jax.tree.map(lambda leaf: leaf[9:29], (part.images, part.labels))
-    small = lopt.tasks.Labelled(*copied)
+    small = lopt.tasks.Rows(jax.tree.map(lambda leaf: leaf[9:29], part.arrays))
     expected, expected_after = task.loss_and_state(params, state, small)
     np.testing.assert_allclose(loss, expected, rtol=1e-6)
     np.testing.assert_allclose(after.variance[1], expected_after.variance[1], rtol=1e-5)
@@ -84,7 +85,7 @@ def test_many_particles_train_and_statistics_travel(dtype):
         params = jax.tree.map(lambda leaf: leaf.astype(dtype), task.init(key))
         state, losses = lopt.unroll(task, optimizer, lopt.start(task, optimizer, params, key), 300)
         statistics, test = state.estimator_state, task.everything("test")
-        return losses, statistics, task.accuracy(state.params, statistics, test)
+        return losses, statistics, task.metrics(state.params, statistics, test)["accuracy"]
 
     losses, statistics, accuracy = eqx.filter_jit(jax.vmap(train))(jax.random.split(KEY, 3))
     assert losses.dtype == dtype
@@ -112,7 +113,7 @@ def test_meta_gradients_flow_through_training():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"batch_size": 1}, "BatchNormClassification.*batch_size=1.*try"),
+        ({"batch_size": 1}, "batch_norm_classification.*batch_size=1.*try"),
         ({"widths": ()}, "widths=.*try widths"),
         ({"widths": (3, 0)}, "width=0"),
         ({"momentum": 1.0}, "momentum=1.0.*try"),
@@ -121,4 +122,4 @@ def test_meta_gradients_flow_through_training():
 )
 def test_bad_input(options, words):
     with pytest.raises(ValueError, match=words):
-        BatchNormClassification(make_data(), **options)
+        batch_norm_classification(make_data(), **options)

@@ -9,7 +9,7 @@ import pytest
 from jax.test_util import check_grads
 
 import lopt
-from lopt.tasks import Classification, MultilayerPerceptron, image_data, mlp_classification
+from lopt.tasks import MultilayerPerceptron, classification, image_data, mlp_classification
 
 KEY = jax.random.key(0)
 
@@ -27,11 +27,11 @@ def test_initial_weights_have_the_published_statistics():
     # 64-32-10 over 64 keys: standard deviations 0.1102 and 0.1561, cut at 2 / sqrt(fan in).
     task = mlp_classification(make_data())
     params = jax.vmap(task.init)(jax.random.split(KEY, 64))
-    for layer, fan_in, deviation in zip(params.layers, (64, 32), (0.1102, 0.1561), strict=True):
+    for layer, fan_in, stddev in zip(params.layers, (64, 32), (0.1102, 0.1561), strict=True):
         weights = np.asarray(layer.weight)
-        error = deviation / np.sqrt(2 * weights.size)
-        assert abs(weights.std() - deviation) < 5 * error + 1e-4
-        assert abs(weights.mean()) < 5 * deviation / np.sqrt(weights.size)
+        error = stddev / np.sqrt(2 * weights.size)
+        assert abs(weights.std() - stddev) < 5 * error + 1e-4
+        assert abs(weights.mean()) < 5 * stddev / np.sqrt(weights.size)
         assert 0.99 * 2 / fan_in**0.5 < np.abs(weights).max() <= 2 / fan_in**0.5
         assert not np.any(layer.bias)
     # Layers are different parts of the draw.
@@ -41,7 +41,7 @@ def test_initial_weights_have_the_published_statistics():
 
 def test_initial_weights_of_one_deviation():
     # 784-100-100-10 from N(0, 0.05), as in Wu et al. 2018 (arXiv:1803.02021).
-    task = mlp_classification(make_data(20, 28), (100, 100), deviation=0.05)
+    task = mlp_classification(make_data(20, 28), (100, 100), stddev=0.05)
     for layer in task.init(KEY).layers:
         error = 0.05 / np.sqrt(2 * layer.weight.size)
         assert abs(layer.weight.std() - 0.05) < 5 * error
@@ -52,9 +52,9 @@ def test_initial_weights_of_one_deviation():
 @pytest.mark.parametrize("normalised", [False, True])
 def test_uniform_initial_weights_are_those_of_pytorch(normalised):
     """Between -1 and 1 over sqrt(fan in), of a third of its square as variance; biases too."""
-    task = mlp_classification(make_data(), (20,), uniform=True)
+    task = mlp_classification(make_data(), (20,), init="torch")
     if normalised:
-        task = lopt.tasks.BatchNormClassification(make_data(), (20,), uniform=True)
+        task = lopt.tasks.batch_norm_classification(make_data(), (20,), init="torch")
     params = jax.vmap(task.init)(jax.random.split(KEY, 64))
     layers = (params["network"] if normalised else params).layers
     for layer, fan_in in zip(layers, (64, 20), strict=True):
@@ -66,25 +66,25 @@ def test_uniform_initial_weights_are_those_of_pytorch(normalised):
 
 
 def test_initial_weights_are_not_both_uniform_and_normal():
-    with pytest.raises(ValueError, match=r"deviation=0.1\) cannot be both.*try deviation=None"):
-        mlp_classification(make_data(), deviation=0.1, uniform=True)
-    for task in (mlp_classification, lopt.tasks.BatchNormClassification):
-        with pytest.raises((ValueError, TypeError), match="uniform"):
-            task(make_data(), uniform="no")
+    with pytest.raises(ValueError, match=r"stddev=0.1\) must be.*try stddev=None"):
+        mlp_classification(make_data(), stddev=0.1, init="torch")
+    for task in (mlp_classification, lopt.tasks.batch_norm_classification):
+        with pytest.raises((ValueError, TypeError), match="init"):
+            task(make_data(), init="no")
 
 
 def test_loss_and_accuracy_equal_plain_numpy():
     task = mlp_classification(make_data(), widths=(7, 5), activation=jnp.tanh, batch_size=6)
     params, batch = task.init(KEY), task.batch(KEY)
     params = jax.tree.map(lambda leaf: leaf + 0.1, params)  # so that biases count
-    rows = np.asarray(batch.images, np.float64).reshape(6, -1)
+    rows = np.asarray(batch.arrays.images, np.float64).reshape(6, -1)
     for i, layer in enumerate(params.layers):
         rows = (np.tanh(rows) if i else rows) @ np.asarray(layer.weight).T + np.asarray(layer.bias)
     probabilities = np.exp(rows) / np.exp(rows).sum(1, keepdims=True)
-    loss = -np.mean(np.log(probabilities[np.arange(6), batch.labels]))
+    loss = -np.mean(np.log(probabilities[np.arange(6), batch.arrays.labels]))
     np.testing.assert_allclose(task.loss(params, batch), loss, rtol=1e-6)
-    accuracy = np.mean(rows.argmax(1) == np.asarray(batch.labels))
-    np.testing.assert_allclose(task.accuracy(params, batch), accuracy)
+    accuracy = np.mean(rows.argmax(1) == np.asarray(batch.arrays.labels))
+    np.testing.assert_allclose(task.metrics(params, (), batch)["accuracy"], accuracy)
 
 
 @pytest.mark.parametrize("widths", [(), (4,), (5, 4)])
@@ -103,7 +103,7 @@ def test_loss_has_the_dtype_of_the_parameters(dtype):
     params = jax.tree.map(lambda leaf: leaf.astype(dtype), task.init(KEY))
     for batch in (task.batch(KEY, "test"), task.everything("valid_inner")):
         assert task.loss(params, batch).dtype == dtype
-        assert task.accuracy(params, batch).dtype == dtype
+        assert task.metrics(params, (), batch)["accuracy"].dtype == dtype
 
 
 def test_training_learns_and_does_not_compile_again():
@@ -111,7 +111,7 @@ def test_training_learns_and_does_not_compile_again():
     state = lopt.start(task, optimizer, task.init(KEY), KEY)
     state, losses = lopt.unroll(task, optimizer, state, 150)
     assert losses[-1] < 0.3 * losses[0]
-    assert task.accuracy(state.params, task.everything("test")) > 0.5
+    assert lopt.judge(task, state.params, (), KEY)["accuracy"] > 0.5
     # Another task of the same shape is the same program.
     assert jax.tree.structure(task) == jax.tree.structure(
         mlp_classification(make_data(), batch_size=64)
@@ -131,7 +131,7 @@ class Listed(eqx.Module):
 
 
 def test_any_network_can_be_trained():
-    task, optimizer = Classification(make_data(), Listed, 16), optax.sgd(0.1)
+    task, optimizer = classification(make_data(), Listed, 16), optax.sgd(0.1)
     state = lopt.start(task, optimizer, task.init(KEY), KEY)
     _, losses = lopt.unroll(task, optimizer, state, 2)
     assert np.all(np.isfinite(losses))
@@ -144,11 +144,11 @@ def with_integers(key):
 @pytest.mark.parametrize(
     ("build", "words"),
     [
-        (lambda: mlp_classification(make_data(), batch_size=0), "Classification.*batch_size=0"),
+        (lambda: mlp_classification(make_data(), batch_size=0), "NetworkTask.*batch_size=0"),
         (lambda: mlp_classification(make_data(), widths=(8, 0)), "Perceptron.*width=0.*try"),
-        (lambda: Classification(make_data(num_classes=3), Listed), "shape .10,.*3 classes"),
-        (lambda: Classification(make_data(), with_integers), "dtype int.*floating-point"),
-        (lambda: mlp_classification(make_data(), deviation=-1.0), "Perceptron.*deviation=-1.*try"),
+        (lambda: classification(make_data(num_classes=3), Listed), "shape .10,.*3 classes"),
+        (lambda: classification(make_data(), with_integers), "dtype int.*floating-point"),
+        (lambda: mlp_classification(make_data(), stddev=-1.0), "Perceptron.*stddev=-1.*try"),
         (lambda: MultilayerPerceptron(0, (), 3, jnp.tanh, KEY), "inputs=0"),
     ],
 )

@@ -64,9 +64,9 @@ def plain_logits(network, image):
 def test_logits_equal_plain_numpy(kernel):
     task = small(kernel=kernel)
     params = jax.tree.map(lambda leaf: leaf + 0.1, task.init(KEY))  # so that biases count
-    images = task.batch(KEY).images
+    images = task.batch(KEY).arrays.images
     expected = [plain_logits(params, np.asarray(image, np.float64)) for image in images]
-    logits = eqx.filter_jit(task.logits)(params, images)
+    logits = eqx.filter_jit(task.outputs)(params, (), images.reshape(len(images), -1))
     np.testing.assert_allclose(logits, expected, rtol=1e-10)
 
 
@@ -95,14 +95,14 @@ def test_initial_weights():
     wide = ConvolutionalNetwork((32, 32, 3), (32, 32, 64), 5, (100,), 10, jax.nn.relu, KEY, 0.1)
     normal = (*wide.convolutions, *wide.perceptron.layers)
     for layer, other, fan_in in zip(layers, normal, (75, 800, 800, 1024, 100), strict=True):
-        for weight, deviation, edge in [
+        for weight, stddev, edge in [
             (layer.weight, 0.8796 / fan_in**0.5, 2 / fan_in**0.5),
             (other.weight, 0.1, 1),
         ]:
-            assert abs(weight.std() - deviation) < 5 * deviation / np.sqrt(2 * weight.size)
-            assert abs(weight.mean()) < 5 * deviation / np.sqrt(weight.size)
+            assert abs(weight.std() - stddev) < 5 * stddev / np.sqrt(2 * weight.size)
+            assert abs(weight.mean()) < 5 * stddev / np.sqrt(weight.size)
             assert jnp.abs(weight).max() <= edge
-        assert jnp.abs(other.weight).max() > 0.25  # not cut at two deviations
+        assert jnp.abs(other.weight).max() > 0.25  # not cut at two stddevs
         assert not np.any(layer.bias)
         assert not np.any(other.bias)
 
@@ -145,7 +145,7 @@ def test_training_on_digits_learns():
     state = lopt.start(task, optimizer, params, KEY)
     state, losses = lopt.unroll(task, optimizer, state, 150)
     assert losses[-10:].mean() < 0.2 * losses[0]
-    assert task.accuracy(state.params, task.everything("test")) > 0.9
+    assert lopt.judge(task, state.params, (), KEY)["accuracy"] > 0.9
     # Another task of the same shape is the same program.
     again = conv_classification(load_images("digits"), (8, 16), 3, (), batch_size=64)
     assert jax.tree.structure(task) == jax.tree.structure(again)
@@ -159,7 +159,7 @@ def test_training_on_digits_learns():
         ({"channels": (2, 0)}, "ConvolutionalNetwork.*channels=0.*try"),
         ({"kernel": 0}, "kernel=0.*try kernel=5"),
         ({"hidden": (0,)}, "width=0"),
-        ({"deviation": -0.1}, "ConvolutionalNetwork.*deviation=-0.1.*try"),
+        ({"stddev": -0.1}, "ConvolutionalNetwork.*stddev=-0.1.*try"),
     ],
 )
 def test_bad_input(changes, words):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lopt.core.types import SPLITS
-from lopt.tasks import Examples, image_data, resize
+from lopt.tasks import Examples, array_data, image_data, resize
 
 KEY = jax.random.key(0)
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden" / "image_resize.npz"
@@ -67,44 +67,62 @@ def test_resize_equals_plain_loop(size):
 )
 def test_splits_are_disjoint_and_complete(num_test, sizes):
     data = make_data(103, num_test)
-    numbers = [np.asarray(data.split(name).images)[:, 0, 0, 0] for name in SPLITS]
+    numbers = [np.asarray(data.split(name).arrays.images)[:, 0, 0, 0] for name in SPLITS]
     assert tuple(len(part) for part in numbers) == sizes
     total = 103 + num_test
     found = np.sort(np.concatenate(numbers))
     np.testing.assert_allclose(found, np.arange(total) / total, atol=1e-6)
     for name, part in zip(SPLITS, numbers, strict=True):
         # Labels went with their images.
-        np.testing.assert_array_equal(data.split(name).labels, np.rint(part * total) % 10)
+        np.testing.assert_array_equal(data.split(name).arrays.labels, np.rint(part * total) % 10)
     assert not np.all(np.diff(numbers[0]) > 0), "the training set was not shuffled"
 
 
 def test_draws_are_uniform_within_the_window():
     data = make_data(100).train
-    window = Examples(data.images, data.labels, jnp.int32(20), jnp.int32(7))
+    window = Examples(data.arrays, jnp.int32(20), jnp.int32(7))
     drawn = jax.jit(lambda key: window.draw(key, 70_000))(KEY)
-    inside = np.asarray(data.images)[20:27, 0, 0, 0]
-    found = np.asarray(drawn.images)[:, 0, 0, 0]
+    inside = np.asarray(data.arrays.images)[20:27, 0, 0, 0]
+    found = np.asarray(drawn.arrays.images)[:, 0, 0, 0]
     counts = np.array([np.sum(found == number) for number in inside])
     assert counts.sum() == 70_000
     assert np.all(np.abs(counts - 10_000) < 4 * np.sqrt(70_000 * 1 / 7 * 6 / 7))
-    assert not np.array_equal(window.draw(jax.random.key(1), 5).images, drawn.images[:5])
+    assert not np.array_equal(
+        window.draw(jax.random.key(1), 5).arrays.images, drawn.arrays.images[:5]
+    )
 
 
 def test_everything_is_the_mean_over_the_window():
     data = make_data(100).train
     window = eqx.tree_at(lambda e: (e.first, e.count), data, (jnp.int32(20), jnp.int32(7)))
     batch = window.everything()
-    found = batch.mean(batch.images)
-    np.testing.assert_allclose(found, np.mean(data.images[20:27], axis=0), rtol=1e-6)
+    found = batch.mean(batch.arrays.images)
+    np.testing.assert_allclose(found, np.mean(data.arrays.images[20:27], axis=0), rtol=1e-6)
     whole = data.everything()
-    np.testing.assert_allclose(whole.mean(whole.images), np.mean(data.images, axis=0), rtol=1e-5)
+    np.testing.assert_allclose(
+        whole.mean(whole.arrays.images), np.mean(data.arrays.images, axis=0), rtol=1e-5
+    )
 
 
 def test_bytes_are_divided_by_255():
     images = np.full((20, 8, 8, 1), 255, np.uint8)
     data = image_data(images, np.arange(20) % 10, None, None, 10, 8)
-    assert data.train.images.dtype == jnp.float32
-    np.testing.assert_allclose(data.train.images, 1, rtol=1e-6)
+    assert data.train.arrays.images.dtype == jnp.float32
+    np.testing.assert_allclose(data.train.arrays.images, 1, rtol=1e-6)
+
+
+def test_any_pytree_of_arrays_is_parted():
+    numbers = np.arange(50)
+    arrays = {"x": numbers[:, None] / 50, "y": (numbers, numbers.astype(np.float32))}
+    data = array_data(arrays, seed=1)
+    assert [int(data.split(name).count) for name in SPLITS] == [35, 5, 5, 5]
+    seen = np.concatenate([data.split(name).arrays["y"][0] for name in SPLITS])
+    np.testing.assert_array_equal(np.sort(seen), numbers)
+    rows = data.train.draw(KEY, 20).arrays
+    np.testing.assert_allclose(rows["x"][:, 0] * 50, rows["y"][0], rtol=1e-6)
+    assert rows["y"][1].dtype == np.float32
+    given = array_data(arrays, {"x": np.ones((3, 1)), "y": (np.ones(3, int), np.ones(3))})
+    assert [int(given.split(name).count) for name in SPLITS] == [40, 5, 5, 3]
 
 
 IMAGES, LABELS = np.zeros((20, 8, 8, 1)), np.arange(20) % 10
@@ -113,7 +131,10 @@ IMAGES, LABELS = np.zeros((20, 8, 8, 1)), np.arange(20) % 10
 @pytest.mark.parametrize(
     ("build", "words"),
     [
-        (lambda: make_data().split("tset"), "ImageData.split.*'tset'.*valid_outer"),
+        (lambda: make_data().split("tset"), "Data.split.*'tset'.*valid_outer"),
+        (lambda: Examples({"x": np.ones((5, 2)), "y": np.ones(4)}), r"Examples.*5, 2.*4,.*try"),
+        (lambda: array_data((np.ones(50), np.ones(49))), "array_data.*50.*49.*same number.*try"),
+        (lambda: Examples(()), "Examples.*try"),
         (lambda: resize(IMAGES, 0), "resize.*size=0.*try"),
         (lambda: image_data(IMAGES[:5], LABELS[:5], None, None, 10, 8), "5 examples.*at least 10"),
         (lambda: image_data(IMAGES, LABELS, IMAGES, None, 10, 8), "both"),

@@ -9,8 +9,8 @@ import pytest
 from toys import quick_jit
 
 import lopt
-from lopt.tasks import ResidualClassification, image_data, resnet_classification
-from lopt.tasks.residual_network import convolve
+from lopt.tasks import image_data, resnet_classification
+from lopt.tasks.convolutional import convolve
 from lopt.tasks.resnet import crop_and_flip
 
 KEY = jax.random.key(0)
@@ -26,8 +26,8 @@ def make_data(size=8, channels=1, num=200, classes=3):
 
 
 def make_task(**options):
-    sizes = {"channels": (4, 6), "blocks": (1, 1), "batch_size": 8, **options}
-    return ResidualClassification(make_data(), **sizes)
+    sizes = {"channels": (4, 6), "depth": (1, 1), "batch_size": 8, **options}
+    return resnet_classification(make_data(), **sizes)
 
 
 def count(tree):
@@ -127,7 +127,7 @@ def test_loss_and_statistics_equal_a_plain_loop(bottleneck):
         variances.append(variance)
         return (images - mean) / np.sqrt(variance + 1e-5) * layer.gain + layer.shift
 
-    images = np.tanh(normalised(params.stem, 1, np.asarray(batch.images, float)))
+    images = np.tanh(normalised(params.stem, 1, np.asarray(batch.arrays.images, float)))
     for block, stride in zip(params.blocks, (1, 2), strict=True):
         strides = (1, stride, 1) if bottleneck else (stride, 1)
         inside = images
@@ -140,7 +140,7 @@ def test_loss_and_statistics_equal_a_plain_loop(bottleneck):
     assert images.shape == (8, 4, 4, 24 if bottleneck else 6)
     last = params.last.layers[0]
     rows = images.mean((1, 2)) @ last.weight.T + last.bias
-    expected = np.mean(np.log(np.exp(rows).sum(1)) - rows[np.arange(8), batch.labels])
+    expected = np.mean(np.log(np.exp(rows).sum(1)) - rows[np.arange(8), batch.arrays.labels])
     np.testing.assert_allclose(loss, expected, rtol=1e-6)
     for i, (mean, variance) in enumerate(zip(means, variances, strict=True)):
         np.testing.assert_allclose(after.mean[i], 0.9 * 0.5 + 0.1 * mean, rtol=1e-6)
@@ -154,11 +154,12 @@ def test_inference_with_the_moments_of_a_batch_is_training_on_it():
         task.everything("valid_inner"),
     )  # 20 images: slices of 8
     loss, state = compiled(task.loss_and_state)(params, task.prepare(params, KEY), batch)
-    logits = compiled(task.logits)(params, state, batch.images)
-    entropies = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
+    logits = compiled(task.outputs)(params, state, batch.arrays.images)
+    entropies = optax.softmax_cross_entropy_with_integer_labels(logits, batch.arrays.labels)
     np.testing.assert_allclose(np.mean(entropies), loss, rtol=1e-6)
-    hits = np.mean(np.asarray(logits).argmax(axis=1) == np.asarray(batch.labels))
-    np.testing.assert_allclose(compiled(task.accuracy)(params, state, batch), hits)
+    hits = np.mean(np.asarray(logits).argmax(axis=1) == np.asarray(batch.arrays.labels))
+    metrics = compiled(task.metrics)(params, state, batch)
+    np.testing.assert_allclose(metrics["accuracy"], hits)
 
 
 def test_initial_weights():
@@ -211,12 +212,12 @@ def test_a_frame_of_four_pixels_on_cifar():
 def test_only_training_batches_are_augmented():
     plain, augmented = make_task(), make_task(augmentation=True)
     ours, theirs = compiled(augmented.batch)(KEY), plain.batch(KEY)
-    np.testing.assert_array_equal(ours.labels, theirs.labels)
-    assert not np.allclose(ours.images, theirs.images)
-    np.testing.assert_array_equal(ours.images, compiled(augmented.batch)(KEY).images)
+    np.testing.assert_array_equal(ours.arrays.labels, theirs.arrays.labels)
+    assert not np.allclose(ours.arrays.images, theirs.arrays.images)
+    np.testing.assert_array_equal(ours.arrays.images, compiled(augmented.batch)(KEY).arrays.images)
     for split in ("valid_inner", "valid_outer", "test"):
         ours, theirs = augmented.batch(KEY, split), plain.batch(KEY, split)
-        np.testing.assert_array_equal(ours.images, theirs.images)
+        np.testing.assert_array_equal(ours.arrays.images, theirs.arrays.images)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -230,14 +231,14 @@ def test_it_learns_and_inference_follows():
     state, losses = quick_jit(lambda state: lopt.unroll(task, optimizer, state, 100))(begin)
     assert np.mean(losses[-10:]) < 0.5 * np.mean(losses[:10])
     test = task.everything("test")
-    accuracy = compiled(task.accuracy)(state.params, state.estimator_state, test)
-    assert accuracy > 0.8
+    metrics = compiled(task.metrics)(state.params, state.estimator_state, test)
+    assert metrics["accuracy"] > 0.8
 
 
 @pytest.mark.slow
 def test_running_statistics_cross_the_border_of_a_window():
     """The published code overwrote them with noise, then crashed at the second window."""
-    task = make_task(channels=(4,), blocks=(1,), augmentation=True)
+    task = make_task(channels=(4,), depth=(1,), augmentation=True)
     inner = lopt.InnerTraining(task, lopt.LearnableSGD(0.05), horizon=4)
     estimator = lopt.TruncatedBackprop(inner, truncation=2, stagger=False)
     theta = inner.learned.init(KEY)
@@ -274,11 +275,11 @@ def test_running_statistics_cross_the_border_of_a_window():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"batch_size": 1}, "ResidualClassification.*batch_size=1.*try"),
+        ({"batch_size": 1}, "resnet_classification.*batch_size=1.*try"),
         ({"channels": (4, 0)}, "channels=0.*try"),
-        ({"blocks": (1, 0)}, "blocks=0.*try"),
-        ({"blocks": (1,)}, r"channels=\(4, 6\), blocks=\(1,\).*try channels=\(64,\)"),
-        ({"blocks": (), "channels": ()}, r"at least one; try channels=\(64,\), blocks=\(2,\)"),
+        ({"depth": (1, 0)}, "blocks=0.*try"),
+        ({"depth": (1,)}, r"channels=\(4, 6\), blocks=\(1,\).*try channels=\(64,\)"),
+        ({"depth": (), "channels": ()}, r"at least one; try channels=\(64,\), blocks=\(2,\)"),
         ({"momentum": 1.0}, "momentum=1.0.*try"),
         ({"epsilon": 0.0}, "epsilon=0.0.*try"),
     ],

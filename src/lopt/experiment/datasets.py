@@ -12,7 +12,7 @@ import numpy as np
 
 from lopt.experiment.cache import cache_folder
 from lopt.experiment.image_files import CIFAR_FILES, read_cifar, read_pair
-from lopt.tasks.data import ImageData, image_data
+from lopt.tasks.data import Data, image_data
 
 NAMES = ("digits", "mnist", "fashion_mnist", "cifar10")
 
@@ -48,7 +48,7 @@ CHECKSUMS = {
 }
 
 
-def load_images(name: str, size: int = 8, folder: str | os.PathLike | None = None) -> ImageData:
+def load_images(name: str, size: int = 8, folder: str | os.PathLike | None = None) -> Data:
     """Loads a data set in four splits.
 
     Args:
@@ -66,7 +66,7 @@ def load_images(name: str, size: int = 8, folder: str | os.PathLike | None = Non
 
     Example:
         >>> from lopt.experiment.datasets import load_images
-        >>> load_images("digits").train.images.shape
+        >>> load_images("digits").train.arrays.images.shape
         (1260, 8, 8, 1)
     """
     _check_name("load_images", name)
@@ -98,7 +98,7 @@ def _check_name(owner: str, name: str) -> None:
         raise ValueError(f"{owner}(name={name!r}) must be one of {', '.join(NAMES)}.")
 
 
-def _load_digits(size: int) -> ImageData:
+def _load_digits(size: int) -> Data:
     # scikit-learn takes a second to import, and only digits need it.
     from sklearn.datasets import load_digits
 

@@ -18,8 +18,8 @@ from jaxtyping import Array, Float
 from jaxtyping import Key as KeyArray
 
 from lopt.core.learned import AbstractLearnedOptimizer
-from lopt.core.task import AbstractTask
-from lopt.core.types import Key, Params, Scalar, State, Theta
+from lopt.core.task import AbstractTask, judge
+from lopt.core.types import Key, Scalar, Theta
 from lopt.core.unroll import start, unroll
 from lopt.experiment.experiment import Evaluation
 from lopt.learned.hyperparameters import learnable
@@ -45,8 +45,8 @@ class Runs:
         learning_rate: the tuned one; None for the learned optimizer.
         at_edge: whether the tuned one was the smallest or largest of those tried.
         losses: the training loss before each step.
-        final_loss: the loss over the whole training split after the last step.
-        accuracy: the accuracy on the test split after the last step.
+        final_loss: the loss over the training split after the last step, in inference mode.
+        metrics: the task's metrics over the test split after the last step, by name.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Runs:
     at_edge: bool
     losses: Float[np.ndarray, "seed step"]
     final_loss: Float[np.ndarray, " seed"]
-    accuracy: Float[np.ndarray, " seed"]
+    metrics: dict[str, Float[np.ndarray, " seed"]]
 
     def steps_to_reach(self, level: float) -> list[int | None]:
         """Returns, per seed, the steps until the loss, averaged over 10 steps, is at `level`."""
@@ -95,7 +95,7 @@ class Comparison:
                     "learning_rate": runs.learning_rate,
                     "learning_rate_at_edge_of_grid": runs.at_edge,
                     "final_loss": _mean_and_error(runs.final_loss),
-                    "test_accuracy": _mean_and_error(runs.accuracy),
+                    "test": {name: _mean_and_error(v) for name, v in runs.metrics.items()},
                     "steps_to_tuned_adams_loss": _mean_and_error(np.asarray(hits, float)),
                     "seeds_that_reached_it": len(hits),
                     "final_losses": runs.final_loss.tolist(),
@@ -142,7 +142,7 @@ def _learned_runs(
     keys: Keys,
 ) -> Runs:
     arrays = _train_all(evaluation.task, learned, theta, evaluation.horizon, keys)
-    return Runs(name, None, False, *map(np.asarray, arrays))
+    return Runs(name, None, False, *jax.tree.map(np.asarray, arrays))
 
 
 def _tuned_runs(
@@ -153,15 +153,15 @@ def _tuned_runs(
     tried = np.append(rates, DEFAULT_ADAM) if name == "Adam" else rates
     thetas = {"learning_rate": jnp.log(jnp.asarray(tried, float))}
     many = eqx.filter_jit(eqx.filter_vmap(_train_all, in_axes=(None, None, 0, None, None)))
-    losses, final, accuracy = map(
-        np.asarray, many(evaluation.task, learned, thetas, evaluation.horizon, keys)
-    )
+    trained = many(evaluation.task, learned, thetas, evaluation.horizon, keys)
+    losses, final, metrics = jax.tree.map(np.asarray, trained)
     means = final[: len(rates)].mean(axis=1)
     best = int(np.argmin(np.where(np.isfinite(means), means, np.inf)))
 
     def runs(i: int, name: str) -> Runs:
         at_edge = i in (0, len(rates) - 1)
-        return Runs(name, float(tried[i]), at_edge, losses[i], final[i], accuracy[i])
+        measured = {name: values[i] for name, values in metrics.items()}
+        return Runs(name, float(tried[i]), at_edge, losses[i], final[i], measured)
 
     default = [runs(i, f"Adam {tried[i]:g}") for i in range(len(rates), len(tried))]
     return [runs(best, name), *default]
@@ -174,27 +174,18 @@ def _train_all(
     theta: Theta,
     horizon: int,
     keys: Keys,
-) -> tuple[Float[Array, "seed step"], Float[Array, " seed"], Float[Array, " seed"]]:
-    def train_one(key: Key) -> tuple[Array, Array, Array]:
+) -> tuple[Float[Array, "seed step"], Float[Array, " seed"], dict[str, Float[Array, " seed"]]]:
+    def train_one(key: Key) -> tuple[Array, Scalar, dict[str, Scalar]]:
         init_key, run_key = jax.random.split(key)
-        optimizer = learned.optimizer(theta)
+        optimizer = learned.optimizer(theta, num_steps=horizon)
         state = start(task, optimizer, task.init(init_key), run_key)
         state, losses = unroll(task, optimizer, state, horizon)
-        final = _everything(task, state.params, state.estimator_state, "train")
-        return losses, final, _accuracy(task, state.params, state.estimator_state)
+        judge_key = jax.random.fold_in(run_key, 2**32 - 2)  # none of the run's own keys
+        final = judge(task, state.params, state.estimator_state, judge_key, "train")
+        metrics = judge(task, state.params, state.estimator_state, judge_key, "test")
+        return losses, final["loss"], metrics
 
     return jax.vmap(train_one)(keys)
-
-
-def _everything(task: Any, params: Params, state: State, split: str) -> Scalar:
-    return task.loss_and_state(params, state, task.everything(split))[0]
-
-
-def _accuracy(task: Any, params: Params, state: State) -> Scalar:
-    batch, stateless = task.everything("test"), isinstance(task, AbstractTask)
-    if stateless:
-        return task.accuracy(params, batch)
-    return task.accuracy(params, state, batch)
 
 
 def _mean_and_error(values: np.ndarray) -> dict[str, float | None]:

@@ -2,7 +2,9 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
+import equinox as eqx
 import jax
 import optax
 
@@ -10,7 +12,7 @@ from lopt.core.estimator import AbstractGradientEstimator
 from lopt.core.inner import InnerTraining
 from lopt.core.learned import AbstractLearnedOptimizer
 from lopt.core.task import AbstractTask
-from lopt.core.types import Scalar, Theta
+from lopt.core.types import Key, Scalar, Theta
 from lopt.core.unroll import Step
 
 
@@ -20,7 +22,7 @@ class Evaluation:
 
     Attributes:
         name: a few words, the title of its plot.
-        task: the task to train: one of classification, with `everything` and `accuracy`.
+        task: the task to train; any.
         horizon: inner steps.
         num_seeds: the number of initialisations, each with batches of its own; at least 5.
         trained_on: whether meta-training drew this task (with other initialisations).
@@ -39,6 +41,17 @@ class Evaluation:
             raise ValueError(
                 f"Evaluation(num_seeds={self.num_seeds}) must be at least 5, "
                 "for standard errors that mean something."
+            )
+
+        def metrics(key: Key) -> Any:
+            params = self.task.init(key)
+            return self.task.metrics(params, self.task.prepare(params, key), self.task.batch(key))
+
+        found = eqx.filter_eval_shape(metrics, jax.random.key(0))
+        if "loss" not in found:
+            raise ValueError(
+                f"Evaluation(task={type(self.task).__name__}(...)) has the metrics "
+                f'{", ".join(found) or "{}"}; must have "loss", try {{"loss": ..., **metrics}}.'
             )
 
 

@@ -15,11 +15,12 @@ import optax
 from jaxtyping import Array, Float
 
 import lopt
+from lopt.core.task import AbstractTask
 from lopt.core.types import Key, Params, State, Theta
 from lopt.experiment.datasets import load_images
 from lopt.learned import Learnable, inverse_time_momentum, momentum_sgd
 from lopt.learned.forms import Form
-from lopt.tasks import Classification, WarmStart, conv_classification, mlp_classification
+from lopt.tasks import conv_classification, mlp_classification, warm_start
 
 MOMENTUM = 0.9
 WARM_STEPS = 50
@@ -41,14 +42,14 @@ class Network:
     size: int
     warm_rate: float
 
-    def task(self, dataset: str) -> Classification:
+    def task(self, dataset: str) -> AbstractTask:
         """Returns the task on a data set."""
         data = load_images(dataset, self.size)
         if dataset == "cifar10":
-            return conv_classification(data, deviation=0.1, batch_size=100)
+            return conv_classification(data, stddev=0.1, batch_size=100)
         if dataset == "digits":
             return mlp_classification(data, (32,), batch_size=128)
-        return mlp_classification(data, (100, 100), batch_size=100, deviation=0.05)
+        return mlp_classification(data, (100, 100), batch_size=100, stddev=0.05)
 
 
 NETWORKS = {
@@ -68,8 +69,8 @@ class Setting(eqx.Module):
         learned: momentum with inverse-time decay; theta is that of (learning rate, power).
     """
 
-    classification: Classification
-    task: WarmStart
+    classification: AbstractTask
+    task: AbstractTask
     learned: Learnable
 
     def inner(self, horizon: int, batches: int = 10) -> lopt.InnerTraining:
@@ -102,7 +103,7 @@ def setting(
     task = network.task(dataset)
     params = warm_params(task, network.warm_rate, jax.random.key(seed))
     return Setting(
-        task, WarmStart(task, params), momentum_with_decay(learning_rate, power, time_constant)
+        task, warm_start(task, params), momentum_with_decay(learning_rate, power, time_constant)
     )
 
 
@@ -161,7 +162,7 @@ def within_ranges() -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
-def warm_params(task: Classification, rate: float, key: Key) -> Params:
+def warm_params(task: AbstractTask, rate: float, key: Key) -> Params:
     """Returns the weights after the warm start."""
     init_key, run_key = jax.random.split(key)
     optimizer = optax.sgd(rate, momentum=MOMENTUM)
@@ -169,11 +170,11 @@ def warm_params(task: Classification, rate: float, key: Key) -> Params:
     return lopt.unroll(task, optimizer, state, WARM_STEPS)[0].params
 
 
-def measure(task: Classification, params: Params) -> dict[str, Float[Array, ""]]:
+def measure(task: AbstractTask, params: Params) -> dict[str, Float[Array, ""]]:
     """Measures a network on all of its training and test images."""
-    train, test = task.everything("train"), task.everything("test")
+    train, test = (task.metrics(params, (), task.everything(name)) for name in ("train", "test"))
     return {
-        "train_loss": task.loss(params, train),
-        "test_loss": task.loss(params, test),
-        "test_accuracy": task.accuracy(params, test),
+        "train_loss": train["loss"],
+        "test_loss": test["loss"],
+        "test_accuracy": test["accuracy"],
     }

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from lopt.core.task import AbstractTask
 from lopt.experiment.datasets import NAMES, load_images
 from lopt.tasks import conv_classification, mlp_classification, resnet_classification
-from lopt.tasks.data import ImageData
+from lopt.tasks.data import Data
 
 # Of each kind of network, at the size that a laptop trains.
-NETWORKS: dict[str, Callable[[ImageData, int], AbstractTask]] = {
+NETWORKS: dict[str, Callable[[Data, int], AbstractTask]] = {
     "mlp": lambda data, batch_size: mlp_classification(data, (32,), batch_size=batch_size),
     "conv": lambda data, batch_size: conv_classification(
         data, (16, 16), 3, (32,), batch_size=batch_size

@@ -46,7 +46,9 @@ def write_report(
 def _table(summary: dict[str, Any]) -> Table:
     title = f"{summary['name']} ({summary['horizon']} steps, {summary['seeds']} seeds)"
     table = Table(title=title, title_justify="left")
-    for heading in ("optimizer", "rate", "final loss", "test accuracy", "steps to tuned Adam"):
+    # Every optimizer of a task has the same metrics.
+    shown = "accuracy" if "accuracy" in summary["rows"][0]["test"] else "loss"
+    for heading in ("optimizer", "rate", "final loss", f"test {shown}", "steps to tuned Adam"):
         table.add_column(heading, justify="left" if heading == "optimizer" else "right")
     for row in summary["rows"]:
         rate = row["learning_rate"]
@@ -57,7 +59,7 @@ def _table(summary: dict[str, Any]) -> Table:
             row["optimizer"],
             "-" if rate is None else f"{rate:.2g}",
             _text(row["final_loss"], ".4f"),
-            _text(row["test_accuracy"], ".3f"),
+            _text(row["test"][shown], ".3f" if shown == "accuracy" else ".4f"),
             steps,
         )
     return table

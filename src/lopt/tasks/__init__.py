@@ -1,41 +1,61 @@
 """Tasks: what optimizers are asked to do, and families to draw them from."""
 
-from lopt.tasks.augment import InitialScale, InputScale, Reparameterization, WarmStart
-from lopt.tasks.batch_norm import BatchNormClassification
-from lopt.tasks.classification import Classification, MultilayerPerceptron, mlp_classification
+from lopt.tasks.augment import (
+    DataSubset,
+    InitialScale,
+    InputScale,
+    Reparameterization,
+    warm_start,
+)
+from lopt.tasks.batch_norm import batch_norm_classification
+from lopt.tasks.classification import MultilayerPerceptron, classification, mlp_classification
 from lopt.tasks.convolutional import ConvolutionalNetwork, conv_classification
-from lopt.tasks.data import Examples, ImageData, Labelled, image_data, resize
+from lopt.tasks.data import Data, Examples, Labelled, Rows, array_data, image_data, resize
 from lopt.tasks.landscapes import Ackley, Beale, Rosenbrock, StyblinskiTang
+from lopt.tasks.mixture import Mixture
+from lopt.tasks.network_task import (
+    AbstractNetwork,
+    Build,
+    EquinoxNetwork,
+    InitApply,
+    NetworkTask,
+)
 from lopt.tasks.quadratics import Quadratic, QuadraticFamily
-from lopt.tasks.residual_network import ResidualNetwork
-from lopt.tasks.resnet import ResidualClassification, resnet_classification
-from lopt.tasks.subsets import Choice, DataSubset
+from lopt.tasks.resnet import ResidualNetwork, resnet_classification
+from lopt.tasks.validation import WithValidation
 
 __all__ = [
+    "AbstractNetwork",
     "Ackley",
-    "BatchNormClassification",
     "Beale",
-    "Choice",
-    "Classification",
+    "Build",
     "ConvolutionalNetwork",
+    "Data",
     "DataSubset",
+    "EquinoxNetwork",
     "Examples",
-    "ImageData",
+    "InitApply",
     "InitialScale",
     "InputScale",
     "Labelled",
+    "Mixture",
     "MultilayerPerceptron",
+    "NetworkTask",
     "Quadratic",
     "QuadraticFamily",
     "Reparameterization",
-    "ResidualClassification",
     "ResidualNetwork",
     "Rosenbrock",
+    "Rows",
     "StyblinskiTang",
-    "WarmStart",
+    "WithValidation",
+    "array_data",
+    "batch_norm_classification",
+    "classification",
     "conv_classification",
     "image_data",
     "mlp_classification",
     "resize",
     "resnet_classification",
+    "warm_start",
 ]

@@ -1,24 +1,81 @@
-"""Augmentation of tasks: families made of other families (Metz et al. 2020, arXiv:2009.11243).
+"""Families of tasks made of other families (Metz et al. 2020, arXiv:2009.11243).
 
 Each draws a task of an inner family and changes something about it, by an amount that is an array,
-so that one compiled program trains many different tasks side by side. They nest in any order.
+so that one compiled program trains many different tasks side by side. They nest in any order, and
+tasks with a state, such as those with batch normalisation, keep it.
 """
 
+import dataclasses
 from typing import Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax.tree_util import Partial
+from jaxtyping import Array, Float, PyTree
+from typing_extensions import override
 
-from lopt.core.task import AbstractTask, AbstractTaskFamily
-from lopt.core.types import Batch, Key, Params, Scalar, Split, State
-from lopt.tasks.ranges import check_range, log_uniform
-from lopt.tasks.subsets import image_data_within
+from lopt.core.checks import check_integer
+from lopt.core.task import AbstractTask, AbstractTaskFamily, TransformedTask
+from lopt.core.types import Key, Params
+from lopt.tasks.data import Data, Rows
+from lopt.tasks.ranges import check_range, log_uniform, random_index
 
 
-class InputScale(AbstractTaskFamily):
-    """Tasks whose images are multiplied by a log-uniform factor between `low` and `high`."""
+class AbstractAugmentation(AbstractTaskFamily):
+    """A family that changes something about the tasks of another, `family`."""
+
+    family: eqx.AbstractVar[AbstractTaskFamily]
+
+    @override
+    def architectures(self) -> tuple[AbstractTaskFamily, ...]:
+        parts = self.family.architectures()
+        return tuple(dataclasses.replace(self, family=part) for part in parts)
+
+
+class DataSubset(AbstractAugmentation):
+    """Tasks that train on few examples: a window of the training split, at a random place.
+
+    Other splits stay whole. The arrays are not copied.
+
+    Attributes:
+        family: any family of tasks on `Data`.
+        size: the number of training examples that each task may draw.
+    """
+
+    family: AbstractTaskFamily
+    size: int = eqx.field(static=True)
+
+    def __check_init__(self) -> None:
+        check_integer("DataSubset", "size", self.size, hint="size=100")
+        for data in _data_within("DataSubset", self.family):
+            # Inside a compiled function the count may be unknown; `draw` then keeps to it.
+            if not isinstance(data.train.count, jax.core.Tracer) and self.size > data.train.count:
+                raise ValueError(
+                    f"DataSubset(size={self.size}) must not exceed the {data.train.count} examples "
+                    f"of the training split; try size={data.train.count}."
+                )
+
+    @override
+    def draw(self, key: Key) -> AbstractTask:
+        task_key, place_key = jax.random.split(key)
+
+        def narrow(leaf: object) -> object:
+            if not isinstance(leaf, Data):
+                return leaf
+            size = jnp.minimum(jnp.asarray(self.size, jnp.int32), leaf.train.count)
+            first = leaf.train.first + random_index(place_key, leaf.train.count - size + 1)
+            window = first, size
+            return eqx.tree_at(lambda d: (d.train.first, d.train.count), leaf, window)
+
+        return jax.tree.map(narrow, self.family.draw(task_key), is_leaf=_is_data)
+
+
+class InputScale(AbstractAugmentation):
+    """Tasks whose inputs are multiplied by a log-uniform factor between `low` and `high`.
+
+    Inputs are the floating-point arrays of a batch of `Rows`, such as images.
+    """
 
     family: AbstractTaskFamily
     low: float = eqx.field(static=True)
@@ -26,16 +83,16 @@ class InputScale(AbstractTaskFamily):
 
     def __check_init__(self) -> None:
         check_range("InputScale", self.low, self.high)
-        image_data_within("InputScale", self.family)
+        _data_within("InputScale", self.family)
 
-    def draw(self, key: Key) -> "ScaledInputs":
-        """Returns a task of `family` with scaled images."""
+    @override
+    def draw(self, key: Key) -> TransformedTask:
         task_key, scale_key = jax.random.split(key)
-        task = _without_state("InputScale", self.family.draw(task_key))
-        return ScaledInputs(task, log_uniform(scale_key, self.low, self.high))
+        factor = log_uniform(scale_key, self.low, self.high)
+        return TransformedTask(self.family.draw(task_key), map_batch=Partial(_scale_inputs, factor))
 
 
-class InitialScale(AbstractTaskFamily):
+class InitialScale(AbstractAugmentation):
     """Tasks whose initial parameters are multiplied by a log-uniform factor."""
 
     family: AbstractTaskFamily
@@ -45,20 +102,21 @@ class InitialScale(AbstractTaskFamily):
     def __check_init__(self) -> None:
         check_range("InitialScale", self.low, self.high)
 
-    def draw(self, key: Key) -> "ScaledInitial":
-        """Returns a task of `family` with scaled initial parameters."""
+    @override
+    def draw(self, key: Key) -> TransformedTask:
         task_key, scale_key = jax.random.split(key)
-        task = _without_state("InitialScale", self.family.draw(task_key))
-        return ScaledInitial(task, log_uniform(scale_key, self.low, self.high))
+        factor = log_uniform(scale_key, self.low, self.high)
+        return TransformedTask(self.family.draw(task_key), map_initial=Partial(_scale, factor))
 
 
-class Reparameterization(AbstractTaskFamily):
+class Reparameterization(AbstractAugmentation):
     """Tasks in other units: parameters p' with p = s p', for log-uniform s.
 
-    Losses are as before, gradients are s times and curvatures s^2 times as large.
+    Losses are as before, gradients are s times and curvatures s^2 times as large. A drawn task's
+    `map_params(p')` is p.
 
     Attributes:
-        family: any family of tasks without state.
+        family: any family of tasks.
         low, high: the range of s.
         per: "task" for one s, "tensor" for one in each tensor of the parameters.
     """
@@ -76,126 +134,48 @@ class Reparameterization(AbstractTaskFamily):
                 'try per="tensor".'
             )
 
-    def draw(self, key: Key) -> "Reparameterized":
-        """Returns a task of `family` in other units."""
+    @override
+    def draw(self, key: Key) -> TransformedTask:
         task_key, scale_key = jax.random.split(key)
-        task = _without_state("Reparameterization", self.family.draw(task_key))
+        task = self.family.draw(task_key)
         count = len(jax.tree.leaves(jax.eval_shape(task.init, key))) if self.per == "tensor" else 1
-        return Reparameterized(task, log_uniform(scale_key, self.low, self.high, (count,)))
+        factors = log_uniform(scale_key, self.low, self.high, (count,))
+        initial, params = (Partial(_scale, part) for part in (1 / factors, factors))
+        return TransformedTask(task, map_initial=initial, map_params=params)
 
 
-class ScaledInputs(AbstractTask):
-    """`task` with its images multiplied by `factor`."""
-
-    task: AbstractTask
-    factor: Float[Array, ""]
-
-    def init(self, key: Key) -> Params:
-        """Returns the initial parameters of `task`."""
-        return self.task.init(key)
-
-    def batch(self, key: Key, split: Split = "train") -> Batch:
-        """Returns a batch of `task` with scaled images."""
-        batch = self.task.batch(key, split)
-        factor = self.factor.astype(batch.images.dtype)
-        return eqx.tree_at(lambda batch: batch.images, batch, batch.images * factor)
-
-    def loss(self, params: Params, batch: Batch) -> Scalar:
-        """Returns the loss of `task`."""
-        return self.task.loss(params, batch)
+def warm_start(task: AbstractTask, params: Params) -> TransformedTask:
+    """Returns `task`, always begun from `params`, such as the end of a short run."""
+    return TransformedTask(task, map_initial=Partial(_constant, params))
 
 
-class ScaledInitial(AbstractTask):
-    """`task` with its initial parameters multiplied by `factor`."""
-
-    task: AbstractTask
-    factor: Float[Array, ""]
-
-    def init(self, key: Key) -> Params:
-        """Returns `factor` times the initial parameters of `task`."""
-        return jax.tree.map(lambda leaf: leaf * self.factor.astype(leaf.dtype), self.task.init(key))
-
-    def batch(self, key: Key, split: Split = "train") -> Batch:
-        """Returns a batch of `task`."""
-        return self.task.batch(key, split)
-
-    def loss(self, params: Params, batch: Batch) -> Scalar:
-        """Returns the loss of `task`."""
-        return self.task.loss(params, batch)
+def _scale(factors: Float[Array, "..."], tree: PyTree) -> PyTree:
+    """Returns arrays times factors: one for all of them, or one for each in tree order."""
+    leaves, structure = jax.tree.flatten(tree)
+    factors = jnp.broadcast_to(factors, (len(leaves),))
+    scaled = [leaf * factors[i].astype(leaf.dtype) for i, leaf in enumerate(leaves)]
+    return jax.tree.unflatten(structure, scaled)
 
 
-class Reparameterized(AbstractTask):
-    """`task` in parameters p', where p = s p' are its own.
-
-    Attributes:
-        task: the task.
-        factors: s, one for all tensors, or one for each in tree order.
-    """
-
-    task: AbstractTask
-    factors: Float[Array, " tensor"]
-
-    def original(self, params: Params) -> Params:
-        """Returns the parameters s p' of `task`."""
-        return self._scale(params, self.factors)
-
-    def init(self, key: Key) -> Params:
-        """Returns the initial parameters of `task` divided by s."""
-        return self._scale(self.task.init(key), 1 / self.factors)
-
-    def batch(self, key: Key, split: Split = "train") -> Batch:
-        """Returns a batch of `task`."""
-        return self.task.batch(key, split)
-
-    def loss(self, params: Params, batch: Batch) -> Scalar:
-        """Returns the loss of `task` at s p'."""
-        return self.task.loss(self.original(params), batch)
-
-    def _scale(self, params: Params, factors: Float[Array, " tensor"]) -> Params:
-        leaves, structure = jax.tree.flatten(params)
-        factors = jnp.broadcast_to(factors, (len(leaves),))
-        return jax.tree.unflatten(
-            structure, [leaf * factors[i].astype(leaf.dtype) for i, leaf in enumerate(leaves)]
-        )
+def _scale_inputs(factor: Float[Array, ""], rows: Rows) -> Rows:
+    floating, others = eqx.partition(rows.arrays, eqx.is_inexact_array)
+    return Rows(eqx.combine(_scale(factor, floating), others), rows.weights)
 
 
-class WarmStart(AbstractTask):
-    """`task`, always begun from the same parameters instead of fresh ones.
-
-    Attributes:
-        task: the task.
-        params: where it begins, such as the end of a short run.
-    """
-
-    task: AbstractTask
-    params: Params
-
-    def init(self, key: Key) -> Params:
-        """Returns `params`, whatever the key."""
-        return self.params
-
-    def batch(self, key: Key, split: Split = "train") -> Batch:
-        """Returns a batch of `task`."""
-        return self.task.batch(key, split)
-
-    def prepare(self, params: Params, key: Key) -> State:
-        """Returns the state of `task`."""
-        return self.task.prepare(params, key)
-
-    def loss_and_state(self, params: Params, state: State, batch: Batch) -> tuple[Scalar, State]:
-        """Returns the loss of `task`, and its next state."""
-        return self.task.loss_and_state(params, state, batch)
+def _constant(params: Params, _: Params) -> Params:
+    return params
 
 
-def _without_state(owner: str, task: AbstractTask) -> AbstractTask:
-    """Returns the task.
-
-    Raises:
-        ValueError: if it is one with a state.
-    """
-    if not isinstance(task, AbstractTask):
+def _data_within(owner: str, family: AbstractTaskFamily) -> list[Data]:
+    """Returns all data within a family, or raises ValueError if there is none."""
+    found = [leaf for leaf in jax.tree.leaves(family, is_leaf=_is_data) if _is_data(leaf)]
+    if not found:
         raise ValueError(
-            f"{owner}(family) draws a {type(task).__name__}, which has a state; "
-            "must be an AbstractTask, try mlp_classification."
+            f"{owner}(family={type(family).__name__}(...)) must be a family of tasks on data; "
+            "try mlp_classification."
         )
-    return task
+    return found
+
+
+def _is_data(leaf: object) -> bool:
+    return isinstance(leaf, Data)

@@ -1,163 +1,190 @@
-"""A multilayer perceptron with batch normalisation (Ioffe and Szegedy 2015, arXiv:1502.03167).
+"""Batch normalisation (Ioffe and Szegedy 2015, arXiv:1502.03167): networks with a state.
 
-The task with a state: running means and variances travel through inner training as the
-estimator's state. They are plain arrays, which pass through scan, vmap and rematerialisation.
+Running means and variances travel through inner training as the task's estimator state. They are
+plain arrays, which pass through scan, vmap and rematerialisation.
 """
 
 import math
 from collections.abc import Callable
+from typing import TypeAlias
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float
+from typing_extensions import override
 
-from lopt.core.task import AbstractTask
-from lopt.core.types import Key, Params, Scalar, Split
+from lopt.core.checks import check_integer
+from lopt.core.types import Key, Params
 from lopt.tasks.classification import (
+    Init,
     MultilayerPerceptron,
-    check_uniform,
-    cross_entropy,
-    flatten_images,
-    hit_rate,
+    classification,
+    image_shape,
 )
-from lopt.tasks.data import ImageData, Images, Labelled
-from lopt.tasks.ranges import check_count
+from lopt.tasks.data import Data, Rows
+from lopt.tasks.network_task import AbstractNetwork, Build, NetworkTask
 
-Statistics = tuple[Float[Array, " _"], ...]
+Statistics: TypeAlias = tuple[Float[Array, " _"], ...]
+# From what is to be normalised, channels last, to the mean and variance of each channel.
+Moments: TypeAlias = Callable[
+    [Float[Array, "n ... channel"]], tuple[Float[Array, " channel"], Float[Array, " channel"]]
+]
 
 
 class RunningStatistics(eqx.Module):
-    """Moving averages of the moments of each hidden layer's inputs, one entry per layer."""
+    """Moving averages of the moments of what each layer normalises, one entry per layer."""
 
     mean: Statistics
     variance: Statistics
 
 
-class BatchNormClassification(AbstractTask):
-    """Classification by a multilayer perceptron whose hidden layers are normalised.
+class BatchNormNetwork(AbstractNetwork):
+    """A network whose layers are normalised by means and variances of their channels.
+
+    In training they are those of the batch, and running averages of them are kept:
+    running' = momentum * running + (1 - momentum) * batch, from mean 0 and variance 1. In
+    inference the running averages are used. Variances divide by the number of examples, times
+    that of pixels.
+
+    Attributes:
+        build: from a key to parameters.
+        forward: (params, inputs, moments, epsilon) to outputs; asks for moments once a layer.
+        gains: from parameters to the gain of each layer, in the order in which moments are asked.
+        momentum: of the running averages, per inner step.
+        epsilon: added to variances.
+        slice_size: how many examples are seen at once in inference; None for all.
+    """
+
+    build: Callable[[Key], Params] = eqx.field(static=True)
+    forward: Callable[[Params, Array, Moments, float], Array] = eqx.field(static=True)
+    gains: Callable[[Params], Statistics] = eqx.field(static=True)
+    momentum: float = eqx.field(static=True, default=0.9)
+    epsilon: float = eqx.field(static=True, default=1e-5)
+    slice_size: int | None = eqx.field(static=True, default=None)
+
+    def __check_init__(self) -> None:
+        if not 0 <= self.momentum < 1:
+            raise ValueError(
+                f"BatchNormNetwork(momentum={self.momentum!r}) must be at least 0 and below 1; "
+                "try momentum=0.9."
+            )
+        if not self.epsilon > 0:
+            raise ValueError(
+                f"BatchNormNetwork(epsilon={self.epsilon!r}) must be positive; try epsilon=1e-5."
+            )
+
+    @override
+    def init(self, key: Key) -> Params:
+        return self.build(key)
+
+    @override
+    def prepare(self, params: Params) -> RunningStatistics:
+        return RunningStatistics(
+            mean=tuple(jnp.zeros_like(gain) for gain in self.gains(params)),
+            variance=tuple(jnp.ones_like(gain) for gain in self.gains(params)),
+        )
+
+    @override
+    def apply(
+        self, params: Params, state: RunningStatistics, inputs: Rows, inference: bool
+    ) -> tuple[Array, RunningStatistics]:
+        if inference:
+            return self._infer(params, state, inputs.arrays), state
+        means, variances = [], []
+
+        def moments(values: Array) -> tuple[Array, Array]:
+            means.append(inputs.mean(_over_pixels(values)))
+            squares = (values - along_channels(means[-1], values.ndim)) ** 2
+            variances.append(inputs.mean(_over_pixels(squares)))
+            return means[-1], variances[-1]
+
+        outputs = self.forward(params, inputs.arrays, moments, self.epsilon)
+        found = RunningStatistics(tuple(means), tuple(variances))
+        return outputs, optax.incremental_update(found, state, 1 - self.momentum)
+
+    def _infer(self, params: Params, state: RunningStatistics, inputs: Array) -> Array:
+        def outputs(inputs: Array) -> Array:
+            kept = zip(state.mean, state.variance, strict=True)
+            return self.forward(params, inputs, lambda _: next(kept), self.epsilon)
+
+        if self.slice_size is None:
+            return outputs(inputs)
+        # A whole test split in one piece would need far more memory than training.
+        return jax.lax.map(lambda one: outputs(one[None])[0], inputs, batch_size=self.slice_size)
+
+
+def _over_pixels(values: Float[Array, "n ... channel"]) -> Float[Array, "n channel"]:
+    pixels = tuple(range(1, values.ndim - 1))
+    return jnp.mean(values, axis=pixels) if pixels else values
+
+
+def along_channels(values: Float[Array, " channel"], ndim: int) -> Array:
+    """Returns one value for each channel with `ndim` axes, to be broadcast."""
+    return values.reshape((1,) * (ndim - 1) + values.shape)
+
+
+def batch_norm_classification(
+    data: Data,
+    widths: tuple[int, ...] = (32,),
+    activation: Callable[[Array], Array] = jax.nn.relu,
+    batch_size: int = 128,
+    momentum: float = 0.9,
+    epsilon: float = 1e-5,
+    init: Init = "truncated_normal",
+) -> NetworkTask:
+    """Returns classification by a multilayer perceptron whose hidden layers are normalised.
 
         layer(x) = activation(gain (z - mean z) / sqrt(var z + epsilon) + shift),    z = W x + b
 
-    In training, mean and variance are those of the batch, and running averages of them are kept:
-    running' = momentum * running + (1 - momentum) * batch, from mean 0 and variance 1. In
-    inference the running averages are used. The loss is that of training; `logits` and `accuracy`
-    are those of inference. Variances divide by the number of examples.
+    Parameters are `{"network": ..., "gain": ..., "shift": ...}`, gains one and shifts zero at
+    first. The training loss normalises by the batch, metrics by running averages.
 
-    Attributes:
+    Args:
         data: the images.
         widths: the length of each hidden layer, at least one.
         activation: applied after each normalisation.
-        batch_size: examples per step.
+        batch_size: examples per step, at least 2.
         momentum: of the running averages, per inner step.
         epsilon: added to variances.
-        uniform: how weights begin, see `mlp_classification`.
+        init: how weights begin, see `MultilayerPerceptron`.
     """
-
-    data: ImageData
-    widths: tuple[int, ...] = eqx.field(static=True, default=(32,))
-    activation: Callable[[Array], Array] = eqx.field(static=True, default=jax.nn.relu)
-    batch_size: int = eqx.field(static=True, default=128)
-    momentum: float = eqx.field(static=True, default=0.9)
-    epsilon: float = eqx.field(static=True, default=1e-5)
-    uniform: bool = eqx.field(static=True, default=False)
-
-    def __check_init__(self) -> None:
-        check_count("BatchNormClassification", "batch_size", self.batch_size, 2, 128)
-        for width in self.widths:
-            check_count("BatchNormClassification", "width", width, 1, 32)
-        if not self.widths:
-            raise ValueError(
-                "BatchNormClassification(widths=()) must have a hidden layer to normalise; "
-                "try widths=(32,), or mlp_classification."
-            )
-        check_uniform("BatchNormClassification", self.uniform, None)
-        check_normalisation("BatchNormClassification", self.momentum, self.epsilon)
-
-    def init(self, key: Key) -> Params:
-        """Returns `{"network": ..., "gain": ..., "shift": ...}`, gains one and shifts zero."""
-        network = MultilayerPerceptron(
-            math.prod(self.data.image_shape),
-            self.widths,
-            self.data.num_classes,
-            self.activation,
-            key,
-            uniform=self.uniform,
-        )
-        weights = [layer.weight for layer in network.layers[:-1]]
-        return {
-            "network": network,
-            "gain": tuple(jnp.ones(len(weight), weight.dtype) for weight in weights),
-            "shift": tuple(jnp.zeros(len(weight), weight.dtype) for weight in weights),
-        }
-
-    def prepare(self, params: Params, key: Key) -> RunningStatistics:
-        """Returns running means of zero and variances of one."""
-        return RunningStatistics(
-            mean=tuple(jnp.zeros_like(gain) for gain in params["gain"]),
-            variance=tuple(jnp.ones_like(gain) for gain in params["gain"]),
-        )
-
-    def batch(self, key: Key, split: Split = "train") -> Labelled:
-        """Returns `batch_size` examples, drawn with replacement."""
-        return self.data.split(split).draw(key, self.batch_size)
-
-    def everything(self, split: Split = "train") -> Labelled:
-        """Returns the whole split as one batch, for evaluation."""
-        return self.data.split(split).everything()
-
-    def loss_and_state(
-        self, params: Params, state: RunningStatistics, batch: Labelled
-    ) -> tuple[Scalar, RunningStatistics]:
-        """Returns the mean cross entropy in training mode, and the next running statistics."""
-        means, variances = [], []
-
-        def moments(
-            i: int, inputs: Float[Array, "n width"]
-        ) -> tuple[Float[Array, " width"], Float[Array, " width"]]:
-            mean = batch.mean(inputs)
-            variance = batch.mean((inputs - mean[None]) ** 2)
-            means.append(self._average(state.mean[i], mean))
-            variances.append(self._average(state.variance[i], variance))
-            return mean, variance
-
-        logits = self._forward(params, batch.images, moments)
-        return cross_entropy(logits, batch), RunningStatistics(tuple(means), tuple(variances))
-
-    def logits(
-        self, params: Params, state: RunningStatistics, images: Images
-    ) -> Float[Array, "n label"]:
-        """Returns the logits of each image in inference mode."""
-        return self._forward(params, images, lambda i, _: (state.mean[i], state.variance[i]))
-
-    def accuracy(self, params: Params, state: RunningStatistics, batch: Labelled) -> Scalar:
-        """Returns the share of images classified rightly in inference mode."""
-        return hit_rate(self.logits(params, state, batch.images), batch)
-
-    def _average(
-        self, old: Float[Array, " width"], new: Float[Array, " width"]
-    ) -> Float[Array, " width"]:
-        return self.momentum * old + (1 - self.momentum) * new
-
-    def _forward(
-        self, params: Params, images: Images, moments: Callable
-    ) -> Float[Array, "n label"]:
-        """Returns logits; `moments(i, z)` says with which mean and variance to normalise z."""
-        *hidden, last = params["network"].layers
-        rows = flatten_images(images, params)
-        for i, layer in enumerate(hidden):
-            rows = jax.vmap(layer)(rows)
-            mean, variance = moments(i, rows)
-            scale = params["gain"][i] * jax.lax.rsqrt(variance + self.epsilon)
-            rows = self.activation((rows - mean[None]) * scale[None] + params["shift"][i][None])
-        return jax.vmap(last)(rows)
-
-
-def check_normalisation(owner: str, momentum: float, epsilon: float) -> None:
-    """Refuses a momentum of running averages, or an epsilon, that is out of range."""
-    if not 0 <= momentum < 1:
+    check_integer("batch_norm_classification", "batch_size", batch_size, 2, hint="batch_size=128")
+    if not widths:
         raise ValueError(
-            f"{owner}(momentum={momentum!r}) must be at least 0 and below 1; try momentum=0.9."
+            "batch_norm_classification(widths=()) must have a hidden layer to normalise; "
+            "try widths=(32,), or mlp_classification."
         )
-    if not epsilon > 0:
-        raise ValueError(f"{owner}(epsilon={epsilon!r}) must be positive; try epsilon=1e-5.")
+    sizes = math.prod(image_shape(data)), widths, data.num_classes
+    build = Build(_with_gains, Build(MultilayerPerceptron, *sizes, activation, init=init))
+    network = BatchNormNetwork(build, _forward, _gains, momentum, epsilon)
+    return classification(data, network, batch_size)
+
+
+def _with_gains(perceptron: Build, key: Key) -> Params:
+    network = perceptron(key)
+    weights = [layer.weight for layer in network.layers[:-1]]
+    return {
+        "network": network,
+        "gain": tuple(jnp.ones(len(weight), weight.dtype) for weight in weights),
+        "shift": tuple(jnp.zeros(len(weight), weight.dtype) for weight in weights),
+    }
+
+
+def _gains(params: Params) -> Statistics:
+    return params["gain"]
+
+
+def _forward(
+    params: Params, rows: Float[Array, "n input"], moments: Moments, epsilon: float
+) -> Float[Array, "n output"]:
+    """Returns logits of flattened images."""
+    network = params["network"]
+    *hidden, last = network.layers
+    for layer, gain, shift in zip(hidden, params["gain"], params["shift"], strict=True):
+        rows = jax.vmap(layer)(rows)
+        mean, variance = moments(rows)
+        scale = gain * jax.lax.rsqrt(variance + epsilon)
+        rows = network.activation((rows - mean[None]) * scale[None] + shift[None])
+    return jax.vmap(last)(rows)

@@ -1,41 +1,47 @@
-"""Images and labels as tasks hold them, and how arrays become that. No file is read here.
+"""Examples as tasks hold them, and how arrays become that. No file is read here.
 
 A split is a window on arrays: a first row and a number of rows, both arrays themselves, so that
 tasks on different parts of the same data share it, also when many of them are mapped over.
 """
+
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Float, Int, Num, PyTree
 
+from lopt.core.checks import check_integer
 from lopt.core.types import SPLITS, Key
 from lopt.core.unroll import KEPT
-from lopt.tasks.ranges import check_count
 
 Images = Float[Array, "n height width channel"]
-Labels = Int[Array, " n"]
 HostImages = Num[np.ndarray, "n height width channel"]
 HostLabels = Int[np.ndarray, " n"]
 
 
-class Labelled(eqx.Module):
-    """Some images with their labels.
+class Labelled(NamedTuple):
+    """Images, values between 0 and 1 of shape (n, height, width, channel), and their classes."""
+
+    images: Any
+    labels: Any
+
+
+class Rows(eqx.Module):
+    """A batch: some examples.
 
     Attributes:
-        images: values between 0 and 1.
-        labels: the class of each image.
-        weights: how much each image counts in a mean, or `None` if all count alike.
+        arrays: a pytree of arrays with one row per example, such as `Labelled`.
+        weights: how much each example counts in a mean, or None if all count alike.
     """
 
-    images: Images
-    labels: Labels
+    arrays: PyTree
     weights: Float[Array, " n"] | None = None
 
     def mean(self, values: Num[Array, "n ..."]) -> Float[Array, "..."]:
-        """Returns the weighted mean over images of `values`, in their dtype."""
+        """Returns the weighted mean of `values` over examples, in their dtype."""
         if self.weights is None:
             return jnp.mean(values, axis=0)
         weights = self.weights.astype(values.dtype)
@@ -43,20 +49,30 @@ class Labelled(eqx.Module):
 
 
 class Examples(eqx.Module):
-    """The rows first, ..., first + count - 1 of some images and labels.
+    """The rows first, ..., first + count - 1 of arrays of equal length.
 
     Attributes:
-        images: values between 0 and 1; labels: the class of each.
-        first, count: the window of rows that may be drawn.
+        arrays: a pytree of arrays with one row per example.
+        first, count: the window of rows that may be drawn; all rows by default.
     """
 
-    images: Images
-    labels: Labels
+    arrays: PyTree
     first: Int[Array, ""]
     count: Int[Array, ""]
 
-    def draw(self, key: Key, size: int) -> Labelled:
-        """Returns `size` images, drawn with replacement.
+    def __init__(
+        self,
+        arrays: PyTree,
+        first: Int[Array, ""] | int = 0,
+        count: Int[Array, ""] | int | None = None,
+    ) -> None:
+        length = _length("Examples", arrays)
+        self.arrays = jax.tree.map(jnp.asarray, arrays)
+        self.first = jnp.asarray(first, jnp.int32)
+        self.count = jnp.asarray(length if count is None else count, jnp.int32)
+
+    def draw(self, key: Key, size: int) -> Rows:
+        """Returns `size` examples, drawn with replacement.
 
         Random bits modulo `count` compile faster than `jax.random.randint`, and are uniform up to
         a relative error of count / 2^32.
@@ -66,20 +82,20 @@ class Examples(eqx.Module):
         rows = rows.astype(jnp.int32) + self.first.astype(jnp.int32)
         rows = checkpoint_name(rows, KEPT)
         # Windows lie within the arrays, so that no row has to be checked.
-        images, labels = jax.tree.map(
+        arrays = jax.tree.map(
             lambda leaf: leaf.at[rows].get(mode="promise_in_bounds", wrap_negative_indices=False),
-            (self.images, self.labels),
+            self.arrays,
         )
-        return Labelled(images, labels)
+        return Rows(arrays)
 
-    def everything(self) -> Labelled:
+    def everything(self) -> Rows:
         """Returns the whole window: all rows, those outside of it with weight zero."""
-        rows = jnp.arange(len(self.labels), dtype=self.first.dtype) - self.first
-        weights = (rows >= 0) & (rows < self.count)
-        return Labelled(self.images, self.labels, weights.astype(self.images.dtype))
+        length = len(jax.tree.leaves(self.arrays)[0])
+        rows = jnp.arange(length, dtype=self.first.dtype) - self.first
+        return Rows(self.arrays, ((rows >= 0) & (rows < self.count)).astype(jnp.float32))
 
 
-class ImageData(eqx.Module):
+class Data(eqx.Module):
     """A data set in four disjoint splits.
 
     Attributes:
@@ -87,32 +103,72 @@ class ImageData(eqx.Module):
         valid_inner: for meta-losses that ask for generalisation.
         valid_outer: for choices made by a person, such as a meta-learning rate.
         test: for the final word.
-        num_classes: labels are 0, ..., num_classes - 1.
+        num_classes: of labelled data: labels are 0, ..., num_classes - 1.
     """
 
     train: Examples
     valid_inner: Examples
     valid_outer: Examples
     test: Examples
-    num_classes: int = eqx.field(static=True)
+    num_classes: int | None = eqx.field(static=True, default=None)
 
     def split(self, name: str) -> Examples:
-        """Returns the split of that name.
+        """Returns the split of that name."""
+        splits = (self.train, self.valid_inner, self.valid_outer, self.test)
+        if name not in SPLITS:
+            raise ValueError(f"Data.split(name={name!r}) must be one of {', '.join(SPLITS)}.")
+        return splits[SPLITS.index(name)]
 
-        Raises:
-            ValueError: if there is none.
-        """
-        splits = dict(
-            zip(SPLITS, (self.train, self.valid_inner, self.valid_outer, self.test), strict=True)
+
+def array_data(
+    arrays: PyTree, test_arrays: PyTree = None, seed: int = 0, num_classes: int | None = None
+) -> Data:
+    """Shuffles NumPy arrays, parts them into splits and puts them on the device.
+
+    With test arrays of their own, the others are parted into train, valid_inner and valid_outer
+    80 : 10 : 10. Without, all are parted into these and test 70 : 10 : 10 : 10.
+
+    Args:
+        arrays: a pytree of arrays with one row per example.
+        test_arrays: the like, or None.
+        seed: of the shuffle before parting.
+        num_classes: of labelled data.
+
+    Example:
+        >>> import numpy as np, lopt
+        >>> inputs = np.linspace(-1, 1, 100)[:, None]
+        >>> data = lopt.tasks.array_data({"x": inputs, "y": np.sin(inputs)})
+        >>> data.train.arrays["x"].shape
+        (70, 1)
+    """
+    order = np.random.default_rng(seed).permutation(_length("array_data", arrays))
+    tenth = len(order) // 10
+    if tenth == 0:
+        raise ValueError(
+            f"array_data(arrays of {len(order)} examples) must have at least 10, "
+            "one in each split; try more."
         )
-        if name not in splits:
-            raise ValueError(f"ImageData.split(name={name!r}) must be one of {', '.join(SPLITS)}.")
-        return splits[name]
+    num_parts = 3 if test_arrays is None else 2
+    ends = [len(order) - tenth * i for i in range(num_parts, 0, -1)]
+    splits = [
+        Examples(jax.tree.map(lambda array, rows=rows: array[rows], arrays))
+        for rows in np.split(order, ends)
+    ]
+    if test_arrays is not None:
+        splits.append(Examples(test_arrays))
+    train, valid_inner, valid_outer, test = splits
+    return Data(train, valid_inner, valid_outer, test, num_classes)
 
-    @property
-    def image_shape(self) -> tuple[int, ...]:
-        """Height, width and channels."""
-        return self.train.images.shape[1:]
+
+def _length(owner: str, arrays: PyTree) -> int:
+    """Returns the number of rows of arrays; raises ValueError if they differ in it."""
+    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(arrays)]
+    if len({shape[:1] for shape in shapes}) != 1 or not shapes[0]:
+        raise ValueError(
+            f"{owner}(arrays of shapes {', '.join(map(str, shapes))}) must all have the same "
+            "number of rows, one for each example; try arrays of the same length."
+        )
+    return shapes[0][0]
 
 
 def resize(images: HostImages, size: int) -> Float[np.ndarray, "n {size} {size} channel"]:
@@ -121,17 +177,10 @@ def resize(images: HostImages, size: int) -> Float[np.ndarray, "n {size} {size} 
     Bilinear, with half-pixel centres and without antialiasing: an output pixel i lies at the
     input coordinate (i + 1/2) input_size / size - 1/2, clipped to the image.
 
-    Args:
-        images: integers or floats of any range.
-        size: the height and width to give them.
-
     Returns:
         float32 images of the same range.
-
-    Raises:
-        ValueError: if `size` is not positive.
     """
-    check_count("resize", "size", size, 1, 8)
+    check_integer("resize", "size", size, hint="size=8")
     if images.shape[1:3] == (size, size):
         return images.astype(np.float32)  # what the products below give, but in no time
     rows, columns = (_interpolation(length, size) for length in images.shape[1:3])
@@ -155,62 +204,32 @@ def image_data(
     num_classes: int,
     size: int,
     seed: int = 0,
-) -> ImageData:
-    """Makes splits of arrays: shuffles, resizes, and puts them on the device as float32.
-
-    With a test set of its own, the training set is parted into train, valid_inner and valid_outer
-    80 : 10 : 10. Without, all is parted into train, valid_inner, valid_outer and test
-    70 : 10 : 10 : 10.
+) -> Data:
+    """Resizes images, and makes splits of `Labelled` arrays as `array_data` does.
 
     Args:
         train_images: bytes, or floats between 0 and 1.
-        train_labels: the class of each.
-        test_images: the like, or `None`.
-        test_labels: the like, or `None`.
-        num_classes: the number of classes; labels are smaller.
+        train_labels: the class of each, smaller than `num_classes`.
+        test_images: the like, or None.
+        test_labels: the like, or None.
+        num_classes: the number of classes.
         size: the height and width that images are given.
         seed: of the shuffle before parting.
-
-    Raises:
-        ValueError: if images and labels do not belong together, values are out of range, or there
-            are too few examples for a split.
     """
-    check_count("image_data", "num_classes", num_classes, 1, 10)
+    check_integer("image_data", "num_classes", num_classes, hint="num_classes=10")
     if (test_images is None) != (test_labels is None):
         raise ValueError("image_data(test_images, test_labels) must be given both, or both None.")
-    _check_images("train", train_images, train_labels, num_classes)
-    order = np.random.default_rng(seed).permutation(len(train_labels))
-    tenth = len(order) // 10
-    if tenth == 0:
-        raise ValueError(
-            f"image_data(train_images of {len(order)} examples) must have at least 10, "
-            "one in each split; try more."
-        )
-    num_parts = 2 if test_images is not None else 3
-    ends = [len(order) - tenth * i for i in range(num_parts, 0, -1)]
-    splits = [
-        _examples(train_images[rows], train_labels[rows], size) for rows in np.split(order, ends)
-    ]
+    train = _labelled("train", train_images, train_labels, num_classes, size)
+    test = None
     if test_images is not None and test_labels is not None:
-        _check_images("test", test_images, test_labels, num_classes)
-        splits.append(_examples(test_images, test_labels, size))
-    train, valid_inner, valid_outer, test = splits
-    return ImageData(train, valid_inner, valid_outer, test, num_classes)
+        test = _labelled("test", test_images, test_labels, num_classes, size)
+    return array_data(train, test, seed, num_classes)
 
 
-def _examples(images: HostImages, labels: HostLabels, size: int) -> Examples:
-    resized = resize(images, size)
-    resized = resized / np.float32(255) if images.dtype == np.uint8 else resized
-    return Examples(
-        jnp.asarray(resized),
-        jnp.asarray(labels, jnp.int32),
-        first=jnp.zeros((), jnp.int32),
-        count=jnp.asarray(len(labels), jnp.int32),
-    )
-
-
-def _check_images(which: str, images: HostImages, labels: HostLabels, num_classes: int) -> None:
-    """Raises ValueError if images and labels are not as `image_data` needs them."""
+def _labelled(
+    which: str, images: HostImages, labels: HostLabels, num_classes: int, size: int
+) -> Labelled:
+    """Returns resized images and their labels, or raises ValueError if they do not fit."""
     owner = f"image_data({which}_images, {which}_labels)"
     if len(images) != len(labels) or len(labels) == 0:
         raise ValueError(
@@ -227,3 +246,6 @@ def _check_images(which: str, images: HostImages, labels: HostLabels, num_classe
             f"{owner} has labels from {labels.min()} to {labels.max()}; must be between 0 and "
             f"num_classes - 1 = {num_classes - 1}, try num_classes={labels.max() + 1}."
         )
+    resized = resize(images, size)
+    resized = resized / np.float32(255) if images.dtype == np.uint8 else resized
+    return Labelled(resized, labels.astype(np.int32))

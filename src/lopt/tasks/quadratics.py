@@ -9,10 +9,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+from typing_extensions import override
 
+from lopt.core.checks import check_integer
 from lopt.core.task import AbstractTask, AbstractTaskFamily
 from lopt.core.types import Batch, Key, Scalar, Split
-from lopt.tasks.ranges import check_count, check_range, check_scale, log_uniform
+from lopt.tasks.ranges import check_range, check_scale, log_uniform
 
 Vector = Float[Array, " dim"]
 
@@ -52,19 +54,18 @@ class Quadratic(AbstractTask):
         check_scale("Quadratic", "noise_scale", self.noise_scale)
         check_scale("Quadratic", "initial_scale", self.initial_scale)
 
+    @override
     def init(self, key: Key) -> Vector:
-        """Returns initial_scale * N(0, 1)."""
-        normal = jax.random.normal(key, self.centre.shape, self.centre.dtype)
-        return self.initial_scale * normal
+        return self.initial_scale * jax.random.normal(key, self.centre.shape, self.centre.dtype)
 
+    @override
     def batch(self, key: Key, split: Split = "train") -> Batch:
-        """Returns the noise n of one step. All splits are alike."""
         if self.noise_scale == 0:
             return ()
         return self.noise_scale * jax.random.normal(key, self.centre.shape, self.centre.dtype)
 
+    @override
     def loss(self, params: Vector, batch: Batch) -> Scalar:
-        """Returns 1/2 sum_i h_i (x_i - c_i - n_i)^2."""
         curvature, distance = self._seen_from(params)
         if self.noise_scale > 0:
             distance = distance - batch.astype(params.dtype)
@@ -80,12 +81,7 @@ class Quadratic(AbstractTask):
     ) -> Vector:
         """Returns where gradient descent without noise, and on average with it, arrives.
 
-            x_t = c + (1 - learning_rate h)^t (x_0 - c)
-
-        Args:
-            params: x_0.
-            learning_rate: the factor of the gradient in each step.
-            num_steps: t; it may be traced.
+        x_t = c + (1 - learning_rate h)^t (x_0 - c)
         """
         curvature, distance = self._seen_from(params)
         factor = 1 - jnp.asarray(learning_rate, params.dtype) * curvature
@@ -101,11 +97,6 @@ class Quadratic(AbstractTask):
 
             E d_t = a^t d_0,    Var d_t = (q noise_scale)^2 (1 + a^2 + ... + a^(2t - 2))
             E loss = 1/2 sum_i h_i ((E d_t)^2 + Var d_t + noise_scale^2)
-
-        Args:
-            params: the parameters before the first step.
-            learning_rate: the factor of the gradient in each step.
-            num_steps: t; it may be traced.
         """
         curvature, distance = self._seen_from(params)
         rate = jnp.asarray(learning_rate, params.dtype) * curvature
@@ -141,13 +132,13 @@ class QuadraticFamily(AbstractTaskFamily):
     initial_scale: float = eqx.field(static=True, default=1.0)
 
     def __check_init__(self) -> None:
-        check_count("QuadraticFamily", "dim", self.dim, 1, 10)
+        check_integer("QuadraticFamily", "dim", self.dim, hint="dim=10")
         check_range("QuadraticFamily", self.low, self.high)
         check_scale("QuadraticFamily", "noise_scale", self.noise_scale)
         check_scale("QuadraticFamily", "initial_scale", self.initial_scale)
 
+    @override
     def draw(self, key: Key) -> Quadratic:
-        """Returns a quadratic with its own spectrum and centre."""
         spectrum_key, centre_key = jax.random.split(key)
         eigenvalues = log_uniform(spectrum_key, self.low, self.high, (self.dim,))
         centre = jax.random.normal(centre_key, (self.dim,))

@@ -1,10 +1,10 @@
-"""What several tasks share: log-uniform draws, and checks of numbers at construction."""
+"""What several tasks share: random numbers, and checks of numbers at construction."""
 
 import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from lopt.core.types import Key
 
@@ -17,12 +17,14 @@ def log_uniform(
     return jnp.exp(math.log(low) + (math.log(high) - math.log(low)) * uniform)
 
 
-def check_range(owner: str, low: float, high: float) -> None:
-    """Checks the ends of a log-uniform range.
+def random_index(key: Key, count: Int[Array, ""]) -> Int[Array, ""]:
+    """Returns a random integer from 0 to count - 1."""
+    bits = jax.random.bits(key, (), jnp.uint32)
+    return jax.lax.rem(bits, count.astype(jnp.uint32)).astype(jnp.int32)
 
-    Raises:
-        ValueError: unless 0 < low <= high < infinity.
-    """
+
+def check_range(owner: str, low: float, high: float) -> None:
+    """Refuses a log-uniform range unless 0 < low <= high < infinity."""
     if not 0 < low <= high < math.inf:
         raise ValueError(
             f"{owner}(low={low!r}, high={high!r}) must satisfy 0 < low <= high < infinity; "
@@ -30,25 +32,8 @@ def check_range(owner: str, low: float, high: float) -> None:
         )
 
 
-def check_count(owner: str, field: str, value: int, least: int, remedy: int) -> None:
-    """Checks a number of things.
-
-    Raises:
-        ValueError: unless `value` is an integer of at least `least`.
-    """
-    if not isinstance(value, int) or value < least:
-        raise ValueError(
-            f"{owner}({field}={value!r}) must be an integer of at least {least}; "
-            f"try {field}={remedy}."
-        )
-
-
 def check_scale(owner: str, field: str, value: float) -> None:
-    """Checks a standard deviation.
-
-    Raises:
-        ValueError: unless 0 <= value < infinity.
-    """
+    """Refuses a standard deviation unless 0 <= value < infinity."""
     if not 0 <= value < math.inf:
         raise ValueError(
             f"{owner}({field}={value!r}) must be finite and not negative; try {field}=1.0."

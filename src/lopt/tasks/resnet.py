@@ -1,25 +1,35 @@
-"""Classification by residual networks of any size, from 8x8 digits to ResNet-50 on CIFAR-10.
+"""Classification by residual networks (He et al. 2015, arXiv:1512.03385) with batch normalisation.
 
-What Zheng et al. 2022 (arXiv:2203.06578) meta-tune symbolic rules on. Running statistics are the
-estimator's state, as in `lopt.tasks.batch_norm`: no optimizer ever sees them, and they travel
-from window to window with the rest of an episode.
+In the form for small images: a 3x3 stem and no pooling before the blocks. From 8x8 digits to
+ResNet-50 on CIFAR-10, which Zheng et al. 2022 (arXiv:2203.06578) meta-tune symbolic rules on.
 """
 
-from collections.abc import Callable
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from typing import TypeAlias
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float
 
-from lopt.core.task import AbstractTask
-from lopt.core.types import Key, Scalar, Split
-from lopt.tasks.batch_norm import RunningStatistics, check_normalisation
-from lopt.tasks.classification import cross_entropy, hit_rate
-from lopt.tasks.data import ImageData, Images, Labelled
-from lopt.tasks.ranges import check_count
-from lopt.tasks.residual_network import ResidualNetwork, check_stages
+from lopt.core.checks import check_integer
+from lopt.core.types import Key
+from lopt.tasks.batch_norm import BatchNormNetwork, Moments, Statistics, along_channels
+from lopt.tasks.classification import (
+    CrossEntropy,
+    MultilayerPerceptron,
+    image_shape,
+    initial_weights,
+)
+from lopt.tasks.convolutional import convolve
+from lopt.tasks.data import Data, Images, Labelled
+from lopt.tasks.network_task import Build, NetworkTask
+
+EXPANSION = 4  # a bottleneck block is so many times as wide outside as inside
+
+_Sizes: TypeAlias = tuple[int, int, int, int]  # outputs, inputs, kernel, stride
 
 # Blocks of each stage, and whether they are bottlenecks (He et al. 2015, table 1).
 DEPTHS = {
@@ -31,114 +41,163 @@ DEPTHS = {
 }
 
 
-class ResidualClassification(AbstractTask):
-    """Classification of images by a `ResidualNetwork`, whose arrays are the parameters.
+class NormalisedConvolution(eqx.Module):
+    """A convolution without bias, then batch normalisation.
 
-    In training, each layer is normalised by the moments of the batch, and running averages of them
-    are kept: running' = momentum * running + (1 - momentum) * batch, from mean 0 and variance 1.
-    In inference these are used. The loss is that of training; `logits` and `accuracy` are those of
-    inference. Variances divide by the number of pixels of all examples.
-
-    Attributes:
-        data: the images, of any size.
-        channels: of each stage; bottleneck blocks have four times as many outside.
-        blocks: how many of them each stage has.
-        bottleneck: whether blocks are 1x1, 3x3, 1x1 and not 3x3, 3x3.
-        activation: applied after the stem, within blocks and after each.
-        batch_size: examples per step; in inference, examples at once.
-        momentum: of the running averages, per inner step.
-        epsilon: added to variances.
-        augmentation: whether training images are cropped and flipped, see `crop_and_flip`.
-        zero_gain: whether the last gain of each block starts at zero.
+    y = gain (z - mean z) / sqrt(var z + epsilon) + shift,    z = weight * x
     """
 
-    data: ImageData
-    channels: tuple[int, ...] = eqx.field(static=True, default=(64, 128, 256, 512))
-    blocks: tuple[int, ...] = eqx.field(static=True, default=(2, 2, 2, 2))
-    bottleneck: bool = eqx.field(static=True, default=False)
-    activation: Callable[[Array], Array] = eqx.field(static=True, default=jax.nn.relu)
-    batch_size: int = eqx.field(static=True, default=128)
-    momentum: float = eqx.field(static=True, default=0.9)
-    epsilon: float = eqx.field(static=True, default=1e-5)
-    augmentation: bool = eqx.field(static=True, default=False)
-    zero_gain: bool = eqx.field(static=True, default=False)
+    weight: Float[Array, "output input kernel kernel"]
+    gain: Float[Array, " output"]
+    shift: Float[Array, " output"]
+    stride: int = eqx.field(static=True)
 
-    def __check_init__(self) -> None:
-        check_stages("ResidualClassification", self.channels, self.blocks)
-        check_count("ResidualClassification", "batch_size", self.batch_size, 2, 128)
-        check_normalisation("ResidualClassification", self.momentum, self.epsilon)
+    def __call__(
+        self, images: Float[Array, "n height width input"], moments: Moments, epsilon: float
+    ) -> Float[Array, "n rows columns output"]:
+        """Returns the normalised outputs; `moments` says by which mean and variance."""
+        outputs = convolve(images, self.weight, self.stride)
+        mean, variance = moments(outputs)
+        scale = self.gain * jax.lax.rsqrt(variance + epsilon)
+        scale, mean, shift = (along_channels(part, 4) for part in (scale, mean, self.shift))
+        return scale * (outputs - mean) + shift
 
-    def init(self, key: Key) -> ResidualNetwork:
-        """Returns a new network."""
-        return ResidualNetwork(
-            self.data.image_shape[-1],
-            self.channels,
-            self.blocks,
-            self.bottleneck,
-            self.data.num_classes,
-            self.activation,
-            key,
-            self.zero_gain,
+
+class ResidualBlock(eqx.Module):
+    """x to activation(body(x) + shortcut(x)), with activations between the layers of the body.
+
+    Attributes:
+        body: two 3x3 convolutions, or 1x1, 3x3 and 1x1 in a bottleneck block.
+        shortcut: a 1x1 convolution where size or channels change, otherwise nothing: x itself.
+    """
+
+    body: tuple[NormalisedConvolution, ...]
+    shortcut: tuple[NormalisedConvolution, ...]
+
+    def __call__(
+        self,
+        images: Float[Array, "n height width input"],
+        moments: Moments,
+        epsilon: float,
+        activation: Callable[[Array], Array],
+    ) -> Float[Array, "n rows columns output"]:
+        """Returns the outputs of the block."""
+        *hidden, last = self.body
+        inside = images
+        for layer in hidden:
+            inside = activation(layer(inside, moments, epsilon))
+        inside = last(inside, moments, epsilon)
+        for layer in self.shortcut:
+            images = layer(images, moments, epsilon)
+        return activation(inside + images)
+
+
+class ResidualNetwork(eqx.Module):
+    """A 3x3 stem, stages of residual blocks, the mean over all pixels, a linear layer.
+
+    It maps a whole batch, since that is what moments are taken of. The first block of every stage
+    but the first has stride 2, in a bottleneck block that of its 3x3 convolution. Convolutions
+    start normal with variance 2 / fan in (He et al. 2015, arXiv:1502.01852), gains at one, shifts
+    and biases at zero. For sizes see `resnet_classification`.
+    """
+
+    stem: NormalisedConvolution
+    blocks: tuple[ResidualBlock, ...]
+    last: MultilayerPerceptron
+    activation: Callable[[Array], Array] = eqx.field(static=True)
+
+    def __init__(
+        self,
+        inputs: int,
+        channels: tuple[int, ...],
+        blocks: tuple[int, ...],
+        bottleneck: bool,
+        outputs: int,
+        activation: Callable[[Array], Array],
+        key: Key,
+        zero_gain: bool = False,
+    ) -> None:
+        for number in channels:
+            check_integer("ResidualNetwork", "channels", number, hint="channels=64")
+        for number in blocks:
+            check_integer("ResidualNetwork", "blocks", number, hint="blocks=2")
+        if len(channels) != len(blocks) or not blocks:
+            fitting = tuple(64 * 2**stage for stage in range(max(1, len(blocks))))
+            raise ValueError(
+                f"ResidualNetwork(channels={channels}, blocks={blocks}) must have one entry for "
+                f"each stage in both, and at least one; try channels={fitting}, "
+                f"blocks={blocks or (2,)}."
+            )
+        plan = list(_plan(channels, blocks, bottleneck))
+        wanted = [(channels[0], inputs, 3, 1)]
+        wanted += [sizes for block in plan for part in block for sizes in part]
+        shapes = [(after, before, kernel, kernel) for after, before, kernel, _ in wanted]
+        key, last_key = jax.random.split(key)
+        layers = map(_initial_layer, wanted, initial_weights("ResidualNetwork", shapes, key, 1.0))
+        self.stem = next(layers)
+        self.blocks = tuple(
+            ResidualBlock(*[tuple(itertools.islice(layers, len(part))) for part in block])
+            for block in plan
         )
+        if zero_gain:
+            last = lambda network: [block.body[-1].gain for block in network]  # noqa: E731
+            self.blocks = eqx.tree_at(last, self.blocks, replace_fn=jnp.zeros_like)
+        width = channels[-1] * (EXPANSION if bottleneck else 1)
+        self.last = MultilayerPerceptron(width, (), outputs, activation, last_key)
+        self.activation = activation
 
-    def prepare(self, params: ResidualNetwork, key: Key) -> RunningStatistics:
-        """Returns running means of zero and variances of one."""
-        return RunningStatistics(
-            mean=tuple(jnp.zeros_like(layer.gain) for layer in params.layers),
-            variance=tuple(jnp.ones_like(layer.gain) for layer in params.layers),
-        )
+    @property
+    def layers(self) -> tuple[NormalisedConvolution, ...]:
+        """All normalised layers, in the order in which a call asks for their moments."""
+        blocks = (layer for block in self.blocks for layer in (*block.body, *block.shortcut))
+        return (self.stem, *blocks)
 
-    def batch(self, key: Key, split: Split = "train") -> Labelled:
-        """Returns `batch_size` examples, drawn with replacement; those to train on augmented."""
-        draw_key, augmentation_key = jax.random.split(key)
-        batch = self.data.split(split).draw(draw_key, self.batch_size)
-        if not self.augmentation or split != "train":
-            return batch
-        keys = jax.random.split(augmentation_key, self.batch_size)
-        return Labelled(jax.vmap(crop_and_flip)(keys, batch.images), batch.labels)
+    def gains(self) -> Statistics:
+        """Returns the gains of all layers."""
+        return tuple(layer.gain for layer in self.layers)
 
-    def everything(self, split: Split = "train") -> Labelled:
-        """Returns the whole split as one batch, for evaluation."""
-        return self.data.split(split).everything()
+    def __call__(
+        self, images: Images, moments: Moments, epsilon: float
+    ) -> Float[Array, "n outputs"]:
+        """Returns the logits of each image; see `BatchNormNetwork` for the arguments."""
+        images = self.activation(self.stem(images, moments, epsilon))
+        for block in self.blocks:
+            images = block(images, moments, epsilon, self.activation)
+        return jax.vmap(self.last)(jnp.mean(images, axis=(1, 2)))
 
-    def loss_and_state(
-        self, params: ResidualNetwork, state: RunningStatistics, batch: Labelled
-    ) -> tuple[Scalar, RunningStatistics]:
-        """Returns the mean cross entropy in training mode, and the next running statistics."""
-        means, variances = [], []
 
-        def moments(images: Images) -> tuple[Float[Array, " channel"], Float[Array, " channel"]]:
-            means.append(batch.mean(jnp.mean(images, axis=(1, 2))))
-            squares = (images - means[-1][None, None, None]) ** 2
-            variances.append(batch.mean(jnp.mean(squares, axis=(1, 2))))
-            return means[-1], variances[-1]
+def _plan(
+    channels: tuple[int, ...], blocks: tuple[int, ...], bottleneck: bool
+) -> Iterator[tuple[list[_Sizes], list[_Sizes]]]:
+    """Yields the layers of body and shortcut of each block."""
+    before = channels[0]
+    for stage, (inside, number) in enumerate(zip(channels, blocks, strict=True)):
+        after = inside * (EXPANSION if bottleneck else 1)
+        for block in range(number):
+            stride = 2 if stage > 0 and block == 0 else 1
+            if bottleneck:
+                body = [(inside, before, 1, 1), (inside, inside, 3, stride), (after, inside, 1, 1)]
+            else:
+                body = [(inside, before, 3, stride), (after, inside, 3, 1)]
+            changes = stride > 1 or before != after
+            yield body, [(after, before, 1, stride)] if changes else []
+            before = after
 
-        logits = params(_like(params, batch.images), moments, self.epsilon)
-        found = RunningStatistics(tuple(means), tuple(variances))
-        state = optax.incremental_update(found, state, 1 - self.momentum)
-        return cross_entropy(logits, batch), state
 
-    def logits(
-        self, params: ResidualNetwork, state: RunningStatistics, images: Images
-    ) -> Float[Array, "n label"]:
-        """Returns the logits of each image in inference mode, `batch_size` of them at once."""
-
-        def logits(image: Float[Array, "height width channel"]) -> Float[Array, " label"]:
-            kept = zip(state.mean, state.variance, strict=True)
-            return params(image[None], lambda _: next(kept), self.epsilon)[0]
-
-        # A whole test split in one piece would need far more memory than training.
-        return jax.lax.map(logits, _like(params, images), batch_size=self.batch_size)
-
-    def accuracy(
-        self, params: ResidualNetwork, state: RunningStatistics, batch: Labelled
-    ) -> Scalar:
-        """Returns the share of images classified rightly in inference mode."""
-        return hit_rate(self.logits(params, state, batch.images), batch)
+def _initial_layer(
+    sizes: _Sizes, normal: Float[Array, "output input kernel kernel"]
+) -> NormalisedConvolution:
+    outputs, *_, stride = sizes
+    return NormalisedConvolution(
+        weight=normal * (2 / math.prod(normal.shape[1:])) ** 0.5,
+        gain=jnp.ones(outputs, normal.dtype),
+        shift=jnp.zeros(outputs, normal.dtype),
+        stride=stride,
+    )
 
 
 def resnet_classification(
-    data: ImageData,
+    data: Data,
     depth: int | tuple[int, ...] = 18,
     channels: tuple[int, ...] = (64, 128, 256, 512),
     bottleneck: bool | None = None,
@@ -148,8 +207,10 @@ def resnet_classification(
     epsilon: float = 1e-5,
     augmentation: bool = False,
     zero_gain: bool = False,
-) -> ResidualClassification:
+) -> NetworkTask:
     """Returns classification by a residual network of a published depth, or of any other.
+
+    Layers are normalised as in `batch_norm_classification`.
 
     Memory: one window of `TruncatedBackprop` over 20 steps of ResNet-50 at batch 128 on 32x32x3
     images in float32 needs about 16 GB besides the data with an optimizer without state, about
@@ -165,15 +226,13 @@ def resnet_classification(
         channels: of each stage; bottleneck blocks have four times as many outside.
         bottleneck: whether blocks are 1x1, 3x3, 1x1 and not 3x3, 3x3; by default, from depth 50 on.
         activation: applied after the stem, within blocks and after each.
-        batch_size: examples per step.
+        batch_size: examples per step, at least 2; in inference, examples at once.
         momentum: of the running averages, per inner step.
         epsilon: added to variances.
         augmentation: whether training images are cropped and flipped, see
             `lopt.tasks.resnet.crop_and_flip`.
-        zero_gain: whether the last gain of each block starts at zero.
-
-    Raises:
-        ValueError: if the depth is none of these, or a number is out of its range.
+        zero_gain: whether the last gain of each block starts at zero, so that every block starts
+            as its shortcut (Goyal et al. 2017, arXiv:1706.02677).
 
     Example:
         >>> import jax, lopt
@@ -194,18 +253,28 @@ def resnet_classification(
             f"{', '.join(map(str, DEPTHS))}, or the number of blocks in each stage; "
             "try depth=18 or depth=(2, 2, 2, 2)."
         )
-    return ResidualClassification(
-        data,
-        channels,
-        blocks,
-        usual if bottleneck is None else bottleneck,
-        activation,
-        batch_size,
+    check_integer("resnet_classification", "batch_size", batch_size, 2, hint="batch_size=128")
+    bottleneck = usual if bottleneck is None else bottleneck
+    sizes = image_shape(data)[-1], channels, blocks, bottleneck, data.num_classes
+    network = BatchNormNetwork(
+        Build(ResidualNetwork, *sizes, activation, zero_gain=zero_gain),
+        ResidualNetwork.__call__,
+        ResidualNetwork.gains,
         momentum,
         epsilon,
-        augmentation,
-        zero_gain,
+        slice_size=batch_size,
     )
+    objective = CrossEntropy(data.num_classes, flatten=False)
+    return NetworkTask(data, network, objective, batch_size, _augment if augmentation else _keep)
+
+
+def _augment(key: Key, example: Labelled) -> Labelled:
+    return Labelled(crop_and_flip(key, example.images), example.labels)
+
+
+def _keep(key: Key, example: Labelled) -> Labelled:
+    """Returns the example; the same key then draws the same rows with augmentation and without."""
+    return example
 
 
 def crop_and_flip(
@@ -225,8 +294,3 @@ def crop_and_flip(
     ]
     image = jax.lax.dynamic_slice(padded, (*places, jnp.zeros_like(places[0])), image.shape)
     return jnp.where(jax.random.bernoulli(flip_key), image[:, ::-1], image)
-
-
-def _like(params: ResidualNetwork, images: Images) -> Images:
-    """Returns images in the dtype of the parameters."""
-    return images.astype(params.stem.weight.dtype)

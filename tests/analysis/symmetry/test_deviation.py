@@ -30,7 +30,7 @@ def dense(activation):
 
 
 def batch_norm(epsilon):
-    task = lopt.tasks.BatchNormClassification(images(), (20,), epsilon=epsilon)
+    task = lopt.tasks.batch_norm_classification(images(), (20,), epsilon=epsilon)
     params = task.init(jax.random.key(0))
     one, bias, two, last = (f"['network']{path}" for path in (W1, B1, W2, B2))
     return task, (

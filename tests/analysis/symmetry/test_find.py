@@ -49,7 +49,7 @@ def test_of_a_perceptron(key):
 
 @pytest.mark.slow
 def test_of_batch_norm_scale_holds_nearly(key):
-    task = lopt.tasks.BatchNormClassification(images(4), (6, 5))
+    task = lopt.tasks.batch_norm_classification(images(4), (6, 5))
     found = symmetries(task, key)
     assert kinds(found) == [
         *(("bias shift", 5), ("bias shift", 6), ("norm rescale", 5), ("norm rescale", 6)),

@@ -6,13 +6,14 @@ Where their files are found, MNIST and Fashion-MNIST at 8x8 are trained on as we
 import math
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import optax
 
 import lopt
 from lopt.experiment.datasets import available, load_images
 from lopt.experiment.experiment import Evaluation, Experiment
-from lopt.tasks import Choice, Examples, ImageData, mlp_classification
+from lopt.tasks import Data, Examples, Mixture, mlp_classification
 
 NOTE = (
     "PES estimates the meta-gradient because it gets furthest in the time there is. In trials on "
@@ -70,7 +71,7 @@ def experiment(
         for name, images in data.items()
     }
     learned = lopt.adafactor_mlp(step_multiplier=0.01)
-    family = Choice(tuple(tasks.values()))
+    family = Mixture(tuple(tasks.values()))
     inner = lopt.InnerTraining(family, learned, horizon, lopt.RampedLoss())
     estimators = {
         "pes": lambda: lopt.PES(inner, truncation, sigma),
@@ -109,11 +110,8 @@ def experiment(
     return Experiment(learned, meta, outer, outer_steps, tuple(evaluations), seed, note=note)
 
 
-def held_out(data: ImageData) -> ImageData:
+def held_out(data: Data) -> Data:
     """Returns data whose training images no meta-training has seen; tested on valid_inner."""
-    splits = (data.valid_outer, data.test)
-    images = jnp.concatenate([split.images for split in splits])
-    labels = jnp.concatenate([split.labels for split in splits])
-    count = jnp.asarray(len(labels), jnp.int32)
-    train = Examples(images, labels, jnp.zeros_like(count), count)
+    splits = data.valid_outer.arrays, data.test.arrays
+    train = Examples(jax.tree.map(lambda *parts: jnp.concatenate(parts), *splits))
     return eqx.tree_at(lambda d: (d.train, d.test), data, (train, data.valid_inner))

@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array, Float
 
 import lopt
+from lopt.core.task import AbstractTask
 from lopt.core.unroll import Step
 from lopt.experiment.experiment import Experiment
 from lopt.experiment.horizon_setting import (
@@ -19,7 +20,6 @@ from lopt.experiment.horizon_setting import (
     values_of,
     within_ranges,
 )
-from lopt.tasks import Classification
 
 
 def experiment(
@@ -73,7 +73,7 @@ def experiment(
 class Halts(eqx.Module):
     """Records hyperparameters, and how good the network is whenever its training halts."""
 
-    task: Classification
+    task: AbstractTask
 
     def __call__(self, step: Step) -> dict[str, Float[Array, ""]]:
         """Returns what is logged of an outer step; not a number where training did not go on."""

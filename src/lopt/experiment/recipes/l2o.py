@@ -20,7 +20,7 @@ from lopt.core.task import AbstractTask
 from lopt.estimators import log_of_sum
 from lopt.experiment.datasets import available, load_images
 from lopt.experiment.experiment import Evaluation, Experiment
-from lopt.tasks import BatchNormClassification, ImageData, mlp_classification
+from lopt.tasks import Data, batch_norm_classification, mlp_classification
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "sigmoid": jax.nn.sigmoid,
@@ -74,7 +74,7 @@ def experiment(
 
 
 def network_task(
-    data: ImageData, activation: str, hidden: tuple[int, ...] = (20,), batch_size: int = 128
+    data: Data, activation: str, hidden: tuple[int, ...] = (20,), batch_size: int = 128
 ) -> AbstractTask:
     """Returns classification by one of the networks of the study.
 
@@ -82,10 +82,10 @@ def network_task(
         ValueError: if there is no such activation.
     """
     if activation == BATCH_NORM:
-        return BatchNormClassification(data, hidden, batch_size=batch_size, uniform=True)
+        return batch_norm_classification(data, hidden, batch_size=batch_size, init="torch")
     if activation not in ACTIVATIONS:
         raise ValueError(
             f"activation={activation!r} must be one of {', '.join(ACTIVATIONS)} or {BATCH_NORM}."
         )
     function = ACTIVATIONS[activation]
-    return mlp_classification(data, hidden, function, batch_size, uniform=True)
+    return mlp_classification(data, hidden, function, batch_size, init="torch")
