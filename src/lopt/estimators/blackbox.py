@@ -13,13 +13,14 @@ import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
+from typing_extensions import override
 
 from lopt.core.checks import check_integer
 from lopt.core.estimator import AbstractGradientEstimator, Estimate
 from lopt.core.inner import InnerTraining
 from lopt.core.types import Key, Scalar, State, Theta
 from lopt.estimators.antithetic import perturbation, score
-from lopt.estimators.checks import check_fraction, check_inner, check_sigma, check_weights
+from lopt.estimators.checks import check_fraction, check_sigma, check_weights
 
 
 class RandomSearch(AbstractGradientEstimator):
@@ -38,21 +39,16 @@ class RandomSearch(AbstractGradientEstimator):
     sigma: float = eqx.field(static=True, default=0.01)
 
     def __check_init__(self) -> None:
-        check_inner("RandomSearch", self.inner)
         check_sigma("RandomSearch", self.sigma)
         check_integer("RandomSearch", "num", self.num)
 
+    @override
     def prepare(self, params: Theta, key: Key) -> State:
-        """Returns the empty state.
-
-        Raises:
-            ValueError: if theta, which is not known at construction, has no weights.
-        """
         check_weights("RandomSearch", params)
         return ()
 
+    @override
     def estimate(self, params: Theta, state: State, key: Key) -> tuple[Estimate, State]:
-        """Tries all candidates, and theta itself."""
         noise_key, episode_key = jax.random.split(key)
         noises = jax.vmap(lambda k: perturbation(k, params, self.sigma))(
             jax.random.split(noise_key, self.num)
@@ -91,7 +87,6 @@ class Evosax(AbstractGradientEstimator):
     sigma: float = eqx.field(static=True, default=0.01)
 
     def __check_init__(self) -> None:
-        check_inner("Evosax", self.inner)
         check_sigma("Evosax", self.sigma)
         check_integer("Evosax", "num", self.num, 2)
         names = _strategies()
@@ -101,20 +96,16 @@ class Evosax(AbstractGradientEstimator):
                 f"algorithms of evosax: {', '.join(sorted(names))}."
             )
 
+    @override
     def prepare(self, params: Theta, key: Key) -> State:
-        """Returns the method's state, its mean at theta.
-
-        Raises:
-            ValueError: if theta, which is not known at construction, has no weights.
-        """
         check_weights("Evosax", params)
         with _lenient():
             algorithm, settings = self._algorithm(params)
             state = algorithm.init(key, params, settings)
         return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), state)
 
+    @override
     def estimate(self, params: Theta, state: State, key: Key) -> tuple[Estimate, State]:
-        """Asks for a population, evaluates it, and tells the result."""
         ask_key, tell_key, episode_key = jax.random.split(key, 3)
         with _lenient():
             algorithm, settings = self._algorithm(params)
@@ -171,22 +162,17 @@ class PolicyGradient(AbstractGradientEstimator):
     decay: float = eqx.field(static=True, default=0.9)
 
     def __check_init__(self) -> None:
-        check_inner("PolicyGradient", self.inner)
         check_sigma("PolicyGradient", self.sigma)
         check_fraction("PolicyGradient", "decay", self.decay, 0.9)
 
+    @override
     def prepare(self, params: Theta, key: Key) -> Scalar:
-        """Measures a first baseline at theta itself.
-
-        Raises:
-            ValueError: if theta, which is not known at construction, has no weights.
-        """
         check_weights("PolicyGradient", params)
         loss = self.inner.meta_loss(params, key)
         return jnp.where(jnp.isfinite(loss), loss, 0)
 
+    @override
     def estimate(self, params: Theta, state: Scalar, key: Key) -> tuple[Estimate, Scalar]:
-        """Runs one episode; the state is the baseline."""
         noise_key, episode_key = jax.random.split(key)
         noise = perturbation(noise_key, params, self.sigma)
         loss = self.inner.meta_loss(jax.tree.map(jnp.add, params, noise), episode_key)

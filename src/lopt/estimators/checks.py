@@ -6,10 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lopt.core.checks import check_positive
-from lopt.core.checks import is_real as is_real
-from lopt.core.estimator import AbstractGradientEstimator
-from lopt.core.inner import InnerTraining
+from lopt.core.checks import check_positive, is_real
 from lopt.core.types import Theta
 
 
@@ -19,19 +16,9 @@ def check_sigma(owner: str, sigma: Any) -> None:
 
 
 def check_fraction(owner: str, field: str, value: Any, hint: float) -> None:
-    """Refuses what is not a number from 0 to below 1."""
+    """Refuses what is not in [0, 1)."""
     if not is_real(value) or not 0 <= value < 1:
         raise ValueError(f"{owner}({field}={value!r}) must be in [0, 1); try {hint}.")
-
-
-def check_inner(owner: str, inner: object) -> None:
-    """Refuses what is no inner training."""
-    check_kind(owner, "inner", inner, InnerTraining, "lopt.InnerTraining(tasks, learned, 100)")
-
-
-def check_estimator(owner: str, field: str, value: object) -> None:
-    """Refuses what estimates no gradient."""
-    check_kind(owner, field, value, AbstractGradientEstimator, "lopt.ES(inner)")
 
 
 def check_weights(owner: str, theta: Theta) -> None:
@@ -40,13 +27,4 @@ def check_weights(owner: str, theta: Theta) -> None:
         raise ValueError(
             f"{owner} was given a theta without weights: there is nothing to search; learn at "
             "least one hyperparameter, as in lopt.LearnableSGD()."
-        )
-
-
-def check_kind(owner: str, field: str, value: object, kind: type, hint: str) -> None:
-    """Refuses what is of another kind."""
-    if not isinstance(value, kind):
-        raise TypeError(
-            f"{owner}({field}=...) must be an {kind.__name__}, not {type(value).__name__}; "
-            f"try {hint}."
         )

@@ -14,18 +14,18 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
+from typing_extensions import override
 
 from lopt.core.checks import check_integer
 from lopt.core.estimator import AbstractGradientEstimator, Estimate
 from lopt.core.inner import Episode, InnerTraining
 from lopt.core.types import Key, Scalar, State, Theta
-from lopt.estimators.checks import check_inner
 from lopt.estimators.truncation import (
     CLOCK,
     AbstractHorizonSchedule,
     Clock,
     check_windows,
-    make_windows,
+    windows_of,
 )
 
 Directions = Float[Array, "direction weight"]
@@ -49,16 +49,15 @@ class ForwardMode(AbstractGradientEstimator):
     at_once: int | None = eqx.field(static=True, default=None)
 
     def __check_init__(self) -> None:
-        check_inner("ForwardMode", self.inner)
         for field, value in (("directions", self.directions), ("at_once", self.at_once)):
             _check_number("ForwardMode", field, value)
 
+    @override
     def prepare(self, params: Theta, key: Key) -> State:
-        """Returns the empty state: every estimate runs an episode of its own."""
         return ()
 
+    @override
     def estimate(self, params: Theta, state: State, key: Key) -> tuple[Estimate, State]:
-        """Runs one episode with its derivatives."""
         flat, unravel = ravel_pytree(params)
         directions = _directions(key, flat, self.directions)
         loss, slopes = slopes_along(
@@ -111,24 +110,23 @@ class OnlineForwardMode(AbstractGradientEstimator):
         check_windows("OnlineForwardMode", self.inner, self.truncation, self.schedule)
         _check_number("OnlineForwardMode", "directions", self.directions)
 
+    @override
     def prepare(self, params: Theta, key: Key) -> OnlineState:
-        """Begins an episode."""
         flat, unravel = ravel_pytree(params)
         directions = _directions(key, flat, self.directions)
-        windows = make_windows(self.inner, self.truncation, self.schedule, self.stagger)
-        clock = windows.begin(key)
+        clock = windows_of(self).begin(key)
         episode, tangents = self._begin(params, directions, key, unravel, clock.length)
         kept = None if self.directions is None else directions
         return OnlineState(episode, tangents, kept, clock)
 
+    @override
     def estimate(self, params: Theta, state: OnlineState, key: Key) -> tuple[Estimate, OnlineState]:
-        """Runs the episode and its derivatives on for one truncation."""
         flat, unravel = ravel_pytree(params)
         over = state.clock.over
         directions = fresh_directions = _directions(key, flat, self.directions)
         if state.directions is not None:
             directions = jnp.where(over, fresh_directions, state.directions)
-        windows = make_windows(self.inner, self.truncation, self.schedule, self.stagger)
+        windows = windows_of(self)
         clock = windows.restart_if_over(state.clock, key)
         fresh = self._begin(params, fresh_directions, key, unravel, clock.length)
         episode, tangents = jax.tree.map(

@@ -10,6 +10,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
+from typing_extensions import override
 
 from lopt.core.checks import check_integer
 from lopt.core.estimator import AbstractGradientEstimator, Estimate
@@ -21,7 +22,7 @@ from lopt.estimators.truncation import (
     AbstractHorizonSchedule,
     Clock,
     check_windows,
-    make_windows,
+    windows_of,
 )
 
 
@@ -85,23 +86,18 @@ class GPES(AbstractGradientEstimator):
         if self.period % self.truncation:
             raise ValueError(f"GPES(period={self.period}) does not fit; try {remedy}.")
 
+    @override
     def prepare(self, params: Theta, key: Key) -> PersistentState:
-        """Begins a pair of episodes at theta itself; the first window begins them anew.
-
-        Raises:
-            ValueError: if theta, which is not known at construction, has no weights.
-        """
         check_weights("GPES", params)
         zero = jax.tree.map(jnp.zeros_like, params)
-        windows = make_windows(self.inner, self.truncation, self.schedule, self.stagger)
-        clock = windows.begin(key)
+        clock = windows_of(self).begin(key)
         episodes = self._begin(pair(params, zero), key, clock.length)
         return PersistentState(episodes, zero, zero, jnp.zeros((), jnp.int32), clock)
 
+    @override
     def estimate(
         self, params: Theta, state: PersistentState, key: Key
     ) -> tuple[Estimate, PersistentState]:
-        """Runs a pair of episodes on for one truncation."""
         noise_key, key = jax.random.split(key)
         over = state.clock.over
         due = over | (state.held == 0)
@@ -111,7 +107,7 @@ class GPES(AbstractGradientEstimator):
         total = jax.tree.map(
             lambda xi, e: jnp.where(over, 0, xi) + jnp.where(due, e, 0), state.total, noise
         )
-        windows = make_windows(self.inner, self.truncation, self.schedule, self.stagger)
+        windows = windows_of(self)
         clock = windows.restart_if_over(state.clock, key)
         # Mapped over particles a conditional computes both sides anyway.
         episodes = _where(over, self._begin(thetas, key, clock.length), state.episodes)

@@ -16,11 +16,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+from typing_extensions import override
 
 from lopt.core.checks import LONGEST, check_integer, check_length
 from lopt.core.inner import Episode, InnerTraining
 from lopt.core.types import Key, State, Theta
-from lopt.estimators.checks import check_fraction, check_inner, check_kind
+from lopt.estimators.checks import check_fraction
 
 # To fold 0, 1 or 2 into a key is to split it, as an episode does; this is none of them.
 CLOCK = 2**32 - 1
@@ -46,12 +47,12 @@ class ConstantHorizon(AbstractHorizonSchedule):
     def __check_init__(self) -> None:
         check_integer("ConstantHorizon", "length", self.length, most=LONGEST, hint=100)
 
+    @override
     def draw(self, key: Key, outer_step: Int[Array, ""]) -> Float[Array, ""]:
-        """Returns the length."""
         return jnp.asarray(self.length, jnp.float32)
 
+    @override
     def bound(self) -> int:
-        """Returns the length."""
         return self.length
 
 
@@ -76,8 +77,8 @@ class RampedHorizon(AbstractHorizonSchedule):
         check_integer("RampedHorizon", "outer_steps", self.outer_steps, hint=20_000)
         check_fraction("RampedHorizon", "jitter", self.jitter, 0.2)
 
+    @override
     def draw(self, key: Key, outer_step: Int[Array, ""]) -> Float[Array, ""]:
-        """Returns the jittered length at an outer step."""
         done = jnp.clip(outer_step.astype(jnp.float32) / self.outer_steps, 0, 1)
         factor = jax.random.uniform(
             key, dtype=jnp.float32, minval=1 - self.jitter, maxval=1 + self.jitter
@@ -85,8 +86,8 @@ class RampedHorizon(AbstractHorizonSchedule):
         length = (self.first + (self.last - self.first) * done) * factor
         return jnp.minimum(length, self.bound())
 
+    @override
     def bound(self) -> int:
-        """Returns the longer end."""
         return max(self.first, self.last)
 
 
@@ -106,13 +107,13 @@ class LogUniformHorizon(AbstractHorizonSchedule):
                 f"try {min(10 * shortest, LONGEST)}."
             )
 
+    @override
     def draw(self, key: Key, outer_step: Int[Array, ""]) -> Float[Array, ""]:
-        """Returns a length, independent of the outer step."""
         ends = jnp.log(jnp.asarray([self.shortest, self.longest], jnp.float32))
         return jnp.exp(jax.random.uniform(key, dtype=jnp.float32, minval=ends[0], maxval=ends[1]))
 
+    @override
     def bound(self) -> int:
-        """Returns the longest length."""
         return self.longest
 
 
@@ -200,14 +201,10 @@ class TruncatedState(eqx.Module):
         return jax.tree.map(lambda new, old: jnp.where(over, new, old), fresh, self.episode)
 
 
-def make_windows(
-    inner: InnerTraining,
-    truncation: int,
-    schedule: AbstractHorizonSchedule | None = None,
-    stagger: bool = True,
-) -> Windows:
-    """Returns the windows of episodes of `schedule`, by default of the horizon of `inner`."""
-    return Windows(truncation, schedule or ConstantHorizon(inner.horizon), stagger)
+def windows_of(estimator: Any) -> Windows:
+    """Returns the windows of an estimator with `inner`, `truncation`, `schedule` and `stagger`."""
+    schedule = estimator.schedule or ConstantHorizon(estimator.inner.horizon)
+    return Windows(estimator.truncation, schedule, estimator.stagger)
 
 
 def restart_together(states: State) -> State:
@@ -240,12 +237,9 @@ def check_windows(
     owner: str, inner: InnerTraining, truncation: int, schedule: AbstractHorizonSchedule | None
 ) -> None:
     """Refuses windows that are not positive, or of which no episode is a whole number."""
-    check_inner(owner, inner)
     check_integer(owner, "truncation", truncation, hint=min(10, inner.horizon))
     what, length = f"InnerTraining(horizon={inner.horizon})", inner.horizon
     if schedule is not None:
-        hint = "lopt.estimators.ConstantHorizon(100), or None"
-        check_kind(owner, "schedule", schedule, AbstractHorizonSchedule, hint)
         length = schedule.bound()
         what = f"the longest length of {type(schedule).__name__}, {length}"
     if schedule is None or isinstance(schedule, ConstantHorizon):

@@ -1,0 +1,201 @@
+"""The mean over particles: of several architectures, on several devices, some at once."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from typing_extensions import override
+
+from lopt.core.checks import check_integer
+from lopt.core.devices import device_mesh, num_devices, spread
+from lopt.core.estimator import AbstractGradientEstimator, Estimate
+from lopt.core.inner import InnerTraining
+from lopt.core.types import Key, Params, State
+from lopt.estimators.finite import alike, mean_of_finite
+
+# Measured on two cores, in operations of one inner step (benchmarks/README.md). Particles that take
+# more than the first side by side leave the caches of a CPU's core; particles that take less than
+# the second, all together, finish before a second device pays.
+FITS_CACHE, PAYS_DEVICES = 4_000_000, 500_000
+# What a core computes side by side however large one is, and what it does not go below.
+MANY, FEW = 12, 4
+
+
+class Mean(AbstractGradientEstimator):
+    """The mean of `num` independent particles of one estimator.
+
+    Under the mesh of `particle_mesh`, particles are spread over its devices. A device of a CPU
+    computes as many at once as its caches hold, an accelerator all of its share.
+
+    Where tasks are of several architectures (`AbstractTaskFamily.architectures`), each has its
+    share of the particles, the earlier ones one more if `num` does not divide evenly. The state is
+    then a tuple with an entry for each.
+
+    Attributes:
+        one: the estimator of each particle.
+        num: the number of particles.
+        at_once: particles computed side by side on each device, a divisor of `num`; by default as
+            many as is fastest. Fewer take less memory.
+    """
+
+    one: AbstractGradientEstimator
+    num: int = eqx.field(static=True)
+    at_once: int | None = eqx.field(static=True, default=None)
+
+    def __check_init__(self) -> None:
+        check_integer("Mean", "num", self.num)
+        if self.at_once is not None:
+            check_integer("Mean", "at_once", self.at_once, hint=1)
+            if self.num % self.at_once:
+                raise ValueError(f"Mean(at_once={self.at_once}) must divide num={self.num}; try 1.")
+        count = len(_architectures(self.one))
+        if self.num < count:
+            raise ValueError(
+                f"Mean(num={self.num}) must be at least the number of architectures; try {count}."
+            )
+
+    @override
+    def prepare(self, params: Params, key: Key) -> State:
+        keys = jax.random.split(key, self.num)
+        states = tuple(
+            spread(jax.vmap(one.prepare, (None, 0))(params, spread(keys[rows])))
+            for one, rows in self.shares()
+        )
+        return states if len(states) > 1 else states[0]
+
+    @override
+    def estimate(self, params: Params, state: State, key: Key) -> tuple[Estimate, State]:
+        keys, shares = jax.random.split(key, self.num), self.shares()
+        found, states = [], []
+        for (one, rows), old in zip(shares, state if len(shares) > 1 else [state], strict=True):
+            size = self._side_by_side(one, (rows.stop - rows.start) // num_devices())
+            particle = functools.partial(_particle, one, params)
+            estimates, new = _map(particle, (old, keys[rows]), num_devices(), size)
+            found.append(estimates)
+            states.append(new)
+        every = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *found)
+        return mean_of_finite(every), tuple(states) if len(states) > 1 else states[0]
+
+    def shares(self) -> list[tuple[AbstractGradientEstimator, slice]]:
+        """Returns the estimator of each architecture, and which of the particles it has."""
+        ones, devices = _architectures(self.one), num_devices()
+        ends = [-(-self.num * i // len(ones)) for i in range(len(ones) + 1)]
+        shares = [slice(*ends[i : i + 2]) for i in range(len(ones))]
+        if any((share.stop - share.start) % devices for share in shares):
+            raise ValueError(
+                f"Mean(num={self.num}) cannot be spread evenly over {devices} devices; "
+                "use the mesh of lopt.particle_mesh(estimator)."
+            )
+        return list(zip(ones, shares, strict=True))
+
+    def _side_by_side(self, one: AbstractGradientEstimator, share: int) -> int:
+        """Returns how many particles of a device's share it computes at once."""
+        most = self.at_once or share
+        if self.at_once is None and share > MANY and jax.default_backend() == "cpu":
+            most = max(MANY, int(FITS_CACHE / _step_cost(one)))
+        size = max(d for d in range(1, min(most, share) + 1) if share % d == 0)
+        return share if self.at_once is None and size < FEW else size
+
+
+def particle_mesh(estimator: AbstractGradientEstimator) -> Mesh:
+    """Returns a mesh of as many devices as the particles of `estimator` divide among evenly.
+
+    It is one device if an inner step of all particles is too small to be shared. On a CPU each core
+    can be made a device, before JAX is first used, by `jax.config.update("jax_num_cpu_devices",
+    2)`: XLA runs small programs on one core, and more of them on more cores. `lopt train` does so.
+
+        with jax.set_mesh(lopt.particle_mesh(meta)):
+            state, losses = lopt.unroll(meta, optimizer, state, 100)
+    """
+    means = _nodes(estimator, Mean)
+    counts = [rows.stop - rows.start for mean in means for _, rows in mean.shares()] or [1]
+    cost = sum(mean.num * _step_cost(mean.one) for mean in means)
+    most = len(jax.local_devices())
+    if jax.default_backend() == "cpu" and cost < PAYS_DEVICES:
+        most = 1
+    return device_mesh(max(d for d in range(1, most + 1) if not any(n % d for n in counts)))
+
+
+def _particle(
+    one: AbstractGradientEstimator, params: Params, state: State, key: Key
+) -> tuple[Estimate, State]:
+    estimate, state = one.estimate(params, state, key)
+    return alike([estimate])[0], state
+
+
+def _map(function: Callable[..., Any], rows: Any, devices: int, size: int) -> Any:
+    """Maps a function over rows that are spread over devices, `size` at once on each of them.
+
+    Every device goes through chunks of its own rows, so that none of them moves.
+    """
+    if devices * size == 1:
+        # An axis of length one, as `vmap` has it, costs products of recurrent rules a third.
+        return jax.lax.map(lambda row: function(*row), rows)
+
+    def fold(leaf: Any) -> Any:
+        chunks = leaf.reshape(devices, -1, size, *leaf.shape[1:]).swapaxes(0, 1)
+        return spread(chunks.reshape(-1, devices * size, *leaf.shape[1:]), axis=1)
+
+    def unfold(leaf: Any) -> Any:
+        parts = leaf.reshape(-1, devices, size, *leaf.shape[2:]).swapaxes(0, 1)
+        return spread(parts.reshape(-1, *leaf.shape[2:]))
+
+    def chunk(rows: Any) -> Any:
+        return spread(jax.vmap(function)(*spread(rows)))
+
+    if jax.tree.leaves(rows)[0].shape[0] == devices * size:
+        return chunk(rows)
+    return jax.tree.map(unfold, jax.lax.map(chunk, jax.tree.map(fold, rows)))
+
+
+def _nodes(tree: Any, kind: type) -> list[Any]:
+    nodes = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, kind))
+    return [node for node in nodes if isinstance(node, kind)]
+
+
+def _architectures(one: AbstractGradientEstimator) -> list[AbstractGradientEstimator]:
+    """Returns an estimator for each architecture that the tasks of its inner training are of."""
+    families = [inner.tasks.architectures() for inner in _nodes(one, InnerTraining)]
+    if all(len(each) == 1 for each in families):
+        return [one]
+
+    def tasks(tree: Any) -> list[Any]:
+        return [inner.tasks for inner in _nodes(tree, InnerTraining)]
+
+    return [eqx.tree_at(tasks, one, list(each)) for each in zip(*families, strict=True)]
+
+
+def _step_cost(one: AbstractGradientEstimator) -> float:
+    """Returns about how many operations an inner step takes: infinitely many if it is not known.
+
+    They are those of the task's gradient, and two for each pair of a weight of the network and one
+    of theta. Nothing is compiled.
+    """
+    costs = [_inner_cost(inner) for inner in _nodes(one, InnerTraining)]
+    return max(costs, default=float("inf"))
+
+
+def _inner_cost(inner: InnerTraining) -> float:
+    # Shapes alone: a data set is no constant of the program.
+    arrays, static = eqx.partition(inner.tasks, eqx.is_array)
+
+    def begin(arrays: Any, key: Key) -> tuple[Params, State]:
+        task = eqx.combine(arrays, static).draw(key)
+        params = task.init(key)
+        return params, task.prepare(params, key)
+
+    def step(arrays: Any, params: Params, state: State, key: Key) -> Any:
+        return eqx.combine(arrays, static).draw(key).estimate(params, state, key)
+
+    arrays, key = jax.eval_shape(lambda: (arrays, jax.random.key(0)))
+    params, state = jax.eval_shape(begin, arrays, key)
+    found = jax.jit(step).lower(arrays, params, state, key).cost_analysis() or {}
+    weights, theta = (
+        sum(leaf.size for leaf in jax.tree.leaves(tree))
+        for tree in (params, jax.eval_shape(inner.learned.init, key))
+    )
+    return max(1.0, found.get("flops", float("inf"))) + 2.0 * weights * theta
