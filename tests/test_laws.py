@@ -1,4 +1,9 @@
-"""The four laws of the house. The third, the border, has a file of its own: test_border.py."""
+"""The five laws of the house. The third, the border, has a file of its own: test_border.py."""
+
+import json
+import os
+import subprocess
+import sys
 
 import equinox as eqx
 import jax
@@ -305,3 +310,50 @@ class FixedBatch(lopt.AbstractTask):
 
     def loss(self, params, batch):
         return self.task.loss(params, batch)
+
+
+PLACES = """
+import json, jax, jax.numpy as jnp, numpy as np, optax, lopt
+from lopt.core.devices import device_mesh
+jax.config.update("jax_num_cpu_devices", 4)
+
+data = np.random.default_rng(0).integers(0, 256, (40, 4, 4, 1), np.uint8)
+images = lopt.tasks.image_data(data, np.arange(40) % 3, None, None, 3, 4)
+network = lopt.tasks.mlp_classification(images, (32,), batch_size=32)
+learned, key, found = lopt.LearnableSGD(0.1), jax.random.key(0), []
+
+
+def pes(task):
+    return lopt.PES(lopt.InnerTraining(task, learned, 4), 2, 0.1)
+
+
+for devices, at_once in ((1, 64), (1, None), (4, 4)):
+    mean = lopt.Mean(pes(network), 64, at_once)
+    with jax.set_mesh(device_mesh(devices)):
+        state = lopt.start(mean, optax.sgd(0.1), learned.init(key), key)
+        state, losses = lopt.unroll(mean, optax.sgd(0.1), state, 3)
+    each = state.estimator_state.episodes.train.params.layers[0].bias
+    rate = float(state.params["learning_rate"])
+    found.append([devices, len(each.devices()), losses.tolist(), rate, each.tolist()])
+small = lopt.tasks.QuadraticFamily(3)
+sizes = [lopt.particle_mesh(lopt.Mean(pes(task), num)).size
+         for task, num in ((small, 16), (network, 16), (network, 6))]
+print(json.dumps([found, sizes]))
+"""
+
+
+def test_placement():
+    """Devices and chunks change no particle, and the mean by the order of a sum at most."""
+    done = subprocess.run(
+        [sys.executable, "-c", PLACES],
+        env=os.environ | {"JAX_ENABLE_X64": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found, sizes = json.loads(done.stdout.splitlines()[-1])
+    for devices, used, *values in found:
+        assert used == devices
+        for value, expected in zip(values, found[0][2:], strict=True):
+            np.testing.assert_allclose(value, expected, rtol=1e-9)
+    assert sizes == [1, 4, 3]

@@ -56,6 +56,7 @@ class ForwardMode(AbstractGradientEstimator):
     def prepare(self, params: Theta, key: Key) -> State:
         return ()
 
+    @eqx.filter_jit
     @override
     def estimate(self, params: Theta, state: State, key: Key) -> tuple[Estimate, State]:
         flat, unravel = ravel_pytree(params)

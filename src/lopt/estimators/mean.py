@@ -67,6 +67,7 @@ class Mean(AbstractGradientEstimator):
         )
         return states if len(states) > 1 else states[0]
 
+    @eqx.filter_jit
     @override
     def estimate(self, params: Params, state: State, key: Key) -> tuple[Estimate, State]:
         keys, shares = jax.random.split(key, self.num), self.shares()
