@@ -15,6 +15,11 @@ def perturbation(key: Key, theta: Theta, sigma: float) -> Theta:
     """Returns noise ~ N(0, sigma^2 I) in the shape of theta."""
     # One draw for all leaves: the generator is most of what a small program takes to compile.
     flat, unravel = ravel_pytree(theta)
+    if not flat.size:
+        raise ValueError(
+            "theta has no weights: there is nothing to perturb; learn at least one hyperparameter, "
+            "as in lopt.LearnableSGD()."
+        )
     return unravel(sigma * jax.random.normal(key, flat.shape, flat.dtype))
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 from typing_extensions import override
 
-from lopt.core.checks import check_integer, is_real
+from lopt.core.checks import check_integer
 from lopt.core.estimator import AbstractGradientEstimator, Estimate
 from lopt.core.types import Key, Params, State
 from lopt.estimators.finite import alike, along, is_finite, mean_of_finite, mean_where, total
@@ -17,12 +17,10 @@ from lopt.estimators.truncation import restart_together
 
 
 class Sum(AbstractGradientEstimator):
-    """A weighted sum of estimators: of loss and gradient both.
+    """A weighted sum of estimators: of their losses, gradients and `extra`.
 
-    With a `Mean` for each of several families, one outer step trains on all of them; each
-    architecture is compiled once. Terms draw from keys of their own. A term whose loss or gradient
-    is not finite is left out, and counted in `Estimate.dropped` as one particle at least; the loss
-    is NaN only if none is left.
+    Terms draw from keys of their own. A term whose loss or gradient is not finite is left out, and
+    counted in `Estimate.dropped` as one particle at least; the loss is NaN if no term is left.
 
     Attributes:
         terms: the estimators, a tuple.
@@ -33,14 +31,13 @@ class Sum(AbstractGradientEstimator):
     weights: tuple[float, ...] | None = eqx.field(static=True, default=None)
 
     def __check_init__(self) -> None:
-        if not isinstance(self.terms, tuple) or not self.terms:
-            raise ValueError("Sum(terms=...) must be a tuple of at least one estimator.")
+        if not self.terms:
+            raise ValueError("Sum(terms=()) must have at least one estimator.")
         weights = self._weights()
-        fine = isinstance(weights, tuple) and len(weights) == len(self.terms)
-        if not fine or not all(is_real(weight) and math.isfinite(weight) for weight in weights):
+        if len(weights) != len(self.terms) or not all(map(math.isfinite, weights)):
             raise ValueError(
-                f"Sum(weights={self.weights!r}) must be a tuple of {len(self.terms)} finite "
-                "numbers, one for each of its terms."
+                f"Sum(weights={weights}) must be {len(self.terms)} finite numbers, one for each of "
+                "its terms."
             )
 
     def _weights(self) -> tuple[float, ...]:
@@ -54,14 +51,9 @@ class Sum(AbstractGradientEstimator):
     @override
     def estimate(self, params: Params, state: State, key: Key) -> tuple[Estimate, State]:
         keys = jax.random.split(key, len(self.terms))
-        estimates, states = zip(
-            *(
-                term.estimate(params, old, k)
-                for term, old, k in zip(self.terms, state, keys, strict=True)
-            ),
-            strict=True,
-        )
-
+        triples = zip(self.terms, state, keys, strict=True)
+        found = [term.estimate(params, old, k) for term, old, k in triples]
+        estimates, states = zip(*found, strict=True)
         each = jax.tree.map(lambda *leaves: jnp.stack(leaves), *alike(estimates))
         fine = is_finite(each)
 
@@ -84,18 +76,15 @@ class InverseVariance(AbstractGradientEstimator):
     the same antithetic pairs on the same episodes, which restart together if one of them breaks.
     The weights come from the samples that they weigh, which biases the mix a little.
 
-    What shares its noise has correlated errors, and those can make this mix up to 1.5 times as
-    noisy as the better of the two. With `covariance`, the shares are those of least variance among
-    all from 0 to 1, a's being (v_b - c) / (v_a + v_b - 2 c) with the covariance c of the two over
-    the particles that are finite in both; without correlation, they are those above. That takes
-    many particles, a hundred or more: from few of heavy tails, a covariance is a guess.
+    Shared noise correlates the errors of the two, and can make this mix up to 1.5 times as noisy as
+    the better one. With `covariance`, shares in [0, 1] have the least variance; that of a is
+    (v_b - c) / (v_a + v_b - 2 c), with the covariance c over particles that are finite in both. It
+    takes a hundred particles or more.
 
-    Mean and variance of each estimator are over those of its particles that are finite. With fewer
-    than two of these it has no variance, and the other counts alone; if both have fewer, the
-    gradient is zero. The loss is the mean over all that is finite. `Estimate.dropped` counts the
-    particles of which neither half was used.
-
-    The published clip of +-0.1 is an outer transformation: `optax.clip(0.1)`.
+    Mean and variance are over an estimator's finite particles. With fewer than two it has no
+    variance, and the other counts alone; if both have fewer, the gradient is zero. The loss is the
+    mean over all that is finite. `Estimate.dropped` counts particles of which neither half was
+    used. The published clip of +-0.1 is an outer transformation: `optax.clip(0.1)`.
 
     Attributes:
         one, other: the two estimators of each particle.

@@ -10,12 +10,11 @@ from jax.scipy.stats import rankdata
 from jaxtyping import Array, Float
 from typing_extensions import override
 
-from lopt.core.checks import check_integer
+from lopt.core.checks import check_integer, check_positive
 from lopt.core.estimator import AbstractGradientEstimator, Estimate
 from lopt.core.inner import Episode, InnerTraining
 from lopt.core.types import Key, State, Theta
 from lopt.estimators.antithetic import pair, perturbation, score
-from lopt.estimators.checks import check_sigma, check_weights
 from lopt.estimators.truncation import (
     AbstractHorizonSchedule,
     TruncatedState,
@@ -45,13 +44,12 @@ class ES(AbstractGradientEstimator):
     sign: bool = eqx.field(static=True, default=False)
 
     def __check_init__(self) -> None:
-        check_sigma("ES", self.sigma)
+        check_positive("ES", "sigma", self.sigma, 0.01)
         if self.sign and not self.antithetic:
             raise ValueError("ES(sign=True, antithetic=False): a sign needs a pair to compare.")
 
     @override
     def prepare(self, params: Theta, key: Key) -> State:
-        check_weights("ES", params)
         return ()
 
     @override
@@ -101,7 +99,6 @@ class RankedES(AbstractGradientEstimator):
 
     @override
     def prepare(self, params: Theta, key: Key) -> State:
-        check_weights("RankedES", params)
         return ()
 
     @override
@@ -144,12 +141,12 @@ class TruncatedES(AbstractGradientEstimator):
 
     def __check_init__(self) -> None:
         check_windows("TruncatedES", self.inner, self.truncation, self.schedule)
-        check_sigma("TruncatedES", self.sigma)
+        check_positive("TruncatedES", "sigma", self.sigma, 0.01)
 
     @override
     def prepare(self, params: Theta, key: Key) -> TruncatedState:
-        check_weights("TruncatedES", params)
-        return TruncatedState.begin(self.inner, windows_of(self), params, key)
+        clock = windows_of(self).begin(key)
+        return TruncatedState(self.inner.begin(params, key, clock.length), clock)
 
     @override
     def estimate(

@@ -50,7 +50,8 @@ class ForwardMode(AbstractGradientEstimator):
 
     def __check_init__(self) -> None:
         for field, value in (("directions", self.directions), ("at_once", self.at_once)):
-            _check_number("ForwardMode", field, value)
+            if value is not None:
+                check_integer("ForwardMode", field, value, hint=1)
 
     @override
     def prepare(self, params: Theta, key: Key) -> State:
@@ -109,7 +110,8 @@ class OnlineForwardMode(AbstractGradientEstimator):
 
     def __check_init__(self) -> None:
         check_windows("OnlineForwardMode", self.inner, self.truncation, self.schedule)
-        _check_number("OnlineForwardMode", "directions", self.directions)
+        if self.directions is not None:
+            check_integer("OnlineForwardMode", "directions", self.directions, hint=1)
 
     @override
     def prepare(self, params: Theta, key: Key) -> OnlineState:
@@ -169,11 +171,6 @@ class OnlineForwardMode(AbstractGradientEstimator):
 
         floats, tangents, others = jax.vmap(along, out_axes=(None, 0, None))(directions)
         return eqx.combine(floats, others), tangents
-
-
-def _check_number(owner: str, field: str, value: int | None) -> None:
-    if value is not None:
-        check_integer(owner, field, value, hint=1)
 
 
 def _directions(key: Key, flat: Float[Array, " weight"], number: int | None) -> Directions:

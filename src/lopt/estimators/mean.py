@@ -7,6 +7,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import optax
 from jax.sharding import Mesh
 from typing_extensions import override
 
@@ -70,14 +71,12 @@ class Mean(AbstractGradientEstimator):
     @eqx.filter_jit
     @override
     def estimate(self, params: Params, state: State, key: Key) -> tuple[Estimate, State]:
-        keys, shares = jax.random.split(key, self.num), self.shares()
-        found, states = [], []
+        keys, shares, found, states = jax.random.split(key, self.num), self.shares(), [], []
         for (one, rows), old in zip(shares, state if len(shares) > 1 else [state], strict=True):
             size = self._side_by_side(one, (rows.stop - rows.start) // num_devices())
             particle = functools.partial(_particle, one, params)
             estimates, new = _map(particle, (old, keys[rows]), num_devices(), size)
-            found.append(estimates)
-            states.append(new)
+            found, states = [*found, estimates], [*states, new]
         every = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *found)
         return mean_of_finite(every), tuple(states) if len(states) > 1 else states[0]
 
@@ -176,8 +175,7 @@ def _step_cost(one: AbstractGradientEstimator) -> float:
     They are those of the task's gradient, and two for each pair of a weight of the network and one
     of theta. Nothing is compiled.
     """
-    costs = [_inner_cost(inner) for inner in _nodes(one, InnerTraining)]
-    return max(costs, default=float("inf"))
+    return max(map(_inner_cost, _nodes(one, InnerTraining)), default=float("inf"))
 
 
 def _inner_cost(inner: InnerTraining) -> float:
@@ -195,8 +193,5 @@ def _inner_cost(inner: InnerTraining) -> float:
     arrays, key = jax.eval_shape(lambda: (arrays, jax.random.key(0)))
     params, state = jax.eval_shape(begin, arrays, key)
     found = jax.jit(step).lower(arrays, params, state, key).cost_analysis() or {}
-    weights, theta = (
-        sum(leaf.size for leaf in jax.tree.leaves(tree))
-        for tree in (params, jax.eval_shape(inner.learned.init, key))
-    )
-    return max(1.0, found.get("flops", float("inf"))) + 2.0 * weights * theta
+    pairs = optax.tree.size(params) * optax.tree.size(jax.eval_shape(inner.learned.init, key))
+    return max(1.0, found.get("flops", float("inf"))) + 2.0 * pairs

@@ -12,12 +12,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 from typing_extensions import override
 
-from lopt.core.checks import check_integer
+from lopt.core.checks import check_integer, check_positive
 from lopt.core.estimator import AbstractGradientEstimator, Estimate
 from lopt.core.inner import Episode, InnerTraining
 from lopt.core.types import Key, Theta
 from lopt.estimators.antithetic import pair, perturbation, score
-from lopt.estimators.checks import check_sigma, check_weights
 from lopt.estimators.truncation import (
     AbstractHorizonSchedule,
     Clock,
@@ -64,8 +63,6 @@ class GPES(AbstractGradientEstimator):
         sigma: standard deviation of the perturbation of theta.
         stagger: whether particles start at random windows, so as not to restart in step.
         schedule: of the length of episodes; always `inner.horizon` by default.
-
-    Reference: Li et al. 2023, arXiv:2304.12180.
     """
 
     inner: InnerTraining
@@ -76,7 +73,8 @@ class GPES(AbstractGradientEstimator):
     schedule: AbstractHorizonSchedule | None = None
 
     def __check_init__(self) -> None:
-        _check("GPES", self.inner, self.truncation, self.sigma, self.schedule)
+        check_windows("GPES", self.inner, self.truncation, self.schedule)
+        check_positive("GPES", "sigma", self.sigma, 0.01)
         if self.period is None:
             return
         remedy = (
@@ -88,7 +86,6 @@ class GPES(AbstractGradientEstimator):
 
     @override
     def prepare(self, params: Theta, key: Key) -> PersistentState:
-        check_weights("GPES", params)
         zero = jax.tree.map(jnp.zeros_like, params)
         clock = windows_of(self).begin(key)
         episodes = self._begin(pair(params, zero), key, clock.length)
@@ -143,10 +140,9 @@ def PES(
 
     Unbiased for the meta-loss smoothed by independent noise in each window; its variance grows with
     the number of windows. Arguments as those of `GPES`.
-
-    Reference: Vicol et al. 2021, arXiv:2112.13835.
     """
-    _check("PES", inner, truncation, sigma, schedule)
+    check_windows("PES", inner, truncation, schedule)
+    check_positive("PES", "sigma", sigma, 0.01)
     return GPES(inner, truncation, truncation, sigma, stagger, schedule)
 
 
@@ -161,37 +157,14 @@ def NRES(
 
     Unbiased for the same smoothed meta-loss as `ES`, from windows, and of all `GPES` the one with
     the least variance in most problems. Arguments as those of `GPES`.
-
-    Reference: Li et al. 2023, arXiv:2304.12180.
     """
-    _check("NRES", inner, truncation, sigma, schedule)
+    check_windows("NRES", inner, truncation, schedule)
+    check_positive("NRES", "sigma", sigma, 0.01)
     return GPES(inner, truncation, None, sigma, stagger, schedule)
 
 
-def ESSingle(
-    inner: InnerTraining,
-    truncation: int,
-    sigma: float = 0.01,
-    stagger: bool = True,
-    schedule: AbstractHorizonSchedule | None = None,
-) -> GPES:
-    """ES-Single: one perturbation per inner problem, found independently of `NRES` and equal to it.
-
-    Reference: Vicol 2023, arXiv:2304.11153.
-    """
-    _check("ESSingle", inner, truncation, sigma, schedule)
-    return NRES(inner, truncation, sigma, stagger, schedule)
-
-
-def _check(
-    owner: str,
-    inner: InnerTraining,
-    truncation: int,
-    sigma: float,
-    schedule: AbstractHorizonSchedule | None,
-) -> None:
-    check_windows(owner, inner, truncation, schedule)
-    check_sigma(owner, sigma)
+# One perturbation per inner problem, found independently by Vicol 2023, arXiv:2304.11153.
+ESSingle = NRES
 
 
 def _where(condition: Bool[Array, ""], new: Any, old: Any) -> Any:
@@ -203,8 +176,5 @@ def _pair_axes(episodes: Episode) -> Any:
 
     A shared key makes the batches shared: drawn and looked up once for both.
     """
-    return eqx.tree_at(_shared, jax.tree.map(lambda _: 0, episodes), (None,) * 4)
-
-
-def _shared(episodes: Episode) -> tuple[Any, ...]:
-    return episodes.task_key, episodes.train.key, episodes.train.step, episodes.num_steps
+    shared = lambda e: (e.task_key, e.train.key, e.train.step, e.num_steps)  # noqa: E731
+    return eqx.tree_at(shared, jax.tree.map(lambda _: 0, episodes), (None,) * 4)

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 from typing_extensions import override
 
+from lopt.core.checks import check_positive
 from lopt.core.estimator import AbstractGradientEstimator, Estimate
 from lopt.core.types import Key, State, Theta
 from lopt.estimators.antithetic import pair, perturbation
-from lopt.estimators.checks import check_sigma, check_weights
 from lopt.estimators.truncation import restart_together
 
 
@@ -35,12 +35,12 @@ class Reparameterized(AbstractGradientEstimator):
     antithetic: bool = eqx.field(static=True, default=True)
 
     def __check_init__(self) -> None:
-        check_sigma("Reparameterized", self.sigma)
+        check_positive("Reparameterized", "sigma", self.sigma, 0.01)
 
     @override
     def prepare(self, params: Theta, key: Key) -> State:
-        check_weights("Reparameterized", params)
-        return jax.vmap(self.one.prepare, (0, None))(self._arms(params, None), key)
+        arms = self._arms(params, jax.tree.map(jnp.zeros_like, params))
+        return jax.vmap(self.one.prepare, (0, None))(arms, key)
 
     @override
     def estimate(self, params: Theta, state: State, key: Key) -> tuple[Estimate, State]:
@@ -52,8 +52,6 @@ class Reparameterized(AbstractGradientEstimator):
         dropped = jnp.sum(jnp.asarray(estimates.dropped), dtype=jnp.int32)
         return Estimate(loss, grads, dropped, extra), restart_together(state)
 
-    def _arms(self, params: Theta, noise: Theta | None) -> Theta:
-        if noise is None:
-            noise = jax.tree.map(jnp.zeros_like, params)
+    def _arms(self, params: Theta, noise: Theta) -> Theta:
         both = pair(params, noise)
         return both if self.antithetic else jax.tree.map(lambda leaf: leaf[:1], both)

@@ -65,16 +65,11 @@ class TruncatedBackprop(AbstractGradientEstimator):
     def __check_init__(self) -> None:
         check_windows("TruncatedBackprop", self.inner, self.truncation, self.schedule)
         check_segments("TruncatedBackprop", self.segments, "truncation", self.truncation)
-        found = jax.eval_shape(self.reduction, jnp.zeros(self.truncation))
-        if getattr(found, "shape", None) != ():
-            raise ValueError(
-                f"TruncatedBackprop(reduction={self.reduction!r}) must make one number of the "
-                f"losses of a window; it makes {found}. Try jnp.mean."
-            )
 
     @override
     def prepare(self, params: Theta, key: Key) -> TruncatedState:
-        return TruncatedState.begin(self.inner, windows_of(self), params, key)
+        clock = windows_of(self).begin(key)
+        return TruncatedState(self.inner.begin(params, key, clock.length), clock)
 
     @override
     def estimate(

@@ -18,10 +18,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 from typing_extensions import override
 
-from lopt.core.checks import LONGEST, check_integer, check_length
+from lopt.core.checks import LONGEST, check_integer, check_length, is_real
 from lopt.core.inner import Episode, InnerTraining
 from lopt.core.types import Key, State, Theta
-from lopt.estimators.checks import check_fraction
 
 # To fold 0, 1 or 2 into a key is to split it, as an episode does; this is none of them.
 CLOCK = 2**32 - 1
@@ -59,9 +58,8 @@ class ConstantHorizon(AbstractHorizonSchedule):
 class RampedHorizon(AbstractHorizonSchedule):
     """Lengths that grow linearly from `first` to `last` over `outer_steps`, with jitter.
 
-    Each is multiplied by a factor drawn uniformly between 1 - jitter and 1 + jitter. None is longer
-    than `last`, nor than a larger `first`: that cut is lopt's own, so that the longest episode is
-    known beforehand.
+    Each is multiplied by a factor drawn uniformly from 1 - jitter to 1 + jitter, and cut at the
+    longer of `first` and `last`, so that the longest episode is known beforehand.
 
     Reference: Metz et al. 2019, arXiv:1810.10180, whose values are the defaults.
     """
@@ -185,14 +183,6 @@ class TruncatedState(eqx.Module):
     episode: Episode
     clock: Clock
 
-    @classmethod
-    def begin(
-        cls, inner: InnerTraining, windows: Windows, theta: Theta, key: Key
-    ) -> "TruncatedState":
-        """Returns the state of a particle before its first window, which begins another episode."""
-        clock = windows.begin(key)
-        return cls(inner.begin(theta, key, clock.length), clock)
-
     def episode_to_run(
         self, inner: InnerTraining, theta: Theta, key: Key, length: Int[Array, ""]
     ) -> Episode:
@@ -231,6 +221,12 @@ def restart_together(states: State) -> State:
 
 def _is_clock(node: Any) -> bool:
     return isinstance(node, Clock)
+
+
+def check_fraction(owner: str, field: str, value: float, hint: float) -> None:
+    """Refuses what is not in [0, 1)."""
+    if not is_real(value) or not 0 <= value < 1:
+        raise ValueError(f"{owner}({field}={value!r}) must be in [0, 1); try {hint}.")
 
 
 def check_windows(
