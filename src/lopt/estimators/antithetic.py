@@ -16,10 +16,7 @@ def perturbation(key: Key, theta: Theta, sigma: float) -> Theta:
     # One draw for all leaves: the generator is most of what a small program takes to compile.
     flat, unravel = ravel_pytree(theta)
     if not flat.size:
-        raise ValueError(
-            "theta has no weights: there is nothing to perturb; learn at least one hyperparameter, "
-            "as in lopt.LearnableSGD()."
-        )
+        raise ValueError("theta has no weights to perturb; learn some, as in lopt.LearnableSGD().")
     return unravel(sigma * jax.random.normal(key, flat.shape, flat.dtype))
 
 

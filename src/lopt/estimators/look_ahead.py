@@ -38,9 +38,8 @@ class LookAhead(AbstractGradientEstimator):
     """The gradient of the loss a few steps ahead of one endless run.
 
     Trains `stride` steps with the current theta, halts, makes `estimates` estimates from there,
-    each for an outer step of its own, and goes on. What looking ahead did to the weights is
-    forgotten; theta is all that stays. Exact for its few steps by forward mode, all directions at
-    once, and blind to everything behind them.
+    each for an outer step of its own, and goes on. The weights are reset after each look ahead. It
+    is exact for its few steps, by forward mode, and sees nothing behind them.
 
     Attributes:
         inner: whose tasks are trained, by what; its horizon and objective do not count.

@@ -1,7 +1,7 @@
 """The mean over particles: of several architectures, on several devices, some at once."""
 
-import functools
-from collections.abc import Callable
+import itertools
+import math
 from typing import Any
 
 import equinox as eqx
@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
+from jaxtyping import Array
 from typing_extensions import override
 
 from lopt.core.checks import check_integer
@@ -71,32 +72,32 @@ class Mean(AbstractGradientEstimator):
     @eqx.filter_jit
     @override
     def estimate(self, params: Params, state: State, key: Key) -> tuple[Estimate, State]:
-        keys, shares, found, states = jax.random.split(key, self.num), self.shares(), [], []
-        for (one, rows), old in zip(shares, state if len(shares) > 1 else [state], strict=True):
-            size = self._side_by_side(one, (rows.stop - rows.start) // num_devices())
-            particle = functools.partial(_particle, one, params)
-            estimates, new = _map(particle, (old, keys[rows]), num_devices(), size)
-            found, states = [*found, estimates], [*states, new]
-        every = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *found)
-        return mean_of_finite(every), tuple(states) if len(states) > 1 else states[0]
+        keys, shares = jax.random.split(key, self.num), self.shares()
+        states = state if len(shares) > 1 else (state,)
+        found = [
+            _map(one, params, old, keys[rows], self._side_by_side(one, rows.stop - rows.start))
+            for (one, rows), old in zip(shares, states, strict=True)
+        ]
+        estimates, states = zip(*found, strict=True)
+        every = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *estimates)
+        return mean_of_finite(every), states if len(states) > 1 else states[0]
 
     def shares(self) -> list[tuple[AbstractGradientEstimator, slice]]:
         """Returns the estimator of each architecture, and which of the particles it has."""
-        ones, devices = _architectures(self.one), num_devices()
+        ones = _architectures(self.one)
         ends = [-(-self.num * i // len(ones)) for i in range(len(ones) + 1)]
-        shares = [slice(*ends[i : i + 2]) for i in range(len(ones))]
-        if any((share.stop - share.start) % devices for share in shares):
-            raise ValueError(
-                f"Mean(num={self.num}) cannot be spread evenly over {devices} devices; "
-                "use the mesh of lopt.particle_mesh(estimator)."
-            )
-        return list(zip(ones, shares, strict=True))
+        return [(one, slice(*ends[i : i + 2])) for i, one in enumerate(ones)]
 
-    def _side_by_side(self, one: AbstractGradientEstimator, share: int) -> int:
-        """Returns how many particles of a device's share it computes at once."""
+    def _side_by_side(self, one: AbstractGradientEstimator, num: int) -> int:
+        """Returns how many of `num` particles each device computes at once."""
+        share, rest = divmod(num, num_devices())
+        if rest:
+            devices = f"{num_devices()} devices; use the mesh of lopt.particle_mesh(estimator)."
+            raise ValueError(f"Mean(num={self.num}) cannot be spread evenly over {devices}")
         most = self.at_once or share
         if self.at_once is None and share > MANY and jax.default_backend() == "cpu":
-            most = max(MANY, int(FITS_CACHE / _step_cost(one)))
+            cost = _step_cost(one)
+            most = max(MANY, int(FITS_CACHE / cost)) if math.isfinite(cost) else share
         size = max(d for d in range(1, min(most, share) + 1) if share % d == 0)
         return share if self.at_once is None and size < FEW else size
 
@@ -111,30 +112,32 @@ def particle_mesh(estimator: AbstractGradientEstimator) -> Mesh:
         with jax.set_mesh(lopt.particle_mesh(meta)):
             state, losses = lopt.unroll(meta, optimizer, state, 100)
     """
-    means = _nodes(estimator, Mean)
-    counts = [rows.stop - rows.start for mean in means for _, rows in mean.shares()] or [1]
-    cost = sum(mean.num * _step_cost(mean.one) for mean in means)
+    shares = [share for mean in _nodes(estimator, Mean) for share in mean.shares()]
+    counts = [rows.stop - rows.start for _, rows in shares] or [1]
     most = len(jax.local_devices())
-    if jax.default_backend() == "cpu" and cost < PAYS_DEVICES:
-        most = 1
-    return device_mesh(max(d for d in range(1, most + 1) if not any(n % d for n in counts)))
+    count = max(d for d in range(1, most + 1) if not any(n % d for n in counts))
+    if count > 1 and jax.default_backend() == "cpu":
+        costs = (n * _step_cost(one) for n, (one, _) in zip(counts, shares, strict=True))
+        count = count if any(cost >= PAYS_DEVICES for cost in itertools.accumulate(costs)) else 1
+    return device_mesh(count)
 
 
-def _particle(
-    one: AbstractGradientEstimator, params: Params, state: State, key: Key
+def _map(
+    one: AbstractGradientEstimator, params: Params, states: State, keys: Array, size: int
 ) -> tuple[Estimate, State]:
-    estimate, state = one.estimate(params, state, key)
-    return alike([estimate])[0], state
+    """Returns the estimates of particles, which each device computes `size` at a time.
 
-
-def _map(function: Callable[..., Any], rows: Any, devices: int, size: int) -> Any:
-    """Maps a function over rows that are spread over devices, `size` at once on each of them.
-
-    Every device goes through chunks of its own rows, so that none of them moves.
+    Every device goes through chunks of its own particles, so that none of them moves.
     """
+
+    def particle(row: tuple[State, Key]) -> tuple[Estimate, State]:
+        estimate, state = one.estimate(params, *row)
+        return alike([estimate])[0], state
+
+    devices, num = num_devices(), len(keys)
     if devices * size == 1:
         # An axis of length one, as `vmap` has it, costs products of recurrent rules a third.
-        return jax.lax.map(lambda row: function(*row), rows)
+        return jax.lax.map(particle, (states, keys))
 
     def fold(leaf: Any) -> Any:
         chunks = leaf.reshape(devices, -1, size, *leaf.shape[1:]).swapaxes(0, 1)
@@ -144,12 +147,12 @@ def _map(function: Callable[..., Any], rows: Any, devices: int, size: int) -> An
         parts = leaf.reshape(-1, devices, size, *leaf.shape[2:]).swapaxes(0, 1)
         return spread(parts.reshape(-1, *leaf.shape[2:]))
 
-    def chunk(rows: Any) -> Any:
-        return spread(jax.vmap(function)(*spread(rows)))
+    def chunk(rows: tuple[State, Array]) -> tuple[Estimate, State]:
+        return spread(jax.vmap(particle)(spread(rows)))
 
-    if jax.tree.leaves(rows)[0].shape[0] == devices * size:
-        return chunk(rows)
-    return jax.tree.map(unfold, jax.lax.map(chunk, jax.tree.map(fold, rows)))
+    if num == devices * size:
+        return chunk((states, keys))
+    return jax.tree.map(unfold, jax.lax.map(chunk, jax.tree.map(fold, (states, keys))))
 
 
 def _nodes(tree: Any, kind: type) -> list[Any]:

@@ -1,11 +1,8 @@
 """Truncations: the windows in which estimators with a memory walk through an episode.
 
-Also how long episodes are: always the horizon, or as a schedule says. A schedule's lengths are
-rounded to whole windows, so that none is cut short.
-
-All of them begin an episode with the key of its first estimate (of the half that is left when noise
-has been drawn from it), so that two estimators with one key and one truncation walk through the
-same episodes.
+An episode is as long as the horizon, or as a schedule says, rounded to whole windows. It begins
+with the key of its first estimate (or the half that is left when noise has been drawn), so that two
+estimators with one key and one truncation walk through the same episodes.
 """
 
 import abc
