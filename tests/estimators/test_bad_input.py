@@ -61,9 +61,8 @@ def test_an_empty_theta_is_refused(name):
         "Reparameterized": lambda: lopt.Reparameterized(lopt.MetaTask(INNER)),
     }[name]()
     mean, optimizer = lopt.Mean(estimator, 2), optax.sgd(1.0)
-    state = lopt.start(mean, optimizer, {}, KEY)
     with pytest.raises(ValueError, match=r"theta has no weights.*LearnableSGD"):
-        lopt.unroll(mean, optimizer, state, 1)
+        lopt.unroll(mean, optimizer, lopt.start(mean, optimizer, {}, KEY), 1)
 
 
 # Of the wrong kind: in a process of its own, as here the type checker of tests comes first.

@@ -172,7 +172,6 @@ EAGER = {
     "MetaTask": lambda: lopt.MetaTask(INNER),
     "ForwardMode": lambda: lopt.ForwardMode(INNER),
     "ForwardMode, slices": lambda: lopt.ForwardMode(INNER, 4, at_once=2),
-    "LookAhead": lambda: lopt.LookAhead(INNER, 2, 2, 1, 3),
     "Mean": lambda: lopt.Mean(lopt.PES(INNER, 2), 4),
     "Mean of one": lambda: lopt.Mean(lopt.MetaTask(INNER), 1),
     "Mean, slices": lambda: lopt.Mean(lopt.PES(INNER, 2), 4, 2),

@@ -18,7 +18,7 @@ from lopt.core.checks import check_integer, check_positive
 from lopt.core.estimator import AbstractGradientEstimator, Estimate
 from lopt.core.inner import InnerTraining
 from lopt.core.types import Key, Scalar, State, Theta
-from lopt.estimators.antithetic import perturbation, score
+from lopt.estimators.antithetic import check_weights, perturbation, score
 from lopt.estimators.finite import total
 from lopt.estimators.truncation import check_fraction
 
@@ -95,6 +95,7 @@ class Evosax(AbstractGradientEstimator):
 
     @override
     def prepare(self, params: Theta, key: Key) -> State:
+        check_weights(params)
         with _lenient():
             algorithm, settings = self._algorithm(params)
             state = algorithm.init(key, params, settings)
@@ -163,6 +164,7 @@ class PolicyGradient(AbstractGradientEstimator):
 
     @override
     def prepare(self, params: Theta, key: Key) -> Scalar:
+        check_weights(params)
         loss = self.inner.meta_loss(params, key)
         return jnp.where(jnp.isfinite(loss), loss, 0)
 

@@ -14,7 +14,7 @@ from lopt.core.checks import check_integer, check_positive
 from lopt.core.estimator import AbstractGradientEstimator, Estimate
 from lopt.core.inner import Episode, InnerTraining
 from lopt.core.types import Key, State, Theta
-from lopt.estimators.antithetic import pair, perturbation, score
+from lopt.estimators.antithetic import check_weights, pair, perturbation, score
 from lopt.estimators.truncation import (
     AbstractHorizonSchedule,
     TruncatedState,
@@ -145,6 +145,7 @@ class TruncatedES(AbstractGradientEstimator):
 
     @override
     def prepare(self, params: Theta, key: Key) -> TruncatedState:
+        check_weights(params)
         clock = windows_of(self).begin(key)
         return TruncatedState(self.inner.begin(params, key, clock.length), clock)
 

@@ -57,14 +57,12 @@ class ForwardMode(AbstractGradientEstimator):
     def prepare(self, params: Theta, key: Key) -> State:
         return ()
 
-    @eqx.filter_jit
     @override
     def estimate(self, params: Theta, state: State, key: Key) -> tuple[Estimate, State]:
         flat, unravel = ravel_pytree(params)
         directions = _directions(key, flat, self.directions)
-        loss, slopes = slopes_along(
-            lambda theta: self.inner.meta_loss(theta, key), params, directions, self.at_once
-        )
+        meta_loss = eqx.Partial(InnerTraining.meta_loss, self.inner, key=key)
+        loss, slopes = slopes_along(meta_loss, params, directions, self.at_once)
         return Estimate(loss, unravel(_combine(slopes, directions, self.directions))), state
 
 
@@ -187,6 +185,7 @@ def _combine(
     return slopes if number is None else slopes @ directions / number
 
 
+@eqx.filter_jit
 def slopes_along(
     loss: Callable[[Theta], Scalar],
     theta: Theta,

@@ -72,7 +72,6 @@ class LookAhead(AbstractGradientEstimator):
         # None of the keys that an episode derives from its own.
         return LookAheadState(episode, zero, loss, jax.random.fold_in(key, 2**32 - 1))
 
-    @eqx.filter_jit
     @override
     def estimate(
         self, params: Theta, state: LookAheadState, key: Key

@@ -7,7 +7,6 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh
 from jaxtyping import Array
 from typing_extensions import override
@@ -69,7 +68,6 @@ class Mean(AbstractGradientEstimator):
         )
         return states if len(states) > 1 else states[0]
 
-    @eqx.filter_jit
     @override
     def estimate(self, params: Params, state: State, key: Key) -> tuple[Estimate, State]:
         keys, shares = jax.random.split(key, self.num), self.shares()
@@ -122,6 +120,7 @@ def particle_mesh(estimator: AbstractGradientEstimator) -> Mesh:
     return device_mesh(count)
 
 
+@eqx.filter_jit
 def _map(
     one: AbstractGradientEstimator, params: Params, states: State, keys: Array, size: int
 ) -> tuple[Estimate, State]:
@@ -178,7 +177,7 @@ def _step_cost(one: AbstractGradientEstimator) -> float:
     They are those of the task's gradient, and two for each pair of a weight of the network and one
     of theta. Nothing is compiled.
     """
-    return max(map(_inner_cost, _nodes(one, InnerTraining)), default=float("inf"))
+    return max(map(_inner_cost, _nodes(one, InnerTraining)), default=math.inf)
 
 
 def _inner_cost(inner: InnerTraining) -> float:
@@ -196,5 +195,6 @@ def _inner_cost(inner: InnerTraining) -> float:
     arrays, key = jax.eval_shape(lambda: (arrays, jax.random.key(0)))
     params, state = jax.eval_shape(begin, arrays, key)
     found = jax.jit(step).lower(arrays, params, state, key).cost_analysis() or {}
-    pairs = optax.tree.size(params) * optax.tree.size(jax.eval_shape(inner.learned.init, key))
-    return max(1.0, found.get("flops", float("inf"))) + 2.0 * pairs
+    trees = params, jax.eval_shape(inner.learned.init, key)
+    pairs = math.prod(sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in trees)
+    return max(1.0, found.get("flops", math.inf)) + 2.0 * pairs

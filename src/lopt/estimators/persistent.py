@@ -75,14 +75,11 @@ class GPES(AbstractGradientEstimator):
     def __check_init__(self) -> None:
         check_windows("GPES", self.inner, self.truncation, self.schedule)
         check_positive("GPES", "sigma", self.sigma, 0.01)
-        if self.period is None:
-            return
-        remedy = (
-            f"a multiple of truncation={self.truncation} such as {2 * self.truncation}, or None"
-        )
-        check_integer("GPES", "period", self.period, hint=remedy)
-        if self.period % self.truncation:
-            raise ValueError(f"GPES(period={self.period}) does not fit; try {remedy}.")
+        if self.period is not None:
+            remedy = f"{2 * self.truncation} or another multiple of truncation={self.truncation}"
+            check_integer("GPES", "period", self.period, hint=remedy)
+            if self.period % self.truncation:
+                raise ValueError(f"GPES(period={self.period}) does not fit; try {remedy}.")
 
     @override
     def prepare(self, params: Theta, key: Key) -> PersistentState:
@@ -172,9 +169,6 @@ def _where(condition: Bool[Array, ""], new: Any, old: Any) -> Any:
 
 
 def _pair_axes(episodes: Episode) -> Any:
-    """Axis 0 for what differs between partners, None for what they share.
-
-    A shared key makes the batches shared: drawn and looked up once for both.
-    """
+    """Axis 0 for what differs between partners; None for what they share, so batches as well."""
     shared = lambda e: (e.task_key, e.train.key, e.train.step, e.num_steps)  # noqa: E731
     return eqx.tree_at(shared, jax.tree.map(lambda _: 0, episodes), (None,) * 4)

@@ -27,7 +27,7 @@ from lopt.estimators.truncation import (
 def log_of_sum(losses: Float[Array, " step"]) -> Scalar:
     """Returns the logarithm of the sum of losses: windows of small losses count as much as others.
 
-    The sum must be positive, or the result is NaN.
+    It is NaN if the sum is not positive.
 
     Reference: Sobotka et al. 2024, arXiv:2312.07174, and their code.
     """

@@ -195,10 +195,7 @@ def windows_of(estimator: Any) -> Windows:
 
 
 def restart_together(states: State) -> State:
-    """Returns states all of whose episodes are over if one of them is broken.
-
-    Runs that are compared with one another, such as the two of an antithetic pair, so stay in step.
-    """
+    """Returns states of which all episodes are over if one is broken: compared runs keep step."""
     nodes = jax.tree.leaves(states, is_leaf=_is_clock)
     breaks = [jnp.any(node.age > node.length) for node in nodes if _is_clock(node)]
     if not breaks:
