@@ -28,6 +28,7 @@ from lopt.analysis.symmetry import (
     remove_breaking,
     symmetries,
 )
+from lopt.experiment.recorded import recorded_together
 
 STEPS, REPEATS, AT_ONCE = 200, 40, (1, 100)
 HORIZON, TRUNCATION, PARTICLES, OUTER_STEPS, SEEDS, META_SEEDS = 100, 20, 8, 200, 10, 3
@@ -59,14 +60,14 @@ def cost() -> None:
         "Adam": optax.adam(0.01),
         "small_mlp": learned.optimizer(learned.init(key)),
     }
-    rows = []
+    run, rows = eqx.filter_jit(recorded_together), []
     for (name, optimizer), at_once in itertools.product(optimizers.items(), AT_ONCE):
         state = lopt.start(task, optimizer, task.init(key), key)
         times = {record: [] for record in records}
         for i in range(REPEATS + 1):
             for record, function in records.items():
                 began = time.perf_counter()
-                done = lopt.unroll(task, optimizer, state, STEPS, record=function, at_once=at_once)
+                done = run(task, optimizer, state, STEPS, function, at_once)
                 jax.block_until_ready(done)
                 if i:  # the first compiles
                     times[record].append(time.perf_counter() - began)
@@ -93,9 +94,9 @@ class Projected(lopt.AbstractLearnedOptimizer):
         """Returns the weights of the one."""
         return self.one.init(key)
 
-    def begin(self, theta, params):
+    def begin(self, theta, params, num_steps=None):
         """Returns the state of the one."""
-        return self.one.begin(theta, params)
+        return self.one.begin(theta, params, num_steps)
 
     def update(self, theta, grads, state, params=None, *, value=None, **extra):
         """Returns its updates, projected."""

@@ -1,4 +1,9 @@
-"""The four laws of the house. The third, the border, has a file of its own: test_border.py."""
+"""The five laws of the house. The third, the border, has a file of its own: test_border.py."""
+
+import json
+import os
+import subprocess
+import sys
 
 import equinox as eqx
 import jax
@@ -38,6 +43,13 @@ ESTIMATORS = {
 }
 
 
+def assert_close(found, expected):
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            a, b = jax.random.key_data(a), jax.random.key_data(b)
+        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14)
+
+
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_semigroup(name, key):
     """m + n steps equal m steps followed by n: parameters, every state, every record."""
@@ -47,10 +59,7 @@ def test_semigroup(name, key):
     part, first = lopt.unroll(estimator, optimizer, state, 3)
     part, second = lopt.unroll(estimator, optimizer, part, 4)
     np.testing.assert_allclose(jnp.concatenate([first, second]), losses, rtol=1e-12)
-    for a, b in zip(jax.tree.leaves(part), jax.tree.leaves(whole), strict=True):
-        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
-            a, b = jax.random.key_data(a), jax.random.key_data(b)
-        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14)
+    assert_close(part, whole)
 
 
 def everything(step):
@@ -60,54 +69,28 @@ def everything(step):
 
 
 @pytest.mark.parametrize("name", ["batch norm", "PES"])
-@pytest.mark.parametrize(("at_once", "segments"), [(4, 1), (12, 1), (5, 2), (2, 0)])
-def test_records_of_many_steps_at_once_are_those_of_each(name, at_once, segments, key):
-    """Also where the number is cut to a divisor, 5 to 4 and then to 3 of each segment of 6."""
+def test_products_that_are_kept_change_nothing(name, key):
     estimator, optimizer = ESTIMATORS[name](), optax.adam(1e-2)
     state = lopt.start(estimator, optimizer, init_params(estimator, key), key)
-    end, records = lopt.unroll(estimator, optimizer, state, 12, record=everything)
-    other, together = lopt.unroll(
-        estimator, optimizer, state, 12, record=everything, at_once=at_once, segments=segments
+    assert_close(
+        lopt.unroll(estimator, optimizer, state, 4, record=everything, keep_products=True),
+        lopt.unroll(estimator, optimizer, state, 4, record=everything),
     )
-    for a, b in zip(
-        jax.tree.leaves((other.params, other.estimator_state, together)),
-        jax.tree.leaves((end.params, end.estimator_state, records)),
-        strict=True,
-    ):
-        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
-            a, b = jax.random.key_data(a), jax.random.key_data(b)
-        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-13)
 
 
-@pytest.mark.parametrize("segments", [1, 2])
-def test_records_at_once_have_the_same_derivative(segments, key):
+@pytest.mark.parametrize("keywords", [{"segments": 2}, {"keep_products": True}])
+def test_what_is_kept_changes_no_derivative(keywords, key):
     task = lopt.tasks.Quadratic(jnp.ones(3), jnp.zeros(3), noise_scale=0.3)
 
-    def mean_length(rate, at_once):
+    def mean_length(rate, **keywords):
         optimizer = optax.sgd(rate, momentum=0.9)
         state = lopt.start(task, optimizer, jnp.arange(3.0), key)
-        _, found = lopt.unroll(
-            task,
-            optimizer,
-            state,
-            6,
-            record=lambda step: jnp.sum(step.params**2) + jnp.sum(step.updates),
-            at_once=at_once,
-            segments=segments,
-        )
-        return jnp.mean(found)
+        record = lambda step: jnp.sum(step.params**2) + jnp.sum(step.updates)  # noqa: E731
+        return jnp.mean(lopt.unroll(task, optimizer, state, 6, record=record, **keywords)[1])
 
-    one, many = (jax.grad(mean_length)(0.1, at_once) for at_once in (1, 3))
-    assert abs(one) > 1e-3
-    np.testing.assert_allclose(many, one, rtol=1e-12)
-
-
-@pytest.mark.parametrize("at_once", [0, -3, True])
-def test_a_number_of_records_that_is_none_is_refused(at_once, key):
-    task = lopt.tasks.Quadratic(jnp.ones(3), jnp.zeros(3))
-    state = lopt.start(task, optax.sgd(0.1), jnp.ones(3), key)
-    with pytest.raises(ValueError, match=rf"at_once={at_once}.*try 50"):
-        lopt.unroll(task, optax.sgd(0.1), state, 4, at_once=at_once)
+    found, plain = jax.grad(lambda r: mean_length(r, **keywords))(0.1), jax.grad(mean_length)(0.1)
+    assert abs(plain) > 1e-3
+    np.testing.assert_allclose(found, plain, rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["noisy quadratic", "batch norm"])
@@ -327,3 +310,50 @@ class FixedBatch(lopt.AbstractTask):
 
     def loss(self, params, batch):
         return self.task.loss(params, batch)
+
+
+PLACES = """
+import json, jax, jax.numpy as jnp, numpy as np, optax, lopt
+from lopt.core.devices import device_mesh
+jax.config.update("jax_num_cpu_devices", 4)
+
+data = np.random.default_rng(0).integers(0, 256, (40, 4, 4, 1), np.uint8)
+images = lopt.tasks.image_data(data, np.arange(40) % 3, None, None, 3, 4)
+network = lopt.tasks.mlp_classification(images, (32,), batch_size=32)
+learned, key, found = lopt.LearnableSGD(0.1), jax.random.key(0), []
+
+
+def pes(task):
+    return lopt.PES(lopt.InnerTraining(task, learned, 4), 2, 0.1)
+
+
+for devices, at_once in ((1, 64), (1, None), (4, 4)):
+    mean = lopt.Mean(pes(network), 64, at_once)
+    with jax.set_mesh(device_mesh(devices)):
+        state = lopt.start(mean, optax.sgd(0.1), learned.init(key), key)
+        state, losses = lopt.unroll(mean, optax.sgd(0.1), state, 3)
+    each = state.estimator_state.episodes.train.params.layers[0].bias
+    rate = float(state.params["learning_rate"])
+    found.append([devices, len(each.devices()), losses.tolist(), rate, each.tolist()])
+small = lopt.tasks.QuadraticFamily(3)
+sizes = [lopt.particle_mesh(lopt.Mean(pes(task), num)).size
+         for task, num in ((small, 16), (network, 16), (network, 6))]
+print(json.dumps([found, sizes]))
+"""
+
+
+def test_placement():
+    """Devices and chunks change no particle, and the mean by the order of a sum at most."""
+    done = subprocess.run(
+        [sys.executable, "-c", PLACES],
+        env=os.environ | {"JAX_ENABLE_X64": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found, sizes = json.loads(done.stdout.splitlines()[-1])
+    for devices, used, *values in found:
+        assert used == devices
+        for value, expected in zip(values, found[0][2:], strict=True):
+            np.testing.assert_allclose(value, expected, rtol=1e-9)
+    assert sizes == [1, 4, 3]

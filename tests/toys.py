@@ -70,7 +70,7 @@ class NoisyParabola(lopt.AbstractTask):
 
 def surface_toy(surface: Any) -> lopt.InnerTraining:
     """One step, whose update is theta: the meta-loss is `surface(theta)`, whatever the key."""
-    return lopt.InnerTraining(Position(), Drift(), 1, lambda task, step: surface(step.updates))
+    return lopt.InnerTraining(Position(), Drift(), 1, lambda task, step, _: surface(step.updates))
 
 
 def quick_jit(function: Any) -> Any:

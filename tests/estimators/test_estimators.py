@@ -254,11 +254,3 @@ def test_a_window_may_be_reduced_to_the_log_of_its_sum(key):
             found.grads["learning_rate"], mean.grads["learning_rate"] / mean.loss, rtol=1e-7
         )
         assert abs(found.grads["learning_rate"]) > 1e-3
-
-
-def test_a_reduction_that_is_no_function_is_refused():
-    # Under the tests' type checker it never arrives.
-    with pytest.raises((ValueError, TypeError), match="reduction"):
-        lopt.TruncatedBackprop(quadratic_toy(4), 2, reduction=3.0)
-    with pytest.raises(ValueError, match=r"reduction.*one number"):
-        lopt.TruncatedBackprop(quadratic_toy(4), 2, reduction=jnp.exp)

@@ -155,7 +155,7 @@ class NormalStart(lopt.AbstractTask):
 
 def test_random_directions_are_independent_of_the_episode(key):
     """L = x_0^2 theta: the mean of v x_0^2 v is that of x_0^2, which is 1. Were v x_0: 3."""
-    objective = lambda task, step: step.params**2 * step.updates  # noqa: E731
+    objective = lambda task, step, _: step.params**2 * step.updates  # noqa: E731
     inner, num = lopt.InnerTraining(NormalStart(), Drift(), 1, objective), 20_000
     for build in (
         lambda: lopt.ForwardMode(inner, 1),

@@ -247,9 +247,9 @@ class TestSegments:
     def test_gradients_do_not_depend_on_segments(self, key):
         inner, theta = quadratic_toy(12), quadratic_toy(12).learned.init(key)
         grads = []
-        for segments in (1, 3, 12, 0):
-            meta = lopt.MetaTask(inner, segments)
-            truncated = lopt.TruncatedBackprop(inner, 12, stagger=False, segments=segments)
+        for segments, keep in ((1, False), (3, False), (12, False), (1, True)):
+            meta = lopt.MetaTask(inner, segments, keep)
+            truncated = lopt.TruncatedBackprop(inner, 12, False, None, segments, keep)
             first, second = quick_jit(
                 lambda theta, m=meta, t=truncated: (
                     m.estimate(theta, (), key)[0],
@@ -343,9 +343,9 @@ def test_an_episode_is_as_long_as_its_schedule_says(key):
 INNER = quadratic_toy(10)
 KEY = jax.random.key(0)
 BAD = [
-    (lambda: lopt.RandomSearch(INNER, 4).prepare({}, KEY), "RandomSearch.*without weights"),
-    (lambda: lopt.Evosax(INNER, 4).prepare({}, KEY), "Evosax.*without weights"),
-    (lambda: lopt.PolicyGradient(INNER).prepare({}, KEY), "PolicyGradient.*without weights"),
+    (lambda: lopt.RandomSearch(INNER, 4).estimate({}, (), KEY), "no weights"),
+    (lambda: lopt.Evosax(INNER, 4).prepare({}, KEY), "no weights"),
+    (lambda: lopt.PolicyGradient(INNER).prepare({}, KEY), "no weights"),
     (lambda: lopt.NRES(INNER, 3), r"truncation=3\).*try 2 or 5"),
     (lambda: lopt.TruncatedES(INNER, 4), r"truncation=4\).*try 2 or 5"),
     (lambda: lopt.OnlineForwardMode(INNER, 20), r"truncation=20\).*try 10"),

@@ -220,7 +220,7 @@ class Wave(lopt.AbstractTask):
 
 
 def last_loss(horizon):
-    return lambda task, step: jnp.where(step.step == horizon - 1, step.loss, 0.0) * horizon
+    return lambda task, step, _: jnp.where(step.step == horizon - 1, step.loss, 0.0) * horizon
 
 
 class TestExplodingMetaGradients:

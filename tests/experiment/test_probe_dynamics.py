@@ -257,7 +257,7 @@ def test_the_optimizer_of_the_symmetry_study(key):
     leaves = jax.tree.leaves(experiment.learned.init(key))
     assert sum(leaf.size for leaf in leaves) == 5301
     assert experiment.evaluations[1].horizon == 1000
-    assert experiment.meta.one.reduction is lopt.estimators.log_of_sum
+    assert experiment.meta.one.reduction.func is lopt.estimators.log_of_sum
     data = lopt.load_images("digits")
     for activation in (*l2o.ACTIVATIONS, l2o.BATCH_NORM):
         task = l2o.network_task(data, activation, (20,), 16)

@@ -36,6 +36,11 @@ def spread(tree: PyTree, mesh: Mesh | None = None, axis: int = 0) -> PyTree:
     return tree if num_devices() == 1 else jax.lax.with_sharding_constraint(tree, spec)
 
 
+def round_up(number: int, divisor: int) -> int:
+    """Returns the least multiple of the divisor that is at least `number`."""
+    return -(-number // divisor) * divisor
+
+
 def is_sharded(array: ArrayLike) -> bool:
     """Whether an array belongs to a model that is sharded over several devices of a mesh.
 

@@ -6,13 +6,21 @@ the gradient of E[L(theta + e)] (Salimans et al. 2017, arXiv:1703.03864).
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.flatten_util import ravel_pytree
 
 from lopt.core.types import Key, Scalar, Theta
 
 
+def check_weights(theta: Theta) -> None:
+    """Refuses an empty theta, which is not known at construction."""
+    if not optax.tree.size(theta):
+        raise ValueError("theta has no weights to perturb; try lopt.LearnableSGD().")
+
+
 def perturbation(key: Key, theta: Theta, sigma: float) -> Theta:
     """Returns noise ~ N(0, sigma^2 I) in the shape of theta."""
+    check_weights(theta)
     # One draw for all leaves: the generator is most of what a small program takes to compile.
     flat, unravel = ravel_pytree(theta)
     return unravel(sigma * jax.random.normal(key, flat.shape, flat.dtype))
@@ -20,6 +28,7 @@ def perturbation(key: Key, theta: Theta, sigma: float) -> Theta:
 
 def pair(theta: Theta, noise: Theta) -> Theta:
     """Returns theta + noise and theta - noise, stacked on a new leading axis."""
+    check_weights(theta)
     return jax.tree.map(lambda t, e: jnp.stack([t + e, t - e]), theta, noise)
 
 

@@ -12,14 +12,15 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from typing_extensions import override
 
-from lopt.core.checks import check_integer
+from lopt.core.checks import check_integer, check_positive
 from lopt.core.estimator import AbstractGradientEstimator, Estimate
 from lopt.core.inner import InnerTraining
 from lopt.core.types import Key, Scalar, State, Theta
-from lopt.estimators.antithetic import perturbation, score
-from lopt.estimators.checks import check_fraction, check_inner, check_sigma, check_weights
+from lopt.estimators.antithetic import check_weights, perturbation, score
+from lopt.estimators.finite import total
+from lopt.estimators.truncation import check_fraction
 
 
 class RandomSearch(AbstractGradientEstimator):
@@ -38,33 +39,25 @@ class RandomSearch(AbstractGradientEstimator):
     sigma: float = eqx.field(static=True, default=0.01)
 
     def __check_init__(self) -> None:
-        check_inner("RandomSearch", self.inner)
-        check_sigma("RandomSearch", self.sigma)
+        check_positive("RandomSearch", "sigma", self.sigma, 0.01)
         check_integer("RandomSearch", "num", self.num)
 
+    @override
     def prepare(self, params: Theta, key: Key) -> State:
-        """Returns the empty state.
-
-        Raises:
-            ValueError: if theta, which is not known at construction, has no weights.
-        """
-        check_weights("RandomSearch", params)
         return ()
 
+    @override
     def estimate(self, params: Theta, state: State, key: Key) -> tuple[Estimate, State]:
-        """Tries all candidates, and theta itself."""
         noise_key, episode_key = jax.random.split(key)
-        noises = jax.vmap(lambda k: perturbation(k, params, self.sigma))(
-            jax.random.split(noise_key, self.num)
-        )
+        keys = jax.random.split(noise_key, self.num)
+        noises = jax.vmap(perturbation, (0, None, None))(keys, params, self.sigma)
         # Theta itself comes first and wins ties.
         noises = jax.tree.map(lambda n: jnp.concatenate([jnp.zeros_like(n[:1]), n]), noises)
-        losses = jax.vmap(
-            lambda noise: self.inner.meta_loss(jax.tree.map(jnp.add, params, noise), episode_key)
-        )(noises)
+        thetas = jax.tree.map(lambda leaf, n: leaf[None] + n, params, noises)
+        losses = jax.vmap(self.inner.meta_loss, (0, None))(thetas, episode_key)
         best = jnp.argmin(jnp.where(jnp.isfinite(losses), losses, jnp.inf))
         grads = jax.tree.map(lambda n: -n[best], noises)
-        return Estimate(losses[best], grads, _not_finite(losses[1:])), state
+        return Estimate(losses[best], grads, total(~jnp.isfinite(losses[1:]))), state
 
 
 class Evosax(AbstractGradientEstimator):
@@ -91,8 +84,7 @@ class Evosax(AbstractGradientEstimator):
     sigma: float = eqx.field(static=True, default=0.01)
 
     def __check_init__(self) -> None:
-        check_inner("Evosax", self.inner)
-        check_sigma("Evosax", self.sigma)
+        check_positive("Evosax", "sigma", self.sigma, 0.01)
         check_integer("Evosax", "num", self.num, 2)
         names = _strategies()
         if self.strategy not in names:
@@ -101,20 +93,16 @@ class Evosax(AbstractGradientEstimator):
                 f"algorithms of evosax: {', '.join(sorted(names))}."
             )
 
+    @override
     def prepare(self, params: Theta, key: Key) -> State:
-        """Returns the method's state, its mean at theta.
-
-        Raises:
-            ValueError: if theta, which is not known at construction, has no weights.
-        """
-        check_weights("Evosax", params)
+        check_weights(params)
         with _lenient():
             algorithm, settings = self._algorithm(params)
             state = algorithm.init(key, params, settings)
         return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), state)
 
+    @override
     def estimate(self, params: Theta, state: State, key: Key) -> tuple[Estimate, State]:
-        """Asks for a population, evaluates it, and tells the result."""
         ask_key, tell_key, episode_key = jax.random.split(key, 3)
         with _lenient():
             algorithm, settings = self._algorithm(params)
@@ -126,14 +114,14 @@ class Evosax(AbstractGradientEstimator):
         fitness = jnp.where(finite, losses, jnp.where(jnp.isfinite(worst), worst, 0))
         with _lenient():
             told, _ = algorithm.tell(tell_key, population, fitness, asked, settings)
-        told = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), told, state)
-        # A generation of which nothing is finite says nothing.
-        told = jax.tree.map(lambda new, old: jnp.where(finite.any(), new, old), told, state)
-        with _lenient():
+            # A generation of which nothing is finite says nothing.
+            told = jax.tree.map(
+                lambda new, old: jnp.where(finite.any(), new, old).astype(old.dtype), told, state
+            )
             mean = algorithm.get_mean(told)
         grads = jax.tree.map(lambda old, new: old - new.astype(old.dtype), params, mean)
         loss = jnp.where(finite, losses, 0).sum() / finite.sum().astype(losses.dtype)
-        return Estimate(loss, grads, _not_finite(losses)), told
+        return Estimate(loss, grads, total(~finite)), told
 
     def _algorithm(self, params: Theta) -> tuple[Any, Any]:
         like = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), params)
@@ -171,22 +159,17 @@ class PolicyGradient(AbstractGradientEstimator):
     decay: float = eqx.field(static=True, default=0.9)
 
     def __check_init__(self) -> None:
-        check_inner("PolicyGradient", self.inner)
-        check_sigma("PolicyGradient", self.sigma)
+        check_positive("PolicyGradient", "sigma", self.sigma, 0.01)
         check_fraction("PolicyGradient", "decay", self.decay, 0.9)
 
+    @override
     def prepare(self, params: Theta, key: Key) -> Scalar:
-        """Measures a first baseline at theta itself.
-
-        Raises:
-            ValueError: if theta, which is not known at construction, has no weights.
-        """
-        check_weights("PolicyGradient", params)
+        check_weights(params)
         loss = self.inner.meta_loss(params, key)
         return jnp.where(jnp.isfinite(loss), loss, 0)
 
+    @override
     def estimate(self, params: Theta, state: Scalar, key: Key) -> tuple[Estimate, Scalar]:
-        """Runs one episode; the state is the baseline."""
         noise_key, episode_key = jax.random.split(key)
         noise = perturbation(noise_key, params, self.sigma)
         loss = self.inner.meta_loss(jax.tree.map(jnp.add, params, noise), episode_key)
@@ -218,7 +201,3 @@ def _lenient() -> Iterator[None]:
     """Lets evosax mix types and ranks where its user has told JAX not to."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
-
-
-def _not_finite(losses: Float[Array, " particle"]) -> Int[Array, ""]:
-    return jnp.sum(~jnp.isfinite(losses), dtype=jnp.int32)

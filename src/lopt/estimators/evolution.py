@@ -8,18 +8,18 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.stats import rankdata
 from jaxtyping import Array, Float
+from typing_extensions import override
 
-from lopt.core.checks import check_integer
+from lopt.core.checks import check_integer, check_positive
 from lopt.core.estimator import AbstractGradientEstimator, Estimate
 from lopt.core.inner import Episode, InnerTraining
 from lopt.core.types import Key, State, Theta
-from lopt.estimators.antithetic import pair, perturbation, score
-from lopt.estimators.checks import check_inner, check_kind, check_sigma, check_weights
+from lopt.estimators.antithetic import check_weights, pair, perturbation, score
 from lopt.estimators.truncation import (
     AbstractHorizonSchedule,
     TruncatedState,
     check_windows,
-    make_windows,
+    windows_of,
 )
 
 
@@ -44,22 +44,16 @@ class ES(AbstractGradientEstimator):
     sign: bool = eqx.field(static=True, default=False)
 
     def __check_init__(self) -> None:
-        check_inner("ES", self.inner)
-        check_sigma("ES", self.sigma)
+        check_positive("ES", "sigma", self.sigma, 0.01)
         if self.sign and not self.antithetic:
             raise ValueError("ES(sign=True, antithetic=False): a sign needs a pair to compare.")
 
+    @override
     def prepare(self, params: Theta, key: Key) -> State:
-        """Returns the empty state: every estimate runs an episode of its own.
-
-        Raises:
-            ValueError: if theta, which is not known at construction, has no weights.
-        """
-        check_weights("ES", params)
         return ()
 
+    @override
     def estimate(self, params: Theta, state: State, key: Key) -> tuple[Estimate, State]:
-        """Runs one episode, or an antithetic pair of them."""
         noise, losses = self.evaluate(params, key)
         return Estimate(losses.mean(), self.score(noise, losses)), state
 
@@ -101,20 +95,14 @@ class RankedES(AbstractGradientEstimator):
     num: int = eqx.field(static=True)
 
     def __check_init__(self) -> None:
-        check_kind("RankedES", "one", self.one, ES, "lopt.ES(inner)")
         check_integer("RankedES", "num", self.num, 1 if self.one.antithetic else 2)
 
+    @override
     def prepare(self, params: Theta, key: Key) -> State:
-        """Returns the empty state.
-
-        Raises:
-            ValueError: if theta, which is not known at construction, has no weights.
-        """
-        check_weights("RankedES", params)
         return ()
 
+    @override
     def estimate(self, params: Theta, state: State, key: Key) -> tuple[Estimate, State]:
-        """Runs all particles and ranks them."""
         keys = jax.random.split(key, self.num)
         noises, losses = jax.vmap(self.one.evaluate, (None, 0))(params, keys)
         finite = jnp.isfinite(losses)
@@ -153,25 +141,21 @@ class TruncatedES(AbstractGradientEstimator):
 
     def __check_init__(self) -> None:
         check_windows("TruncatedES", self.inner, self.truncation, self.schedule)
-        check_sigma("TruncatedES", self.sigma)
+        check_positive("TruncatedES", "sigma", self.sigma, 0.01)
 
+    @override
     def prepare(self, params: Theta, key: Key) -> TruncatedState:
-        """Begins an episode.
+        check_weights(params)
+        clock = windows_of(self).begin(key)
+        return TruncatedState(self.inner.begin(params, key, clock.length), clock)
 
-        Raises:
-            ValueError: if theta, which is not known at construction, has no weights.
-        """
-        check_weights("TruncatedES", params)
-        windows = make_windows(self.inner, self.truncation, self.schedule, self.stagger)
-        return TruncatedState.begin(self.inner, windows, params, key)
-
+    @override
     def estimate(
         self, params: Theta, state: TruncatedState, key: Key
     ) -> tuple[Estimate, TruncatedState]:
-        """Runs a pair of windows from the episode's state."""
         noise_key, key = jax.random.split(key)
         noise = perturbation(noise_key, params, self.sigma)
-        windows = make_windows(self.inner, self.truncation, self.schedule, self.stagger)
+        windows = windows_of(self)
         clock = windows.restart_if_over(state.clock, key)
 
         def window(theta: Theta) -> tuple[Float[Array, " step"], Episode]:

@@ -14,18 +14,18 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
+from typing_extensions import override
 
 from lopt.core.checks import check_integer
 from lopt.core.estimator import AbstractGradientEstimator, Estimate
 from lopt.core.inner import Episode, InnerTraining
 from lopt.core.types import Key, Scalar, State, Theta
-from lopt.estimators.checks import check_inner
 from lopt.estimators.truncation import (
     CLOCK,
     AbstractHorizonSchedule,
     Clock,
     check_windows,
-    make_windows,
+    windows_of,
 )
 
 Directions = Float[Array, "direction weight"]
@@ -49,21 +49,20 @@ class ForwardMode(AbstractGradientEstimator):
     at_once: int | None = eqx.field(static=True, default=None)
 
     def __check_init__(self) -> None:
-        check_inner("ForwardMode", self.inner)
         for field, value in (("directions", self.directions), ("at_once", self.at_once)):
-            _check_number("ForwardMode", field, value)
+            if value is not None:
+                check_integer("ForwardMode", field, value, hint=1)
 
+    @override
     def prepare(self, params: Theta, key: Key) -> State:
-        """Returns the empty state: every estimate runs an episode of its own."""
         return ()
 
+    @override
     def estimate(self, params: Theta, state: State, key: Key) -> tuple[Estimate, State]:
-        """Runs one episode with its derivatives."""
         flat, unravel = ravel_pytree(params)
         directions = _directions(key, flat, self.directions)
-        loss, slopes = slopes_along(
-            lambda theta: self.inner.meta_loss(theta, key), params, directions, self.at_once
-        )
+        meta_loss = eqx.Partial(InnerTraining.meta_loss, self.inner, key=key)
+        loss, slopes = slopes_along(meta_loss, params, directions, self.at_once)
         return Estimate(loss, unravel(_combine(slopes, directions, self.directions))), state
 
 
@@ -109,26 +108,26 @@ class OnlineForwardMode(AbstractGradientEstimator):
 
     def __check_init__(self) -> None:
         check_windows("OnlineForwardMode", self.inner, self.truncation, self.schedule)
-        _check_number("OnlineForwardMode", "directions", self.directions)
+        if self.directions is not None:
+            check_integer("OnlineForwardMode", "directions", self.directions, hint=1)
 
+    @override
     def prepare(self, params: Theta, key: Key) -> OnlineState:
-        """Begins an episode."""
         flat, unravel = ravel_pytree(params)
         directions = _directions(key, flat, self.directions)
-        windows = make_windows(self.inner, self.truncation, self.schedule, self.stagger)
-        clock = windows.begin(key)
+        clock = windows_of(self).begin(key)
         episode, tangents = self._begin(params, directions, key, unravel, clock.length)
         kept = None if self.directions is None else directions
         return OnlineState(episode, tangents, kept, clock)
 
+    @override
     def estimate(self, params: Theta, state: OnlineState, key: Key) -> tuple[Estimate, OnlineState]:
-        """Runs the episode and its derivatives on for one truncation."""
         flat, unravel = ravel_pytree(params)
         over = state.clock.over
         directions = fresh_directions = _directions(key, flat, self.directions)
         if state.directions is not None:
             directions = jnp.where(over, fresh_directions, state.directions)
-        windows = make_windows(self.inner, self.truncation, self.schedule, self.stagger)
+        windows = windows_of(self)
         clock = windows.restart_if_over(state.clock, key)
         fresh = self._begin(params, fresh_directions, key, unravel, clock.length)
         episode, tangents = jax.tree.map(
@@ -172,11 +171,6 @@ class OnlineForwardMode(AbstractGradientEstimator):
         return eqx.combine(floats, others), tangents
 
 
-def _check_number(owner: str, field: str, value: int | None) -> None:
-    if value is not None:
-        check_integer(owner, field, value, hint=1)
-
-
 def _directions(key: Key, flat: Float[Array, " weight"], number: int | None) -> Directions:
     if number is None:
         return jnp.eye(flat.size, dtype=flat.dtype)
@@ -191,6 +185,7 @@ def _combine(
     return slopes if number is None else slopes @ directions / number
 
 
+@eqx.filter_jit
 def slopes_along(
     loss: Callable[[Theta], Scalar],
     theta: Theta,

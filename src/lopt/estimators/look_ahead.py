@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
+from typing_extensions import override
 
 from lopt.core.checks import check_integer, check_length
 from lopt.core.estimator import AbstractGradientEstimator, Estimate
@@ -15,7 +16,6 @@ from lopt.core.inner import Episode, InnerTraining, mean_loss
 from lopt.core.task import TransformedTask
 from lopt.core.types import Key, Scalar, Theta
 from lopt.core.unroll import unroll
-from lopt.estimators.checks import check_inner
 
 
 class LookAheadState(eqx.Module):
@@ -24,7 +24,7 @@ class LookAheadState(eqx.Module):
     Attributes:
         episode: the run.
         estimates: made since it was halted.
-        loss: the mean training loss of its last `stride` steps; that of no step is not a number.
+        loss: the mean training loss of its last `stride` steps; NaN before the first.
         key: of the batches to look ahead with.
     """
 
@@ -38,9 +38,8 @@ class LookAhead(AbstractGradientEstimator):
     """The gradient of the loss a few steps ahead of one endless run.
 
     Trains `stride` steps with the current theta, halts, makes `estimates` estimates from there,
-    each for an outer step of its own, and goes on. What looking ahead did to the weights is
-    forgotten; theta is all that stays. Exact for its few steps by forward mode, all directions at
-    once, and blind to everything behind them.
+    each for an outer step of its own, and goes on. The weights are reset after each look ahead. It
+    is exact for its few steps, by forward mode, and sees nothing behind them.
 
     Attributes:
         inner: whose tasks are trained, by what; its horizon and objective do not count.
@@ -59,25 +58,24 @@ class LookAhead(AbstractGradientEstimator):
     deterministic: bool = eqx.field(static=True, default=False)
 
     def __check_init__(self) -> None:
-        check_inner("LookAhead", self.inner)
         for name in ("steps", "batches", "estimates", "stride"):
             check_integer("LookAhead", name, getattr(self, name), hint=5)
         check_length(
             "LookAhead, whose run has no end,", None, self.inner.learned.max_steps, "lopt.ES"
         )
 
+    @override
     def prepare(self, params: Theta, key: Key) -> LookAheadState:
-        """Begins the run, and halts it at its beginning."""
         episode = self.inner.begin(params, key)
         loss = jnp.full((), jnp.nan, jax.tree.leaves(episode.train.params)[0].dtype)
         zero = jnp.zeros((), jnp.int32)
         # None of the keys that an episode derives from its own.
         return LookAheadState(episode, zero, loss, jax.random.fold_in(key, 2**32 - 1))
 
+    @override
     def estimate(
         self, params: Theta, state: LookAheadState, key: Key
     ) -> tuple[Estimate, LookAheadState]:
-        """Goes on with the run if it is time to, then looks ahead from where it is."""
 
         def go_on() -> LookAheadState:
             losses, episode = self.inner.advance(params, state.episode, self.stride)

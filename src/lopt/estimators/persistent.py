@@ -10,18 +10,18 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
+from typing_extensions import override
 
-from lopt.core.checks import check_integer
+from lopt.core.checks import check_integer, check_positive
 from lopt.core.estimator import AbstractGradientEstimator, Estimate
 from lopt.core.inner import Episode, InnerTraining
 from lopt.core.types import Key, Theta
 from lopt.estimators.antithetic import pair, perturbation, score
-from lopt.estimators.checks import check_sigma, check_weights
 from lopt.estimators.truncation import (
     AbstractHorizonSchedule,
     Clock,
     check_windows,
-    make_windows,
+    windows_of,
 )
 
 
@@ -63,8 +63,6 @@ class GPES(AbstractGradientEstimator):
         sigma: standard deviation of the perturbation of theta.
         stagger: whether particles start at random windows, so as not to restart in step.
         schedule: of the length of episodes; always `inner.horizon` by default.
-
-    Reference: Li et al. 2023, arXiv:2304.12180.
     """
 
     inner: InnerTraining
@@ -75,33 +73,25 @@ class GPES(AbstractGradientEstimator):
     schedule: AbstractHorizonSchedule | None = None
 
     def __check_init__(self) -> None:
-        _check("GPES", self.inner, self.truncation, self.sigma, self.schedule)
-        if self.period is None:
-            return
-        remedy = (
-            f"a multiple of truncation={self.truncation} such as {2 * self.truncation}, or None"
-        )
-        check_integer("GPES", "period", self.period, hint=remedy)
-        if self.period % self.truncation:
-            raise ValueError(f"GPES(period={self.period}) does not fit; try {remedy}.")
+        check_windows("GPES", self.inner, self.truncation, self.schedule)
+        check_positive("GPES", "sigma", self.sigma, 0.01)
+        if self.period is not None:
+            remedy = f"{2 * self.truncation} or another multiple of truncation={self.truncation}"
+            check_integer("GPES", "period", self.period, hint=remedy)
+            if self.period % self.truncation:
+                raise ValueError(f"GPES(period={self.period}) does not fit; try {remedy}.")
 
+    @override
     def prepare(self, params: Theta, key: Key) -> PersistentState:
-        """Begins a pair of episodes at theta itself; the first window begins them anew.
-
-        Raises:
-            ValueError: if theta, which is not known at construction, has no weights.
-        """
-        check_weights("GPES", params)
         zero = jax.tree.map(jnp.zeros_like, params)
-        windows = make_windows(self.inner, self.truncation, self.schedule, self.stagger)
-        clock = windows.begin(key)
+        clock = windows_of(self).begin(key)
         episodes = self._begin(pair(params, zero), key, clock.length)
         return PersistentState(episodes, zero, zero, jnp.zeros((), jnp.int32), clock)
 
+    @override
     def estimate(
         self, params: Theta, state: PersistentState, key: Key
     ) -> tuple[Estimate, PersistentState]:
-        """Runs a pair of episodes on for one truncation."""
         noise_key, key = jax.random.split(key)
         over = state.clock.over
         due = over | (state.held == 0)
@@ -111,7 +101,7 @@ class GPES(AbstractGradientEstimator):
         total = jax.tree.map(
             lambda xi, e: jnp.where(over, 0, xi) + jnp.where(due, e, 0), state.total, noise
         )
-        windows = make_windows(self.inner, self.truncation, self.schedule, self.stagger)
+        windows = windows_of(self)
         clock = windows.restart_if_over(state.clock, key)
         # Mapped over particles a conditional computes both sides anyway.
         episodes = _where(over, self._begin(thetas, key, clock.length), state.episodes)
@@ -147,10 +137,9 @@ def PES(
 
     Unbiased for the meta-loss smoothed by independent noise in each window; its variance grows with
     the number of windows. Arguments as those of `GPES`.
-
-    Reference: Vicol et al. 2021, arXiv:2112.13835.
     """
-    _check("PES", inner, truncation, sigma, schedule)
+    check_windows("PES", inner, truncation, schedule)
+    check_positive("PES", "sigma", sigma, 0.01)
     return GPES(inner, truncation, truncation, sigma, stagger, schedule)
 
 
@@ -165,37 +154,14 @@ def NRES(
 
     Unbiased for the same smoothed meta-loss as `ES`, from windows, and of all `GPES` the one with
     the least variance in most problems. Arguments as those of `GPES`.
-
-    Reference: Li et al. 2023, arXiv:2304.12180.
     """
-    _check("NRES", inner, truncation, sigma, schedule)
+    check_windows("NRES", inner, truncation, schedule)
+    check_positive("NRES", "sigma", sigma, 0.01)
     return GPES(inner, truncation, None, sigma, stagger, schedule)
 
 
-def ESSingle(
-    inner: InnerTraining,
-    truncation: int,
-    sigma: float = 0.01,
-    stagger: bool = True,
-    schedule: AbstractHorizonSchedule | None = None,
-) -> GPES:
-    """ES-Single: one perturbation per inner problem, found independently of `NRES` and equal to it.
-
-    Reference: Vicol 2023, arXiv:2304.11153.
-    """
-    _check("ESSingle", inner, truncation, sigma, schedule)
-    return NRES(inner, truncation, sigma, stagger, schedule)
-
-
-def _check(
-    owner: str,
-    inner: InnerTraining,
-    truncation: int,
-    sigma: float,
-    schedule: AbstractHorizonSchedule | None,
-) -> None:
-    check_windows(owner, inner, truncation, schedule)
-    check_sigma(owner, sigma)
+# One perturbation per inner problem, found independently by Vicol 2023, arXiv:2304.11153.
+ESSingle = NRES
 
 
 def _where(condition: Bool[Array, ""], new: Any, old: Any) -> Any:
@@ -203,12 +169,6 @@ def _where(condition: Bool[Array, ""], new: Any, old: Any) -> Any:
 
 
 def _pair_axes(episodes: Episode) -> Any:
-    """Axis 0 for what differs between partners, None for what they share.
-
-    A shared key makes the batches shared: drawn and looked up once for both.
-    """
-    return eqx.tree_at(_shared, jax.tree.map(lambda _: 0, episodes), (None,) * 4)
-
-
-def _shared(episodes: Episode) -> tuple[Any, ...]:
-    return episodes.task_key, episodes.train.key, episodes.train.step, episodes.num_steps
+    """Axis 0 for what differs between partners; None for what they share, so batches as well."""
+    shared = lambda e: (e.task_key, e.train.key, e.train.step, e.num_steps)  # noqa: E731
+    return eqx.tree_at(shared, jax.tree.map(lambda _: 0, episodes), (None,) * 4)

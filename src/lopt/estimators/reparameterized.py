@@ -7,11 +7,12 @@ learned optimizers Metz et al. 2019, arXiv:1810.10180).
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from typing_extensions import override
 
+from lopt.core.checks import check_positive
 from lopt.core.estimator import AbstractGradientEstimator, Estimate
 from lopt.core.types import Key, State, Theta
 from lopt.estimators.antithetic import pair, perturbation
-from lopt.estimators.checks import check_estimator, check_sigma, check_weights
 from lopt.estimators.truncation import restart_together
 
 
@@ -34,29 +35,23 @@ class Reparameterized(AbstractGradientEstimator):
     antithetic: bool = eqx.field(static=True, default=True)
 
     def __check_init__(self) -> None:
-        check_estimator("Reparameterized", "one", self.one)
-        check_sigma("Reparameterized", self.sigma)
+        check_positive("Reparameterized", "sigma", self.sigma, 0.01)
 
+    @override
     def prepare(self, params: Theta, key: Key) -> State:
-        """Returns a state for each arm, both from the same key.
+        arms = self._arms(params, jax.tree.map(jnp.zeros_like, params))
+        return jax.vmap(self.one.prepare, (0, None))(arms, key)
 
-        Raises:
-            ValueError: if theta, which is not known at construction, has no weights.
-        """
-        check_weights("Reparameterized", params)
-        return jax.vmap(self.one.prepare, (0, None))(self._arms(params, None), key)
-
+    @override
     def estimate(self, params: Theta, state: State, key: Key) -> tuple[Estimate, State]:
-        """Estimates at each arm with the same key."""
         noise_key, key = jax.random.split(key)
         arms = self._arms(params, perturbation(noise_key, params, self.sigma))
         estimates, state = jax.vmap(self.one.estimate, (0, 0, None))(arms, state, key)
-        loss, grads = jax.tree.map(lambda leaf: leaf.mean(0), (estimates.loss, estimates.grads))
+        found = estimates.loss, estimates.grads, estimates.extra
+        loss, grads, extra = jax.tree.map(lambda leaf: leaf.mean(0), found)
         dropped = jnp.sum(jnp.asarray(estimates.dropped), dtype=jnp.int32)
-        return Estimate(loss, grads, dropped), restart_together(state)
+        return Estimate(loss, grads, dropped, extra), restart_together(state)
 
-    def _arms(self, params: Theta, noise: Theta | None) -> Theta:
-        if noise is None:
-            noise = jax.tree.map(jnp.zeros_like, params)
+    def _arms(self, params: Theta, noise: Theta) -> Theta:
         both = pair(params, noise)
         return both if self.antithetic else jax.tree.map(lambda leaf: leaf[:1], both)

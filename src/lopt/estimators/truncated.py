@@ -10,6 +10,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+from typing_extensions import override
 
 from lopt.core.estimator import AbstractGradientEstimator, Estimate
 from lopt.core.inner import InnerTraining
@@ -19,14 +20,14 @@ from lopt.estimators.truncation import (
     AbstractHorizonSchedule,
     TruncatedState,
     check_windows,
-    make_windows,
+    windows_of,
 )
 
 
 def log_of_sum(losses: Float[Array, " step"]) -> Scalar:
     """Returns the logarithm of the sum of losses: windows of small losses count as much as others.
 
-    The sum must be positive, or it is no number.
+    It is NaN if the sum is not positive.
 
     Reference: Sobotka et al. 2024, arXiv:2312.07174, and their code.
     """
@@ -64,28 +65,17 @@ class TruncatedBackprop(AbstractGradientEstimator):
     def __check_init__(self) -> None:
         check_windows("TruncatedBackprop", self.inner, self.truncation, self.schedule)
         check_segments("TruncatedBackprop", self.segments, "truncation", self.truncation)
-        if not callable(self.reduction):
-            raise ValueError(
-                f"TruncatedBackprop(reduction={self.reduction!r}) must be a function of the losses "
-                "of a window; try jnp.mean, or lopt.estimators.log_of_sum."
-            )
-        found = jax.eval_shape(self.reduction, jnp.zeros(self.truncation))
-        if getattr(found, "shape", None) != ():
-            raise ValueError(
-                f"TruncatedBackprop(reduction={self.reduction!r}) must make one number of the "
-                f"losses of a window; it makes {found}. Try jnp.mean."
-            )
 
+    @override
     def prepare(self, params: Theta, key: Key) -> TruncatedState:
-        """Begins an episode."""
-        windows = make_windows(self.inner, self.truncation, self.schedule, self.stagger)
-        return TruncatedState.begin(self.inner, windows, params, key)
+        clock = windows_of(self).begin(key)
+        return TruncatedState(self.inner.begin(params, key, clock.length), clock)
 
+    @override
     def estimate(
         self, params: Theta, state: TruncatedState, key: Key
     ) -> tuple[Estimate, TruncatedState]:
-        """Runs the episode on for one truncation and differentiates it."""
-        windows = make_windows(self.inner, self.truncation, self.schedule, self.stagger)
+        windows = windows_of(self)
         clock = windows.restart_if_over(state.clock, key)
 
         def window(theta: Theta) -> tuple[Scalar, TruncatedState]:

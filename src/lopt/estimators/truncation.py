@@ -1,11 +1,8 @@
 """Truncations: the windows in which estimators with a memory walk through an episode.
 
-Also how long episodes are: always the horizon, or as a schedule says. A schedule's lengths are
-rounded to whole windows, so that none is cut short.
-
-All of them begin an episode with the key of its first estimate (of the half that is left when noise
-has been drawn from it), so that two estimators with one key and one truncation walk through the
-same episodes.
+An episode is as long as the horizon, or as a schedule says, rounded to whole windows. It begins
+with the key of its first estimate (or the half that is left when noise has been drawn), so that two
+estimators with one key and one truncation walk through the same episodes.
 """
 
 import abc
@@ -16,11 +13,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+from typing_extensions import override
 
-from lopt.core.checks import LONGEST, check_integer, check_length
+from lopt.core.checks import LONGEST, check_integer, check_length, is_real
 from lopt.core.inner import Episode, InnerTraining
 from lopt.core.types import Key, State, Theta
-from lopt.estimators.checks import check_fraction, check_inner, check_kind
 
 # To fold 0, 1 or 2 into a key is to split it, as an episode does; this is none of them.
 CLOCK = 2**32 - 1
@@ -46,21 +43,20 @@ class ConstantHorizon(AbstractHorizonSchedule):
     def __check_init__(self) -> None:
         check_integer("ConstantHorizon", "length", self.length, most=LONGEST, hint=100)
 
+    @override
     def draw(self, key: Key, outer_step: Int[Array, ""]) -> Float[Array, ""]:
-        """Returns the length."""
         return jnp.asarray(self.length, jnp.float32)
 
+    @override
     def bound(self) -> int:
-        """Returns the length."""
         return self.length
 
 
 class RampedHorizon(AbstractHorizonSchedule):
     """Lengths that grow linearly from `first` to `last` over `outer_steps`, with jitter.
 
-    Each is multiplied by a factor drawn uniformly between 1 - jitter and 1 + jitter. None is longer
-    than `last`, nor than a larger `first`: that cut is lopt's own, so that the longest episode is
-    known beforehand.
+    Each is multiplied by a factor drawn uniformly from 1 - jitter to 1 + jitter, and cut at the
+    longer of `first` and `last`, so that the longest episode is known beforehand.
 
     Reference: Metz et al. 2019, arXiv:1810.10180, whose values are the defaults.
     """
@@ -76,8 +72,8 @@ class RampedHorizon(AbstractHorizonSchedule):
         check_integer("RampedHorizon", "outer_steps", self.outer_steps, hint=20_000)
         check_fraction("RampedHorizon", "jitter", self.jitter, 0.2)
 
+    @override
     def draw(self, key: Key, outer_step: Int[Array, ""]) -> Float[Array, ""]:
-        """Returns the jittered length at an outer step."""
         done = jnp.clip(outer_step.astype(jnp.float32) / self.outer_steps, 0, 1)
         factor = jax.random.uniform(
             key, dtype=jnp.float32, minval=1 - self.jitter, maxval=1 + self.jitter
@@ -85,8 +81,8 @@ class RampedHorizon(AbstractHorizonSchedule):
         length = (self.first + (self.last - self.first) * done) * factor
         return jnp.minimum(length, self.bound())
 
+    @override
     def bound(self) -> int:
-        """Returns the longer end."""
         return max(self.first, self.last)
 
 
@@ -106,13 +102,13 @@ class LogUniformHorizon(AbstractHorizonSchedule):
                 f"try {min(10 * shortest, LONGEST)}."
             )
 
+    @override
     def draw(self, key: Key, outer_step: Int[Array, ""]) -> Float[Array, ""]:
-        """Returns a length, independent of the outer step."""
         ends = jnp.log(jnp.asarray([self.shortest, self.longest], jnp.float32))
         return jnp.exp(jax.random.uniform(key, dtype=jnp.float32, minval=ends[0], maxval=ends[1]))
 
+    @override
     def bound(self) -> int:
-        """Returns the longest length."""
         return self.longest
 
 
@@ -184,14 +180,6 @@ class TruncatedState(eqx.Module):
     episode: Episode
     clock: Clock
 
-    @classmethod
-    def begin(
-        cls, inner: InnerTraining, windows: Windows, theta: Theta, key: Key
-    ) -> "TruncatedState":
-        """Returns the state of a particle before its first window, which begins another episode."""
-        clock = windows.begin(key)
-        return cls(inner.begin(theta, key, clock.length), clock)
-
     def episode_to_run(
         self, inner: InnerTraining, theta: Theta, key: Key, length: Int[Array, ""]
     ) -> Episode:
@@ -200,21 +188,14 @@ class TruncatedState(eqx.Module):
         return jax.tree.map(lambda new, old: jnp.where(over, new, old), fresh, self.episode)
 
 
-def make_windows(
-    inner: InnerTraining,
-    truncation: int,
-    schedule: AbstractHorizonSchedule | None = None,
-    stagger: bool = True,
-) -> Windows:
-    """Returns the windows of episodes of `schedule`, by default of the horizon of `inner`."""
-    return Windows(truncation, schedule or ConstantHorizon(inner.horizon), stagger)
+def windows_of(estimator: Any) -> Windows:
+    """Returns the windows of an estimator with `inner`, `truncation`, `schedule` and `stagger`."""
+    schedule = estimator.schedule or ConstantHorizon(estimator.inner.horizon)
+    return Windows(estimator.truncation, schedule, estimator.stagger)
 
 
 def restart_together(states: State) -> State:
-    """Returns states all of whose episodes are over if one of them is broken.
-
-    Runs that are compared with one another, such as the two of an antithetic pair, so stay in step.
-    """
+    """Returns states of which all episodes are over if one is broken: compared runs keep step."""
     nodes = jax.tree.leaves(states, is_leaf=_is_clock)
     breaks = [jnp.any(node.age > node.length) for node in nodes if _is_clock(node)]
     if not breaks:
@@ -236,16 +217,19 @@ def _is_clock(node: Any) -> bool:
     return isinstance(node, Clock)
 
 
+def check_fraction(owner: str, field: str, value: float, hint: float) -> None:
+    """Refuses what is not in [0, 1)."""
+    if not is_real(value) or not 0 <= value < 1:
+        raise ValueError(f"{owner}({field}={value!r}) must be in [0, 1); try {hint}.")
+
+
 def check_windows(
     owner: str, inner: InnerTraining, truncation: int, schedule: AbstractHorizonSchedule | None
 ) -> None:
     """Refuses windows that are not positive, or of which no episode is a whole number."""
-    check_inner(owner, inner)
     check_integer(owner, "truncation", truncation, hint=min(10, inner.horizon))
     what, length = f"InnerTraining(horizon={inner.horizon})", inner.horizon
     if schedule is not None:
-        hint = "lopt.estimators.ConstantHorizon(100), or None"
-        check_kind(owner, "schedule", schedule, AbstractHorizonSchedule, hint)
         length = schedule.bound()
         what = f"the longest length of {type(schedule).__name__}, {length}"
     if schedule is None or isinstance(schedule, ConstantHorizon):

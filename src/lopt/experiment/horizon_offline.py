@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 from rich.progress import track
 
 from lopt.analysis.surface import check_horizons, losses_after, measure_after
+from lopt.core.devices import device_mesh, round_up, spread
 from lopt.core.types import Key, Params, State, Theta
 from lopt.experiment.cache import check_seed
 from lopt.experiment.files import read_json, read_lines, to_line, write_bytes, write_json
@@ -30,7 +31,6 @@ from lopt.experiment.horizon_setting import (
     setting,
     theta_at,
 )
-from lopt.experiment.probe_slices import round_up, sample_mesh, spread_rows
 
 # Wu et al. average the lowest 50 of 2,500.
 LOWEST = 0.02
@@ -159,13 +159,13 @@ def compute_surface(settings: SurfaceSettings, folder: Path, *, show: bool = Tru
     jobs += [("field", part) for part in _parts(field_places, at_once)]
     functions = {"losses": losses, "field": slopes}
     programs = {name: eqx.filter_jit(jax.vmap(f, (None, 0))) for name, f in functions.items()}
-    lines = read_lines(log)
+    mesh, lines = device_mesh(), read_lines(log)
     write_bytes(log, "".join(map(to_line, lines)).encode())
     with log.open("a") as file:
         numbered = list(enumerate(jobs))[len(lines) :]
         for i, (name, part) in track(numbered, "training", transient=True, disable=not show):
-            filled = np.resize(part, (round_up(at_once, sample_mesh()[1]), 2)).astype(np.float32)
-            found = programs[name](inner, spread_rows(jnp.asarray(filled)))
+            filled = np.resize(part, (round_up(at_once, mesh.size), 2)).astype(np.float32)
+            found = programs[name](inner, spread(jnp.asarray(filled), mesh))
             rows = np.asarray(found, float)[: len(part)]
             lines.append({"step": i, name: rows.tolist()})
             file.write(to_line(lines[-1]))

@@ -20,11 +20,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 import lopt.estimators as est
+from lopt.core.devices import device_mesh, round_up, spread
 from lopt.core.estimator import AbstractGradientEstimator
 from lopt.core.inner import InnerTraining, MetaTask
 from lopt.core.types import Key, Theta
 from lopt.core.unroll import start, unroll
-from lopt.experiment.probe_slices import round_up, sample_mesh, spread_rows
 
 # Differences below this, relative to the truth, are called rounding.
 ROUNDING = 1e-4
@@ -350,12 +350,12 @@ class _Program:
             )
             return grads.mean(0)
 
-        mesh, devices = sample_mesh()
-        batch = round_up(max(1, round(at_once / entry.pairs)), devices)
+        mesh = device_mesh()
+        batch = round_up(max(1, round(at_once / entry.pairs)), mesh.size)
         arguments = jax.device_put((arrays, theta), NamedSharding(mesh, PartitionSpec()))
         began = time.perf_counter()
         lowered = jax.jit(jax.vmap(sample, (None, None, 0))).lower(
-            *arguments, spread_rows(jax.random.split(jax.random.key(0), batch))
+            *arguments, spread(jax.random.split(jax.random.key(0), batch), mesh)
         )
         traced = time.perf_counter() - began
 
@@ -368,8 +368,9 @@ class _Program:
     def __call__(self, key: Key, count: int) -> tuple[np.ndarray, list[float]]:
         """Returns at least `count` samples, and the seconds that each call took."""
         compiled, results, seconds = self.compiled.result()[0], [], []
+        mesh = device_mesh()
         for i in range(-(-count // self.batch)):
-            keys = spread_rows(jax.random.split(jax.random.fold_in(key, i), self.batch))
+            keys = spread(jax.random.split(jax.random.fold_in(key, i), self.batch), mesh)
             began = time.perf_counter()
             results.append(np.asarray(jax.block_until_ready(compiled(*self.arguments, keys))))
             seconds.append(time.perf_counter() - began)
@@ -378,7 +379,7 @@ class _Program:
     def cost(self, seconds: list[float], steps: float) -> dict[str, Any]:
         compiled, compile_seconds = self.compiled.result()
         analysis = compiled.memory_analysis()
-        memory = None if analysis is None else int(analysis.temp_size_in_bytes) * sample_mesh()[1]
+        memory = None if analysis is None else int(analysis.temp_size_in_bytes) * device_mesh().size
         return {
             "seconds": float(np.median(seconds)) / (steps * self.batch),
             "compile_seconds": compile_seconds,

@@ -31,6 +31,7 @@ from lopt.analysis.dynamics import (
 from lopt.core.task import AbstractTask, AbstractTaskFamily
 from lopt.core.types import Key, Params, Scalar
 from lopt.core.unroll import Step, TrainState, start, unroll
+from lopt.experiment.recorded import recorded_together
 
 Keys = KeyArray[Array, " seed"]
 
@@ -191,7 +192,7 @@ def _advance(
     def advance(key: Key, state: TrainState) -> tuple[TrainState, Seen]:
         task = tasks.draw(jax.random.split(key, 3)[0])
         at_once = together(state.params, len(keys))
-        return unroll(task, optimizer, state, steps, record=watch, at_once=at_once)
+        return recorded_together(task, optimizer, state, steps, watch, at_once)
 
     return jax.vmap(advance)(keys, states)
 

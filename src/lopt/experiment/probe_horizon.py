@@ -18,11 +18,11 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from lopt.analysis.truncation import Knob, TruncationSweep, truncations_of
+from lopt.core.devices import device_mesh, round_up, spread
 from lopt.core.inner import InnerTraining
 from lopt.core.types import Key, Theta
 from lopt.core.unroll import start, unroll
 from lopt.estimators import TruncatedBackprop
-from lopt.experiment.probe_slices import round_up, sample_mesh, spread_rows
 from lopt.learned import Learnable
 
 MOST_KNOBS = 6
@@ -210,13 +210,14 @@ def _sweep(
 
     dtype = jax.tree.leaves(inner.learned.theta)[0].dtype  # type: ignore[attr-defined]
     pairs = [(place, number) for place in places for number in range(episodes)]
-    count, batch = len(pairs), round_up(min(len(pairs), 32), sample_mesh()[1])
+    mesh = device_mesh()
+    count, batch = len(pairs), round_up(min(len(pairs), 32), mesh.size)
     program = jax.jit(jax.vmap(run, (None, 0, 0)))
     losses, slopes = [], []
     for i in range(0, count, batch):
         part = [pairs[j % count] for j in range(i, i + batch)]
-        placed = spread_rows(jnp.asarray([place for place, _ in part], dtype))
-        numbers = spread_rows(jnp.asarray([number for _, number in part], jnp.uint32))
+        placed = spread(jnp.asarray([place for place, _ in part], dtype), mesh)
+        numbers = spread(jnp.asarray([number for _, number in part], jnp.uint32), mesh)
         loss, slope = program(arrays, placed, numbers)
         losses.append(np.asarray(loss, float))
         slopes.append(np.asarray(slope, float))
@@ -244,12 +245,12 @@ def _truncated(
         )
         return grads.mean(0)
 
-    numbers = jnp.arange(round_up(episodes, sample_mesh()[1]), dtype=jnp.uint32)
-    numbers = spread_rows(numbers)
+    mesh = device_mesh()
+    numbers = spread(jnp.arange(round_up(episodes, mesh.size), dtype=jnp.uint32), mesh)
     program = jax.jit(jax.vmap(run, (None, None, 0))).lower(arrays, theta, numbers).compile()
     began = time.perf_counter()
     grads = np.asarray(program(arrays, theta, numbers), float)
     seconds = (time.perf_counter() - began) / (windows * len(grads))
     analysis = program.memory_analysis()
-    memory = None if analysis is None else int(analysis.temp_size_in_bytes) * sample_mesh()[1]
+    memory = None if analysis is None else int(analysis.temp_size_in_bytes) * mesh.size
     return grads[:episodes], seconds, None if memory is None else memory // len(grads)

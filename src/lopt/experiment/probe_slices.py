@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
+from lopt.core.devices import device_mesh, round_up, spread
 from lopt.core.inner import InnerTraining
 from lopt.core.types import Key, Theta
 from lopt.core.unroll import Step, unroll
@@ -76,15 +77,15 @@ def loss_slices(
         _, run = unroll(task, optimizer, episode.train, lengths[-1], record=record)
         return jnp.stack([run[:n, i].mean() for i, n in enumerate(lengths)])
 
-    mesh, devices = sample_mesh()
-    batch = round_up(64, devices)
+    mesh = device_mesh()
+    batch = round_up(64, mesh.size)
     everywhere = jax.device_put((arrays, flat), NamedSharding(mesh, PartitionSpec()))
     program = jax.jit(jax.vmap(losses, (None, None, 0)))
 
     def at(places: np.ndarray) -> np.ndarray:
         filled = np.resize(places, (round_up(len(places), batch), len(directions)))
         results = [
-            np.asarray(program(*everywhere, spread_rows(jnp.asarray(part, flat.dtype))))
+            np.asarray(program(*everywhere, spread(jnp.asarray(part, flat.dtype), mesh)))
             for part in np.split(filled, len(filled) // batch)
         ]
         return np.concatenate(results)[: len(places)].astype(float).T
@@ -103,19 +104,3 @@ def _directions(key: Key, flat: Float[Array, " weight"]) -> Float[Array, "axis w
     drawn = jax.random.normal(key, (flat.size, min(2, flat.size)), flat.dtype)
     norm = jnp.linalg.norm(flat)
     return jnp.linalg.qr(drawn)[0].T * jnp.where(norm > 0, norm, 1)
-
-
-def sample_mesh() -> tuple[Mesh, int]:
-    """Returns a mesh of all devices, and their number."""
-    devices = jax.local_devices()
-    return Mesh(np.array(devices), ("samples",)), len(devices)
-
-
-def spread_rows(rows: Array) -> Array:
-    """Spreads rows over the devices."""
-    return jax.device_put(rows, NamedSharding(sample_mesh()[0], PartitionSpec("samples")))
-
-
-def round_up(number: int, divisor: int) -> int:
-    """Returns the least multiple of the divisor that is not below a number."""
-    return -(-number // divisor) * divisor

@@ -18,8 +18,9 @@ from lopt.analysis.symmetry.generators import AbstractGenerator
 from lopt.core.learned import AbstractLearnedOptimizer
 from lopt.core.task import AbstractTaskFamily
 from lopt.core.types import Key
-from lopt.core.unroll import Step, start, unroll
+from lopt.core.unroll import Step, start
 from lopt.experiment.probe_dynamics_watch import Keys, fresh_run, together
+from lopt.experiment.recorded import recorded_together
 
 Measured = Float[Array, "*time"]
 
@@ -85,8 +86,8 @@ def watched(
         task, params, run_key = fresh_run(tasks, key)
         state = start(task, optimizer, params, run_key)
         at_once = together(params, len(keys))
-        _, (losses, readings) = unroll(
-            task, optimizer, state, steps, record=watch.record, at_once=at_once
+        _, (losses, readings) = recorded_together(
+            task, optimizer, state, steps, watch.record, at_once
         )
         return Course(losses, {name: _kept(reading) for name, reading in readings.items()})
 

@@ -15,11 +15,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lopt.core.checks import check_integer, check_length
 from lopt.core.coordinatewise import Coordinatewise
+from lopt.core.devices import device_mesh, round_up, spread
 from lopt.core.inner import InnerTraining
 from lopt.core.types import Key, Theta
 from lopt.experiment import storage
 from lopt.experiment.experiment import Experiment
-from lopt.experiment.probe_slices import round_up, sample_mesh, spread_rows
 from lopt.experiment.train import reopen
 from lopt.learned import MomentFeatures, with_features
 from lopt.learned.averages import check_decays
@@ -224,8 +224,8 @@ def _recordings(
     inner: InnerTraining, theta: Theta, key: Key, settings: RecordSettings
 ) -> Iterator[Recorded]:
     """Yields recorded runs, some at once, without an end; compiled once."""
-    mesh, devices = sample_mesh()
-    batch = round_up(settings.at_once, devices)
+    mesh = device_mesh()
+    batch = round_up(settings.at_once, mesh.size)
     arrays, static = eqx.partition((inner.tasks, inner.learned), eqx.is_array)
 
     def one(arrays: Any, theta: Theta, key: Key) -> Recorded:
@@ -238,7 +238,7 @@ def _recordings(
     while True:
         numbers = jnp.arange(first, first + batch, dtype=jnp.uint32)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
-        yield jax.device_get(program(*everywhere, spread_rows(keys)))
+        yield jax.device_get(program(*everywhere, spread(keys, mesh)))
         first += batch
 
 
