@@ -6,7 +6,7 @@ into slabs is a matter of one update's program.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -24,8 +24,12 @@ from lopt.core.learned import (
 )
 from lopt.core.tensors import (
     BLOCK_SIZE,
-    Group,
+    Stacking,
     as_tensor,
+    concatenate,
+    divide,
+    end_to_end,
+    from_end_to_end,
     join,
     map_blocks,
     map_stack,
@@ -34,6 +38,9 @@ from lopt.core.tensors import (
     unmirror,
 )
 from lopt.core.types import Key, NumSteps, Params, Scalar, State, Theta, as_pytree
+
+# Memory of more coordinates than this costs more to copy than another application of a rule does.
+COPIED = 1024
 
 
 class CoordinatewiseState(eqx.Module):
@@ -129,11 +136,12 @@ class Coordinatewise(AbstractLearnedOptimizer):
             zero = jnp.zeros_like(tensor)[None]
             return self.features.begin(tensor), jax.tree.map(lambda m: m + zero, memory)
 
-        leaves, groups, structure = self._flatten(params)
-        zeros = [jnp.zeros_like(leaf) for leaf in leaves]
-        states = [group.unstack(map_stack(one, (group.stack(zeros, 0),)), 1)[0] for group in groups]
-        features, memory = mirror(states, self._like(theta), structure)
-        return CoordinatewiseState(jnp.zeros((), jnp.int32), features, memory)
+        leaves, stackings, structure = self._flatten(params)
+        states = [
+            map_stack(one, (how.stack(jnp.zeros_like(leaf)),))
+            for how, leaf in zip(stackings, leaves, strict=True)
+        ]
+        return self._state(theta, 0, states, stackings, structure)
 
     def update(
         self,
@@ -150,33 +158,34 @@ class Coordinatewise(AbstractLearnedOptimizer):
         Raises:
             ValueError: if `params` is missing, or `grads` or `state` do not belong to it.
         """
-        parts, groups, structure = self._parts(theta, grads, state, params)
-        updates = [None if part.grad is None else jnp.zeros_like(part.param) for part in parts]
-        states = [(part.features, part.memory) for part in parts]
-        moving = [i for i, part in enumerate(parts) if part.grad is not None and part.param.size]
-        together: dict[Any, list[int]] = {}
-        apart: dict[Any, list[int]] = {}
-        for i in moving:
-            param, group = parts[i].param, groups[i]
-            sharded = is_sharded(param)
-            if not sharded and math.prod(group.tensor) <= self.block_size:
-                together.setdefault(param.dtype, []).append(i)
-            else:
-                # What is stacked already may be sharded along that axis, and stays as it is.
-                own = i if sharded and group.count > 1 else jax.typeof(param).sharding
-                apart.setdefault((group.tensor, param.dtype, own), []).append(i)
-        for places in together.values():
-            for i, update, new in self._together(theta, state.step, places, parts, groups):
-                updates[i], states[i] = update, new
-        for places in apart.values():
-            for i, update, new in self._apart(theta, state.step, Group.of(places, groups), parts):
-                updates[i], states[i] = update, new
-        updates = [
-            None if update is None else update.astype(jnp.result_type(leaf))
-            for update, leaf in zip(updates, jax.tree.leaves(params), strict=True)
+        stacks, stackings, structure = self._stacks(theta, grads, state, params)
+        updates: list[Tensor | None] = [
+            None if stack.grad is None else jnp.zeros_like(stack.param) for stack in stacks
         ]
-        features, memory = mirror(states, self._like(theta), structure)
-        return structure.unflatten(updates), CoordinatewiseState(state.step + 1, features, memory)
+        states = [(stack.features, stack.memory) for stack in stacks]
+        together: dict[Any, dict[Any, list[int]]] = {}
+        for i, stack in enumerate(stacks):
+            if stack.grad is None or not stack.param.size:
+                continue
+            shape, sharded = stack.param.shape[1:], is_sharded(stack.param)
+            large = sharded or math.prod(shape) > self.block_size
+            # What is stacked already may be sharded along that axis, and stays as it is.
+            own = (jax.typeof(stack.param).sharding, i if len(stack.param) > 1 else None)
+            kind = (stack.param.dtype, (shape, own if sharded else None) if large else None)
+            together.setdefault(kind, {}).setdefault(shape, []).append(i)
+        for (_, large), shapes in together.items():
+            groups = [concatenate([stacks[i] for i in places]) for places in shapes.values()]
+            work = self._together if large is None else self._apart
+            for places, done in zip(shapes.values(), work(theta, state.step, groups), strict=True):
+                parts = divide(done, [len(stacks[i].param) for i in places])
+                for i, (update, *new) in zip(places, parts, strict=True):
+                    updates[i], states[i] = update, tuple(new)
+        leaves = [
+            None if update is None else how.unstack(update).astype(jnp.result_type(leaf))
+            for how, update, leaf in zip(stackings, updates, jax.tree.leaves(params), strict=True)
+        ]
+        new = self._state(theta, state.step + 1, states, stackings, structure)
+        return structure.unflatten(leaves), new
 
     def inputs(
         self, theta: Theta, grads: Params, state: CoordinatewiseState, params: Params
@@ -185,91 +194,77 @@ class Coordinatewise(AbstractLearnedOptimizer):
 
         All features of all coordinates exist at once: of a million weights and 40 features, 160 MB.
         """
-        parts, groups, _ = self._parts(theta, grads, state, params)
-        dtype = jnp.result_type(*(part.param.dtype for part in parts))
-        parts = [jax.tree.map(lambda leaf: leaf.astype(dtype), part) for part in parts]
-        order, columns, _ = self._columns(theta, state.step, range(len(parts)), parts, groups)
-        shapes = [parts[i].param.shape for i in order]
-        in_order = sorted(zip(order, split(columns, shapes), strict=True), key=lambda pair: pair[0])
-        memory = _join_trees([part.memory for part in parts])
-        shared = self.features.shared(state.step, dtype)
-        return Inputs(join([part for _, part in in_order], 1), shared, memory)
+        stacks, _, _ = self._stacks(theta, grads, state, params)
+        dtype = jnp.result_type(*(stack.param.dtype for stack in stacks))
+        stacks = [jax.tree.map(lambda leaf: leaf.astype(dtype), stack) for stack in stacks]
+        columns = [self._columns(theta, state.step, stack)[0] for stack in stacks]
+        memories = [_flat(stack.memory, stack.param.shape[1:]) for stack in stacks]
+        memory = jax.tree.map(lambda *arrays: join(arrays, 1), *memories)
+        return Inputs(join(columns, 1), self.features.shared(state.step, dtype), memory)
 
     def _together(
-        self,
-        theta: Theta,
-        step: Int[Array, ""],
-        places: list[int],
-        parts: list["_Part"],
-        groups: list[Group],
-    ) -> Iterator[tuple[int, Tensor, tuple[State, State]]]:
-        """Yields update and state of small tensors, to which the rule is applied once."""
-        like = parts[places[0]].param
-        order, columns, features = self._columns(theta, step, places, parts, groups)
-        memory = _join_trees([parts[i].memory for i in order])
-        weights, shared = _cast(theta["rule"], like), self.features.shared(step, like.dtype)
-        outputs, memory = self.rule.apply(weights, columns, shared, memory)
-        shapes = [parts[i].param.shape for i in order]
-        states = zip(features, _split_tree(memory, shapes), strict=True)
-        return zip(order, split(self.scale(outputs), shapes), states, strict=True)
+        self, theta: Theta, step: Int[Array, ""], groups: list["_Stack"]
+    ) -> list[tuple[Tensor, State, State]]:
+        """Returns updates and states of small tensors, in a stack for each shape.
+
+        The rule is applied to all of them at once, laid end to end; if it has a memory, larger ones
+        are kept apart, as theirs would have to be copied there and back at every step.
+        """
+        seen = [self._columns(theta, step, group) for group in groups]
+        few = COPIED if jax.tree.leaves(groups[0].memory) else math.inf
+        batches = [[i for i, group in enumerate(groups) if group.param.size <= few]]
+        batches += [[i] for i, group in enumerate(groups) if group.param.size > few]
+        done: dict[int, tuple[Tensor, State, State]] = {}
+        for batch in filter(None, batches):
+            shapes = {i: groups[i].param.shape[1:] for i in batch}
+            memories = [_flat(groups[i].memory, shape) for i, shape in shapes.items()]
+            memory = jax.tree.map(lambda *arrays: join(arrays, 1), *memories)
+            columns = join([seen[i][0] for i in batch], 1)
+            sizes = [(groups[i].param.size,) for i in batch]
+            found = jax.tree.map(
+                lambda array, sizes=sizes: split(array, sizes),
+                self._apply(theta, step, columns, memory),
+            )
+            for k, (i, shape) in enumerate(shapes.items()):
+                update, memory = jax.tree.map(
+                    lambda parts, k=k, shape=shape: from_end_to_end(parts[k], shape),
+                    found,
+                    is_leaf=lambda node: isinstance(node, list),
+                )
+                done[i] = update, seen[i][1], memory
+        return [done[i] for i in range(len(groups))]
 
     def _columns(
-        self,
-        theta: Theta,
-        step: Int[Array, ""],
-        places: Sequence[int],
-        parts: list["_Part"],
-        groups: list[Group],
-    ) -> tuple[list[int], Columns, list[State]]:
-        """Returns tensors in the order in which they are laid end to end, and what they have there.
+        self, theta: Theta, step: Int[Array, ""], group: "_Stack"
+    ) -> tuple[Columns, State]:
+        """Returns all features of tensors of one shape, end to end, and next accumulators."""
+        weights = _cast(theta["features"], group.param)
 
-        Those of one shape follow one another and share a program; columns are computed once for
-        all.
-        """
-        weights = _cast(theta["features"], parts[places[0]].param)
+        def one(grad: Tensor, old: State, param: Tensor) -> tuple[Columns, State]:
+            view, new = self.features.update(weights, grad, old, param, step)
+            stacks = self.features.columns(view)
+            factors = [self._factor(_sums(stack, param) / param.size) for stack in stacks]
+            return _concatenate(stacks, param, factors), new
 
-        def update(grad: Tensor, old: State, param: Tensor) -> tuple[Any, State]:
-            return self.features.update(weights, grad, old, param, step)
-
-        alike: dict[tuple[int, ...], list[int]] = {}
-        for i in places:
-            alike.setdefault(groups[i].tensor, []).append(i)
-        order, views, states = [], [], []
-        for shape, same in alike.items():
-            order += same
-            group = Group.of(same, groups)
-            view, new = map_stack(update, self._stacks(group, parts)[:3])
-            states += group.unstack(new, 1)
-            views.append(jax.tree.map(lambda x, of=shape: _end_to_end(x, of), view))
-        view = jax.tree.map(_join_views, *views)
-        total = sum(parts[i].param.size for i in order)
-        stacks = self.features.columns(view)
-        columns = jnp.concatenate([jnp.broadcast_to(s, (len(s), total)) for s in stacks])
-        if self.normalise:
-            counts: dict[tuple[int, ...], int] = {}
-            for i in order:
-                counts[groups[i].tensor] = counts.get(groups[i].tensor, 0) + groups[i].count
-            runs = split(columns, [(count, math.prod(shape)) for shape, count in counts.items()])
-            scaled = [run * self._factor(jnp.mean(run * run, -1, keepdims=True)) for run in runs]
-            columns = join(scaled, 1)
-        return order, columns, states
+        columns, new = map_stack(one, group[:3])
+        return end_to_end(columns, group.param.shape[1:]), new
 
     def _apart(
-        self, theta: Theta, step: Int[Array, ""], group: Group, parts: list["_Part"]
-    ) -> Iterator[tuple[int, Tensor, tuple[State, State]]]:
-        """Yields update and state of tensors that are large, or sharded over devices.
+        self, theta: Theta, step: Int[Array, ""], groups: list["_Stack"]
+    ) -> list[tuple[Tensor, State, State]]:
+        """Returns updates and states of tensors that are large, or sharded over devices.
 
         Of large ones no more than a slab has its features at once. Sharded ones are not cut, as
         each device holds a part of them already.
         """
-        like = parts[group.places[0]].param
-        sharded = is_sharded(like)
-        weights, shared = _cast(theta, like), self.features.shared(step, like.dtype)
+        (group,) = groups
+        sharded = is_sharded(group.param)
+        weights = _cast(theta["features"], group.param)
 
         def one(
             grad: Tensor, old: State, param: Tensor, memory: State
         ) -> tuple[Tensor, State, State]:
-            view, new = self.features.update(weights["features"], grad, old, param, step)
+            view, new = self.features.update(weights, grad, old, param, step)
 
             def sums(arguments: Any) -> list[tuple[Tensor, ...]]:
                 view, param = arguments
@@ -278,8 +273,7 @@ class Coordinatewise(AbstractLearnedOptimizer):
             def apply(arguments: Any) -> tuple[Tensor, State]:
                 view, memory, param = arguments
                 columns = _concatenate(self.features.columns(view), param, factors)
-                outputs, memory = self.rule.apply(weights["rule"], columns, shared, memory)
-                return self.scale(outputs), memory
+                return self._apply(theta, step, columns, memory)
 
             whole = sharded or self.rule.is_elementwise
             block_size = param.size if whole else self.block_size
@@ -288,47 +282,47 @@ class Coordinatewise(AbstractLearnedOptimizer):
             update, memory = map_blocks(apply, (view, memory, param), param.shape, block_size)
             return update, new, memory
 
-        stacks = self._stacks(group, parts)
-        one_by_one = not (sharded and len(group.places) == 1)
-        update, features, memory = map_stack(one, stacks, one_by_one)
-        return zip(
-            group.places,
-            group.unstack(update, 0),
-            zip(group.unstack(features, 1), group.unstack(memory, 1), strict=True),
-            strict=True,
-        )
+        return [map_stack(one, group, one_by_one=not sharded)]
+
+    def _apply(
+        self, theta: Theta, step: Int[Array, ""], columns: Columns, memory: State
+    ) -> tuple[Tensor, State]:
+        """Returns the update and the next memory of some coordinates."""
+        weights = _cast(theta["rule"], columns)
+        shared = self.features.shared(step, columns.dtype)
+        outputs, memory = self.rule.apply(weights, columns, shared, memory)
+        return self.scale(outputs), memory
 
     def _factor(self, moments: Tensor) -> Tensor:
         """Returns what gives features of these second moments unit ones, or ones."""
         return jax.lax.rsqrt(1e-5 + moments) if self.normalise else jnp.ones_like(moments)
 
-    def _flatten(self, params: Params) -> tuple[list[Tensor], list[Group], Any]:
-        """Returns params as tensors, each as a group of its own, and their structure."""
+    def _flatten(self, params: Params) -> tuple[list[Tensor], list[Stacking], Any]:
+        """Returns params as tensors, how each is stacked, and their structure."""
         paths, structure = jax.tree_util.tree_flatten_with_path(params)
-        leaves = [as_tensor(leaf) for _, leaf in paths]
-        groups = []
-        for i, (path, _) in enumerate(paths):
+        leaves, stackings = [as_tensor(leaf) for _, leaf in paths], []
+        for leaf, (path, _) in zip(leaves, paths, strict=True):
             names = [jax.tree_util.keystr((key,), simple=True) for key in path]
-            rank = leaves[i].ndim - sum(name in self.stacked for name in names)
-            if rank < 0:
+            axes = sum(name in self.stacked for name in names)
+            if axes > leaf.ndim:
                 raise ValueError(
                     f"Coordinatewise(stacked={self.stacked}) needs more axes than "
-                    f"{jax.tree_util.keystr(path)} has, whose shape is {leaves[i].shape}; name "
+                    f"{jax.tree_util.keystr(path)} has, whose shape is {leaf.shape}; name "
                     "what holds stacked layers only."
                 )
-            groups.append(Group((i,), (leaves[i].shape,), rank))
-        return leaves, groups, structure
+            stackings.append(Stacking(leaf.shape[:axes], axes == leaf.ndim))
+        return leaves, stackings, structure
 
-    def _parts(
+    def _stacks(
         self, theta: Theta, grads: Params, state: CoordinatewiseState, params: Params | None
-    ) -> tuple[list["_Part"], list[Group], Any]:
-        """Returns what belongs to each leaf of params."""
+    ) -> tuple[list["_Stack"], list[Stacking], Any]:
+        """Returns what belongs to each leaf of params, as a stack of tensors."""
         if params is None:
             raise ValueError(
                 "Coordinatewise.update(params=None): its features see the parameters; "
                 "pass them, as in optimizer.update(grads, state, params)."
             )
-        leaves, groups, structure = self._flatten(params)
+        leaves, stackings, structure = self._flatten(params)
         try:
             slopes = structure.flatten_up_to(grads)
         except ValueError as error:
@@ -337,22 +331,29 @@ class Coordinatewise(AbstractLearnedOptimizer):
                 f"params has {structure}; differentiate with respect to the same pytree that is "
                 "passed as params."
             ) from error
-        for slope, leaf in zip(slopes, leaves, strict=True):
+        states = unmirror((state.features, state.memory), self._like(theta), structure)
+        stacks = []
+        for leaf, how, slope, old in zip(leaves, stackings, slopes, states, strict=True):
             if slope is not None and jnp.shape(slope) != leaf.shape:
                 raise ValueError(
                     f"Coordinatewise.update(grads) has an array of shape {jnp.shape(slope)} where "
                     f"params has {leaf.shape}; pass the gradient at these params."
                 )
-        slopes = [
-            None if slope is None else as_tensor(slope).astype(leaf.dtype)
-            for slope, leaf in zip(slopes, leaves, strict=True)
+            grad = None if slope is None else how.stack(as_tensor(slope).astype(leaf.dtype))
+            features, memory = jax.tree.map(lambda array, how=how: how.stack(array, 1), old)
+            stacks.append(_Stack(grad, features, how.stack(leaf), memory))
+        return stacks, stackings, structure
+
+    def _state(
+        self, theta: Theta, step: Any, states: list[Any], stackings: list[Stacking], structure: Any
+    ) -> CoordinatewiseState:
+        """Returns the state of these stacks, in trees like params."""
+        own = [
+            jax.tree.map(lambda array, how=how: how.unstack(array, 1), one)
+            for how, one in zip(stackings, states, strict=True)
         ]
-        found = unmirror((state.features, state.memory), self._like(theta), structure)
-        parts = [
-            _Part(slope, features, leaf, memory)
-            for slope, leaf, (features, memory) in zip(slopes, leaves, found, strict=True)
-        ]
-        return parts, groups, structure
+        features, memory = mirror(own, self._like(theta), structure)
+        return CoordinatewiseState(jnp.asarray(step, jnp.int32), features, memory)
 
     def _like(self, theta: Theta) -> tuple[State, State]:
         """Returns the state of one tensor, as shapes."""
@@ -360,15 +361,9 @@ class Coordinatewise(AbstractLearnedOptimizer):
         memory = jax.eval_shape(lambda theta: self.rule.begin(theta, (1, 1)), theta["rule"])
         return jax.eval_shape(self.features.begin, tensor), memory
 
-    @staticmethod
-    def _stacks(group: Group, parts: list["_Part"]) -> tuple[Any, ...]:
-        """Returns gradients, accumulators, params and memory of a group's tensors."""
-        columns = zip(*parts, strict=True)
-        return tuple(group.stack(c, banks) for c, banks in zip(columns, (0, 1, 0, 1), strict=True))
 
-
-class _Part(NamedTuple):
-    """What belongs to one leaf of params."""
+class _Stack(NamedTuple):
+    """What belongs to a stack of tensors of one shape, which are on the first axis of all."""
 
     grad: Tensor | None
     features: State
@@ -379,50 +374,20 @@ class _Part(NamedTuple):
 def _sums(stack: Columns, like: Tensor) -> Tensor:
     """Returns the sum over coordinates of the square of each feature of a stack."""
     # A stack with fewer entries than coordinates stands for several of them in each.
-    times = like.size * len(stack) / stack.size
+    times = like.size * len(stack) / max(stack.size, 1)
     return jnp.sum(stack * stack, axis=tuple(range(1, stack.ndim))) * times
 
 
-def _concatenate(
-    stacks: tuple[Columns, ...], like: Tensor, factors: list[Tensor] | None = None
-) -> Columns:
+def _concatenate(stacks: tuple[Columns, ...], like: Tensor, factors: list[Tensor]) -> Columns:
     """Returns all features, each times its factor, for every coordinate of a tensor."""
-    if factors is not None:
-        scales = [factor.reshape(-1, *(1,) * like.ndim) for factor in factors]
-        stacks = tuple(stack * scale for stack, scale in zip(stacks, scales, strict=True))
     # A sum with zeros, unlike a broadcast, lies on devices as the tensor does.
-    zeros = jnp.zeros_like(like)[None]
-    return jnp.concatenate([s if s.shape[1:] == like.shape else s + zeros for s in stacks])
+    zeros, ones = jnp.zeros_like(like)[None], (1,) * like.ndim
+    scaled = [s * f.reshape(-1, *ones) for s, f in zip(stacks, factors, strict=True)]
+    return jnp.concatenate([s if s.shape[1:] == like.shape else s + zeros for s in scaled])
 
 
-def _end_to_end(array: Array, shape: tuple[int, ...]) -> Array:
-    """Returns a view of a stack of tensors with all their coordinates on its last axis.
-
-    A scalar, which all tensors share, stays one.
-    """
-    count, *rest = array.shape
-    if len(rest) < len(shape):
-        return array[0]
-    lead = rest[: len(rest) - len(shape)]
-    array = jnp.broadcast_to(array, (count, *lead, *shape))
-    return jnp.moveaxis(array, 0, len(lead)).reshape(*lead, -1)
-
-
-def _join_views(*arrays: Array) -> Array:
-    return jnp.concatenate(arrays, axis=-1) if arrays[0].ndim and len(arrays) > 1 else arrays[0]
-
-
-def _join_trees(trees: list[State]) -> State:
-    """Returns trees with the coordinates of their arrays end to end, behind one bank axis."""
-    return jax.tree.map(lambda *arrays: join(arrays, 1), *trees)
-
-
-def _split_tree(tree: State, shapes: list[tuple[int, ...]]) -> list[State]:
-    """Undoes `_join_trees`."""
-    leaves, structure = jax.tree.flatten(tree)
-    columns = [split(leaf, shapes) for leaf in leaves]
-    rows = zip(*columns, strict=True) if columns else [()] * len(shapes)
-    return [structure.unflatten(row) for row in rows]
+def _flat(memory: State, shape: tuple[int, ...]) -> State:
+    return jax.tree.map(lambda array: end_to_end(array, shape), memory)
 
 
 def _cast(theta: Theta, tensor: Tensor) -> Theta:

@@ -77,83 +77,71 @@ def unmirror(state: State, like: State, structure: Any) -> list[State]:
             "The state of a learned optimizer is not a state of these params; begin with "
             f"optimizer.init(params). {error}"
         ) from error
-    return [inner.unflatten(row) for row in zip(*columns, strict=True)] or [
-        inner.unflatten([]) for _ in range(structure.num_leaves)
+    rows = zip(*columns, strict=True) if columns else [()] * structure.num_leaves
+    return [inner.unflatten(row) for row in rows]
+
+
+class Stacking(NamedTuple):
+    """How the arrays of a leaf of params are laid out, and how as a stack of tensors.
+
+    A leaf is a stack of one tensor, or of those on its stacked axes; a scalar is worked on as a
+    vector of one.
+
+    Attributes:
+        axes: the lengths of its stacked axes.
+        scalar: whether its tensors are scalars.
+    """
+
+    axes: tuple[int, ...]
+    scalar: bool
+
+    def stack(self, array: Array, banks: int = 0) -> Array:
+        """Returns an array of the leaf, behind `banks` axes, with all tensors on a first axis."""
+        array = array[..., None] if self.scalar else array
+        if not self.axes:
+            return jnp.expand_dims(array, 0)
+        moved = jnp.moveaxis(array, 0, len(self.axes)) if banks else array
+        return moved.reshape(math.prod(self.axes), *moved.shape[len(self.axes) :])
+
+    def unstack(self, array: Array, banks: int = 0) -> Array:
+        """Undoes `stack`."""
+        if self.axes:
+            array = array.reshape(*self.axes, *array.shape[1:])
+            array = jnp.moveaxis(array, len(self.axes), 0) if banks else array
+        else:
+            array = jnp.squeeze(array, 0)
+        return jnp.squeeze(array, -1) if self.scalar else array
+
+
+def concatenate(stacks: Sequence[PyTree]) -> PyTree:
+    """Returns stacks of tensors of one shape as one stack."""
+    return jax.tree.map(lambda *a: a[0] if len(a) == 1 else jnp.concatenate(a), *stacks)
+
+
+def divide(stack: PyTree, counts: Sequence[int]) -> list[PyTree]:
+    """Undoes `concatenate`: returns stacks of so many tensors each."""
+    ends = list(itertools.accumulate(counts))
+    firsts = [0, *ends[:-1]]
+    if len(ends) == 1:
+        return [stack]
+    return [
+        jax.tree.map(lambda a, first=first, end=end: a[first:end], stack)
+        for first, end in zip(firsts, ends, strict=True)
     ]
 
 
-class Group(NamedTuple):
-    """Leaves of params whose tensors have one shape, and share one program.
+def end_to_end(array: Array, shape: tuple[int, ...]) -> Array:
+    """Returns an array of a stack of tensors with all their coordinates on its last axis."""
+    count, *rest = array.shape
+    lead = rest[: len(rest) - len(shape)]
+    array = jnp.broadcast_to(array, (count, *lead, *shape))
+    return jnp.moveaxis(array, 0, len(lead)).reshape(*lead, -1)
 
-    Attributes:
-        places: their numbers, in tree order.
-        shapes: of each leaf: that of the tensors, behind any stacked axes.
-        rank: of the tensors.
-    """
 
-    places: tuple[int, ...]
-    shapes: tuple[tuple[int, ...], ...]
-    rank: int
-
-    @classmethod
-    def of(cls, places: Sequence[int], groups: Sequence["Group"]) -> "Group":
-        """Returns the group of some leaves that all have one shape of tensors."""
-        shapes = tuple(groups[place].shapes[0] for place in places)
-        return cls(tuple(places), shapes, groups[places[0]].rank)
-
-    @property
-    def tensor(self) -> tuple[int, ...]:
-        """The shape of each tensor; a scalar is worked on as a vector of one."""
-        return self.shapes[0][len(self.shapes[0]) - self.rank :] or (1,)
-
-    @property
-    def count(self) -> int:
-        """How many tensors there are."""
-        return sum(math.prod(self._front(shape)) for shape in self.shapes)
-
-    def _front(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        return shape[: len(shape) - self.rank]
-
-    def stack(self, trees: Sequence[PyTree], banks: int) -> PyTree:
-        """Returns the arrays of each leaf of this group, all tensors on a new first axis.
-
-        Args:
-            trees: one of all leaves of params, each with arrays of the leaf's stacked axes, behind
-                as many further axes as `banks` says.
-            banks: 1 for states, and 0 for params and gradients.
-        """
-
-        def front(array: Array, shape: tuple[int, ...]) -> Array:
-            axes = self._front(shape)
-            array = array if self.rank else jnp.expand_dims(array, -1)
-            if not axes:
-                return jnp.expand_dims(array, 0)
-            moved = jnp.moveaxis(array, 0, len(axes)) if banks else array
-            return moved.reshape(math.prod(axes), *moved.shape[len(axes) :])
-
-        fronts = [
-            jax.tree.map(lambda array, shape=shape: front(array, shape), trees[place])
-            for place, shape in zip(self.places, self.shapes, strict=True)
-        ]
-        return jax.tree.map(lambda *a: a[0] if len(a) == 1 else jnp.concatenate(a), *fronts)
-
-    def unstack(self, tree: PyTree, banks: int) -> list[PyTree]:
-        """Undoes `stack`: returns the arrays of each leaf of this group."""
-        first, parts = 0, []
-        for shape in self.shapes:
-            axes = self._front(shape)
-            count = math.prod(axes)
-
-            def back(array: Array, first: int = first, axes: tuple = axes, n: int = count) -> Array:
-                array = array if self.rank else jnp.squeeze(array, -1)
-                if not axes:
-                    return jnp.squeeze(array[first : first + 1], 0)
-                part = array[first : first + n].reshape(*axes, *array.shape[1:])
-                return jnp.moveaxis(part, len(axes), 0) if banks else part
-
-            parts.append(jax.tree.map(back, tree))
-            first += count
-        return parts
+def from_end_to_end(array: Array, shape: tuple[int, ...]) -> Array:
+    """Undoes `end_to_end`, if that repeated nothing."""
+    lead = array.shape[:-1]
+    return jnp.moveaxis(array.reshape(*lead, -1, *shape), len(lead), 0)
 
 
 def map_stack(
