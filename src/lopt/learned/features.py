@@ -71,7 +71,7 @@ class MomentumFeatures(AbstractFeatures):
     decays: tuple[float, ...] = eqx.field(static=True, default=(0.1, 0.5, 0.9, 0.99, 0.999, 0.9999))
 
     def __check_init__(self) -> None:
-        _check_decays("MomentumFeatures", self.decays)
+        check_decays("MomentumFeatures", self.decays)
 
     @override
     def init(self, key: Key) -> Theta:
@@ -88,16 +88,16 @@ class MomentumFeatures(AbstractFeatures):
         momentum = accumulate(jnp.asarray(self.decays, grad.dtype), state, grad)
         return MomentumViews(grad, param, momentum), momentum
 
+    @override
     def names(self) -> tuple[str, ...]:
-        """Returns "gradient", "parameter", "momentum_0.1", ..., "time_1", ...."""
         return ("gradient", "parameter", *_named("momentum", self.decays), *TIME_NAMES)
 
+    @override
     def select(self, names: tuple[str, ...]) -> "MomentumFeatures":
-        """Returns features with those momenta only."""
         return MomentumFeatures(tuple(d for d in self.decays if f"momentum_{d:g}" in names))
 
+    @override
     def columns(self, views: MomentumViews) -> tuple[Columns, ...]:
-        """Returns gradient, parameter, momenta."""
         return views.grad[None], views.param[None], views.momentum
 
     @override
@@ -164,7 +164,7 @@ class AdafactorFeatures(AbstractFeatures):
 
     def __check_init__(self) -> None:
         for decays in (self.momentum_decays, self.rms_decays, self.adafactor_decays):
-            _check_decays("AdafactorFeatures", decays)
+            check_decays("AdafactorFeatures", decays)
         if len(self.momentum_decays) != len(self.adafactor_decays):
             raise ValueError(
                 f"AdafactorFeatures(momentum_decays={self.momentum_decays}, "
@@ -178,11 +178,8 @@ class AdafactorFeatures(AbstractFeatures):
 
     @override
     def init(self, key: Key) -> Theta:
-        return {
-            "adafactor_decays": jnp.zeros(len(self.adafactor_decays)),
-            "momentum_decays": jnp.zeros(len(self.momentum_decays)),
-            "rms_decays": jnp.zeros(len(self.rms_decays)),
-        }
+        names = ("adafactor_decays", "momentum_decays", "rms_decays")
+        return {name: jnp.zeros(len(getattr(self, name))) for name in names}
 
     @override
     def begin(self, param: Tensor) -> AdafactorState:
@@ -218,8 +215,8 @@ class AdafactorFeatures(AbstractFeatures):
         ends = np.cumsum([len(decays) for decays in initial])[:-1]
         return jnp.split(jnp.maximum(decays, jnp.asarray(lowest, decays.dtype)), ends)
 
+    @override
     def names(self) -> tuple[str, ...]:
-        """Returns the names of the columns, with their initial decays, and of time."""
         first, second = self.momentum_decays, self.adafactor_decays
         return (
             "gradient",
@@ -237,8 +234,8 @@ class AdafactorFeatures(AbstractFeatures):
             *TIME_NAMES,
         )
 
+    @override
     def columns(self, views: AdafactorViews) -> tuple[Columns, ...]:
-        """Returns the columns in the order of the published design."""
         by, inverse_root = views.preconditioner, jax.lax.rsqrt(views.rms + 1e-6)
         return (
             views.grad[None],
@@ -264,7 +261,8 @@ def _named(name: str, decays: tuple[float, ...]) -> tuple[str, ...]:
     return tuple(f"{name}_{decay:g}" for decay in decays)
 
 
-def _check_decays(name: str, decays: tuple[float, ...]) -> None:
+def check_decays(name: str, decays: tuple[float, ...]) -> None:
+    """Refuses decays outside of [0, 1)."""
     for decay in decays:
         if not 0 <= decay < 1:
             raise ValueError(f"{name}: the decay {decay} must be at least 0 and below 1; try 0.9.")

@@ -4,29 +4,22 @@ Whatever returns an Optax optimizer is bound anew at every step, with the values
 for, so that any derivative with respect to theta goes through.
 """
 
-import functools
 import inspect
+import reprlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
+from typing_extensions import override
 
 from lopt.core.learned import AbstractLearnedOptimizer
+from lopt.core.tensors import mirror, unmirror
 from lopt.core.types import Key, NumSteps, Params, Scalar, State, Theta
-from lopt.learned.forms import (
-    FORMS,
-    Form,
-    check_form,
-    check_number,
-    check_value,
-    from_theta,
-    shown,
-    to_theta,
-)
+from lopt.learned.forms import FORMS, Form, check_value, from_theta, to_theta
 from lopt.learned.safe_roots import with_safe_roots
 from lopt.learned.schedules import AbstractSchedule, Time
 from lopt.learned.tensors import PerTensor, named_tensors
@@ -63,32 +56,28 @@ class Learnable(AbstractLearnedOptimizer):
     factory: Callable[..., optax.GradientTransformation] = eqx.field(static=True)
     initial: tuple[tuple[str, Value, Form], ...] = eqx.field(static=True)
 
+    @override
     def init(self, key: Key) -> Theta:
-        """Returns the initial values in their forms; they do not depend on the key."""
         return {name: _init(value, form) for name, value, form in self.initial}
 
     def hyperparameters(
         self, theta: Theta, step: int | Int[Array, ""] = 0, num_steps: NumSteps = None
     ) -> dict[str, Any]:
-        """Returns the values that theta stands for after `step` steps of a run, by name.
-
-        Those of each tensor are a dictionary.
-        """
+        """Returns the values after `step` steps, by name, and by tensor where tensors differ."""
         time = Time.of(step, num_steps)
         return {
             name: _at(value, theta[name], time, form, None) for name, value, form in self.initial
         }
 
     @property
+    @override
     def max_steps(self) -> int | None:
-        """The length of the shortest schedule that has one value per step."""
-        return min(
-            (s.max_steps for s in self._schedules() if s.max_steps is not None), default=None
-        )
+        lengths = [schedule.max_steps for schedule in self._schedules()]
+        return min((length for length in lengths if length is not None), default=None)
 
     @property
+    @override
     def needs_num_steps(self) -> bool:
-        """Whether a schedule is as long as the run."""
         return any(schedule.needs_num_steps for schedule in self._schedules())
 
     def begin(self, theta: Theta, params: Params, num_steps: NumSteps = None) -> State:
@@ -97,15 +86,15 @@ class Learnable(AbstractLearnedOptimizer):
         Raises:
             ValueError: if a hyperparameter is given for other tensors than those of `params`.
         """
-        self._check_tensors(params)
-        time = Time.of(0, num_steps)
+        time, wide = Time.of(0, num_steps), _in_precision_of(theta, params)
+        named = named_tensors(wide)
         with jax.numpy_dtype_promotion("standard"):
-            wide = _in_precision_of(theta, params)
-            state: State = (
-                tuple(self._bind(theta, time, n).init(leaf) for n, leaf in named_tensors(wide))
-                if self._apart()
-                else self._bind(theta, time, None).init(wide)
-            )
+            if not self._tensors():
+                state = self._bind(theta, time, None).init(wide)
+            else:
+                self._check_tensors({name for name, _ in named})
+                states = [self._bind(theta, time, name).init(leaf) for name, leaf in named]
+                state = mirror(states, self._like(theta), jax.tree.structure(params))
         return LearnableState(time, state) if self._schedules() else state
 
     def update(
@@ -139,17 +128,21 @@ class Learnable(AbstractLearnedOptimizer):
         params: Params | None,
         extra: dict[str, Any],
     ) -> tuple[Params, State]:
-        if not self._apart():
+        if not self._tensors():
             return self._bind(theta, time, None).update(grads, state, params, **extra)
+        structure, like = jax.tree.structure(grads), self._like(theta)
         named, leaves = named_tensors(grads), jax.tree.leaves(params)
         results = [
             self._bind(theta, time, name).update(grad, one, leaf, **extra)
             for (name, grad), one, leaf in zip(
-                named, state, leaves or [None] * len(named), strict=True
+                named,
+                unmirror(state, like, structure),
+                leaves or [None] * len(named),
+                strict=True,
             )
         ]
-        updates = jax.tree.unflatten(jax.tree.structure(grads), [u for u, _ in results])
-        return updates, tuple(one for _, one in results)
+        updates = structure.unflatten([update for update, _ in results])
+        return updates, mirror([one for _, one in results], like, structure)
 
     def _bind(
         self, theta: Theta, time: Time, tensor: str | None
@@ -157,27 +150,29 @@ class Learnable(AbstractLearnedOptimizer):
         values = {
             name: _at(value, theta[name], time, form, tensor) for name, value, form in self.initial
         }
-        made = self.factory(**values)
-        if not isinstance(made, optax.GradientTransformation):
-            raise TypeError(
-                f"learnable(): {_name(self.factory)} must return an Optax optimizer, not "
-                f"{type(made).__name__}; try optax.sgd."
-            )
-        return optax.with_extra_args_support(made)
+        return optax.with_extra_args_support(self.factory(**values))
 
     def _schedules(self) -> list[AbstractSchedule]:
         return [schedule for _, value, _ in self.initial for schedule in _schedules(value)]
 
-    def _apart(self) -> bool:
-        return any(isinstance(value, PerTensor) for _, value, _ in self.initial)
+    def _tensors(self) -> list[str]:
+        """Returns the names of the tensors that have values of their own."""
+        apart = [value.values for _, value, _ in self.initial if isinstance(value, PerTensor)]
+        return sorted({name for values in apart for name, _ in values})
 
-    def _check_tensors(self, params: Params) -> None:
-        found = {name for name, _ in named_tensors(params)}
+    def _like(self, theta: Theta) -> State:
+        """Returns the state of one tensor, as shapes."""
+        init = self._bind(theta, Time.of(0, 1), self._tensors()[0]).init
+        return jax.eval_shape(init, jax.ShapeDtypeStruct((1, 1), jnp.float32))
+
+    def _check_tensors(self, found: set[str]) -> None:
         for name, value, _ in self.initial:
-            if isinstance(value, PerTensor) and (given := {n for n, _ in value.values}) != found:
+            # Optax begins with a tree without leaves to see which part of a state mirrors params.
+            if found and isinstance(value, PerTensor) and found != {n for n, _ in value.values}:
                 raise ValueError(
                     f"Learnable({name}=per_tensor(...)) is for the tensors "
-                    f"{', '.join(sorted(given))}, but params has {', '.join(sorted(found))}."
+                    f"{', '.join(n for n, _ in value.values)}, but params has "
+                    f"{', '.join(sorted(found))}."
                 )
 
 
@@ -232,8 +227,7 @@ def learnable(
             "identity".
 
     Raises:
-        TypeError: if `factory` is no function of such an argument alone, or cannot take it as an
-            array, or the value is no real number.
+        TypeError: if `factory` has no such argument, needs others, or branches on the value.
         ValueError: if no form is known for a name, or a value is outside of its form's range.
 
     Example:
@@ -248,115 +242,58 @@ def learnable(
     """
     if not hyperparameters:
         raise ValueError("learnable(): name at least one argument, as in learning_rate=1e-3.")
-    _check_factory(factory, tuple(hyperparameters))
+    parameters, names = inspect.signature(factory).parameters, ", ".join(hyperparameters)
+    numbers = [n for n, p in parameters.items() if n in FORMS or type(p.default) is float]
+    remedy = f"learn some of {', '.join(numbers)}, and fix others with functools.partial"
+    try:
+        inspect.signature(factory).bind(**hyperparameters)
+    except TypeError as error:
+        raise TypeError(f"learnable({names}): the optimizer {error}; {remedy}.") from error
     initial = []
     for name, given in hyperparameters.items():
-        value, form = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
-        where = f"learnable({name}={shown(value)})"
-        if isinstance(value, tuple):
-            raise TypeError(
-                f"{where} must be one value, or a pair (value, form); "
-                "of one value per step, try lopt.learned.PerStep."
+        value, form = given if isinstance(given, tuple) else (given, None)
+        where, form = f"learnable({name}={reprlib.repr(value)})", form or FORMS.get(name)
+        if form not in get_args(Form):
+            raise ValueError(
+                f"{where} has no natural form, or {form!r} is none; give one of "
+                f'{", ".join(get_args(Form))}, as in {name}=({reprlib.repr(value)}, "identity").'
             )
         if not isinstance(value, AbstractSchedule | PerTensor):
-            remedy = f"learned can be {', '.join(_arguments(factory))}"
-            check_number(where, value, remedy)
             value = float(value)
-        form = FORMS.get(name) if form is None else form
-        if form is None:
-            raise ValueError(
-                f"{where}: no natural form is known for it; "
-                f'try {name}=({shown(value)}, "identity").'
-            )
-        check_form(where, form)
         _check(where, value, form)
         initial.append((name, value, form))
     learned = Learnable(factory, tuple(initial))
-    _try(learned, ", ".join(hyperparameters))
+    if not jax.tree.leaves(learned.init(jax.random.key(0))):
+        raise ValueError(f"learnable({names}): none of the constants is learned; see learn=....")
+    _try(learned, f"learnable({names}): the optimizer branches on one of these values; {remedy}.")
     return learned
-
-
-def _check_factory(factory: Any, names: tuple[str, ...]) -> None:
-    """Refuses what cannot be called with arguments of these names alone."""
-    if not callable(factory):
-        raise TypeError(
-            f"learnable({type(factory).__name__}, ...) must be given a function that returns an "
-            "optimizer; try optax.sgd, and not optax.sgd(0.1)."
-        )
-    parameters = inspect.signature(factory).parameters
-    for name in names:
-        if name not in parameters:
-            raise TypeError(
-                f"learnable({name}=...): {_name(factory)} has no such argument; to be learned are "
-                f"{', '.join(_arguments(factory))}."
-            )
-    for name, parameter in parameters.items():
-        any_number = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        if name not in names and parameter.default is parameter.empty and not any_number:
-            raise TypeError(
-                f"learnable({', '.join(names)}): {_name(factory)} needs {name} as well; learn it, "
-                f"or fix it with functools.partial({_name(factory)}, {name}=...)."
-            )
 
 
 def _check(where: str, value: Value, form: Form) -> None:
     if isinstance(value, PerTensor):
         for name, one in value.values:
-            _check(f"{where}, {name}={shown(one)}", one, form)
+            _check(f"{where}, {name}={reprlib.repr(one)}", one, form)
     elif isinstance(value, AbstractSchedule):
         value.check(where, form)
     else:
         check_value(where, value, form)
 
 
-def _try(learned: Learnable, names: str) -> None:
-    """Refuses arguments that cannot be arrays, and a theta without a single number."""
-    theta = learned.init(jax.random.key(0))
-    if not jax.tree.leaves(theta):
-        raise ValueError(f"learnable({names}): none of the constants is learned; see learn=....")
-    apart = [value for _, value, _ in learned.initial if isinstance(value, PerTensor)]
-    tensors = sorted({name for value in apart for name, _ in value.values})
-
-    def make(theta: Theta) -> None:
-        with jax.numpy_dtype_promotion("standard"):
-            for name in tensors or (None,):
-                learned._bind(theta, Time.of(0, 1), name)
+def _try(learned: Learnable, message: str) -> None:
+    """Refuses, with the message, a factory that branches on a value of theta."""
+    params = {name: jnp.ones((2, 2)) for name in learned._tensors() or ["params"]}
 
     def step(theta: Theta) -> Any:
-        params = {name: jnp.ones((2, 2)) for name in tensors or ["params"]}
-        try:
-            return learned.update(theta, params, learned.begin(theta, params, 1), params)
-        except _BRANCHES:
-            raise
-        except Exception:
-            # The optimizer knows the tree that it is for, or needs more than gradients: this trial
-            # says nothing about it.
-            return None
+        return learned.update(theta, params, learned.begin(theta, params, 1), params)
 
     try:
-        jax.eval_shape(make, theta)
-        jax.eval_shape(step, theta)
-    except _BRANCHES as error:
-        raise TypeError(
-            f"learnable({names}): {_name(learned.factory)} branches on one of these values, so it "
-            "cannot be an array; fix it with functools.partial instead. Learned can be "
-            f"{', '.join(_arguments(learned.factory))}."
-        ) from error
-
-
-_BRANCHES = (
-    jax.errors.ConcretizationTypeError,
-    jax.errors.TracerArrayConversionError,
-    jax.errors.TracerIntegerConversionError,
-)
-
-
-def _arguments(factory: Callable[..., Any]) -> list[str]:
-    """Returns the arguments that are, or may be, real numbers."""
-    parameters = inspect.signature(factory).parameters
-    return [n for n, p in parameters.items() if n in FORMS or type(p.default) is float]
-
-
-def _name(factory: Callable[..., Any]) -> str:
-    function = factory.func if isinstance(factory, functools.partial) else factory
-    return getattr(function, "__name__", str(function))
+        jax.eval_shape(step, learned.init(jax.random.key(0)))
+    except (
+        jax.errors.ConcretizationTypeError,
+        jax.errors.TracerArrayConversionError,
+        jax.errors.TracerIntegerConversionError,
+    ) as error:
+        raise TypeError(message) from error
+    except Exception:
+        # The optimizer knows the tree that it is for, or needs more than gradients.
+        return

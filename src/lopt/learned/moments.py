@@ -7,7 +7,8 @@ logarithm and sign of the gradient are the input of Andrychowicz et al. 2016 (ar
 
 import math
 import re
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -17,9 +18,9 @@ from typing_extensions import override
 
 from lopt.core.learned import AbstractFeatures, Columns, Tensor
 from lopt.core.types import Key, State, Theta
+from lopt.learned.features import check_decays
 
-PLAIN = ("gradient", "parameter", "m", "v", "m_corrected", "root_v", "m_normalised", "g_normalised")
-_NORMALISED, _WARMUP = "_normalised", "warmup_"
+NUMBER = r"[0-9]*\.?[0-9]+(?:e-?[0-9]+)?"
 PUBLISHED = {
     "mt": "m_normalised",
     "gt": "g_normalised",
@@ -29,6 +30,83 @@ PUBLISHED = {
     "AdamUp_Norm": "m_corrected",
     "AdamDn_Norm": "root_v",
 }
+
+
+class _Average(NamedTuple):
+    """An exponential average of |g|^power, or without a power of g."""
+
+    name: str
+    decay: float
+    power: float | None = None
+
+    def next(self, old: Columns, grad: Tensor) -> Columns:
+        value = grad
+        if self.power is not None:
+            value = grad * grad if self.power == 2 else jnp.abs(grad) ** self.power
+        return old + (1 - self.decay) * (value[None] - old)
+
+
+class _Views(eqx.Module):
+    """What columns are computed from; `time` is the number of steps, this one included."""
+
+    grad: Tensor
+    param: Tensor | tuple[()]
+    averages: dict[str, Tensor]
+    time: Float[Array, ""]
+
+    def corrected(self, average: _Average) -> Tensor:
+        return self.averages[average.name] / (1 - average.decay**self.time)
+
+    def root(self, average: _Average, epsilon: float) -> Tensor:
+        assert average.power is not None
+        return _root(self.corrected(average), 1 / average.power) + epsilon
+
+
+class _Feature(NamedTuple):
+    """What the name of a feature stands for; coordinates have a column, or share a value."""
+
+    averages: tuple[_Average, ...]
+    column: Callable[[_Views], Any] | None
+    shared: Callable[[Float[Array, ""]], Float[Array, ""]] | None = None
+
+
+def _feature(name: str, momentum_decay: float = 0.95, rms_decay: float = 0.95) -> _Feature:
+    """Reads the name of a feature.
+
+    Raises:
+        ValueError: if there is no feature of that name.
+    """
+    m, v = _Average("m", momentum_decay), _Average("v", rms_decay, 2.0)
+    plain = {
+        "gradient": _Feature((), lambda views: views.grad),
+        "parameter": _Feature((), lambda views: views.param),
+        "m": _Feature((m,), lambda views: views.averages["m"]),
+        "v": _Feature((v,), lambda views: views.averages["v"]),
+        "m_corrected": _Feature((m,), lambda views: views.corrected(m)),
+        "root_v": _Feature((v,), lambda views: views.root(v, 1e-12)),
+        "m_normalised": _Feature((m, v), lambda views: views.corrected(m) / views.root(v, 1e-12)),
+        "g_normalised": _Feature((v,), lambda views: views.grad / views.root(v, 1e-12)),
+        "time": _Feature((), None, lambda time: time / 1000),
+    }
+    if name in plain:
+        return plain[name]
+    found = re.fullmatch(f"(momentum|warmup|m_over_root)_({NUMBER})(_normalised)?", name)
+    kind, text, normalised = found.groups() if found else ("", "-1", None)
+    number = float(text)
+    if kind == "momentum" and number < 1:
+        own = _Average(f"momentum_{text}", number)
+        if normalised:
+            return _Feature((own, v), lambda views: views.corrected(own) / views.root(v, 1e-12))
+        return _Feature((own,), lambda views: views.averages[own.name])
+    if kind == "m_over_root" and not normalised and 1 <= number < 100:
+        root = _Average(f"root_{text}", rms_decay, number)
+        return _Feature((m, root), lambda views: views.corrected(m) / views.root(root, 1e-8))
+    if kind == "warmup" and not normalised and number < 1:
+        return _Feature((), None, lambda time: 1 - number**time)
+    raise ValueError(
+        f"There is no feature {name!r}; known are {', '.join(plain)}, momentum_0.9 and warmup_0.9 "
+        "or with another decay, m_over_root_3 or with another power, and mt, gt, g, mom5, ...."
+    )
 
 
 class MomentFeatures(AbstractFeatures):
@@ -63,35 +141,23 @@ class MomentFeatures(AbstractFeatures):
     first_order: bool = eqx.field(static=True, default=True)
 
     def __check_init__(self) -> None:
-        for decay in (self.momentum_decay, self.rms_decay):
-            if not 0 <= decay < 1:
-                raise ValueError(
-                    f"MomentFeatures: the decay {decay} must be at least 0 and below 1; try 0.95."
-                )
+        check_decays("MomentFeatures", (self.momentum_decay, self.rms_decay))
         if not self.chosen or len(set(self.chosen)) < len(self.chosen):
             raise ValueError(f"MomentFeatures(chosen={self.chosen}) must be different names.")
 
+    def _features(self) -> dict[str, _Feature]:
+        return {n: _feature(n, self.momentum_decay, self.rms_decay) for n in self.chosen}
+
+    def _averages(self) -> dict[str, _Average]:
+        return {a.name: a for feature in self._features().values() for a in feature.averages}
+
+    @override
     def init(self, key: Key) -> Theta:
-        """Returns no weights."""
         return ()
 
     @override
     def begin(self, param: Tensor) -> dict[str, Columns]:
-        return dict.fromkeys(sorted(self._kept()), jnp.zeros_like(param)[None])
-
-    def _kept(self) -> set[str]:
-        """Returns the accumulators that the chosen features need."""
-        needs = {"m": "m", "m_corrected": "m", "v": "v", "root_v": "v", "g_normalised": "v"}
-        kept = {needs[name] for name in self.chosen if name in needs}
-        for name in self.chosen:
-            if name == "m_normalised":
-                kept |= {"m", "v"}
-            elif name.startswith("m_over_root_"):
-                kept |= {"m", name.removeprefix("m_over_")}
-            elif name.startswith("momentum_"):
-                kept |= {name.removesuffix(_NORMALISED)}
-                kept |= {"v"} if name.endswith(_NORMALISED) else set()
-        return kept
+        return dict.fromkeys(sorted(self._averages()), jnp.zeros_like(param)[None])
 
     @override
     def update(
@@ -102,76 +168,32 @@ class MomentFeatures(AbstractFeatures):
         param: Tensor,
         step: Int[Array, ""],
     ) -> tuple[Any, dict[str, Columns]]:
-        if self.first_order:
-            grad = jax.lax.stop_gradient(grad)
-        new = {}
-        for name, old in state.items():
-            decay, value = self._average(name, grad)
-            new[name] = old + (1 - decay) * (value[None] - old)
+        grad = jax.lax.stop_gradient(grad) if self.first_order else grad
+        averages = self._averages()
+        new = {name: averages[name].next(old, grad) for name, old in state.items()}
         moments = {name: bank[0] for name, bank in new.items()}
         time = (step + 1).astype(grad.dtype)
-        return (grad, param if "parameter" in self.chosen else (), moments, time), new
+        return _Views(grad, param if "parameter" in self.chosen else (), moments, time), new
 
-    def _average(self, name: str, grad: Tensor) -> tuple[float, Tensor]:
-        """Returns the decay of an accumulator and what is added to it."""
-        if name.startswith("momentum_"):
-            return float(name.removeprefix("momentum_")), grad
-        if name.startswith("root_"):
-            return self.rms_decay, jnp.abs(grad) ** float(name.removeprefix("root_"))
-        return (self.momentum_decay, grad) if name == "m" else (self.rms_decay, grad * grad)
-
+    @override
     def columns(self, views: Any) -> tuple[Columns, ...]:
-        """Returns the chosen features that differ, in the order of their choice."""
-        return tuple(self._column(name, *views)[None] for name in self.chosen if not _common(name))
+        makers = [feature.column for feature in self._features().values()]
+        return tuple(make(views)[None] for make in makers if make is not None)
 
-    def _column(
-        self,
-        name: str,
-        grad: Tensor,
-        param: Tensor | tuple[()],
-        moments: dict[str, Tensor],
-        time: Float[Array, ""],
-    ) -> Tensor:
-        if name == "gradient":
-            return grad
-        if name == "parameter":
-            return jnp.asarray(param)
-        if name in moments:
-            return moments[name]
-        first, second = 1 - self.momentum_decay**time, 1 - self.rms_decay**time
-        if name == "m_corrected":
-            return moments["m"] / first
-        if name.startswith("m_over_root_"):
-            power = name.removeprefix("m_over_root_")
-            root = _root(moments[f"root_{power}"] / second, 1 / float(power))
-            return moments["m"] / first / (root + 1e-8)
-        root = _root(moments["v"] / second, 0.5) + 1e-12
-        if name == "root_v":
-            return root
-        if name == "g_normalised":
-            return grad / root
-        if name == "m_normalised":
-            return moments["m"] / first / root
-        momentum = name.removesuffix(_NORMALISED)
-        decay, _ = self._average(momentum, grad)
-        return moments[momentum] / (1 - decay**time) / root
-
+    @override
     def shared(self, step: Int[Array, ""], dtype: Any) -> Float[Array, " shared"]:
-        """Returns what was chosen of time, in thousands of steps, and of warm-ups."""
         time = (step + 1).astype(dtype)
-        values = [
-            time / 1000 if name == "time" else 1 - float(name.removeprefix(_WARMUP)) ** time
-            for name in self.chosen
-            if _common(name)
-        ]
+        makers = [feature.shared for feature in self._features().values()]
+        values = [make(time) for make in makers if make is not None]
         return jnp.stack(values) if values else jnp.zeros((0,), dtype)
 
+    @override
     def names(self) -> tuple[str, ...]:
-        """Returns what was chosen, what all coordinates share last."""
-        return tuple(sorted(self.chosen, key=_common))
+        features = self._features()
+        return tuple(sorted(self.chosen, key=lambda name: features[name].column is None))
 
+    @override
     def select(self, names: tuple[str, ...]) -> "MomentFeatures":
-        """Returns features with these names only, and only the accumulators that they need."""
         return MomentFeatures(names, self.momentum_decay, self.rms_decay, self.first_order)
 
 
@@ -194,8 +216,8 @@ class LogAndSign(AbstractFeatures):
         if not 0 < self.k < 30:
             raise ValueError(f"LogAndSign(k={self.k}) must be between 0 and 30; try 5.")
 
+    @override
     def init(self, key: Key) -> Theta:
-        """Returns no weights."""
         return ()
 
     @override
@@ -208,18 +230,18 @@ class LogAndSign(AbstractFeatures):
     ) -> tuple[Tensor, State]:
         return (jax.lax.stop_gradient(grad) if self.first_order else grad), state
 
+    @override
     def columns(self, views: Tensor) -> tuple[Columns, ...]:
-        """Returns logarithm and sign."""
         tiny = jnp.finfo(views.dtype).eps
         logarithm = jnp.maximum(jnp.log(jnp.abs(views) + tiny) / self.k, -1)
         return logarithm[None], jnp.clip(views * math.exp(self.k), -1, 1)[None]
 
+    @override
     def shared(self, step: Int[Array, ""], dtype: Any) -> Float[Array, "0"]:
-        """Returns nothing."""
         return jnp.zeros((0,), dtype)
 
+    @override
     def names(self) -> tuple[str, ...]:
-        """Returns "log_magnitude", "clipped_gradient"."""
         return "log_magnitude", "clipped_gradient"
 
 
@@ -230,34 +252,10 @@ def expand_names(chosen: str | tuple[str, ...]) -> tuple[str, ...]:
         ValueError: if there is no feature of that name.
     """
     parts = chosen.split("+") if isinstance(chosen, str) else chosen
-    return tuple(map(_expand_name, parts))
-
-
-def _expand_name(name: str) -> str:
-    if name in PUBLISHED:
-        return PUBLISHED[name]
-    if name in (*PLAIN, "time"):
-        return name
-    if re.fullmatch("mom[0-9]+", name):
-        return f"momentum_0.{name.removeprefix('mom')}"
-    ranges = (("momentum_", 0.0, 1.0), (_WARMUP, 0.0, 1.0), ("m_over_root_", 1.0, 100.0))
-    for prefix, low, high in ranges:
-        number = name.removeprefix(prefix)
-        if prefix == "momentum_":
-            number = number.removesuffix(_NORMALISED)
-        plain = name.startswith(prefix) and re.fullmatch(r"[0-9]*\.?[0-9]+(e-?[0-9]+)?", number)
-        if plain and low <= float(number) < high:
-            return name
-    raise ValueError(
-        f"There is no feature {name!r}; known are {', '.join((*PLAIN, 'time'))}, momentum_0.9 "
-        "and warmup_0.9 or with another decay, m_over_root_3 or with another power, and mt, gt, g, "
-        "mom5, ...."
-    )
-
-
-def _common(name: str) -> bool:
-    """Returns whether all coordinates share a feature of this name."""
-    return name == "time" or name.startswith(_WARMUP)
+    names = tuple(PUBLISHED.get(p, re.sub(r"\Amom([0-9]+)\Z", r"momentum_0.\1", p)) for p in parts)
+    for name in names:
+        _feature(name)
+    return names
 
 
 def _root(x: Tensor, power: float) -> Tensor:

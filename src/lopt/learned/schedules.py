@@ -7,7 +7,6 @@ are learned in its own form, powers, factors and time constants by their logarit
 
 import abc
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
@@ -15,18 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
+from typing_extensions import override
 
 from lopt.core.checks import check_integer
 from lopt.core.types import NumSteps, Scalar, Theta
-from lopt.learned.forms import (
-    Form,
-    check_fixed_value,
-    check_number,
-    check_value,
-    from_theta,
-    shown,
-    to_theta,
-)
+from lopt.learned.forms import Form, check_value, from_theta, to_theta
 
 
 class Time(eqx.Module):
@@ -56,7 +48,7 @@ class AbstractSchedule(eqx.Module):
 
     @abc.abstractmethod
     def check(self, where: str, form: Form) -> None:
-        """Refuses a hyperparameter, named in `where`, whose form does not fit the values."""
+        """Refuses values outside of the form's range; `where` names the hyperparameter."""
 
     @abc.abstractmethod
     def init(self, form: Form) -> Theta:
@@ -82,8 +74,11 @@ class PerStep(AbstractSchedule):
 
     Attributes:
         values: one that all steps start from, or all of them.
-        length: the number of steps; of a longer run, the last value would be held, and
-            `lopt.InnerTraining` refuses it.
+        length: the number of steps; if there are several values, their number.
+            `lopt.InnerTraining` refuses longer runs, in which the last value would be held.
+
+    Raises:
+        ValueError: if the length is missing, not positive, or not that of the values.
 
     Example:
         >>> import optax, lopt
@@ -95,53 +90,36 @@ class PerStep(AbstractSchedule):
     length: int = eqx.field(static=True)
 
     def __init__(self, values: Any, length: int | None = None) -> None:
-        """Takes `length` from the values if there are several.
+        several = np.ndim(values) > 0
+        self.values = tuple(float(value) for value in values) if several else float(values)
+        count = len(values) if several else None
+        self.length: Any = count if length is None else length
+        check_integer("PerStep", "length", self.length, hint=count or 100)
+        if several and self.length != count:
+            raise ValueError(f"PerStep(length={length}) must be the number of values; try {count}.")
 
-        Raises:
-            TypeError: if a value is not one real number.
-            ValueError: if the length is missing, not positive, or not that of the values.
-        """
-        several = isinstance(values, Sequence) and not isinstance(values, str)
-        many = several or (isinstance(values, Array | np.ndarray) and values.ndim > 0)
-        each = list(values) if many else [values]
-        for index, value in enumerate(each):
-            place = f"value {index} of PerStep" if many else "PerStep(values)"
-            check_number(f"{place}, {shown(value)},", value)
-        numbers = tuple(float(value) for value in each)
-        self.values = numbers if many else numbers[0]
-        found: Any = len(numbers) if many and length is None else length
-        plain = isinstance(found, int) and not isinstance(found, bool)
-        if not plain or found < 1 or (many and found != len(numbers)):
-            expected = len(numbers) if many and numbers else 100
-            raise ValueError(
-                f"PerStep(length={length!r}) must be a positive integer, and the number of values "
-                f"if there are several; try {expected}."
-            )
-        self.length = found
-
+    @override
     def check(self, where: str, form: Form) -> None:
-        """Refuses values out of the form's range."""
-        if not isinstance(self.values, tuple):
-            return check_value(f"{where}, PerStep(values={self.values!r})", self.values, form)
-        for index, value in enumerate(self.values):
-            check_value(f"{where}, value {index} of PerStep, {value!r}", value, form)
+        values = self.values if isinstance(self.values, tuple) else (self.values,)
+        for index, value in enumerate(values):
+            check_value(f"{where}, value {index} of PerStep, {value}", value, form)
 
+    @override
     def init(self, form: Form) -> Theta:
-        """Returns the vector of values in their form."""
         return jnp.broadcast_to(to_theta(self.values, form), (self.length,))
 
+    @override
     def at(self, theta: Theta, time: Time, form: Form) -> Scalar:
-        """Returns the value of this step."""
         return from_theta(theta[jnp.minimum(time.step, self.length - 1)], form)
 
     @property
+    @override
     def max_steps(self) -> int | None:
-        """The number of values."""
         return self.length
 
 
 class AbstractParametric(AbstractSchedule):
-    """A formula with some constants; which of them are learned is said by `learn`.
+    """A formula whose constants are learned if `learn` names them.
 
     Theta is `{constant: scalar}`, each in its form.
     """
@@ -159,31 +137,26 @@ class AbstractParametric(AbstractSchedule):
     def formula(self, constants: dict[str, Any], step: Scalar, num_steps: Any) -> Scalar:
         """Returns the value after `step` steps of a run of `num_steps`, None if not known."""
 
+    @override
     def check(self, where: str, form: Form) -> None:
-        """Refuses constants out of range, and names of constants that there are not."""
         known, name = self.constants(), type(self).__name__
-        for constant in self.learn:
-            if constant not in known:
-                raise ValueError(
-                    f"{name}(learn={self.learn}) has no {constant!r}; there are {', '.join(known)}."
-                )
+        if unknown := [constant for constant in self.learn if constant not in known]:
+            raise ValueError(
+                f"{name}(learn={self.learn}) has no {unknown[0]!r}; there are {', '.join(known)}."
+            )
         for constant, (value, own) in known.items():
-            label = f"{where}, {name}({constant}={value!r})"
-            check_number(label, value)
-            # What is not learned, such as a final rate of zero, needs no number that stands for it;
-            # but time is divided by the one of these, and the logarithm taken of the other.
-            if constant in self.learn or constant in ("time_constant", "factor"):
-                check_value(label, value, own or form)
-            else:
-                check_fixed_value(label, value, own or form)
+            # A constant that is not learned may be zero, such as a final rate; but the formulas
+            # divide by the time constant, and take the logarithm of the factor.
+            inside = constant in self.learn or constant in ("time_constant", "factor")
+            check_value(f"{where}, {name}({constant}={value})", value, own or form, inside)
 
+    @override
     def init(self, form: Form) -> Theta:
-        """Returns the learned constants."""
         known = self.constants()
         return {name: to_theta(known[name][0], known[name][1] or form) for name in self.learn}
 
+    @override
     def at(self, theta: Theta, time: Time, form: Form) -> Scalar:
-        """Returns the formula's value, in the precision of theta."""
         leaves = jax.tree.leaves(theta)
         dtype = leaves[0].dtype if leaves else jnp.result_type(float)
         constants = {
@@ -211,16 +184,16 @@ class InverseTime(AbstractParametric):
     time_constant: float = eqx.field(static=True, default=5000.0)
     learn: tuple[str, ...] = eqx.field(static=True, default=("initial", "power"))
 
+    @override
     def constants(self) -> dict[str, tuple[float, Form | None]]:
-        """Returns value and form of each."""
         return {
             "initial": (self.initial, None),
             "power": (self.power, "log"),
             "time_constant": (self.time_constant, "log"),
         }
 
+    @override
     def formula(self, constants: dict[str, Any], step: Scalar, num_steps: Any) -> Scalar:
-        """Returns the decayed value."""
         logarithm = jnp.log1p(step / constants["time_constant"])
         return constants["initial"] * jnp.exp(-constants["power"] * logarithm)
 
@@ -243,98 +216,87 @@ class Exponential(AbstractParametric):
     def __check_init__(self) -> None:
         check_integer("Exponential", "steps", self.steps, hint=100)
 
+    @override
     def constants(self) -> dict[str, tuple[float, Form | None]]:
-        """Returns value and form of each."""
         return {"initial": (self.initial, None), "factor": (self.factor, "log")}
 
+    @override
     def formula(self, constants: dict[str, Any], step: Scalar, num_steps: Any) -> Scalar:
-        """Returns the decayed value."""
         logarithm = jnp.log(jnp.asarray(constants["factor"], step.dtype))
         return constants["initial"] * jnp.exp(logarithm * step / self.steps)
 
 
-class Polynomial(AbstractParametric):
-    """final + (initial - final) (1 - t / steps)^power up to `steps`, then final.
-
-    As `optax.polynomial_schedule`.
+class AbstractTransition(AbstractParametric):
+    """final + (initial - final) share^power up to `steps`, then final.
 
     Attributes:
         initial: the value before the first step.
         steps: after how many of them the final value is reached; None for those of the run.
         final: that value; may be zero as long as it is not learned.
-        power: of the decay, 1 for a straight line; log.
-        learn: which of "initial", "final" and "power" are learned.
+        power: of the share; log.
     """
 
     initial: float = eqx.field(static=True)
     steps: int | None = eqx.field(static=True, default=None)
     final: float = eqx.field(static=True, default=0.0)
     power: float = eqx.field(static=True, default=1.0)
-    learn: tuple[str, ...] = eqx.field(static=True, default=("initial", "power"))
+
+    @abc.abstractmethod
+    def share(self, progress: Float[Array, ""]) -> Float[Array, ""]:
+        """Returns what is left of the initial value; progress goes from zero to one."""
 
     def __check_init__(self) -> None:
         if self.steps is not None:
-            check_integer("Polynomial", "steps", self.steps, hint=100)
+            check_integer(type(self).__name__, "steps", self.steps, hint=100)
 
     @property
+    @override
     def needs_num_steps(self) -> bool:
-        """Whether it is as long as the run."""
         return self.steps is None
 
+    @override
     def constants(self) -> dict[str, tuple[float, Form | None]]:
-        """Returns value and form of each."""
-        return _transition(self.initial, self.final, self.power)
+        return {
+            "initial": (self.initial, None),
+            "final": (self.final, None),
+            "power": (self.power, "log"),
+        }
 
+    @override
     def formula(self, constants: dict[str, Any], step: Scalar, num_steps: Any) -> Scalar:
-        """Returns the value on the way."""
-        return _between(constants, 1 - jnp.minimum(step / (self.steps or num_steps), 1))
+        share = self.share(jnp.minimum(step / (self.steps or num_steps), 1))
+        # Where the share is zero, its derivatives are zero.
+        positive = jnp.where(share > 0, share, jnp.ones_like(share))
+        weight = jnp.where(share > 0, jnp.exp(constants["power"] * jnp.log(positive)), 0)
+        return constants["final"] + (constants["initial"] - constants["final"]) * weight
 
 
-class Cosine(AbstractParametric):
-    """final + (initial - final) ((1 + cos(pi t / steps)) / 2)^power up to `steps`, then final.
+class Polynomial(AbstractTransition):
+    """The transition with share 1 - t / steps, as `optax.polynomial_schedule`.
+
+    Attributes:
+        learn: which of "initial", "final" and "power" are learned.
+    """
+
+    learn: tuple[str, ...] = eqx.field(static=True, default=("initial", "power"))
+
+    @override
+    def share(self, progress: Float[Array, ""]) -> Float[Array, ""]:
+        return 1 - progress
+
+
+class Cosine(AbstractTransition):
+    """The transition with share (1 + cos(pi t / steps)) / 2.
 
     As `optax.cosine_decay_schedule` with alpha = final / initial (Loshchilov & Hutter 2017,
     arXiv:1608.03983).
 
     Attributes:
-        initial: the value before the first step.
-        steps: after how many of them the final value is reached; None for those of the run.
-        final: that value; may be zero as long as it is not learned.
-        power: 1 for a plain cosine; log.
         learn: which of "initial", "final" and "power" are learned.
     """
 
-    initial: float = eqx.field(static=True)
-    steps: int | None = eqx.field(static=True, default=None)
-    final: float = eqx.field(static=True, default=0.0)
-    power: float = eqx.field(static=True, default=1.0)
     learn: tuple[str, ...] = eqx.field(static=True, default=("initial",))
 
-    def __check_init__(self) -> None:
-        if self.steps is not None:
-            check_integer("Cosine", "steps", self.steps, hint=100)
-
-    @property
-    def needs_num_steps(self) -> bool:
-        """Whether it is as long as the run."""
-        return self.steps is None
-
-    def constants(self) -> dict[str, tuple[float, Form | None]]:
-        """Returns value and form of each."""
-        return _transition(self.initial, self.final, self.power)
-
-    def formula(self, constants: dict[str, Any], step: Scalar, num_steps: Any) -> Scalar:
-        """Returns the value on the way."""
-        angle = jnp.minimum(step / (self.steps or num_steps), 1) * math.pi
-        return _between(constants, (1 + jnp.cos(angle)) / 2)
-
-
-def _transition(initial: float, final: float, power: float) -> dict[str, tuple[float, Form | None]]:
-    return {"initial": (initial, None), "final": (final, None), "power": (power, "log")}
-
-
-def _between(constants: dict[str, Any], share: Float[Array, ""]) -> Scalar:
-    """Returns final + (initial - final) share^power, whose derivatives are zero at share = 0."""
-    positive = jnp.where(share > 0, share, jnp.ones_like(share))
-    weight = jnp.where(share > 0, jnp.exp(constants["power"] * jnp.log(positive)), 0)
-    return constants["final"] + (constants["initial"] - constants["final"]) * weight
+    @override
+    def share(self, progress: Float[Array, ""]) -> Float[Array, ""]:
+        return (1 + jnp.cos(progress * math.pi)) / 2

@@ -1,4 +1,4 @@
-"""Hyperparameters of each tensor for itself."""
+"""Hyperparameters with a value for each tensor."""
 
 from typing import Any
 
@@ -6,7 +6,6 @@ import equinox as eqx
 import jax
 
 from lopt.core.types import Params
-from lopt.learned.forms import check_number
 from lopt.learned.schedules import AbstractSchedule
 
 
@@ -33,18 +32,16 @@ class PerTensor(eqx.Module):
 
 
 def per_tensor(values: Any, like: Params | None = None) -> PerTensor:
-    """Makes a hyperparameter of `lopt.learnable` one of each tensor for itself.
+    """Gives a hyperparameter of `lopt.learnable` a value for each tensor.
 
-    Each tensor is then given an optimizer of its own, so this is for optimizers that treat tensors
-    apart: a global norm would be that of one tensor.
+    Each tensor then has an optimizer of its own: a global norm would be the norm of one tensor.
 
     Args:
-        values: a pytree with the structure of the parameters, of values or schedules; or with
-            `like`, one that all tensors start from.
+        values: a value or schedule for each tensor, in a pytree with the structure of the
+            parameters; or with `like`, one for all tensors.
         like: the parameters.
 
     Raises:
-        TypeError: if a value is neither a schedule nor one real number.
         ValueError: if there is no tensor, or names are not unique.
 
     Example:
@@ -56,14 +53,9 @@ def per_tensor(values: Any, like: Params | None = None) -> PerTensor:
     """
     tensors = named_tensors(values if like is None else like)
     given = ((name, leaf if like is None else values) for name, leaf in tensors)
-    return PerTensor(tuple((name, _value(name, value)) for name, value in given))
-
-
-def _value(name: str, value: Any) -> float | AbstractSchedule:
-    if isinstance(value, AbstractSchedule):
-        return value
-    check_number(f"per_tensor(): that of {name}, {value!r},", value)
-    return float(value)
+    return PerTensor(
+        tuple((n, v if isinstance(v, AbstractSchedule) else float(v)) for n, v in given)
+    )
 
 
 def named_tensors(tree: Any) -> list[tuple[str, Any]]:
