@@ -135,6 +135,14 @@ def test_composes_with_chain(name):
     assert_close(chained(theta, GRADS, PARAMS), jax.tree.map(lambda leaf: 0.5 * leaf, alone))
 
 
+@each
+def test_states_mirror_params(name):
+    optimizer = ALL[name].optimizer(ALL[name].init(KEY))
+    state = optimizer.init(PARAMS)
+    mapped = optax.tree_map_params(optimizer, lambda leaf, p: leaf + 0 * leaf, state, PARAMS)
+    assert_like(mapped, state)
+
+
 TWINS = {
     "LearnableSGD": optax.sgd(0.01),
     "LearnableAdam": optax.adam(1e-3, eps_root=1e-8),

@@ -106,12 +106,13 @@ def test_like_gives_all_tensors_one_beginning():
         apart.begin(apart.init(KEY), {"a": jnp.ones(2)})
     with pytest.raises(ValueError, match="two tensors have one name"):
         per_tensor({"a.b": 0.1, "a": {"b": 0.1}})
-    with pytest.raises(TypeError, match="one real number"):
-        per_tensor({"a": "fast"})
 
 
 BAD = {
-    "unknown": (lambda: lopt.learnable(optax.sgd, b1=0.9), "sgd has no such argument.*momentum"),
+    "unknown": (
+        lambda: lopt.learnable(optax.sgd, b1=0.9),
+        "unexpected keyword argument 'b1'.*momentum",
+    ),
     "negative": (lambda: lopt.learnable(optax.sgd, learning_rate=-0.1), "must be positive"),
     "above one": (
         lambda: lopt.learnable(optax.sgd, learning_rate=0.1, momentum=1.5),
@@ -146,12 +147,11 @@ BAD = {
     ),
     "switch": (
         lambda: lopt.learnable(optax.sgd, learning_rate=0.1, nesterov=True),
-        "nesterov=True.*real number.*learning_rate, momentum",
+        "nesterov=True.*no natural form",
     ),
-    "text": (lambda: lopt.learnable(optax.sgd, learning_rate="fast"), "fast.*real number"),
     "branch": (
         lambda: lopt.learnable(optax.adafactor, min_dim_size_to_factor=(128, "identity")),
-        "cannot be an array.*Learned can be learning_rate",
+        "branches on one of these values; learn some of learning_rate",
     ),
     "form": (lambda: lopt.learnable(optax.sgd, learning_rate=(0.1, "square")), "'square'"),
     "short": (

@@ -1,4 +1,4 @@
-"""Checks of what things are built from: errors name class, field, value and remedy."""
+"""Checks of values: errors name class, field, value and remedy."""
 
 import math
 import numbers
@@ -14,45 +14,31 @@ LONGEST = 2**30
 def check_integer(
     owner: str, field: str, value: Any, least: int = 1, most: int | None = None, hint: object = 16
 ) -> None:
-    """Refuses what is not a Python integer from `least` to `most`.
-
-    Those of numpy are refused too, and so are booleans.
-
-    Raises:
-        ValueError: with `hint` as the remedy.
-    """
+    """Refuses what is not a Python integer from `least` to `most`; `hint` is the remedy."""
     said = f"{owner}({field}={value!r}) must be"
-    plain = isinstance(value, int) and not isinstance(value, bool)
-    if not plain or value < least:
+    if type(value) is not int or value < least:
         kind = "a positive integer" if least == 1 else f"an integer of at least {least}"
-        not_that = "" if plain else f", of Python's int and not {type(value).__name__}"
-        raise ValueError(f"{said} {kind}{not_that}; try {hint}.")
+        types = "" if type(value) is int else f", of Python's int and not {type(value).__name__}"
+        raise ValueError(f"{said} {kind}{types}; try {hint}.")
     if most is not None and value > most:
         reason = ", as steps are counted in 32 bits" if most == LONGEST else ""
         raise ValueError(f"{said} at most {most}{reason}; try {most}.")
 
 
 def check_positive(owner: str, field: str, value: Any, hint: object) -> None:
-    """Refuses what is not a positive and finite number.
-
-    Raises:
-        ValueError: with `hint` as the remedy.
-    """
+    """Refuses what is not a positive and finite number; `hint` is the remedy."""
     if not is_real(value) or not 0 < value < math.inf:
         raise ValueError(f"{owner}({field}={value!r}) must be positive and finite; try {hint}.")
 
 
 def check_length(run: str, steps: int | None, max_steps: int | None, remedy: str = "") -> None:
-    """Refuses a run that is longer than its learned optimizer is made for.
+    """Refuses a run that is longer than the schedules of its learned optimizer.
 
     Args:
-        run: what is refused, in words.
-        steps: how long it is; None if it has no end.
+        run: the run in words.
+        steps: its length; None if it has no end.
         max_steps: of the learned optimizer; None for any.
-        remedy: what to try instead of a run of at most that many steps.
-
-    Raises:
-        ValueError: naming run and limit.
+        remedy: what to try; at most that many steps by default.
     """
     if max_steps is None or (steps is not None and steps <= max_steps):
         return
@@ -64,17 +50,12 @@ def check_length(run: str, steps: int | None, max_steps: int | None, remedy: str
 
 
 def check_key(owner: str, key: Any) -> None:
-    """Refuses what is not one typed key.
-
-    Raises:
-        TypeError: with the remedy.
-    """
-    dtype = getattr(key, "dtype", None)
-    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    """Refuses what is not one typed key."""
+    typed = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     if not typed or key.shape:
         raise TypeError(f"{owner}(key={key!r}) needs a single typed key; try jax.random.key(0).")
 
 
 def is_real(value: Any) -> bool:
-    """Whether something is a number; booleans are none."""
+    """Returns whether something is a real number and not a boolean."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)

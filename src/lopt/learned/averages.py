@@ -1,7 +1,7 @@
-"""Features and exponential averages of them: what a network with memory may keep of what it saw.
+"""Features and exponential averages of them, which stand in for the memory of a network.
 
-The gates of an LSTM average what comes in. An equation has no gates, but it may be given averages
-of the same inputs, and then says in a few terms what no number of lags says in many.
+The gates of an LSTM average its inputs. An equation has no gates, but it can read averages of the
+same inputs: a few of them say more than any number of lags.
 """
 
 import re
@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from lopt.core.learned import AbstractFeatures, Columns, Tensor
 from lopt.core.types import Key, State, Theta
+from lopt.learned.moments import NUMBER
 
 _AVERAGE = "average_"
 
@@ -21,15 +22,15 @@ _AVERAGE = "average_"
 class Averaged(AbstractFeatures):
     """Other features' columns, then exponential averages of some of them, then what is shared.
 
-    With the decay d and the column x, a <- d a + (1 - d) x from a = 0, as a network's memory begins
-    at zero. Theta is that of the other features.
+    With the decay d and the column x, a <- d a + (1 - d) x from a = 0. Theta is that of the other
+    features.
 
     Attributes:
         features: the other features.
         averages: names such as average_0.9_m_normalised: the decay, then the column.
 
     Raises:
-        ValueError: if a name is no average of a column, or is there twice.
+        ValueError: if a name is not that of an average of a column, or is there twice.
     """
 
     features: AbstractFeatures
@@ -60,6 +61,7 @@ class Averaged(AbstractFeatures):
             "features": self.features.begin(param),
         }
 
+    @override
     def update(
         self,
         theta: Theta,
@@ -68,7 +70,6 @@ class Averaged(AbstractFeatures):
         param: Tensor,
         step: Int[Array, ""],
     ) -> tuple[Any, dict[str, State]]:
-        """Takes in the gradient, and then the columns."""
         views, inner = self.features.update(theta, grad, state["features"], param, step)
         rows = [row for stack in self.features.columns(views) for row in stack]
         columns = dict(zip(self.features.column_names(), rows, strict=True))
@@ -92,8 +93,8 @@ class Averaged(AbstractFeatures):
         own = self.features.column_names()
         return (*own, *self.averages, *self.features.names()[len(own) :])
 
+    @override
     def select(self, names: tuple[str, ...]) -> AbstractFeatures:
-        """Returns the averages of these names, and of the other features what they need."""
         averages = tuple(name for name in self.averages if name in names)
         needed = {*names, *(_parts(name)[1] for name in averages)}
         features = self.features.select(tuple(n for n in self.features.names() if n in needed))
@@ -101,10 +102,10 @@ class Averaged(AbstractFeatures):
 
 
 def averages_of(features: AbstractFeatures, decays: tuple[float, ...]) -> tuple[str, ...]:
-    """Returns the names of averages of the columns of some features, those that are new.
+    """Returns the names of all averages of columns that the features do not have yet.
 
-    Neither of averages, nor of the parameter: what that has moved is a sum of past outputs, which
-    would explain a rule by itself.
+    Averages and the parameter are not averaged: the parameter is a sum of past outputs, which would
+    explain a rule by itself.
 
     Example:
         >>> from lopt.learned import MomentFeatures
@@ -126,17 +127,13 @@ def averaged_column(name: str) -> str:
     """Returns the name of what an average is of.
 
     Raises:
-        ValueError: if it is no name of an average.
+        ValueError: if the name is not that of an average.
     """
     return _parts(name)[1]
 
 
 def check_decays(owner: str, decays: tuple[float, ...]) -> None:
-    """Refuses what are no decays of averages, or the same decay twice.
-
-    Raises:
-        ValueError: naming it.
-    """
+    """Refuses decays outside of (0, 1), and the same decay twice."""
     for decay in decays:
         if not 0 < decay < 1:
             raise ValueError(f"{owner}: the decay {decay} must be above 0 and below 1; try 0.9.")
@@ -145,10 +142,7 @@ def check_decays(owner: str, decays: tuple[float, ...]) -> None:
 
 
 def _parts(name: str) -> tuple[float, str]:
-    found = re.fullmatch(_AVERAGE + r"([0-9.]+(?:e-?[0-9]+)?)_(.+)", str(name))
-    try:
-        if found:
-            return float(found[1]), found[2]
-    except ValueError:
-        pass
-    raise ValueError(f"{name!r} is no average of a column; write it as average_0.9_gradient.")
+    found = re.fullmatch(f"{_AVERAGE}({NUMBER})_(.+)", name)
+    if not found:
+        raise ValueError(f"{name!r} is no average of a column; write it as average_0.9_gradient.")
+    return float(found[1]), found[2]

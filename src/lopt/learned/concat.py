@@ -1,7 +1,7 @@
-"""Features side by side, and a rule that reads some of many.
+"""Features side by side, and a rule that reads some of them.
 
-Together they let an optimizer be watched through features that its rule does not see: an equation
-may then say in a momentum of its own what the network keeps in its memory.
+A recording then has features that the rule does not read, so that an equation can use a momentum
+where the network uses its memory.
 """
 
 from typing import Any
@@ -67,11 +67,9 @@ class Concat(AbstractFeatures):
         shared = [part.names()[len(own) :] for part, own in zip(self.parts, columns, strict=True)]
         return tuple(name for names in (*columns, *shared) for name in names)
 
+    @override
     def select(self, names: tuple[str, ...]) -> AbstractFeatures:
-        """Returns the parts that are needed, each with what is needed of it.
-
-        Of parts with weights all are kept if one is needed, so that their weights still fit.
-        """
+        # If a part with weights is needed, all parts with weights stay: their theta still fits.
         wanted = [(part, tuple(n for n in names if n in part.names())) for part in self.parts]
         weighty = any(some and _has_weights(part) for part, some in wanted)
         kept = tuple(
@@ -83,12 +81,12 @@ class Concat(AbstractFeatures):
 
 
 class SelectFeatures(AbstractRule):
-    """A rule that reads some of the features that it is given.
+    """A rule that reads some of its features.
 
     Attributes:
-        rule: it.
-        inputs: the names of all that it is given.
-        own: the names of those that it reads.
+        rule: the rule.
+        inputs: the names of all features.
+        own: the names of those that the rule reads.
         shared: how many of `inputs`, the last ones, all coordinates share.
     """
 
@@ -98,13 +96,13 @@ class SelectFeatures(AbstractRule):
     shared: int = eqx.field(static=True)
 
     @property
+    @override
     def required_features(self) -> tuple[str, ...]:
-        """The names of all that it is given."""
         return self.inputs
 
     @property
+    @override
     def is_elementwise(self) -> bool:
-        """That of the rule."""
         return self.rule.is_elementwise
 
     @override
@@ -137,9 +135,9 @@ def with_features(
     Args:
         learned: any coordinatewise optimizer.
         theta: its weights.
-        more: features without weights; those of a name that is there already are left out.
-        decays: of exponential averages of every column that its rule reads, as it is before any
-            normalisation, but for the parameter and for averages; see `Averaged`.
+        more: features without weights; names that are there already are left out.
+        decays: of exponential averages of every column that its rule reads, before normalisation;
+            the parameter and averages are not averaged, see `Averaged`.
 
     Raises:
         ValueError: if a decay is not between 0 and 1, or is there twice.

@@ -1,7 +1,7 @@
 """Hand-made optimizers with learned hyperparameters: constants, schedules, one for each tensor.
 
-Whatever returns an Optax optimizer is bound anew at every step, with the values that theta stands
-for, so that any derivative with respect to theta goes through.
+Every step makes the Optax optimizer anew, from the current values of theta, so that any derivative
+with respect to theta passes through it.
 """
 
 import inspect
@@ -44,13 +44,13 @@ class Learnable(AbstractLearnedOptimizer):
 
     Attributes:
         factory: the Optax function, such as `optax.adam`.
-        initial: (name, initial value, form) of each learned argument; the value may be a schedule,
-            or of each tensor for itself.
+        initial: (name, initial value, form) of each learned argument; the value may be a schedule
+            or a `PerTensor`.
 
-    Theta is `{name: scalar}`, each in its form; of a schedule, a vector or `{constant: scalar}`; of
-    an argument for each tensor, `{tensor: ...}`. Its precision is that of state and arithmetic, at
-    least; updates have the dtypes of the gradients. Roots have safe derivatives, see
-    `lopt.learned.safe_roots`.
+    Theta is `{name: scalar}`, each in its form. A schedule has a vector or `{constant: scalar}` in
+    place of the scalar, an argument for each tensor `{tensor: ...}`. State and arithmetic have at
+    least the precision of theta; updates have the dtypes of the gradients. Roots have safe
+    derivatives, see `lopt.learned.safe_roots`.
     """
 
     factory: Callable[..., optax.GradientTransformation] = eqx.field(static=True)
@@ -80,23 +80,26 @@ class Learnable(AbstractLearnedOptimizer):
     def needs_num_steps(self) -> bool:
         return any(schedule.needs_num_steps for schedule in self._schedules())
 
+    @override
     def begin(self, theta: Theta, params: Params, num_steps: NumSteps = None) -> State:
-        """Returns the state of the Optax optimizer.
-
-        Raises:
-            ValueError: if a hyperparameter is given for other tensors than those of `params`.
-        """
         time, wide = Time.of(0, num_steps), _in_precision_of(theta, params)
         named = named_tensors(wide)
         with jax.numpy_dtype_promotion("standard"):
             if not self._tensors():
                 state = self._bind(theta, time, None).init(wide)
             else:
-                self._check_tensors({name for name, _ in named})
+                found = {name for name, _ in named}
+                # `optax.tree_map_params` begins with a tree without leaves.
+                if found and found != set(self._tensors()):
+                    raise ValueError(
+                        f"Learnable: per_tensor(...) is for the tensors "
+                        f"{', '.join(self._tensors())}, but params has {', '.join(sorted(found))}."
+                    )
                 states = [self._bind(theta, time, name).init(leaf) for name, leaf in named]
                 state = mirror(states, self._like(theta), jax.tree.structure(params))
         return LearnableState(time, state) if self._schedules() else state
 
+    @override
     def update(
         self,
         theta: Theta,
@@ -107,7 +110,6 @@ class Learnable(AbstractLearnedOptimizer):
         value: Scalar | None = None,
         **extra: Any,
     ) -> tuple[Params, State]:
-        """Returns what the Optax optimizer returns, in the dtypes of `grads`."""
         wide, params = (_in_precision_of(theta, tree) for tree in (grads, params))
         scheduled = isinstance(state, LearnableState)
         time = state.time if scheduled else Time.of(0)
@@ -132,13 +134,11 @@ class Learnable(AbstractLearnedOptimizer):
             return self._bind(theta, time, None).update(grads, state, params, **extra)
         structure, like = jax.tree.structure(grads), self._like(theta)
         named, leaves = named_tensors(grads), jax.tree.leaves(params)
+        states = unmirror(state, like, structure)
         results = [
             self._bind(theta, time, name).update(grad, one, leaf, **extra)
             for (name, grad), one, leaf in zip(
-                named,
-                unmirror(state, like, structure),
-                leaves or [None] * len(named),
-                strict=True,
+                named, states, leaves or [None] * len(named), strict=True
             )
         ]
         updates = structure.unflatten([update for update, _ in results])
@@ -165,16 +165,6 @@ class Learnable(AbstractLearnedOptimizer):
         init = self._bind(theta, Time.of(0, 1), self._tensors()[0]).init
         return jax.eval_shape(init, jax.ShapeDtypeStruct((1, 1), jnp.float32))
 
-    def _check_tensors(self, found: set[str]) -> None:
-        for name, value, _ in self.initial:
-            # Optax begins with a tree without leaves to see which part of a state mirrors params.
-            if found and isinstance(value, PerTensor) and found != {n for n, _ in value.values}:
-                raise ValueError(
-                    f"Learnable({name}=per_tensor(...)) is for the tensors "
-                    f"{', '.join(n for n, _ in value.values)}, but params has "
-                    f"{', '.join(sorted(found))}."
-                )
-
 
 def _schedules(value: Value) -> list[AbstractSchedule]:
     values = [v for _, v in value.values] if isinstance(value, PerTensor) else [value]
@@ -188,14 +178,11 @@ def _init(value: Value, form: Form) -> Theta:
 
 
 def _at(value: Value, theta: Theta, time: Time, form: Form, tensor: str | None) -> Any:
-    """Returns the value at a time, of a tensor or, without one, of all."""
+    """Returns the value at a time: of one tensor, or without a name of all tensors."""
     if isinstance(value, PerTensor):
-        values = {
-            name: _at(one, theta[name], time, form, None)
-            for name, one in value.values
-            if tensor in (None, name)
-        }
-        return values if tensor is None else values[tensor]
+        if tensor is not None:
+            return _at(dict(value.values)[tensor], theta[tensor], time, form, None)
+        return {name: _at(one, theta[name], time, form, None) for name, one in value.values}
     if isinstance(value, AbstractSchedule):
         return value.at(theta, time, form)
     return from_theta(theta, form)
@@ -218,8 +205,8 @@ def learnable(
     """Makes chosen arguments of an Optax optimizer learnable.
 
     Args:
-        factory: any function that returns an Optax optimizer. Arguments that are not to be
-            learned are fixed with `functools.partial`.
+        factory: any function that returns an Optax optimizer. `functools.partial` fixes arguments
+            that are not learned.
         **hyperparameters: initial values by name, or schedules, such as
             `lopt.learned.PerStep(0.1, length=100)`, or `lopt.learned.per_tensor(...)` of either.
             Well-known names have a natural form (log for rates and epsilon, log of one minus for

@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+from typing_extensions import override
 
 from lopt.core.learned import AbstractRule, Columns, Tensor
 from lopt.core.types import Key, Theta
@@ -27,7 +28,7 @@ class LSTM(AbstractRule):
         biases: of each cell: 1, or 2 that add up, as cells of PyTorch have them.
 
     Weights and biases start uniform within 1 / sqrt(width) of a cell, or 1 / sqrt(inputs) of a
-    layer; memory starts at zero.
+    layer. The memory is the output and the state of each cell, and starts at zero.
     """
 
     inputs: int = eqx.field(static=True)
@@ -69,20 +70,16 @@ class LSTM(AbstractRule):
         theta["output"] = {"w": uniform((1, width), width), "b": uniform((1,), width)}
         return theta
 
+    @override
     def begin(self, theta: Theta, shape: tuple[int, ...]) -> Memory:
-        """Returns zeros: output and memory of each cell."""
         dtype = theta["output"]["b"].dtype
         zeros = [jnp.zeros((hidden, *shape), dtype) for hidden in self.hidden]
         return tuple((zero, zero) for zero in zeros)
 
+    @override
     def apply(
         self, theta: Theta, columns: Columns, shared: Float[Array, " shared"], memory: Memory
     ) -> tuple[Columns, Memory]:
-        """Returns one column, and the cells' outputs and memories.
-
-        Raises:
-            ValueError: if there are not `inputs` features.
-        """
         check_inputs(self, self.inputs, columns, shared)
         shape = columns.shape[1:]
         common = shared.reshape(-1, *(1,) * len(shape))
@@ -102,11 +99,7 @@ class LSTM(AbstractRule):
 
 
 class Scaled(eqx.Module):
-    """The step that is a multiple of the only output.
-
-    Attributes:
-        multiplier: what it is multiplied by.
-    """
+    """The update that is the only output times a multiplier."""
 
     multiplier: float = eqx.field(static=True, default=0.01)
 

@@ -1,7 +1,7 @@
-"""Rules: from the features of one coordinate to the outputs that its update is made of.
+"""Rules from the features of one coordinate to the outputs that make its update.
 
-The multilayer perceptron of Metz et al. (arXiv:1810.10180, arXiv:2203.11860) and the step that
-its two outputs, a direction and a log magnitude, stand for.
+The multilayer perceptron of Metz et al. (arXiv:1810.10180, arXiv:2203.11860), and the step from its
+two outputs, a direction and a log magnitude.
 """
 
 import itertools
@@ -10,6 +10,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+from typing_extensions import override
 
 from lopt.core.learned import AbstractRule, Columns, Tensor
 from lopt.core.types import Key, State, Theta
@@ -23,7 +24,7 @@ class MLP(AbstractRule):
         hidden: the width of each hidden layer.
         outputs: the number of outputs.
 
-    Weights start as a normal of deviation 1 / sqrt(fan in) cut at two deviations, biases at zero.
+    Weights start truncated normal, at two standard deviations of 1 / sqrt(fan in); biases at zero.
     """
 
     inputs: int = eqx.field(static=True)
@@ -48,18 +49,14 @@ class MLP(AbstractRule):
             theta |= {f"w{i}": normal.T / fan_in**0.5, f"b{i}": jnp.zeros(fan_out)}
         return theta
 
+    @override
     def begin(self, theta: Theta, shape: tuple[int, ...]) -> State:
-        """Returns no memory."""
         return ()
 
+    @override
     def apply(
         self, theta: Theta, columns: Columns, shared: Float[Array, " shared"], memory: State
     ) -> tuple[Columns, State]:
-        """Returns `outputs` columns.
-
-        Raises:
-            ValueError: if there are not `inputs` features.
-        """
         check_inputs(self, self.inputs, columns, shared)
         # What all coordinates share is multiplied once and joins the bias.
         own, common = theta["w0"][:, : len(columns)], theta["w0"][:, len(columns) :].T
@@ -72,7 +69,7 @@ class MLP(AbstractRule):
 def check_inputs(
     rule: AbstractRule, inputs: int, columns: Columns, shared: Float[Array, " shared"]
 ) -> None:
-    """Refuses another number of features than a rule was made for."""
+    """Refuses a number of features other than `inputs`."""
     given = len(columns) + len(shared)
     if given != inputs:
         raise ValueError(

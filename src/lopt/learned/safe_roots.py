@@ -1,11 +1,10 @@
-"""Roots whose derivatives at zero are zero, put in place of those of any function.
+"""Roots whose derivatives at zero are zero, in place of the roots of any function.
 
-Adaptive optimizers divide by the root of a second moment. Where that is exactly zero, for a dead
-unit or a pixel that is always black, its derivative is infinity times zero, no number, and one such
-coordinate spoils the derivative of a whole run. There the update itself is zero on both sides, so
-that zero is what its derivative should be. No value changes: this is Adam, not one with another
-epsilon. Of powers, what overflows (the power -3/2 of 1e-30 in single precision, as in Adafactor)
-becomes zero as well.
+Adaptive optimizers divide by the root of a second moment. Where the moment is exactly zero, for a
+dead unit or a pixel that is always black, the derivative is infinity times zero. One such NaN
+spoils the derivative of a whole run. The update there is zero on both sides, so its derivative
+should be zero. Values do not change: Adam keeps its epsilon. Derivatives of powers that overflow
+(the power -3/2 of 1e-30 in single precision, as in Adafactor) become zero as well.
 """
 
 import functools
@@ -26,7 +25,7 @@ _ARRAYS = (jax.Array, np.ndarray, np.generic)
 def with_safe_roots(function: Callable[..., Any]) -> Callable[..., Any]:
     """Returns the same function of pytrees of arrays, with derivatives that survive zeros.
 
-    Arguments may hold what is no array, such as functions and names, as constants. Roots and powers
+    Arguments that are not arrays, such as functions and names, are constants. Roots and powers
     inside of loops stay as they are.
 
     Example:
@@ -85,7 +84,7 @@ def _branch(closed: Any, *arguments: Any) -> list[Any]:
 
 
 def _finite(slope: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Returns the slope at x where that is a number, and zero elsewhere, to any order."""
+    """Returns the slope at x where that is finite, and zero elsewhere, to any order."""
     fine = jnp.isfinite(slope(x))
     return jnp.where(fine, slope(jnp.where(fine, x, jnp.ones_like(x))), jnp.zeros_like(x))
 

@@ -1,9 +1,10 @@
-"""A learned optimizer whose step each type of tensor multiplies by a learned factor."""
+"""A learned optimizer with a learned factor of the updates for each type of tensor."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from typing_extensions import override
 
 from lopt.core.learned import AbstractLearnedOptimizer
 from lopt.core.types import Key, NumSteps, Params, Scalar, State, Theta
@@ -14,9 +15,8 @@ TYPES = ("vector", "matrix", "kernel")
 class PerTensorType(AbstractLearnedOptimizer):
     """Another optimizer, its updates times exp(multiplier of the tensor's type).
 
-    Types go by rank: vectors (and scalars), matrices, and kernels of convolutions. All multipliers
-    start at one. A rule that was distilled on perceptrons has never seen a kernel, and a factor for
-    each type is the least that lets it be tuned for one.
+    The rank decides the type: vectors (and scalars), matrices, and kernels of convolutions. All
+    factors start at one. They tune a rule that was distilled on perceptrons for kernels.
 
     Theta is `{"learned": ..., "log_multipliers": {"vector": ..., "matrix": ..., "kernel": ...}}`.
 
@@ -27,27 +27,28 @@ class PerTensorType(AbstractLearnedOptimizer):
     learned: AbstractLearnedOptimizer
 
     @property
+    @override
     def max_steps(self) -> int | None:
-        """That of `learned`."""
         return self.learned.max_steps
 
     @property
+    @override
     def needs_num_steps(self) -> bool:
-        """That of `learned`."""
         return self.learned.needs_num_steps
 
+    @override
     def init(self, key: Key) -> Theta:
-        """Returns the weights of `learned`, and zeros."""
         return self.wrap(self.learned.init(key))
 
     def wrap(self, theta: Theta) -> Theta:
-        """Returns these weights of `learned`, and zeros."""
+        """Returns the initial theta around these weights of `learned`."""
         return {"learned": theta, "log_multipliers": {name: jnp.zeros(()) for name in TYPES}}
 
+    @override
     def begin(self, theta: Theta, params: Params, num_steps: NumSteps = None) -> State:
-        """Returns the state of `learned`."""
         return self.learned.begin(theta["learned"], params, num_steps)
 
+    @override
     def update(
         self,
         theta: Theta,
@@ -58,7 +59,6 @@ class PerTensorType(AbstractLearnedOptimizer):
         value: Scalar | None = None,
         **extra: Any,
     ) -> tuple[Params, State]:
-        """Returns the multiplied updates, and the state of `learned`."""
         updates, state = self.learned.update(
             theta["learned"], grads, state, params, value=value, **extra
         )
