@@ -55,7 +55,7 @@ def test_only_what_is_needed_is_kept():
         MomentFeatures(("m_normalised", "g_normalised", "momentum_0.5", "time")),
         ("average_0.9_g_normalised", "average_0.5_m_normalised"),
     )
-    params = [jnp.ones(3)]
+    params = jnp.ones(3)
     kept = features.select(("average_0.9_g_normalised",))
     assert kept.names() == ("g_normalised", "average_0.9_g_normalised")
     assert len(jax.tree.leaves(kept.begin(params))) == 2  # v, and the average
@@ -96,8 +96,8 @@ def test_a_decay_keeps_all_its_digits():
     seen, _ = with_features(network, network.init(KEY), decays=(0.123456789, 1e-5))
     averages = ("average_0.123456789_g_normalised", "average_1e-05_g_normalised")
     assert seen.features.names() == ("g_normalised", *averages)
-    state = seen.features.begin([jnp.zeros(1)])
-    _, state = seen.features.update((), [jnp.ones(1)], state, [jnp.zeros(1)], jnp.asarray(0))
+    state = seen.features.begin(jnp.zeros(1))
+    _, state = seen.features.update((), jnp.ones(1), state, jnp.zeros(1), jnp.asarray(0))
     np.testing.assert_allclose(state["averages"][averages[1]], 1 - 1e-5, rtol=1e-6)
 
 

@@ -147,7 +147,7 @@ BAD = {
     ),
     "switch": (
         lambda: lopt.learnable(optax.sgd, learning_rate=0.1, nesterov=True),
-        "nesterov=True.*no natural form",
+        'nesterov=True.*the form None.*"identity"',
     ),
     "branch": (
         lambda: lopt.learnable(optax.adafactor, min_dim_size_to_factor=(128, "identity")),

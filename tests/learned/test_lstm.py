@@ -56,11 +56,11 @@ def test_rnnprop_is_bounded_and_dense_layer_is_elu():
 
 def columns_of(features, grads):
     """Returns the columns of one coordinate over steps with these gradients."""
-    params = [jnp.full((1,), 2.0)]
+    params = jnp.full((1,), 2.0)
     state, columns = features.begin(params), []
     for step, grad in enumerate(grads):
         views, state = features.update(
-            (), [jnp.full((1,), grad)], state, params, jnp.asarray(step, jnp.int32)
+            (), jnp.full((1,), grad), state, params, jnp.asarray(step, jnp.int32)
         )
         columns.append(jnp.concatenate(features.columns(views))[:, 0])
     return np.array(columns), state
@@ -91,7 +91,7 @@ def test_features_in_closed_form():
 
 def test_only_the_accumulators_that_are_needed_are_kept():
     whole = MomentFeatures("mt+gt+g+mom5+m_over_root_4")
-    params = [jnp.ones(3)]
+    params = jnp.ones(3)
     assert set(whole.begin(params)) == {"m", "v", "momentum_0.5", "root_4"}
     assert set(whole.select(("g_normalised",)).begin(params)) == {"v"}
     assert set(whole.select(("momentum_0.5_normalised",)).begin(params)) == {"v", "momentum_0.5"}

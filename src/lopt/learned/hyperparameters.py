@@ -229,21 +229,23 @@ def learnable(
     """
     if not hyperparameters:
         raise ValueError("learnable(): name at least one argument, as in learning_rate=1e-3.")
-    parameters, names = inspect.signature(factory).parameters, ", ".join(hyperparameters)
-    numbers = [n for n, p in parameters.items() if n in FORMS or type(p.default) is float]
+    signature, names = inspect.signature(factory), ", ".join(hyperparameters)
+    arguments = signature.parameters.items()
+    numbers = [name for name, p in arguments if name in FORMS or type(p.default) is float]
     remedy = f"learn some of {', '.join(numbers)}, and fix others with functools.partial"
     try:
-        inspect.signature(factory).bind(**hyperparameters)
+        signature.bind_partial(**hyperparameters)
+        signature.bind(**hyperparameters)
     except TypeError as error:
-        raise TypeError(f"learnable({names}): the optimizer {error}; {remedy}.") from error
+        raise TypeError(f"learnable({names}): {error}; {remedy}.") from error
     initial = []
     for name, given in hyperparameters.items():
         value, form = given if isinstance(given, tuple) else (given, None)
         where, form = f"learnable({name}={reprlib.repr(value)})", form or FORMS.get(name)
         if form not in get_args(Form):
             raise ValueError(
-                f"{where} has no natural form, or {form!r} is none; give one of "
-                f'{", ".join(get_args(Form))}, as in {name}=({reprlib.repr(value)}, "identity").'
+                f"{where} has the form {form!r}, which must be one of {', '.join(get_args(Form))}; "
+                f'try {name}=({reprlib.repr(value)}, "identity").'
             )
         if not isinstance(value, AbstractSchedule | PerTensor):
             value = float(value)
