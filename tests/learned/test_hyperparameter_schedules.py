@@ -165,7 +165,7 @@ BAD = {
         lambda: lopt.learned.inverse_time_momentum(learn=("rate",)),
         "must name some of learning_rate, momentum, power, time_constant",
     ),
-    "preset": (lambda: lopt.learned.inverse_time_momentum(momentum=1.0), "momentum=1.0.*below 1"),
+    "preset": (lambda: lopt.learned.inverse_time_momentum(momentum=1.0), "momentum=1.0.*below one"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Features: what a learned rule sees of a tensor's coordinates.
+"""Features: the inputs of a learned rule for each coordinate of a tensor.
 
 The momentum bank of Metz et al. 2019 (arXiv:1810.10180) and the momentum, second-moment and
 factored (Adafactor) banks of Metz et al. 2022 (arXiv:2203.11860). Banks hold several decays on a
@@ -33,8 +33,7 @@ def time_embedding(step: Int[Array, ""], dtype: Any) -> Float[Array, "11"]:
 def accumulate(decays: Decays, bank: Bank, value: Tensor) -> Bank:
     """Returns decay * bank + (1 - decay) * value for each decay.
 
-    Written with one product, which differs in rounding only, and least for decays close to one: its
-    derivative is shorter, and so is its compilation.
+    The form with one product has a shorter derivative and compiles faster.
     """
     decays = decays.reshape(-1, *(1,) * value.ndim)
     return bank + (1 - decays) * (value[None] - bank)
@@ -121,7 +120,7 @@ class AdafactorState(eqx.Module):
 
 
 class Preconditioner(eqx.Module):
-    """What tells the scales of gradients apart; broadcasts to the coordinates.
+    """Factored second moments and factors; all broadcast to the coordinates.
 
     Gradients are multiplied by row_factor * col_factor, momenta by
     momentum_row_factor * col_factor.

@@ -141,7 +141,7 @@ class Learnable(AbstractLearnedOptimizer):
                 named, states, leaves or [None] * len(named), strict=True
             )
         ]
-        updates = structure.unflatten([update for update, _ in results])
+        updates = jax.tree.unflatten(structure, [update for update, _ in results])
         return updates, mirror([one for _, one in results], like, structure)
 
     def _bind(
@@ -238,7 +238,8 @@ def learnable(
         signature.bind(**hyperparameters)
     except TypeError as error:
         raise TypeError(f"learnable({names}): {error}; {remedy}.") from error
-    initial = []
+    initial: list[tuple[str, Value, Form]] = []
+    form: Any
     for name, given in hyperparameters.items():
         value, form = given if isinstance(given, tuple) else (given, None)
         where, form = f"learnable({name}={reprlib.repr(value)})", form or FORMS.get(name)

@@ -8,6 +8,7 @@ import optax
 from lopt.core.coordinatewise import Coordinatewise
 from lopt.core.learned import AbstractFeatures
 from lopt.learned.features import TIME_SCALES, AdafactorFeatures, MomentumFeatures
+from lopt.learned.forms import check_value
 from lopt.learned.hyperparameters import Learnable, learnable
 from lopt.learned.moments import LogAndSign, MomentFeatures, expand_names
 from lopt.learned.recurrent import LSTM, Scaled
@@ -22,7 +23,7 @@ def small_mlp(
 ) -> Coordinatewise:
     """The small MLP rule: 19 inputs, 1,762 weights.
 
-    It sees gradient, parameter, six momenta and time.
+    Its features are gradient, parameter, six momenta and time.
 
     Reference: Metz et al. 2019, arXiv:1810.10180.
     """
@@ -59,7 +60,7 @@ def dm(
     first_order: bool = True,
     biases: int = 1,
 ) -> Coordinatewise:
-    """The LSTM optimizer: two cells of 20 that see the gradient, 5,141 weights.
+    """The LSTM optimizer: two cells of 20 that read the gradient, 5,141 weights.
 
     Args:
         hidden: width of each cell.
@@ -87,12 +88,12 @@ def rnnprop(
     first_order: bool = True,
     biases: int = 1,
 ) -> Coordinatewise:
-    """RNNProp: an LSTM that sees normalised momentum and gradient, 6,641 weights.
+    """RNNProp: an LSTM that reads normalised momentum and gradient, 6,641 weights.
 
     The update is `multiplier` times the tanh of the network's output.
 
     Args:
-        features: what it sees, see `lopt.learned.MomentFeatures`; also as published, such as
+        features: names, see `lopt.learned.MomentFeatures`; also the published ones, such as
             "mt+gt+mom5+mom99".
         hidden: width of each cell.
         dense: width of the ELU layer in front.
@@ -103,9 +104,9 @@ def rnnprop(
 
     Reference: Lv et al. 2017, arXiv:1703.03633.
     """
-    seen = MomentFeatures(expand_names(features), decay, decay, first_order)
-    rule = LSTM(len(seen.chosen), hidden, dense, squash=True, biases=biases)
-    return Coordinatewise(seen, rule, Scaled(multiplier), normalise=False)
+    moments = MomentFeatures(expand_names(features), decay, decay, first_order)
+    rule = LSTM(len(moments.chosen), hidden, dense, squash=True, biases=biases)
+    return Coordinatewise(moments, rule, Scaled(multiplier), normalise=False)
 
 
 def small_rnnprop(
@@ -130,8 +131,7 @@ def LearnableAdam(
 ) -> Learnable:
     """Adam with four hyperparameters as theta.
 
-    The 1e-8 inside its root (`eps_root`, zero in Optax) is that of the reference implementation,
-    which weights of it expect; derivatives would be finite without it, see `Learnable`.
+    `eps_root`, zero in Optax, is 1e-8 as in the reference implementation and its weights.
     """
     adam = functools.partial(optax.adam, eps_root=1e-8)
     return learnable(adam, learning_rate=learning_rate, b1=b1, b2=b2, eps=eps)
@@ -140,7 +140,7 @@ def LearnableAdam(
 def momentum_sgd(effective_rate: Any, momentum: Any) -> optax.GradientTransformation:
     """SGD with momentum mu and the rate a = effective_rate (1 - mu).
 
-    A gradient that stays the same moves params by the effective rate, whatever the momentum.
+    A constant gradient moves params by the effective rate per step, whatever the momentum.
     """
     return optax.sgd(effective_rate * (1 - momentum), momentum=momentum)
 
@@ -184,10 +184,7 @@ def inverse_time_momentum(
         raise ValueError(
             f"inverse_time_momentum(learn={learn}) must name some of {', '.join(known)}."
         )
-    if not 0 <= momentum < 1:
-        raise ValueError(
-            f"inverse_time_momentum(momentum={momentum}) must be at least 0 and below 1; try 0.9."
-        )
+    check_value(f"inverse_time_momentum(momentum={momentum})", momentum, "log_one_minus")
     names = ["initial" if name == "learning_rate" else name for name in learn if name != "momentum"]
     rate = learning_rate / (1 - momentum) if effective else learning_rate
     decay = InverseTime(rate, power, time_constant, tuple(names))

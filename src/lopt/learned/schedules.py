@@ -92,8 +92,8 @@ class PerStep(AbstractSchedule):
     def __init__(self, values: Any, length: int | None = None) -> None:
         several = np.ndim(values) > 0
         self.values = tuple(float(value) for value in values) if several else float(values)
-        count = len(values) if several else None
-        self.length: Any = count if length is None else length
+        count = len(values) if several else 0
+        self.length = count if length is None else length
         check_integer("PerStep", "length", self.length, hint=count or 100)
         if several and self.length != count:
             raise ValueError(f"PerStep(length={length}) must be the number of values; try {count}.")
