@@ -63,16 +63,16 @@ def mirror(states: Sequence[State], like: State, structure: Any) -> State:
     return inner.unflatten([structure.unflatten(column) for column in columns])
 
 
-def unmirror(state: State, like: State, structure: Any) -> list[State]:
+def unmirror(state: State, structure: Any) -> list[State]:
     """Undoes `mirror`.
 
     Raises:
         ValueError: if the state is not one of params with this structure.
     """
-    inner: Any = jax.tree.structure(like)
+    trees, inner = jax.tree.flatten(state, is_leaf=lambda x: jax.tree.structure(x) == structure)
     try:
-        columns = [structure.flatten_up_to(tree) for tree in inner.flatten_up_to(state)]
-    except (ValueError, TypeError) as error:
+        columns = [structure.flatten_up_to(tree) for tree in trees]
+    except ValueError as error:
         raise ValueError(
             "The state of a learned optimizer is not a state of these params; begin with "
             f"optimizer.init(params). {error}"

@@ -79,16 +79,13 @@ def start(
     params: PyTree,
     key: Key,
 ) -> TrainState:
-    """Returns the state before the first step.
+    """Returns the state of a run before its first step.
 
     Args:
         estimator: a task, or an estimator of a meta-gradient.
         optimizer: any Optax optimizer.
-        params: a pytree of floating-point arrays.
+        params: a pytree of floating-point arrays, others are refused.
         key: the key of the whole run, from `jax.random.key`.
-
-    Raises:
-        TypeError: if a leaf of `params` is not a floating-point array, or `key` is not a key.
     """
     check_key("start", key)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -101,14 +98,8 @@ def start(
     # A weakly typed leaf would become strongly typed after one step and be traced twice.
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), params)
     # Steps fold 0, 1, 2, ... into the key; this is none of them, and free if it is not used.
-    prepare_key = jax.random.fold_in(key, 2**32 - 1)
-    return TrainState(
-        params=params,
-        opt_state=optimizer.init(params),
-        estimator_state=estimator.prepare(params, prepare_key),
-        key=key,
-        step=jnp.zeros((), jnp.int32),
-    )
+    carried = estimator.prepare(params, jax.random.fold_in(key, 2**32 - 1))
+    return TrainState(params, optimizer.init(params), carried, key, jnp.zeros((), jnp.int32))
 
 
 def take(
@@ -132,20 +123,11 @@ def take(
     updates, opt_state = optax.with_extra_args_support(optimizer).update(
         estimate.grads, state.opt_state, state.params, value=estimate.loss, **estimate.extra
     )
-    step = Step(
-        step=state.step,
-        key=key,
-        params=state.params,
-        opt_state=state.opt_state,
-        estimator_state=estimator_state,
-        loss=estimate.loss,
-        grads=estimate.grads,
-        updates=updates,
-        dropped=estimate.dropped,
-        extra=estimate.extra,
-    )
+    found = state.step, key, state.params, state.opt_state, estimator_state
+    given = estimate.loss, estimate.grads, updates, estimate.dropped, estimate.extra
     params = optax.apply_updates(state.params, updates)
-    return TrainState(params, opt_state, estimator_state, state.key, state.step + 1), step
+    new = TrainState(params, opt_state, estimator_state, state.key, state.step + 1)
+    return new, Step(*found, *given)
 
 
 @eqx.filter_jit
