@@ -31,15 +31,10 @@ COPIED = 1024
 
 
 class CoordinatewiseState(eqx.Module):
-    """The state of a coordinatewise optimizer.
+    """The number of steps taken, and the accumulators and memory of one tensor.
 
-    Attributes:
-        step: the number of steps taken.
-        features: the accumulators of one tensor, of which every array is a tree like params.
-        memory: the rule's memory, likewise.
-
-    Arrays have the shape of their leaf behind one bank axis, or lack one of its axes if they are
-    factored; they are at least float32.
+    In place of each array is a tree like params of arrays, of at least float32, with the shape of
+    their leaf behind one bank axis, or without one of its axes if they are factored.
     """
 
     step: Int[Array, ""]
@@ -61,7 +56,7 @@ class Inputs(eqx.Module):
     memory: State
 
     def at(self, coordinates: Int[Array, " chosen"]) -> "Inputs":
-        """Returns the inputs of some coordinates; those of others than there are, are NaN."""
+        """Returns the inputs of some coordinates, NaN for those that there are not."""
 
         def pick(array: Array) -> Array:
             return array.at[:, coordinates].get(mode="fill", fill_value=jnp.nan)
@@ -73,11 +68,9 @@ class Coordinatewise(AbstractLearnedOptimizer):
     """One rule applied to every coordinate: update = scale(rule(features)).
 
     Attributes:
-        features: what the rule sees.
-        rule: features to outputs.
+        features, rule: what the rule sees, and what it makes of that.
         scale: the rule's outputs, stacked in front, to the update that is added to the parameter.
-        normalise: whether each column is given unit second moment over its tensor, that is
-            multiplied by 1 / sqrt(1e-5 + <column^2>).
+        normalise: whether each column is multiplied by 1 / sqrt(1e-5 + <column^2>) of its tensor.
         block_size: the number of coordinates that a slab of a larger tensor has, about.
         stacked: names of keys or attributes of params, such as "blocks" or ("encoder", "decoder"):
             what lies below them holds tensors of its own along a first axis, one more for each name
@@ -144,7 +137,8 @@ class Coordinatewise(AbstractLearnedOptimizer):
         done: list[Any] = [(stack.grad, stack.features, stack.memory) for stack in stacks]
         programs: dict[Any, dict[Any, list[int]]] = {}
         for i, stack in enumerate(stacks):
-            shape, alone = stack.param.shape[1:], None
+            shape: Any = stack.param.shape[1:]
+            alone: Any = None
             if is_sharded(stack.param):
                 # What is stacked already may be sharded along that axis, and stays as it is.
                 alone = shape, jax.typeof(stack.param).sharding, len(stack.param) > 1 and i
@@ -200,6 +194,7 @@ class Coordinatewise(AbstractLearnedOptimizer):
             memories = [_flat(groups[i].memory, shape) for i, shape in shapes.items()]
             memory = jax.tree.map(lambda *arrays: tensors.join(arrays, 1), *memories)
             columns = tensors.join([seen[i][0] for i in batch], 1)
+            structure: Any
             found, structure = jax.tree.flatten(self._apply(theta, step, columns, memory))
             parts = [tensors.split(x, [(groups[i].param.size,) for i in batch]) for x in found]
             for (i, shape), own in zip(shapes.items(), zip(*parts, strict=True), strict=True):
@@ -278,9 +273,9 @@ class Coordinatewise(AbstractLearnedOptimizer):
             names = [jax.tree_util.keystr((key,), simple=True) for key in path]
             axes = sum(name in self.stacked for name in names)
             if axes > leaf.ndim:
+                where = f"{jax.tree_util.keystr(path)} has, whose shape is {leaf.shape}"
                 raise ValueError(
-                    f"Coordinatewise(stacked={self.stacked}) needs more axes than "
-                    f"{jax.tree_util.keystr(path)} has, whose shape is {leaf.shape}; name "
+                    f"Coordinatewise(stacked={self.stacked}) needs more axes than {where}; name "
                     "what holds stacked layers only."
                 )
             hows.append(tensors.Stacking(leaf.shape[:axes], axes == leaf.ndim))
@@ -292,8 +287,7 @@ class Coordinatewise(AbstractLearnedOptimizer):
         """Returns what belongs to each leaf of params, as a stack of tensors."""
         if params is None:
             raise ValueError(
-                "Coordinatewise.update(params=None): its features see the parameters; "
-                "pass them, as in optimizer.update(grads, state, params)."
+                "Coordinatewise.update(params=None): its features see the parameters; pass them."
             )
         leaves, hows, structure = self._flatten(params)
         try:

@@ -26,15 +26,7 @@ KEPT = "lopt.kept"
 
 
 class TrainState(eqx.Module):
-    """Everything that the rest of a run depends on.
-
-    Attributes:
-        params: the weights being trained.
-        opt_state: the optimizer's state.
-        estimator_state: the gradient estimator's state.
-        key: the run's key; the key of each step is folded in from it.
-        step: the number of steps taken.
-    """
+    """Everything that the rest of a run depends on; the key of each step is folded into `key`."""
 
     params: Params
     opt_state: State
@@ -109,16 +101,10 @@ def take(
     estimator_state: State,
     key: Key,
 ) -> tuple[TrainState, Step]:
-    """Takes one step with an estimate, wherever that was made.
+    """Takes one step with an estimate at `state.params`, wherever that was made.
 
-    With u, o' = optimizer(g, o, params) the step is params' = params + u.
-
-    Args:
-        optimizer: any Optax optimizer; it is passed the loss as `value`, and `estimate.extra`.
-        state: before the step.
-        estimate: loss and gradient at `state.params`.
-        estimator_state: the estimator's, as the estimate leaves it.
-        key: that of the step, for the record alone.
+    With u, o' = optimizer(g, o, params) the step is params' = params + u. The optimizer is passed
+    the loss as `value`, and `estimate.extra`; `key` is for the record alone.
     """
     updates, opt_state = optax.with_extra_args_support(optimizer).update(
         estimate.grads, state.opt_state, state.params, value=estimate.loss, **estimate.extra
@@ -152,9 +138,8 @@ def unroll(
         state: from `start`, or from an earlier `unroll`.
         num_steps: at least 1; a Python integer.
         record: what to keep of each step, a function from `Step` to any pytree of arrays.
-        segments: into how many equal parts the steps are cut for reverse mode. Memory then holds
-            `segments` + `num_steps / segments` states, for another half of the time (Griewank &
-            Walther 2000).
+        segments: into how many equal parts the steps are cut for reverse mode: memory holds this +
+            `num_steps` / this states, for another half of the time (Griewank & Walther 2000).
         keep_products: whether reverse mode keeps every matrix product of the forward pass.
 
     Returns:
