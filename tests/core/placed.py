@@ -86,10 +86,11 @@ def largest_collective(program):
     return max(sizes)
 
 
-def sharded(kind):
+def sharded(kind, names):
     mesh = jax.make_mesh((4,), ("x",), axis_types=(AxisType[kind],))
     found = {}
-    for name, learned in RULES.items():
+    for name in names or RULES:
+        learned = RULES[name]
         theta = jax.tree.map(lambda w: w * 1.01, learned.init(KEY))
         optimizer = learned.optimizer(theta)
         params, grads = values(0), values(1)
@@ -186,6 +187,6 @@ def specs():
 
 
 if __name__ == "__main__":
-    what = sys.argv[1]
-    result = sharded(what) if what in ("Auto", "Explicit") else globals()[what]()
+    what, *names = sys.argv[1:]
+    result = sharded(what, names) if what in ("Auto", "Explicit") else globals()[what]()
     print(json.dumps(result))

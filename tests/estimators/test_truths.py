@@ -369,7 +369,7 @@ BAD = [
     (lambda: lopt.ForwardMode(INNER, directions=0), "directions=0"),
     (lambda: lopt.ForwardMode(INNER, at_once=0), "at_once=0"),
     (lambda: lopt.TruncatedBackprop(INNER, 10, segments=3), "segments=3.*divide"),
-    (lambda: INNER.meta_loss(INNER.learned.init(KEY), KEY, 3), "segments=3.*num_steps=10"),
+    (lambda: INNER.meta_loss(INNER.learned.init(KEY), KEY, segments=3), "segments=3.*num_steps=10"),
     (lambda: lopt.Sum(()), "at least one"),
     (lambda: lopt.Sum((lopt.ES(INNER),), (1.0, 2.0)), "1 finite numbers"),
     (lambda: lopt.Sum((lopt.ES(INNER),), (float("nan"),)), "1 finite numbers"),

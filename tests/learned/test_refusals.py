@@ -73,6 +73,14 @@ BAD = {
         lambda: check_integer("RecordSettings", "lags", 31, most=30),
         r"RecordSettings\(lags=31\) must be at most 30; try 30\.",
     ),
+    "old objective": (
+        lambda: lopt.InnerTraining(TASK, sgd(), 50, lambda task, step: step.loss),
+        r"objective=.*must take \(task, step, num_steps\).*such as lopt.train_loss",
+    ),
+    "no length": (
+        lambda: lopt.learnable(optax.sgd, learning_rate=Cosine(0.1)).optimizer({}),
+        r"needs the length of the run; try learned.optimizer\(theta, num_steps=1000\)",
+    ),
 }
 
 
@@ -83,9 +91,10 @@ def test_it_has_one_clear_error(name):
         make()
 
 
-def test_switches_are_no_counts():
+@pytest.mark.parametrize("arguments", [(True,), (0,)])
+def test_switches_are_no_counts(arguments):
     with pytest.raises((TypeError, ValueError), match="positive integer"):
-        lopt.FinalLoss(True)
+        lopt.FinalLoss(*arguments)
     with pytest.raises((TypeError, ValueError), match=r"length=True|Type-check"):
         PerStep(0.1, True)
 

@@ -13,7 +13,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+from typing_extensions import override
 
+from lopt.core import tensors
 from lopt.core.devices import is_sharded
 from lopt.core.learned import (
     AbstractFeatures,
@@ -22,21 +24,6 @@ from lopt.core.learned import (
     Columns,
     Tensor,
 )
-from lopt.core.tensors import (
-    BLOCK_SIZE,
-    Stacking,
-    as_tensor,
-    concatenate,
-    divide,
-    end_to_end,
-    from_end_to_end,
-    join,
-    map_blocks,
-    map_stack,
-    mirror,
-    split,
-    unmirror,
-)
 from lopt.core.types import Key, NumSteps, Params, Scalar, State, Theta, as_pytree
 
 # Memory of more coordinates than this costs more to copy than another application of a rule does.
@@ -44,15 +31,10 @@ COPIED = 1024
 
 
 class CoordinatewiseState(eqx.Module):
-    """The state of a coordinatewise optimizer.
+    """The number of steps taken, and the accumulators and memory of one tensor.
 
-    Attributes:
-        step: the number of steps taken.
-        features: the accumulators of one tensor, of which every array is a tree like params.
-        memory: the rule's memory, likewise.
-
-    Arrays have the shape of their leaf behind one bank axis, or lack one of its axes if they are
-    factored; they are at least float32.
+    In place of each array is a tree like params of arrays, of at least float32, with the shape of
+    their leaf behind one bank axis, or without one of its axes if they are factored.
     """
 
     step: Int[Array, ""]
@@ -64,8 +46,7 @@ class Inputs(eqx.Module):
     """What a rule was given at a step, for every coordinate of params in tree order.
 
     Attributes:
-        columns: features that differ between coordinates, as the rule sees them: normalised if it
-            has them so.
+        columns: features that differ between coordinates, as the rule sees them, normalised or not.
         shared: features that all coordinates share.
         memory: the rule's memory before the step, arrays with coordinates on their last axis.
     """
@@ -75,7 +56,7 @@ class Inputs(eqx.Module):
     memory: State
 
     def at(self, coordinates: Int[Array, " chosen"]) -> "Inputs":
-        """Returns the inputs of some coordinates; those of others than there are, are NaN."""
+        """Returns the inputs of some coordinates, NaN for those that there are not."""
 
         def pick(array: Array) -> Array:
             return array.at[:, coordinates].get(mode="fill", fill_value=jnp.nan)
@@ -87,11 +68,9 @@ class Coordinatewise(AbstractLearnedOptimizer):
     """One rule applied to every coordinate: update = scale(rule(features)).
 
     Attributes:
-        features: what the rule sees.
-        rule: features to outputs.
+        features, rule: what the rule sees, and what it makes of that.
         scale: the rule's outputs, stacked in front, to the update that is added to the parameter.
-        normalise: whether each column is given unit second moment over its tensor, that is
-            multiplied by 1 / sqrt(1e-5 + <column^2>).
+        normalise: whether each column is multiplied by 1 / sqrt(1e-5 + <column^2>) of its tensor.
         block_size: the number of coordinates that a slab of a larger tensor has, about.
         stacked: names of keys or attributes of params, such as "blocks" or ("encoder", "decoder"):
             what lies below them holds tensors of its own along a first axis, one more for each name
@@ -105,7 +84,7 @@ class Coordinatewise(AbstractLearnedOptimizer):
     rule: AbstractRule
     scale: Callable[[Columns], Tensor] = eqx.field(converter=as_pytree)
     normalise: bool = eqx.field(static=True, default=True)
-    block_size: int = eqx.field(static=True, default=BLOCK_SIZE)
+    block_size: int = eqx.field(static=True, default=tensors.BLOCK_SIZE)
     stacked: tuple[str, ...] = eqx.field(
         static=True, default=(), converter=lambda s: (s,) if isinstance(s, str) else tuple(s)
     )
@@ -120,29 +99,29 @@ class Coordinatewise(AbstractLearnedOptimizer):
         if self.block_size < 1:
             raise ValueError(f"Coordinatewise(block_size={self.block_size}) must be at least 1.")
 
+    @override
     def init(self, key: Key) -> Theta:
-        """Returns the initial weights of features and rule."""
         features_key, rule_key = jax.random.split(key)
         return {"features": self.features.init(features_key), "rule": self.rule.init(rule_key)}
 
+    @override
     def begin(
         self, theta: Theta, params: Params, num_steps: NumSteps = None
     ) -> CoordinatewiseState:
-        """Returns empty accumulators and the rule's initial memory."""
-
         def one(tensor: Tensor) -> tuple[State, State]:
             memory = self.rule.begin(_cast(theta["rule"], tensor), tensor.shape)
             # The sum lies on devices as the tensor does.
             zero = jnp.zeros_like(tensor)[None]
             return self.features.begin(tensor), jax.tree.map(lambda m: m + zero, memory)
 
-        leaves, stackings, structure = self._flatten(params)
+        leaves, hows, structure = self._flatten(params)
         states = [
-            map_stack(one, (how.stack(jnp.zeros_like(leaf)),))
-            for how, leaf in zip(stackings, leaves, strict=True)
+            tensors.map_stack(one, (how.stack(jnp.zeros_like(leaf)),))
+            for how, leaf in zip(hows, leaves, strict=True)
         ]
-        return self._state(theta, 0, states, stackings, structure)
+        return self._state(theta, jnp.zeros((), jnp.int32), states, hows, structure)
 
+    @override
     def update(
         self,
         theta: Theta,
@@ -153,39 +132,34 @@ class Coordinatewise(AbstractLearnedOptimizer):
         value: Scalar | None = None,
         **extra: Any,
     ) -> tuple[Params, CoordinatewiseState]:
-        """Returns updates in the dtype of `params`, and the next state.
-
-        Raises:
-            ValueError: if `params` is missing, or `grads` or `state` do not belong to it.
-        """
-        stacks, stackings, structure = self._stacks(theta, grads, state, params)
-        updates: list[Tensor | None] = [
-            None if stack.grad is None else jnp.zeros_like(stack.param) for stack in stacks
-        ]
-        states = [(stack.features, stack.memory) for stack in stacks]
-        together: dict[Any, dict[Any, list[int]]] = {}
+        stacks, hows, structure = self._stacks(theta, grads, state, params)
+        # Without a gradient there is no update, and without coordinates nothing to compute.
+        done: list[Any] = [(stack.grad, stack.features, stack.memory) for stack in stacks]
+        programs: dict[Any, dict[Any, list[int]]] = {}
         for i, stack in enumerate(stacks):
-            if stack.grad is None or not stack.param.size:
-                continue
-            shape, sharded = stack.param.shape[1:], is_sharded(stack.param)
-            large = sharded or math.prod(shape) > self.block_size
-            # What is stacked already may be sharded along that axis, and stays as it is.
-            own = (jax.typeof(stack.param).sharding, i if len(stack.param) > 1 else None)
-            kind = (stack.param.dtype, (shape, own if sharded else None) if large else None)
-            together.setdefault(kind, {}).setdefault(shape, []).append(i)
-        for (_, large), shapes in together.items():
-            groups = [concatenate([stacks[i] for i in places]) for places in shapes.values()]
-            work = self._together if large is None else self._apart
-            for places, done in zip(shapes.values(), work(theta, state.step, groups), strict=True):
-                parts = divide(done, [len(stacks[i].param) for i in places])
-                for i, (update, *new) in zip(places, parts, strict=True):
-                    updates[i], states[i] = update, tuple(new)
-        leaves = [
-            None if update is None else how.unstack(update).astype(jnp.result_type(leaf))
-            for how, update, leaf in zip(stackings, updates, jax.tree.leaves(params), strict=True)
+            shape: Any = stack.param.shape[1:]
+            alone: Any = None
+            if is_sharded(stack.param):
+                # What is stacked already may be sharded along that axis, and stays as it is.
+                alone = shape, jax.typeof(stack.param).sharding, len(stack.param) > 1 and i
+            elif math.prod(shape) > self.block_size:
+                alone = shape
+            if stack.grad is not None and stack.param.size:
+                program = programs.setdefault((stack.param.dtype, alone), {})
+                program.setdefault(shape, []).append(i)
+        for (_, alone), program in programs.items():
+            work = self._together if alone is None else self._apart
+            groups = [tensors.concatenate([stacks[i] for i in same]) for same in program.values()]
+            for same, found in zip(program.values(), work(theta, state.step, groups), strict=True):
+                parts = tensors.divide(found, [len(stacks[i].param) for i in same])
+                for i, part in zip(same, parts, strict=True):
+                    done[i] = part
+        updates = [
+            None if one is None else how.unstack(one).astype(jnp.result_type(leaf))
+            for (one, *_), how, leaf in zip(done, hows, jax.tree.leaves(params), strict=True)
         ]
-        new = self._state(theta, state.step + 1, states, stackings, structure)
-        return structure.unflatten(leaves), new
+        new = self._state(theta, state.step + 1, [one[1:] for one in done], hows, structure)
+        return structure.unflatten(updates), new
 
     def inputs(
         self, theta: Theta, grads: Params, state: CoordinatewiseState, params: Params
@@ -195,12 +169,12 @@ class Coordinatewise(AbstractLearnedOptimizer):
         All features of all coordinates exist at once: of a million weights and 40 features, 160 MB.
         """
         stacks, _, _ = self._stacks(theta, grads, state, params)
-        dtype = jnp.result_type(*(stack.param.dtype for stack in stacks))
+        dtype = max((stack.param.dtype for stack in stacks), key=lambda dtype: dtype.itemsize)
         stacks = [jax.tree.map(lambda leaf: leaf.astype(dtype), stack) for stack in stacks]
         columns = [self._columns(theta, state.step, stack)[0] for stack in stacks]
         memories = [_flat(stack.memory, stack.param.shape[1:]) for stack in stacks]
-        memory = jax.tree.map(lambda *arrays: join(arrays, 1), *memories)
-        return Inputs(join(columns, 1), self.features.shared(state.step, dtype), memory)
+        memory = jax.tree.map(lambda *arrays: tensors.join(arrays, 1), *memories)
+        return Inputs(tensors.join(columns, 1), self.features.shared(state.step, dtype), memory)
 
     def _together(
         self, theta: Theta, step: Int[Array, ""], groups: list["_Stack"]
@@ -218,19 +192,14 @@ class Coordinatewise(AbstractLearnedOptimizer):
         for batch in filter(None, batches):
             shapes = {i: groups[i].param.shape[1:] for i in batch}
             memories = [_flat(groups[i].memory, shape) for i, shape in shapes.items()]
-            memory = jax.tree.map(lambda *arrays: join(arrays, 1), *memories)
-            columns = join([seen[i][0] for i in batch], 1)
-            sizes = [(groups[i].param.size,) for i in batch]
-            found = jax.tree.map(
-                lambda array, sizes=sizes: split(array, sizes),
-                self._apply(theta, step, columns, memory),
-            )
-            for k, (i, shape) in enumerate(shapes.items()):
-                update, memory = jax.tree.map(
-                    lambda parts, k=k, shape=shape: from_end_to_end(parts[k], shape),
-                    found,
-                    is_leaf=lambda node: isinstance(node, list),
-                )
+            memory = jax.tree.map(lambda *arrays: tensors.join(arrays, 1), *memories)
+            columns = tensors.join([seen[i][0] for i in batch], 1)
+            structure: Any
+            found, structure = jax.tree.flatten(self._apply(theta, step, columns, memory))
+            parts = [tensors.split(x, [(groups[i].param.size,) for i in batch]) for x in found]
+            for (i, shape), own in zip(shapes.items(), zip(*parts, strict=True), strict=True):
+                stacked = [tensors.from_end_to_end(array, shape) for array in own]
+                update, memory = structure.unflatten(stacked)
                 done[i] = update, seen[i][1], memory
         return [done[i] for i in range(len(groups))]
 
@@ -246,8 +215,8 @@ class Coordinatewise(AbstractLearnedOptimizer):
             factors = [self._factor(_sums(stack, param) / param.size) for stack in stacks]
             return _concatenate(stacks, param, factors), new
 
-        columns, new = map_stack(one, group[:3])
-        return end_to_end(columns, group.param.shape[1:]), new
+        columns, new = tensors.map_stack(one, group[:3])
+        return tensors.end_to_end(columns, group.param.shape[1:]), new
 
     def _apart(
         self, theta: Theta, step: Int[Array, ""], groups: list["_Stack"]
@@ -275,14 +244,13 @@ class Coordinatewise(AbstractLearnedOptimizer):
                 columns = _concatenate(self.features.columns(view), param, factors)
                 return self._apply(theta, step, columns, memory)
 
-            whole = sharded or self.rule.is_elementwise
-            block_size = param.size if whole else self.block_size
-            totals = map_blocks(sums, (view, param), param.shape, block_size)
+            size = param.size if sharded or self.rule.is_elementwise else self.block_size
+            totals = tensors.map_blocks(sums, (view, param), param.shape, size)
             factors = [self._factor(jnp.stack(total) / param.size) for total in totals]
-            update, memory = map_blocks(apply, (view, memory, param), param.shape, block_size)
-            return update, new, memory
+            done = tensors.map_blocks(apply, (view, memory, param), param.shape, size)
+            return done[0], new, done[1]
 
-        return [map_stack(one, group, one_by_one=not sharded)]
+        return [tensors.map_stack(one, group, one_by_one=not sharded)]
 
     def _apply(
         self, theta: Theta, step: Int[Array, ""], columns: Columns, memory: State
@@ -297,69 +265,65 @@ class Coordinatewise(AbstractLearnedOptimizer):
         """Returns what gives features of these second moments unit ones, or ones."""
         return jax.lax.rsqrt(1e-5 + moments) if self.normalise else jnp.ones_like(moments)
 
-    def _flatten(self, params: Params) -> tuple[list[Tensor], list[Stacking], Any]:
+    def _flatten(self, params: Params) -> tuple[list[Tensor], list[tensors.Stacking], Any]:
         """Returns params as tensors, how each is stacked, and their structure."""
         paths, structure = jax.tree_util.tree_flatten_with_path(params)
-        leaves, stackings = [as_tensor(leaf) for _, leaf in paths], []
+        leaves, hows = [tensors.as_tensor(leaf) for _, leaf in paths], []
         for leaf, (path, _) in zip(leaves, paths, strict=True):
             names = [jax.tree_util.keystr((key,), simple=True) for key in path]
             axes = sum(name in self.stacked for name in names)
             if axes > leaf.ndim:
+                where = f"{jax.tree_util.keystr(path)} has, whose shape is {leaf.shape}"
                 raise ValueError(
-                    f"Coordinatewise(stacked={self.stacked}) needs more axes than "
-                    f"{jax.tree_util.keystr(path)} has, whose shape is {leaf.shape}; name "
+                    f"Coordinatewise(stacked={self.stacked}) needs more axes than {where}; name "
                     "what holds stacked layers only."
                 )
-            stackings.append(Stacking(leaf.shape[:axes], axes == leaf.ndim))
-        return leaves, stackings, structure
+            hows.append(tensors.Stacking(leaf.shape[:axes], axes == leaf.ndim))
+        return leaves, hows, structure
 
     def _stacks(
         self, theta: Theta, grads: Params, state: CoordinatewiseState, params: Params | None
-    ) -> tuple[list["_Stack"], list[Stacking], Any]:
+    ) -> tuple[list["_Stack"], list[tensors.Stacking], Any]:
         """Returns what belongs to each leaf of params, as a stack of tensors."""
         if params is None:
             raise ValueError(
-                "Coordinatewise.update(params=None): its features see the parameters; "
-                "pass them, as in optimizer.update(grads, state, params)."
+                "Coordinatewise.update(params=None): its features see the parameters; pass them."
             )
-        leaves, stackings, structure = self._flatten(params)
+        leaves, hows, structure = self._flatten(params)
         try:
             slopes = structure.flatten_up_to(grads)
         except ValueError as error:
             raise ValueError(
-                f"Coordinatewise.update(grads) has structure {jax.tree.structure(grads)}, but "
-                f"params has {structure}; differentiate with respect to the same pytree that is "
-                "passed as params."
+                "Coordinatewise.update(grads) has another structure than params; differentiate "
+                f"with respect to the same pytree. {error}"
             ) from error
-        states = unmirror((state.features, state.memory), self._like(theta), structure)
+        states = tensors.unmirror((state.features, state.memory), structure)
         stacks = []
-        for leaf, how, slope, old in zip(leaves, stackings, slopes, states, strict=True):
+        for leaf, how, slope, old in zip(leaves, hows, slopes, states, strict=True):
             if slope is not None and jnp.shape(slope) != leaf.shape:
                 raise ValueError(
                     f"Coordinatewise.update(grads) has an array of shape {jnp.shape(slope)} where "
                     f"params has {leaf.shape}; pass the gradient at these params."
                 )
-            grad = None if slope is None else how.stack(as_tensor(slope).astype(leaf.dtype))
+            grad = None if slope is None else how.stack(tensors.as_tensor(slope).astype(leaf.dtype))
             features, memory = jax.tree.map(lambda array, how=how: how.stack(array, 1), old)
             stacks.append(_Stack(grad, features, how.stack(leaf), memory))
-        return stacks, stackings, structure
+        return stacks, hows, structure
 
     def _state(
-        self, theta: Theta, step: Any, states: list[Any], stackings: list[Stacking], structure: Any
+        self, theta: Theta, step: Array, states: list[Any], hows: list[Any], structure: Any
     ) -> CoordinatewiseState:
         """Returns the state of these stacks, in trees like params."""
         own = [
             jax.tree.map(lambda array, how=how: how.unstack(array, 1), one)
-            for how, one in zip(stackings, states, strict=True)
+            for how, one in zip(hows, states, strict=True)
         ]
-        features, memory = mirror(own, self._like(theta), structure)
-        return CoordinatewiseState(jnp.asarray(step, jnp.int32), features, memory)
-
-    def _like(self, theta: Theta) -> tuple[State, State]:
-        """Returns the state of one tensor, as shapes."""
         tensor = jax.ShapeDtypeStruct((1, 1), jnp.float32)
-        memory = jax.eval_shape(lambda theta: self.rule.begin(theta, (1, 1)), theta["rule"])
-        return jax.eval_shape(self.features.begin, tensor), memory
+        like = jax.eval_shape(
+            lambda tensor, theta: (self.features.begin(tensor), self.rule.begin(theta, (1, 1))),
+            *(tensor, theta["rule"]),
+        )
+        return CoordinatewiseState(step, *tensors.mirror(own, like, structure))
 
 
 class _Stack(NamedTuple):
@@ -387,7 +351,7 @@ def _concatenate(stacks: tuple[Columns, ...], like: Tensor, factors: list[Tensor
 
 
 def _flat(memory: State, shape: tuple[int, ...]) -> State:
-    return jax.tree.map(lambda array: end_to_end(array, shape), memory)
+    return jax.tree.map(lambda array: tensors.end_to_end(array, shape), memory)
 
 
 def _cast(theta: Theta, tensor: Tensor) -> Theta:

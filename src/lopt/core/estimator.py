@@ -19,8 +19,7 @@ class Estimate(eqx.Module):
         loss: the loss at the parameters (for evolution strategies: the mean over both partners).
         grads: a direction of steepest ascent, same structure, shapes and dtypes as the parameters.
         dropped: how many particles were left out because they were not finite.
-        extra: what else the optimizer is told, by name, such as a validation loss: keyword
-            arguments of its `update`.
+        extra: further keyword arguments of the optimizer's `update`, such as a validation loss.
     """
 
     loss: Scalar

@@ -1,13 +1,12 @@
-"""Inner training: how a learned optimizer is judged.
+"""Inner training: how a learned optimizer is judged, and the same as a task.
 
 `InnerTraining` says which tasks it trains, for how long, and what counts; an `Episode` is one such
-run in progress. `MetaTask` makes of it a task whose parameters are theta, so that anything that
-trains a network can train an optimizer.
+run in progress. The parameters of a `MetaTask` are theta.
 """
 
 import inspect
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import equinox as eqx
 import jax
@@ -37,10 +36,9 @@ def validation_loss(task: AbstractTask, step: Step, num_steps: Int[Array, ""]) -
 
 
 class RampedLoss(eqx.Module):
-    """The training loss, weighted more the later: 2 (t + 1) / num_steps times that of step t.
+    """2 (t + 1) / num_steps times the training loss of step t.
 
-    The plain mean over an episode is ruled by its first steps, in which losses are large; with
-    this one, what counts is more nearly where training arrives.
+    The plain mean over an episode is ruled by its large first losses, this one less so.
     """
 
     def __call__(self, task: AbstractTask, step: Step, num_steps: Int[Array, ""]) -> Scalar:
@@ -49,10 +47,9 @@ class RampedLoss(eqx.Module):
 
 
 class FinalLoss(eqx.Module):
-    """The loss that training ends with: that after the last step, on fresh batches.
+    """The loss after the last step, on fresh batches.
 
-    It is `num_steps` times that loss at the last step of an episode and zero at the others, so that
-    the meta-loss, a mean over steps, is the final loss itself.
+    It counts `num_steps` times and other steps zero, so that the mean over steps is that loss.
 
     Attributes:
         batches: over how many batches the loss is averaged.
@@ -81,12 +78,7 @@ class FinalLoss(eqx.Module):
 
 
 def mean_loss(
-    task: AbstractTask,
-    params: Params,
-    state: State,
-    key: Key,
-    batches: int,
-    split: Split = "train",
+    task: AbstractTask, params: Params, state: State, key: Key, batches: int, split: Split = "train"
 ) -> Scalar:
     """Returns the mean loss over some batches, one computed after another."""
 
@@ -97,13 +89,7 @@ def mean_loss(
 
 
 class Episode(eqx.Module):
-    """One inner training run in progress. It remembers its task's key, not the task's data.
-
-    Attributes:
-        task_key: what the task is drawn with.
-        train: the run.
-        num_steps: how long it will be.
-    """
+    """An inner training run of `num_steps` in progress; it holds its task's key, not its data."""
 
     task_key: Key
     train: TrainState
@@ -130,8 +116,7 @@ class InnerTraining(eqx.Module):
         tasks: the tasks to train.
         learned: the optimizer that trains them.
         horizon: inner steps per episode, at most 2**30.
-        objective: (task, step, num_steps) to the scalar that is to become small; `train_loss` by
-            default.
+        objective: (task, step, num_steps) to the scalar that is to become small.
     """
 
     tasks: AbstractTaskFamily
@@ -142,9 +127,8 @@ class InnerTraining(eqx.Module):
     def __check_init__(self) -> None:
         check_integer("InnerTraining", "horizon", self.horizon, most=LONGEST, hint=100)
         most = self.learned.max_steps
-        check_length(
-            f"InnerTraining(horizon={self.horizon})", self.horizon, most, f"horizon={most}"
-        )
+        run = f"InnerTraining(horizon={self.horizon})"
+        check_length(run, self.horizon, most, f"horizon={most}")
         try:
             inspect.signature(self.objective).bind(None, None, None)
         except TypeError as error:
@@ -154,10 +138,7 @@ class InnerTraining(eqx.Module):
             ) from error
 
     def begin(self, theta: Theta, key: Key, num_steps: Int[Array, ""] | None = None) -> Episode:
-        """Draws a task and its initial parameters; returns the episode before its first step.
-
-        `num_steps` is its length, `horizon` by default.
-        """
+        """Returns an episode of `num_steps`, `horizon` by default, before its first step."""
         length = jnp.asarray(self.horizon if num_steps is None else num_steps, jnp.int32)
         task_key, init_key, run_key = jax.random.split(key, 3)
         task = self.tasks.draw(task_key)
@@ -165,16 +146,11 @@ class InnerTraining(eqx.Module):
         return Episode(task_key, start(task, optimizer, task.init(init_key), run_key), length)
 
     def advance(
-        self,
-        theta: Theta,
-        episode: Episode,
-        num_steps: int,
-        segments: int = 1,
-        keep_products: bool = False,
+        self, theta: Theta, episode: Episode, num_steps: int, **reverse: Any
     ) -> tuple[Float[Array, " {num_steps}"], Episode]:
         """Takes `num_steps` inner steps; returns the objective at each, and the episode.
 
-        `segments` and `keep_products` are for reverse-mode differentiation, see `lopt.unroll`.
+        `reverse` may be `segments` and `keep_products` of `lopt.unroll`.
         """
         task = self.tasks.draw(episode.task_key)
         train, losses = unroll(
@@ -183,18 +159,13 @@ class InnerTraining(eqx.Module):
             episode.train,
             num_steps,
             record=_Measured(self.objective, task, episode.num_steps),
-            segments=segments,
-            keep_products=keep_products,
+            **reverse,
         )
         return losses, Episode(episode.task_key, train, episode.num_steps)
 
-    def meta_loss(
-        self, theta: Theta, key: Key, segments: int = 1, keep_products: bool = False
-    ) -> Scalar:
-        """Returns the meta-loss of a whole episode."""
-        episode = self.begin(theta, key)
-        losses, _ = self.advance(theta, episode, self.horizon, segments, keep_products)
-        return jnp.mean(losses)
+    def meta_loss(self, theta: Theta, key: Key, **reverse: Any) -> Scalar:
+        """Returns the meta-loss of a whole episode; `reverse` as for `advance`."""
+        return jnp.mean(self.advance(theta, self.begin(theta, key), self.horizon, **reverse)[0])
 
 
 class MetaTask(AbstractTask):
@@ -228,4 +199,5 @@ class MetaTask(AbstractTask):
 
     def loss(self, params: Theta, batch: Batch) -> Scalar:
         """Returns the meta-loss of the episode with key `batch`."""
-        return self.inner.meta_loss(params, batch, self.segments, self.keep_products)
+        reverse = {"segments": self.segments, "keep_products": self.keep_products}
+        return self.inner.meta_loss(params, batch, **reverse)

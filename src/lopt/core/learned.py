@@ -1,9 +1,7 @@
-"""Learned optimizers: update rules with weights of their own.
+"""Learned optimizers: update rules whose weights, theta, lie beside them, trained like any network.
 
-`AbstractLearnedOptimizer` keeps configuration in its fields and its weights, `theta`, beside it,
-so that theta is trained by the same loop as any network. Most published designs are two pieces,
-features of each coordinate and a small rule from features to an update: `lopt.Coordinatewise`
-composes them.
+Most published designs are features of each coordinate and a small rule from features to an update:
+`lopt.Coordinatewise` composes them.
 """
 
 import abc
@@ -59,18 +57,11 @@ class AbstractLearnedOptimizer(eqx.Module):
     def optimizer(
         self, theta: Theta, num_steps: NumSteps = None
     ) -> optax.GradientTransformationExtraArgs:
-        """Returns the Optax optimizer with weights `theta`.
+        """Returns the Optax optimizer with weights `theta`, for a run of `num_steps`.
 
         It is a pytree with the arrays of `theta` as leaves, so it can be an argument of a
         compiled function: new weights do not compile anything again, and neither does another
-        `num_steps`, if that is an array. `flax.nnx.Optimizer` takes it if Flax was imported before.
-
-        Args:
-            theta: the weights.
-            num_steps: the length of the run, for designs that use it.
-
-        Raises:
-            ValueError: if it needs `num_steps` and is given none.
+        length, if that is an array. `flax.nnx.Optimizer` takes it if Flax was imported before.
         """
         if num_steps is None and self.needs_num_steps:
             raise ValueError(
@@ -91,8 +82,7 @@ class _Optimizer(optax.GradientTransformationExtraArgs):
 class Bound(eqx.Module):
     """A method with its theta, and any last arguments, in place.
 
-    Like any function, and unlike other modules, it is equal to itself only and can be hashed, so
-    that `jax.jit(optimizer.update)` works as it does for every optimizer of Optax.
+    Like any function it is equal to itself only and can be hashed: `jax.jit(optimizer.update)`.
     """
 
     method: Callable[..., Any]
@@ -124,23 +114,19 @@ class AbstractFeatures(eqx.Module):
 
     @abc.abstractmethod
     def begin(self, param: Tensor) -> State:
-        """Returns the accumulators of a tensor before its first gradient.
+        """Returns the accumulators of a tensor: a pytree, of one structure for all tensors.
 
-        A pytree of arrays, of one structure for all tensors: each has one bank axis in front, and
-        behind it the tensor's axes, or some of them.
+        Its arrays have one bank axis in front, and behind it the tensor's axes, or some of them.
         """
 
     @abc.abstractmethod
     def update(
         self, theta: Theta, grad: Tensor, state: State, param: Tensor, step: Int[Array, ""]
     ) -> tuple[Any, State]:
-        """Takes in the gradient of a tensor.
+        """Takes in the gradient of a tensor, after `step` steps; returns views and accumulators.
 
-        `step` is the number of steps taken before this one.
-
-        Returns:
-            Views, all that `columns` is given: a pytree of arrays whose last axes broadcast to the
-            coordinates, behind any leading axes; or of scalars. And the next accumulators.
+        Views are all that `columns` is given: a pytree of arrays whose last axes broadcast to the
+        coordinates, behind any leading axes; or of scalars.
         """
 
     @abc.abstractmethod

@@ -1,8 +1,7 @@
 """Tasks: what an optimizer is asked to do.
 
 A task is the simplest gradient estimator (it differentiates its own loss on a fresh batch) and
-the simplest task family (it draws itself). What a network carries besides its parameters, such as
-running statistics, is its estimator state; most tasks have none.
+the simplest task family (it draws itself).
 """
 
 import abc
@@ -112,15 +111,9 @@ def judge(
     split: Split = "test",
     batches: int = 64,
 ) -> dict[str, Scalar]:
-    """Returns the task's metrics over a whole split, or their mean over some batches of it.
+    """Returns the task's metrics over a whole split, or where there is none, over some batches.
 
-    Args:
-        task: any.
-        params: the weights to judge.
-        state: of the network, as training left it.
-        key: of the batches, for a task without a whole split.
-        split: where examples come from.
-        batches: how many are averaged over where there is no whole split; one after another.
+    `state` is that of the network, as training left it; `key` that of the batches.
     """
     whole = task.everything(split)
     if whole is not None:

@@ -1,9 +1,8 @@
 """Tensors that a learned optimizer works on together.
 
-A network has dozens of tensors, and a program that repeats the same operations for each of them
-takes long to compile. Tensors of one shape are stacked and share a program; those that are worked
-on coordinate by coordinate are laid end to end. Large ones are worked on in slabs, so that the
-dozens of features of their coordinates never exist at once.
+A program that repeats its operations for each of dozens of tensors takes long to compile. Tensors
+of one shape are stacked and share a program; rules see them end to end. Large ones are worked on in
+slabs, so that the dozens of features of their coordinates never exist at once.
 """
 
 import itertools
@@ -23,11 +22,7 @@ BLOCK_SIZE = 2**15
 
 
 def as_tensor(leaf: Array) -> Array:
-    """Gives a half-precision array the precision of accumulators.
-
-    Raises:
-        TypeError: if it is not a floating-point array.
-    """
+    """Gives a half-precision array the precision of accumulators; refuses integers."""
     array = jnp.asarray(leaf)
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise TypeError(
@@ -51,28 +46,19 @@ def split(array: Array, shapes: Sequence[tuple[int, ...]]) -> list[Array]:
 
 
 def mirror(states: Sequence[State], like: State, structure: Any) -> State:
-    """Returns the states of all leaves as one, whose every array is a tree of them.
-
-    Args:
-        states: of each leaf of params; all have the structure of `like`.
-        like: the state of one leaf, or its shapes.
-        structure: that of params.
-    """
+    """Returns states of all leaves of params, each like `like`, as one whose arrays are trees."""
     inner: Any = jax.tree.structure(like)
     columns = zip(*map(jax.tree.leaves, states), strict=True) if states else [()] * inner.num_leaves
     return inner.unflatten([structure.unflatten(column) for column in columns])
 
 
-def unmirror(state: State, like: State, structure: Any) -> list[State]:
-    """Undoes `mirror`.
-
-    Raises:
-        ValueError: if the state is not one of params with this structure.
-    """
-    inner: Any = jax.tree.structure(like)
+def unmirror(state: State, structure: Any) -> list[State]:
+    """Undoes `mirror`, refusing a state of other params."""
+    inner: Any
+    trees, inner = jax.tree.flatten(state, is_leaf=lambda x: jax.tree.structure(x) == structure)
     try:
-        columns = [structure.flatten_up_to(tree) for tree in inner.flatten_up_to(state)]
-    except (ValueError, TypeError) as error:
+        columns = [structure.flatten_up_to(tree) for tree in trees]
+    except ValueError as error:
         raise ValueError(
             "The state of a learned optimizer is not a state of these params; begin with "
             f"optimizer.init(params). {error}"
@@ -84,12 +70,8 @@ def unmirror(state: State, like: State, structure: Any) -> list[State]:
 class Stacking(NamedTuple):
     """How the arrays of a leaf of params are laid out, and how as a stack of tensors.
 
-    A leaf is a stack of one tensor, or of those on its stacked axes; a scalar is worked on as a
+    A leaf is a stack of the tensors on its stacked `axes`, or of one; a scalar is worked on as a
     vector of one.
-
-    Attributes:
-        axes: the lengths of its stacked axes.
-        scalar: whether its tensors are scalars.
     """
 
     axes: tuple[int, ...]
@@ -120,14 +102,10 @@ def concatenate(stacks: Sequence[PyTree]) -> PyTree:
 
 def divide(stack: PyTree, counts: Sequence[int]) -> list[PyTree]:
     """Undoes `concatenate`: returns stacks of so many tensors each."""
-    ends = list(itertools.accumulate(counts))
-    firsts = [0, *ends[:-1]]
-    if len(ends) == 1:
+    if len(counts) == 1:
         return [stack]
-    return [
-        jax.tree.map(lambda a, first=first, end=end: a[first:end], stack)
-        for first, end in zip(firsts, ends, strict=True)
-    ]
+    ends = itertools.pairwise([0, *itertools.accumulate(counts)])
+    return [jax.tree.map(lambda a, i=i, j=j: a[i:j], stack) for i, j in ends]
 
 
 def end_to_end(array: Array, shape: tuple[int, ...]) -> Array:
@@ -147,12 +125,9 @@ def from_end_to_end(array: Array, shape: tuple[int, ...]) -> Array:
 def map_stack(
     function: Callable[..., PyTree], arrays: tuple[PyTree, ...], one_by_one: bool = False
 ) -> PyTree:
-    """Returns what a function makes of each tensor of a stack, stacked in front.
+    """Returns what a function makes of each tensor of stacks, stacked in front.
 
-    Args:
-        function: of one tensor's part of each of `arrays`.
-        arrays: pytrees of arrays with all tensors on their first axis.
-        one_by_one: whether tensors are worked on one after another, in the memory of one.
+    With `one_by_one` they are worked on one after another, in the memory of one.
     """
     if jax.tree.leaves(arrays)[0].shape[0] == 1:
         alone = jax.tree.map(lambda array: jnp.squeeze(array, 0), arrays)

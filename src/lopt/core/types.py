@@ -25,9 +25,5 @@ SPLITS: tuple[Split, ...] = ("train", "valid_inner", "valid_outer", "test")
 
 
 def as_pytree(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns a plain function as a pytree without arrays, and any other callable as it is.
-
-    A field that holds it may hold a module with arrays as well, and either is an argument of
-    compiled programs.
-    """
+    """Returns a plain function as a pytree without arrays, and any other callable as it is."""
     return jax.tree_util.Partial(function) if isinstance(function, FunctionType) else function

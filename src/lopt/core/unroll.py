@@ -26,15 +26,7 @@ KEPT = "lopt.kept"
 
 
 class TrainState(eqx.Module):
-    """Everything that the rest of a run depends on.
-
-    Attributes:
-        params: the weights being trained.
-        opt_state: the optimizer's state.
-        estimator_state: the gradient estimator's state.
-        key: the run's key; the key of each step is folded in from it.
-        step: the number of steps taken.
-    """
+    """Everything that the rest of a run depends on; the key of each step is folded into `key`."""
 
     params: Params
     opt_state: State
@@ -79,16 +71,13 @@ def start(
     params: PyTree,
     key: Key,
 ) -> TrainState:
-    """Returns the state before the first step.
+    """Returns the state of a run before its first step.
 
     Args:
         estimator: a task, or an estimator of a meta-gradient.
         optimizer: any Optax optimizer.
-        params: a pytree of floating-point arrays.
+        params: a pytree of floating-point arrays, others are refused.
         key: the key of the whole run, from `jax.random.key`.
-
-    Raises:
-        TypeError: if a leaf of `params` is not a floating-point array, or `key` is not a key.
     """
     check_key("start", key)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -101,14 +90,8 @@ def start(
     # A weakly typed leaf would become strongly typed after one step and be traced twice.
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), params)
     # Steps fold 0, 1, 2, ... into the key; this is none of them, and free if it is not used.
-    prepare_key = jax.random.fold_in(key, 2**32 - 1)
-    return TrainState(
-        params=params,
-        opt_state=optimizer.init(params),
-        estimator_state=estimator.prepare(params, prepare_key),
-        key=key,
-        step=jnp.zeros((), jnp.int32),
-    )
+    carried = estimator.prepare(params, jax.random.fold_in(key, 2**32 - 1))
+    return TrainState(params, optimizer.init(params), carried, key, jnp.zeros((), jnp.int32))
 
 
 def take(
@@ -118,34 +101,19 @@ def take(
     estimator_state: State,
     key: Key,
 ) -> tuple[TrainState, Step]:
-    """Takes one step with an estimate, wherever that was made.
+    """Takes one step with an estimate at `state.params`, wherever that was made.
 
-    With u, o' = optimizer(g, o, params) the step is params' = params + u.
-
-    Args:
-        optimizer: any Optax optimizer; it is passed the loss as `value`, and `estimate.extra`.
-        state: before the step.
-        estimate: loss and gradient at `state.params`.
-        estimator_state: the estimator's, as the estimate leaves it.
-        key: that of the step, for the record alone.
+    With u, o' = optimizer(g, o, params) the step is params' = params + u. The optimizer is passed
+    the loss as `value`, and `estimate.extra`; `key` is for the record alone.
     """
     updates, opt_state = optax.with_extra_args_support(optimizer).update(
         estimate.grads, state.opt_state, state.params, value=estimate.loss, **estimate.extra
     )
-    step = Step(
-        step=state.step,
-        key=key,
-        params=state.params,
-        opt_state=state.opt_state,
-        estimator_state=estimator_state,
-        loss=estimate.loss,
-        grads=estimate.grads,
-        updates=updates,
-        dropped=estimate.dropped,
-        extra=estimate.extra,
-    )
+    found = state.step, key, state.params, state.opt_state, estimator_state
+    given = estimate.loss, estimate.grads, updates, estimate.dropped, estimate.extra
     params = optax.apply_updates(state.params, updates)
-    return TrainState(params, opt_state, estimator_state, state.key, state.step + 1), step
+    new = TrainState(params, opt_state, estimator_state, state.key, state.step + 1)
+    return new, Step(*found, *given)
 
 
 @eqx.filter_jit
@@ -170,9 +138,8 @@ def unroll(
         state: from `start`, or from an earlier `unroll`.
         num_steps: at least 1; a Python integer.
         record: what to keep of each step, a function from `Step` to any pytree of arrays.
-        segments: into how many equal parts the steps are cut for reverse mode. Memory then holds
-            `segments` + `num_steps / segments` states, for another half of the time (Griewank &
-            Walther 2000).
+        segments: into how many equal parts the steps are cut for reverse mode: memory holds this +
+            `num_steps` / this states, for another half of the time (Griewank & Walther 2000).
         keep_products: whether reverse mode keeps every matrix product of the forward pass.
 
     Returns:

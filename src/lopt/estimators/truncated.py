@@ -82,7 +82,11 @@ class TruncatedBackprop(AbstractGradientEstimator):
             # Inside of the derivative: a fresh optimizer state may depend on theta.
             episode = state.episode_to_run(self.inner, theta, key, clock.length)
             losses, episode = self.inner.advance(
-                theta, episode, self.truncation, self.segments, self.keep_products
+                theta,
+                episode,
+                self.truncation,
+                segments=self.segments,
+                keep_products=self.keep_products,
             )
             return self.reduction(losses), TruncatedState(episode, windows.advance(clock, losses))
 
