@@ -134,7 +134,7 @@ class Learnable(AbstractLearnedOptimizer):
             return self._bind(theta, time, None).update(grads, state, params, **extra)
         structure, like = jax.tree.structure(grads), self._like(theta)
         named, leaves = named_tensors(grads), jax.tree.leaves(params)
-        states = unmirror(state, like, structure)
+        states = unmirror(state, structure)
         results = [
             self._bind(theta, time, name).update(grad, one, leaf, **extra)
             for (name, grad), one, leaf in zip(
