@@ -32,14 +32,7 @@ def check_positive(owner: str, field: str, value: Any, hint: object) -> None:
 
 
 def check_length(run: str, steps: int | None, max_steps: int | None, remedy: str = "") -> None:
-    """Refuses a run that is longer than the schedules of its learned optimizer.
-
-    Args:
-        run: the run in words.
-        steps: its length; None if it has no end.
-        max_steps: of the learned optimizer; None for any.
-        remedy: what to try; at most that many steps by default.
-    """
+    """Refuses a run, in words, of more steps (None: without end) than its learned optimizer has."""
     if max_steps is None or (steps is not None and steps <= max_steps):
         return
     raise ValueError(

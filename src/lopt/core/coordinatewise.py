@@ -45,10 +45,7 @@ class CoordinatewiseState(eqx.Module):
 class Inputs(eqx.Module):
     """What a rule was given at a step, for every coordinate of params in tree order.
 
-    Attributes:
-        columns: features that differ between coordinates, as the rule sees them, normalised or not.
-        shared: features that all coordinates share.
-        memory: the rule's memory before the step, arrays with coordinates on their last axis.
+    Columns are as the rule sees them, normalised or not; memory is that before the step.
     """
 
     columns: Float[Array, "column coordinate"]
@@ -221,11 +218,7 @@ class Coordinatewise(AbstractLearnedOptimizer):
     def _apart(
         self, theta: Theta, step: Int[Array, ""], groups: list["_Stack"]
     ) -> list[tuple[Tensor, State, State]]:
-        """Returns updates and states of tensors that are large, or sharded over devices.
-
-        Of large ones no more than a slab has its features at once. Sharded ones are not cut, as
-        each device holds a part of them already.
-        """
+        """Returns updates and states of tensors of one shape that are large, or sharded."""
         (group,) = groups
         sharded = is_sharded(group.param)
         weights = _cast(theta["features"], group.param)

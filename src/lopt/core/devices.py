@@ -23,13 +23,7 @@ def num_devices() -> int:
 
 
 def spread(tree: PyTree, mesh: Mesh | None = None, axis: int = 0) -> PyTree:
-    """Spreads an axis of every array evenly over devices.
-
-    Args:
-        tree: arrays whose axis is a multiple of the number of devices.
-        mesh: from `device_mesh`; the mesh in force by default, without which nothing changes.
-        axis: the axis of rows.
-    """
+    """Spreads an axis of every array evenly over a mesh, or over the one in force if there is."""
     spec = PartitionSpec(*(None,) * axis, AXIS)
     if mesh is not None:
         return jax.device_put(tree, NamedSharding(mesh, spec))
@@ -44,8 +38,7 @@ def round_up(number: int, divisor: int) -> int:
 def is_sharded(array: ArrayLike) -> bool:
     """Whether an array belongs to a model that is sharded over several devices of a mesh.
 
-    The mesh is that of the array's type: inside `jax.jit` it is known for automatic and explicit
-    axes alike. The axis of particles does not count, as each of these is a whole model.
+    Its type tells, also inside `jax.jit`. The axis of particles does not count: each is a model.
     """
     shape = jax.typeof(array).sharding.mesh.shape
     return any(size > 1 for name, size in shape.items() if name != AXIS)

@@ -1,8 +1,4 @@
-"""The one protocol of lopt: something that, given parameters, returns a loss and a direction.
-
-A task differentiates its own loss; backpropagation through inner training, ES and PES estimate
-the gradient of a meta-loss. All of them are trained by the same loop, `lopt.unroll`.
-"""
+"""The one protocol of lopt: something that, given parameters, returns a loss and a direction."""
 
 import abc
 

@@ -128,16 +128,11 @@ def _same(value: Any) -> Any:
 
 
 class TransformedTask(AbstractTask):
-    """Another task, seen through maps of its parts; what is not mapped, it has as it is.
+    """Another task, seen through maps of its parts; maps that hold arrays are Equinox modules.
 
     Attributes:
-        task: the other task.
-        map_initial: from its initial parameters to those of this task.
-        map_params: from parameters of this task to its own.
-        map_batch: from its batches, whole splits included, to those of this task.
-        map_key: from the key of a batch to the one that is used.
-
-    Maps that hold arrays are modules of Equinox.
+        map_initial, map_batch: from its initial parameters and batches to those of this task.
+        map_params, map_key: from parameters and batch keys of this task to its own.
     """
 
     task: AbstractTask

@@ -1,9 +1,7 @@
-"""The one loop of lopt.
+"""The one loop of lopt, which everything else in the library transforms.
 
 `unroll` trains networks (a task, an optimizer) and optimizers (a meta-gradient estimator, an
-outer optimizer) alike: `n` times, ask the estimator for a gradient, and `take` a step with it: ask
-the optimizer for an update, add it to the parameters. Everything else in the library transforms
-this function.
+outer optimizer) alike: `n` times, ask the estimator for a gradient, and `take` a step with it.
 """
 
 import functools

@@ -140,7 +140,7 @@ def symmetries(
     # Of two layouts, the one in which more holds.
     holding = {doing for doing, own in guessed.items() if evidence[own.name].holds}
     view = max(views, key=lambda view: len(holding & view.guesses.keys()))
-    groups = view.wrap({_doing(each) for each in _linear(held, kept)}, bench.params)
+    groups = view.around({_doing(each) for each in _linear(held, kept)}, bench.params)
     basis = [each for group in groups for each in group]
     known = {each.name for each in basis}
     basis = _with_others(basis, [other for other in others if other.name in known])
