@@ -60,7 +60,6 @@ class Convolution(eqx.Module):
     def __call__(
         self, image: Float[Array, "height width input"]
     ) -> Float[Array, "height width output"]:
-        """Returns the convolved image."""
         return convolve(image[None], self.weight, 1)[0] + self.bias[None, None]
 
 
@@ -109,24 +108,19 @@ class ConvolutionalNetwork(eqx.Module):
                 f"{possible} blocks, as each halves an image of {height} x {width}; try "
                 "channels=(32,), larger images, or MultilayerPerceptron."
             )
-        shapes = [
-            (after, before, kernel, kernel)
-            for before, after in itertools.pairwise((inputs, *channels))
-        ]
         key, dense_key = jax.random.split(key)
-        weights = initial_weights("ConvolutionalNetwork", shapes, key, stddev)
+        sizes = itertools.pairwise((inputs, *channels))
+        shapes = [(after, before, kernel, kernel) for before, after in sizes]
         self.convolutions = tuple(
-            Convolution(weight, jnp.zeros(len(weight), weight.dtype)) for weight in weights
+            Convolution(weight, jnp.zeros(len(weight), weight.dtype))
+            for weight in initial_weights(shapes, key, stddev)
         )
         length = (height >> len(channels)) * (width >> len(channels)) * channels[-1]
-        self.perceptron = MultilayerPerceptron(
-            length, hidden, outputs, activation, dense_key, stddev
-        )
-        self.image_shape = image_shape
-        self.activation = activation
+        dense = length, hidden, outputs, activation
+        self.perceptron = MultilayerPerceptron(*dense, dense_key, stddev)
+        self.image_shape, self.activation = image_shape, activation
 
     def __call__(self, pixels: Float[Array, " pixels"]) -> Float[Array, " outputs"]:
-        """Returns the logits of one flattened image, its channels last."""
         image = pixels.reshape(self.image_shape)
         for convolution in self.convolutions:
             image = self.activation(max_pool(convolution(image)))
@@ -145,17 +139,14 @@ def conv_classification(
     """Returns classification by a convolutional network.
 
     Args:
-        data: the images.
+        data, batch_size: as in `mlp_classification`.
         channels: the number of channels after each block of convolution, pooling, activation.
         kernel: height and width of the convolutions.
         hidden: the length of each hidden layer after the blocks; may be empty.
         activation: applied after each pooling and between the last layers.
-        batch_size: examples per step.
         stddev: of a normal to draw all weights from (0.1 in the paper); by default it depends
             on the fan in.
     """
-    blocks = image_shape(data), channels, kernel
-    network = Build(
-        ConvolutionalNetwork, *blocks, hidden, data.num_classes, activation, stddev=stddev
-    )
+    sizes = image_shape(data), channels, kernel, hidden, data.num_classes
+    network = Build(ConvolutionalNetwork, *sizes, activation, stddev=stddev)
     return classification(data, network, batch_size)

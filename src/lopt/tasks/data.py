@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int, Num, PyTree
 from lopt.core.checks import check_integer
 from lopt.core.types import SPLITS, Key
 from lopt.core.unroll import KEPT
+from lopt.tasks.ranges import random_index
 
 Images = Float[Array, "n height width channel"]
 HostImages = Num[np.ndarray, "n height width channel"]
@@ -66,27 +67,18 @@ class Examples(eqx.Module):
         first: Int[Array, ""] | int = 0,
         count: Int[Array, ""] | int | None = None,
     ) -> None:
-        length = _length("Examples", arrays)
+        length = _length("Examples(arrays)", arrays)
         self.arrays = jax.tree.map(jnp.asarray, arrays)
         self.first = jnp.asarray(first, jnp.int32)
         self.count = jnp.asarray(length if count is None else count, jnp.int32)
 
     def draw(self, key: Key, size: int) -> Rows:
-        """Returns `size` examples, drawn with replacement.
-
-        Random bits modulo `count` compile faster than `jax.random.randint`, and are uniform up to
-        a relative error of count / 2^32.
-        """
-        bits = jax.random.bits(key, (size,), jnp.uint32)
-        rows = jax.lax.rem(bits, jnp.broadcast_to(self.count.astype(jnp.uint32), (size,)))
-        rows = rows.astype(jnp.int32) + self.first.astype(jnp.int32)
+        """Returns `size` examples, drawn with replacement."""
+        rows = random_index(key, self.count, (size,)) + self.first.astype(jnp.int32)
         rows = checkpoint_name(rows, KEPT)
         # Windows lie within the arrays, so that no row has to be checked.
-        arrays = jax.tree.map(
-            lambda leaf: leaf.at[rows].get(mode="promise_in_bounds", wrap_negative_indices=False),
-            self.arrays,
-        )
-        return Rows(arrays)
+        options = {"mode": "promise_in_bounds", "wrap_negative_indices": False}
+        return Rows(jax.tree.map(lambda leaf: leaf.at[rows].get(**options), self.arrays))
 
     def everything(self) -> Rows:
         """Returns the whole window: all rows, those outside of it with weight zero."""
@@ -114,10 +106,9 @@ class Data(eqx.Module):
 
     def split(self, name: str) -> Examples:
         """Returns the split of that name."""
-        splits = (self.train, self.valid_inner, self.valid_outer, self.test)
         if name not in SPLITS:
             raise ValueError(f"Data.split(name={name!r}) must be one of {', '.join(SPLITS)}.")
-        return splits[SPLITS.index(name)]
+        return getattr(self, name)
 
 
 def array_data(
@@ -141,31 +132,25 @@ def array_data(
         >>> data.train.arrays["x"].shape
         (70, 1)
     """
-    order = np.random.default_rng(seed).permutation(_length("array_data", arrays))
+    order = np.random.default_rng(seed).permutation(_length("array_data(arrays)", arrays))
     tenth = len(order) // 10
     if tenth == 0:
         raise ValueError(
             f"array_data(arrays of {len(order)} examples) must have at least 10, "
             "one in each split; try more."
         )
-    num_parts = 3 if test_arrays is None else 2
-    ends = [len(order) - tenth * i for i in range(num_parts, 0, -1)]
-    splits = [
-        Examples(jax.tree.map(lambda array, rows=rows: array[rows], arrays))
-        for rows in np.split(order, ends)
-    ]
-    if test_arrays is not None:
-        splits.append(Examples(test_arrays))
-    train, valid_inner, valid_outer, test = splits
-    return Data(train, valid_inner, valid_outer, test, num_classes)
+    ends = [-3 * tenth, -2 * tenth, -tenth] if test_arrays is None else [-2 * tenth, -tenth]
+    parts = [jax.tree.map(lambda array: array[rows], arrays) for rows in np.split(order, ends)]
+    splits = map(Examples, parts if test_arrays is None else [*parts, test_arrays])
+    return Data(*splits, num_classes=num_classes)
 
 
 def _length(owner: str, arrays: PyTree) -> int:
     """Returns the number of rows of arrays; raises ValueError if they differ in it."""
     shapes = [np.shape(leaf) for leaf in jax.tree.leaves(arrays)]
-    if len({shape[:1] for shape in shapes}) != 1 or not shapes[0]:
+    if len({shape[:1] for shape in shapes}) != 1 or not all(shapes[0][:1]) or not shapes[0]:
         raise ValueError(
-            f"{owner}(arrays of shapes {', '.join(map(str, shapes))}) must all have the same "
+            f"{owner} has shapes {', '.join(map(str, shapes))}; all arrays must have the same "
             "number of rows, one for each example; try arrays of the same length."
         )
     return shapes[0][0]
@@ -210,8 +195,7 @@ def image_data(
     Args:
         train_images: bytes, or floats between 0 and 1.
         train_labels: the class of each, smaller than `num_classes`.
-        test_images: the like, or None.
-        test_labels: the like, or None.
+        test_images, test_labels: the like, or None.
         num_classes: the number of classes.
         size: the height and width that images are given.
         seed: of the shuffle before parting.
@@ -219,10 +203,8 @@ def image_data(
     check_integer("image_data", "num_classes", num_classes, hint="num_classes=10")
     if (test_images is None) != (test_labels is None):
         raise ValueError("image_data(test_images, test_labels) must be given both, or both None.")
-    train = _labelled("train", train_images, train_labels, num_classes, size)
-    test = None
-    if test_images is not None and test_labels is not None:
-        test = _labelled("test", test_images, test_labels, num_classes, size)
+    given = [("train", train_images, train_labels), ("test", test_images, test_labels)]
+    train, test = (None if one[1] is None else _labelled(*one, num_classes, size) for one in given)
     return array_data(train, test, seed, num_classes)
 
 
@@ -231,11 +213,7 @@ def _labelled(
 ) -> Labelled:
     """Returns resized images and their labels, or raises ValueError if they do not fit."""
     owner = f"image_data({which}_images, {which}_labels)"
-    if len(images) != len(labels) or len(labels) == 0:
-        raise ValueError(
-            f"{owner} has {len(images)} images and {len(labels)} labels; "
-            "there must be as many of both, and at least one."
-        )
+    _length(owner, (images, labels))
     if images.dtype != np.uint8 and not (images.min() >= 0 and images.max() <= 1):
         raise ValueError(
             f"{owner} has values from {images.min()} to {images.max()}; must be bytes or floats "
