@@ -5,6 +5,7 @@ plain arrays, which pass through scan, vmap and rematerialisation.
 """
 
 import math
+import operator
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -23,10 +24,9 @@ from lopt.tasks.network_task import AbstractNetwork, Build, NetworkTask
 
 Statistics: TypeAlias = tuple[Float[Array, " _"], ...]
 # (values with channels last, gain, shift) to values normalised in each channel.
-Normalise: TypeAlias = Callable[
-    [Float[Array, "n ... channel"], Float[Array, " channel"], Float[Array, " channel"]],
-    Float[Array, "n ... channel"],
-]
+Normalise: TypeAlias = Callable[[Array, Array, Array], Float[Array, "n ... channel"]]
+
+_GAINS = operator.itemgetter("gain")
 
 
 class RunningStatistics(eqx.Module):
@@ -87,22 +87,25 @@ class BatchNormNetwork(AbstractNetwork):
     ) -> tuple[Array, RunningStatistics]:
         if inference:
             return self._infer(params, state, inputs.arrays), state
-        means, variances = [], []
+        moments = []
 
         def normalise(values: Array, gain: Array, shift: Array) -> Array:
-            means.append(inputs.mean(_over_pixels(values)))
-            squares = (values - _along_channels(means[-1], values)) ** 2
-            variances.append(inputs.mean(_over_pixels(squares)))
-            return self._normalised(values, gain, shift, means[-1], variances[-1])
+            pixels = tuple(range(1, values.ndim - 1))
+            mean = inputs.mean(jnp.mean(values, axis=pixels))
+            squares = (values - jnp.broadcast_to(mean, values.shape)) ** 2
+            moments.append((mean, inputs.mean(jnp.mean(squares, axis=pixels))))
+            return self._normalised(values, gain, shift, *moments[-1])
 
         outputs = self.forward(params, inputs.arrays, normalise)
-        found = RunningStatistics(tuple(means), tuple(variances))
+        found = RunningStatistics(*zip(*moments, strict=True))
         return outputs, optax.incremental_update(found, state, 1 - self.momentum)
 
     def _infer(self, params: Params, state: RunningStatistics, inputs: Array) -> Array:
         def outputs(inputs: Array) -> Array:
             kept = zip(state.mean, state.variance, strict=True)
-            return self.forward(params, inputs, lambda *layer: self._normalised(*layer, *next(kept)))
+            return self.forward(
+                params, inputs, lambda *layer: self._normalised(*layer, *next(kept))
+            )
 
         if self.slice_size is None:
             return outputs(inputs)
@@ -112,18 +115,8 @@ class BatchNormNetwork(AbstractNetwork):
     def _normalised(self, values: Array, gain: Array, shift: Array, *moments: Array) -> Array:
         mean, variance = moments
         scale = gain * jax.lax.rsqrt(variance + self.epsilon)
-        scale, mean, shift = (_along_channels(part, values) for part in (scale, mean, shift))
+        scale, mean, shift = (jnp.broadcast_to(part, values.shape) for part in (scale, mean, shift))
         return scale * (values - mean) + shift
-
-
-def _over_pixels(values: Float[Array, "n ... channel"]) -> Float[Array, "n channel"]:
-    pixels = tuple(range(1, values.ndim - 1))
-    return jnp.mean(values, axis=pixels) if pixels else values
-
-
-def _along_channels(channels: Float[Array, " channel"], values: Array) -> Array:
-    """Returns one value for each channel, to be broadcast with `values`."""
-    return jnp.expand_dims(channels, range(values.ndim - 1))
 
 
 def batch_norm_classification(
@@ -143,11 +136,13 @@ def batch_norm_classification(
     first. The training loss normalises by the batch, metrics by running averages.
 
     Args:
-        data, activation, init: as in `mlp_classification`; activations follow normalisation.
+        data: the images.
         widths: the length of each hidden layer, at least one.
+        activation: applied after each normalisation.
         batch_size: examples per step, at least 2.
         momentum: of the running averages, per inner step.
         epsilon: added to variances.
+        init: how weights begin, see `MultilayerPerceptron`.
     """
     check_integer("batch_norm_classification", "batch_size", batch_size, 2, hint="batch_size=128")
     if not widths:
@@ -157,22 +152,14 @@ def batch_norm_classification(
         )
     sizes = math.prod(image_shape(data)), widths, data.num_classes
     build = Build(_with_gains, Build(MultilayerPerceptron, *sizes, activation, init=init))
-    network = BatchNormNetwork(build, _forward, _gains, momentum, epsilon)
+    network = BatchNormNetwork(build, _forward, _GAINS, momentum, epsilon)
     return classification(data, network, batch_size)
 
 
 def _with_gains(perceptron: Build, key: Key) -> Params:
     network = perceptron(key)
-    weights = [layer.weight for layer in network.layers[:-1]]
-    return {
-        "network": network,
-        "gain": tuple(jnp.ones(len(weight), weight.dtype) for weight in weights),
-        "shift": tuple(jnp.zeros(len(weight), weight.dtype) for weight in weights),
-    }
-
-
-def _gains(params: Params) -> Statistics:
-    return params["gain"]
+    gain = tuple(jnp.ones_like(layer.bias) for layer in network.layers[:-1])
+    return {"network": network, "gain": gain, "shift": tuple(map(jnp.zeros_like, gain))}
 
 
 def _forward(

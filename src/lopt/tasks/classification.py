@@ -61,6 +61,7 @@ class MultilayerPerceptron(eqx.Module):
             self.layers = tuple(map(_linear, weights))
 
     def __call__(self, inputs: Float[Array, " inputs"]) -> Float[Array, " outputs"]:
+        """Returns the outputs for one input."""
         for layer in self.layers[:-1]:
             inputs = self.activation(layer(inputs))
         return self.layers[-1](inputs)

@@ -60,6 +60,7 @@ class Convolution(eqx.Module):
     def __call__(
         self, image: Float[Array, "height width input"]
     ) -> Float[Array, "height width output"]:
+        """Returns the convolved image."""
         return convolve(image[None], self.weight, 1)[0] + self.bias[None, None]
 
 
@@ -121,6 +122,7 @@ class ConvolutionalNetwork(eqx.Module):
         self.image_shape, self.activation = image_shape, activation
 
     def __call__(self, pixels: Float[Array, " pixels"]) -> Float[Array, " outputs"]:
+        """Returns the logits of one flattened image, its channels last."""
         image = pixels.reshape(self.image_shape)
         for convolution in self.convolutions:
             image = self.activation(max_pool(convolution(image)))
@@ -139,7 +141,8 @@ def conv_classification(
     """Returns classification by a convolutional network.
 
     Args:
-        data, batch_size: as in `mlp_classification`.
+        data: the images.
+        batch_size: examples per step.
         channels: the number of channels after each block of convolution, pooling, activation.
         kernel: height and width of the convolutions.
         hidden: the length of each hidden layer after the blocks; may be empty.

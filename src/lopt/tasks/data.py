@@ -140,9 +140,10 @@ def array_data(
             "one in each split; try more."
         )
     ends = [-3 * tenth, -2 * tenth, -tenth] if test_arrays is None else [-2 * tenth, -tenth]
-    parts = [jax.tree.map(lambda array: array[rows], arrays) for rows in np.split(order, ends)]
-    splits = map(Examples, parts if test_arrays is None else [*parts, test_arrays])
-    return Data(*splits, num_classes=num_classes)
+    take = lambda rows: jax.tree.map(lambda array: array[rows], arrays)  # noqa: E731
+    parts = [*map(take, np.split(order, ends)), test_arrays]
+    train, valid_inner, valid_outer, test = map(Examples, parts[:4])
+    return Data(train, valid_inner, valid_outer, test, num_classes)
 
 
 def _length(owner: str, arrays: PyTree) -> int:
@@ -195,7 +196,8 @@ def image_data(
     Args:
         train_images: bytes, or floats between 0 and 1.
         train_labels: the class of each, smaller than `num_classes`.
-        test_images, test_labels: the like, or None.
+        test_images: the like, or None.
+        test_labels: the like, or None.
         num_classes: the number of classes.
         size: the height and width that images are given.
         seed: of the shuffle before parting.
@@ -203,8 +205,10 @@ def image_data(
     check_integer("image_data", "num_classes", num_classes, hint="num_classes=10")
     if (test_images is None) != (test_labels is None):
         raise ValueError("image_data(test_images, test_labels) must be given both, or both None.")
-    given = [("train", train_images, train_labels), ("test", test_images, test_labels)]
-    train, test = (None if one[1] is None else _labelled(*one, num_classes, size) for one in given)
+    train = _labelled("train", train_images, train_labels, num_classes, size)
+    if test_images is None or test_labels is None:
+        return array_data(train, None, seed, num_classes)
+    test = _labelled("test", test_images, test_labels, num_classes, size)
     return array_data(train, test, seed, num_classes)
 
 

@@ -44,6 +44,7 @@ class Build(eqx.Module):
         self.kwargs = tuple(sorted(kwargs.items()))
 
     def __call__(self, key: Key) -> Any:
+        """Returns a new network."""
         return self.function(*self.args, key=key, **dict(self.kwargs))
 
 
@@ -177,7 +178,7 @@ class NetworkTask(AbstractTask):
             return self._measure(params, self.prepare(params, key), self.batch(key), True)[0]
 
         found = eqx.filter_eval_shape(measured, jax.random.key(0))
-        loss = found.get("loss") if isinstance(found, dict) else None
+        loss: Any = found.get("loss") if isinstance(found, dict) else None
         if not (_is_shape(loss) and not loss.shape and jnp.issubdtype(loss.dtype, jnp.floating)):
             raise ValueError(
                 f"NetworkTask(objective={self.objective}) returns {found}; must be a dict with a "

@@ -122,7 +122,7 @@ class QuadraticFamily(AbstractTaskFamily):
     Attributes:
         dim: the number of parameters.
         low, high: the range of the eigenvalues.
-        noise_scale, initial_scale: as in `Quadratic`.
+        noise_scale, initial_scale: as in `Quadratic`, which refuses others.
     """
 
     dim: int = eqx.field(static=True)
@@ -134,8 +134,6 @@ class QuadraticFamily(AbstractTaskFamily):
     def __check_init__(self) -> None:
         check_integer("QuadraticFamily", "dim", self.dim, hint="dim=10")
         check_range("QuadraticFamily", self.low, self.high)
-        check_scale("QuadraticFamily", "noise_scale", self.noise_scale)
-        check_scale("QuadraticFamily", "initial_scale", self.initial_scale)
 
     @override
     def draw(self, key: Key) -> Quadratic:

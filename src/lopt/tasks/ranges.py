@@ -17,9 +17,7 @@ def log_uniform(
     return jnp.exp(math.log(low) + (math.log(high) - math.log(low)) * uniform)
 
 
-def random_index(
-    key: Key, count: Int[Array, ""], shape: tuple[int, ...] = ()
-) -> Int[Array, "..."]:
+def random_index(key: Key, count: Int[Array, ""], shape: tuple[int, ...] = ()) -> Int[Array, "..."]:
     """Returns random integers from 0 to count - 1.
 
     Random bits modulo `count` compile faster than `jax.random.randint`, and are uniform up to a

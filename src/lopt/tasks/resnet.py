@@ -51,6 +51,7 @@ class NormalisedConvolution(eqx.Module):
     def __call__(
         self, images: Float[Array, "n height width input"], normalise: Normalise
     ) -> Float[Array, "n rows columns output"]:
+        """Returns the normalised outputs."""
         return normalise(convolve(images, self.weight, self.stride), self.gain, self.shift)
 
 
@@ -71,6 +72,7 @@ class ResidualBlock(eqx.Module):
         normalise: Normalise,
         activation: Callable[[Array], Array],
     ) -> Float[Array, "n rows columns output"]:
+        """Returns the outputs of the block."""
         *hidden, last = self.body
         inside = images
         for layer in hidden:
@@ -111,19 +113,18 @@ class ResidualNetwork(eqx.Module):
         for number in blocks:
             check_integer("ResidualNetwork", "blocks", number, hint="blocks=2")
         if len(channels) != len(blocks) or not blocks:
-            fitting = tuple(64 * 2**stage for stage in range(max(1, len(blocks))))
             raise ValueError(
                 f"ResidualNetwork(channels={channels}, blocks={blocks}) must have one entry for "
-                f"each stage in both, and at least one; try channels={fitting}, "
-                f"blocks={blocks or (2,)}."
+                "each stage in both, and at least one; try channels=(64, 128), blocks=(2, 2)."
             )
         stem = _Sizes(channels[0], inputs, 3)
         plan = stem, list(_blocks(channels, blocks, bottleneck, 0.0 if zero_gain else 1.0))
         sizes, structure = jax.tree.flatten(plan, is_leaf=lambda leaf: isinstance(leaf, _Sizes))
         key, last_key = jax.random.split(key)
         weights = initial_weights([(s[0], s[1], s[2], s[2]) for s in sizes], key, 1.0)
-        self.stem, layers = structure.unflatten(map(_initial_layer, sizes, weights))
-        self.blocks = tuple(ResidualBlock(*block) for block in layers)
+        layers = map(_initial_layer, sizes, weights)
+        self.stem, stages = jax.tree.unflatten(structure, layers)
+        self.blocks = tuple(ResidualBlock(*block) for block in stages)
         width = channels[-1] * (EXPANSION if bottleneck else 1)
         self.last = MultilayerPerceptron(width, (), outputs, activation, last_key)
         self.activation = activation
@@ -207,12 +208,14 @@ def resnet_classification(
     each step a training state: 94 MB of weights and as much for each accumulator.
 
     Args:
-        data, momentum, epsilon: as in `batch_norm_classification`.
+        data: the images, of any size.
         depth: 18, 34, 50, 101 or 152, or the number of blocks in each stage.
         channels: of each stage; bottleneck blocks have four times as many outside.
         bottleneck: whether blocks are 1x1, 3x3, 1x1 and not 3x3, 3x3; by default, from depth 50 on.
         activation: applied after the stem, within blocks and after each.
         batch_size: examples per step, at least 2; in inference, examples at once.
+        momentum: of the running averages, per inner step.
+        epsilon: added to variances.
         augmentation: whether training images are cropped and flipped, see `crop_and_flip`.
         zero_gain: whether the last gain of each block starts at zero, so that every block starts
             as its shortcut (Goyal et al. 2017, arXiv:1706.02677).
@@ -232,9 +235,8 @@ def resnet_classification(
         blocks, usual = DEPTHS[depth]
     else:
         raise ValueError(
-            f"resnet_classification(depth={depth!r}) must be one of "
-            f"{', '.join(map(str, DEPTHS))}, or the number of blocks in each stage; "
-            "try depth=18 or depth=(2, 2, 2, 2)."
+            f"resnet_classification(depth={depth!r}) must be one of {', '.join(map(str, DEPTHS))}, "
+            "or the number of blocks in each stage; try depth=18 or depth=(2, 2, 2, 2)."
         )
     check_integer("resnet_classification", "batch_size", batch_size, 2, hint="batch_size=128")
     bottleneck = usual if bottleneck is None else bottleneck
@@ -265,12 +267,12 @@ def crop_and_flip(key: Key, image: Image) -> Image:
     The frame is 4 pixels wide, and on images smaller than 32 an eighth of their side: moves of up
     to so many pixels in any direction, all equally likely. Mirroring is left to right.
     """
-    row_key, column_key, flip_key = jax.random.split(key, 3)
+    *place_keys, flip_key = jax.random.split(key, 3)
     frame = [min(4, side // 8) for side in image.shape[:2]]
     padded = jnp.pad(image, [(width, width) for width in (*frame, 0)])
     places = [
         jax.random.randint(place_key, (), 0, 2 * width + 1)
-        for place_key, width in zip((row_key, column_key), frame, strict=True)
+        for place_key, width in zip(place_keys, frame, strict=True)
     ]
     image = jax.lax.dynamic_slice(padded, (*places, jnp.zeros_like(places[0])), image.shape)
     return jnp.where(jax.random.bernoulli(flip_key), image[:, ::-1], image)
