@@ -69,10 +69,8 @@ class DataSubset(AbstractAugmentation):
         check_integer("DataSubset", "size", self.size, hint="size=100")
         found = [leaf for leaf in jax.tree.leaves(self.family, is_leaf=_is_data) if _is_data(leaf)]
         if not found:
-            raise ValueError(
-                f"DataSubset(family={type(self.family).__name__}(...)) must be a family of tasks "
-                "on data; try mlp_classification."
-            )
+            kind = type(self.family).__name__
+            raise ValueError(f"DataSubset(family={kind}(...)) has no data; try mlp_classification.")
         for data in found:
             # Inside a compiled function the count may be unknown; `draw` then keeps to it.
             if not isinstance(data.train.count, jax.core.Tracer) and self.size > data.train.count:

@@ -65,8 +65,7 @@ class BatchNormNetwork(AbstractNetwork):
     def __check_init__(self) -> None:
         if not 0 <= self.momentum < 1:
             raise ValueError(
-                f"BatchNormNetwork(momentum={self.momentum!r}) must be at least 0 and below 1; "
-                "try momentum=0.9."
+                f"BatchNormNetwork(momentum={self.momentum}) must be in [0, 1); try 0.9."
             )
         check_positive("BatchNormNetwork", "epsilon", self.epsilon, hint="epsilon=1e-5")
 

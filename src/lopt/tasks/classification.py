@@ -41,16 +41,14 @@ class MultilayerPerceptron(eqx.Module):
         stddev: float | None = None,
         init: Init = "truncated_normal",
     ) -> None:
-        check_integer("MultilayerPerceptron", "inputs", inputs, hint="inputs=64")
-        check_integer("MultilayerPerceptron", "outputs", outputs, hint="outputs=10")
         for width in widths:
             check_integer("MultilayerPerceptron", "width", width, hint="width=32")
+        for name, size in (("inputs", inputs), ("outputs", outputs)):
+            check_integer("MultilayerPerceptron", name, size, hint=f"{name}=10")
         check_scale("MultilayerPerceptron", "stddev", 0 if stddev is None else stddev)
         if init not in ("truncated_normal", "torch") or (init == "torch" and stddev is not None):
-            raise ValueError(
-                f"MultilayerPerceptron(init={init!r}, stddev={stddev!r}) must be "
-                '"truncated_normal" or "torch", the latter without a stddev; try stddev=None.'
-            )
+            said = f"MultilayerPerceptron(init={init!r}, stddev={stddev})"
+            raise ValueError(f'{said} must be "truncated_normal" or "torch"; try stddev=None.')
         sizes = list(itertools.pairwise((inputs, *widths, outputs)))
         self.activation = activation
         if init == "torch":

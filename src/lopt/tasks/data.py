@@ -4,6 +4,7 @@ A split is a window on arrays: a first row and a number of rows, both arrays the
 tasks on different parts of the same data share it, also when many of them are mapped over.
 """
 
+import operator
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -18,9 +19,11 @@ from lopt.core.types import SPLITS, Key
 from lopt.core.unroll import KEPT
 from lopt.tasks.ranges import random_index
 
+Image = Float[Array, "height width channel"]
 Images = Float[Array, "n height width channel"]
 HostImages = Num[np.ndarray, "n height width channel"]
 HostLabels = Int[np.ndarray, " n"]
+Index = Int[Array, ""] | int
 
 
 class Labelled(NamedTuple):
@@ -61,12 +64,7 @@ class Examples(eqx.Module):
     first: Int[Array, ""]
     count: Int[Array, ""]
 
-    def __init__(
-        self,
-        arrays: PyTree,
-        first: Int[Array, ""] | int = 0,
-        count: Int[Array, ""] | int | None = None,
-    ) -> None:
+    def __init__(self, arrays: PyTree, first: Index = 0, count: Index | None = None) -> None:
         length = _length("Examples(arrays)", arrays)
         self.arrays = jax.tree.map(jnp.asarray, arrays)
         self.first = jnp.asarray(first, jnp.int32)
@@ -140,9 +138,8 @@ def array_data(
             "one in each split; try more."
         )
     ends = [-3 * tenth, -2 * tenth, -tenth] if test_arrays is None else [-2 * tenth, -tenth]
-    take = lambda rows: jax.tree.map(lambda array: array[rows], arrays)  # noqa: E731
-    parts = [*map(take, np.split(order, ends)), test_arrays]
-    train, valid_inner, valid_outer, test = map(Examples, parts[:4])
+    parts = [jax.tree.map(operator.itemgetter(rows), arrays) for rows in np.split(order, ends)]
+    train, valid_inner, valid_outer, test = map(Examples, [*parts, test_arrays][:4])
     return Data(train, valid_inner, valid_outer, test, num_classes)
 
 
@@ -158,13 +155,10 @@ def _length(owner: str, arrays: PyTree) -> int:
 
 
 def resize(images: HostImages, size: int) -> Float[np.ndarray, "n {size} {size} channel"]:
-    """Resizes images to squares, on the host.
+    """Resizes images to squares of float32 and the same range, on the host.
 
     Bilinear, with half-pixel centres and without antialiasing: an output pixel i lies at the
     input coordinate (i + 1/2) input_size / size - 1/2, clipped to the image.
-
-    Returns:
-        float32 images of the same range.
     """
     check_integer("resize", "size", size, hint="size=8")
     if images.shape[1:3] == (size, size):
@@ -228,6 +222,5 @@ def _labelled(
             f"{owner} has labels from {labels.min()} to {labels.max()}; must be between 0 and "
             f"num_classes - 1 = {num_classes - 1}, try num_classes={labels.max() + 1}."
         )
-    resized = resize(images, size)
-    resized = resized / np.float32(255) if images.dtype == np.uint8 else resized
-    return Labelled(resized, labels.astype(np.int32))
+    largest = np.float32(255 if images.dtype == np.uint8 else 1)
+    return Labelled(resize(images, size) / largest, labels.astype(np.int32))

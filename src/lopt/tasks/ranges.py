@@ -39,6 +39,4 @@ def check_range(owner: str, low: float, high: float) -> None:
 def check_scale(owner: str, field: str, value: float) -> None:
     """Refuses a standard deviation unless 0 <= value < infinity."""
     if not 0 <= value < math.inf:
-        raise ValueError(
-            f"{owner}({field}={value!r}) must be finite and not negative; try {field}=1.0."
-        )
+        raise ValueError(f"{owner}({field}={value!r}) must be finite and not negative; try 1.0.")

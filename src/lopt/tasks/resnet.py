@@ -23,10 +23,8 @@ from lopt.tasks.classification import (
     initial_weights,
 )
 from lopt.tasks.convolutional import convolve
-from lopt.tasks.data import Data, Images, Labelled
+from lopt.tasks.data import Data, Image, Images, Labelled
 from lopt.tasks.network_task import Build, NetworkTask
-
-Image = Float[Array, "height width channel"]
 
 EXPANSION = 4  # a bottleneck block is so many times as wide outside as inside
 
@@ -49,7 +47,7 @@ class NormalisedConvolution(eqx.Module):
     stride: int = eqx.field(static=True)
 
     def __call__(
-        self, images: Float[Array, "n height width input"], normalise: Normalise
+        self, images: Images, normalise: Normalise
     ) -> Float[Array, "n rows columns output"]:
         """Returns the normalised outputs."""
         return normalise(convolve(images, self.weight, self.stride), self.gain, self.shift)
@@ -67,10 +65,7 @@ class ResidualBlock(eqx.Module):
     shortcut: tuple[NormalisedConvolution, ...]
 
     def __call__(
-        self,
-        images: Float[Array, "n height width input"],
-        normalise: Normalise,
-        activation: Callable[[Array], Array],
+        self, images: Images, normalise: Normalise, activation: Callable[[Array], Array]
     ) -> Float[Array, "n rows columns output"]:
         """Returns the outputs of the block."""
         *hidden, last = self.body
@@ -108,10 +103,9 @@ class ResidualNetwork(eqx.Module):
         key: Key,
         zero_gain: bool = False,
     ) -> None:
-        for number in channels:
-            check_integer("ResidualNetwork", "channels", number, hint="channels=64")
-        for number in blocks:
-            check_integer("ResidualNetwork", "blocks", number, hint="blocks=2")
+        for name, numbers in (("channels", channels), ("blocks", blocks)):
+            for number in numbers:
+                check_integer("ResidualNetwork", name, number, hint=f"{name}=2")
         if len(channels) != len(blocks) or not blocks:
             raise ValueError(
                 f"ResidualNetwork(channels={channels}, blocks={blocks}) must have one entry for "
@@ -203,9 +197,8 @@ def resnet_classification(
     Memory: one window of `TruncatedBackprop` over 20 steps of ResNet-50 at batch 128 on 32x32x3
     images in float32 needs about 16 GB besides the data with an optimizer without state, about
     20 GB with two accumulators per weight, and with `segments=4` about 15 and 17 GB. This is an
-    estimate from XLA's analysis of compiled CPU programs (`memory_analysis`): the gradient of one
-    step needs 6.9 GB; a window 2.03 times that (found with (1, 1, 1, 1) bottlenecks), and for
-    each step a training state: 94 MB of weights and as much for each accumulator.
+    estimate from XLA's analysis of compiled CPU programs: 2.03 times the 6.9 GB of one gradient,
+    and for each step 94 MB of weights and as much for each accumulator.
 
     Args:
         data: the images, of any size.
@@ -241,14 +234,9 @@ def resnet_classification(
     check_integer("resnet_classification", "batch_size", batch_size, 2, hint="batch_size=128")
     bottleneck = usual if bottleneck is None else bottleneck
     sizes = image_shape(data)[-1], channels, blocks, bottleneck, data.num_classes
-    network = BatchNormNetwork(
-        Build(ResidualNetwork, *sizes, activation, zero_gain=zero_gain),
-        ResidualNetwork.__call__,
-        ResidualNetwork.gains,
-        momentum,
-        epsilon,
-        slice_size=batch_size,
-    )
+    build = Build(ResidualNetwork, *sizes, activation, zero_gain=zero_gain)
+    functions = ResidualNetwork.__call__, ResidualNetwork.gains
+    network = BatchNormNetwork(build, *functions, momentum, epsilon, slice_size=batch_size)
     augment = _augment if augmentation else _keep
     return classification(data, network, batch_size, flatten=False, augment=augment)
 
