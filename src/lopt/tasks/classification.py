@@ -45,10 +45,12 @@ class MultilayerPerceptron(eqx.Module):
             check_integer("MultilayerPerceptron", "width", width, hint="width=32")
         for name, size in (("inputs", inputs), ("outputs", outputs)):
             check_integer("MultilayerPerceptron", name, size, hint=f"{name}=10")
-        check_scale("MultilayerPerceptron", "stddev", 0 if stddev is None else stddev)
+        check_scale("MultilayerPerceptron", "stddev", 0.0 if stddev is None else stddev)
         if init not in ("truncated_normal", "torch") or (init == "torch" and stddev is not None):
             said = f"MultilayerPerceptron(init={init!r}, stddev={stddev})"
-            raise ValueError(f'{said} must be "truncated_normal" or "torch"; try stddev=None.')
+            raise ValueError(
+                f'{said} needs "truncated_normal", or "torch" and no stddev; try stddev=None.'
+            )
         sizes = list(itertools.pairwise((inputs, *widths, outputs)))
         self.activation = activation
         if init == "torch":
