@@ -79,8 +79,9 @@ class _Alike(AbstractTaskFamily):
 
     def __init__(self, families: Sequence[AbstractTaskFamily]) -> None:
         leaves, structures = zip(*map(_flatten, families), strict=True)
-        joined, self.options = zip(*map(_join, zip(*leaves, strict=True)), strict=True)
-        self.joined = structures[0].unflatten(joined)
+        joined = [_join(parts) for parts in zip(*leaves, strict=True)]
+        self.joined = structures[0].unflatten([leaf for leaf, _ in joined])
+        self.options = tuple(option for _, option in joined)
         self.count = len(families)
 
     @override
