@@ -66,7 +66,7 @@ def test_uniform_initial_weights_are_those_of_pytorch(normalised):
 
 
 def test_initial_weights_are_not_both_uniform_and_normal():
-    with pytest.raises(ValueError, match=r"stddev=0.1\) must be.*try stddev=None"):
+    with pytest.raises(ValueError, match=r"stddev=0.1\) needs.*try stddev=None"):
         mlp_classification(make_data(), stddev=0.1, init="torch")
     for task in (mlp_classification, lopt.tasks.batch_norm_classification):
         with pytest.raises((ValueError, TypeError), match="init"):

@@ -159,7 +159,7 @@ def test_training_on_digits_learns():
         ({"channels": (2, 0)}, "ConvolutionalNetwork.*channels=0.*try"),
         ({"kernel": 0}, "kernel=0.*try kernel=5"),
         ({"hidden": (0,)}, "width=0"),
-        ({"stddev": -0.1}, "ConvolutionalNetwork.*stddev=-0.1.*try"),
+        ({"stddev": -0.1}, "Perceptron.*stddev=-0.1.*try"),
     ],
 )
 def test_bad_input(changes, words):

@@ -140,7 +140,7 @@ IMAGES, LABELS = np.zeros((20, 8, 8, 1)), np.arange(20) % 10
         (lambda: image_data(IMAGES, LABELS, IMAGES, None, 10, 8), "both"),
         (lambda: image_data(IMAGES, LABELS, None, None, 9, 8), "labels from 0 to 9.*num_classes"),
         (lambda: image_data(IMAGES + 2, LABELS, None, None, 10, 8), "2.0 to 2.0.*try dividing"),
-        (lambda: image_data(IMAGES, LABELS, IMAGES[:0], LABELS[:0], 10, 8), "test.*0 images"),
+        (lambda: image_data(IMAGES, LABELS, IMAGES[:0], LABELS[:0], 10, 8), r"test_im.*\(0, 8"),
         (lambda: image_data(IMAGES, LABELS, None, None, 0, 8), "num_classes=0"),
     ],
 )

@@ -100,7 +100,7 @@ def test_family_draws_log_uniform_spectra():
         (lambda: QuadraticFamily(0), "QuadraticFamily.*dim=0.*try"),
         (lambda: QuadraticFamily(3, 0.0, 1.0), "QuadraticFamily.*low=0.0.*try"),
         (lambda: QuadraticFamily(3, 2.0, 1.0), "QuadraticFamily.*high=1.0.*try"),
-        (lambda: QuadraticFamily(3, initial_scale=float("nan")), "initial_scale=nan"),
+        (lambda: QuadraticFamily(3, initial_scale=float("nan")).draw(KEY), "initial_scale=nan"),
     ],
 )
 def test_bad_input(build, words):

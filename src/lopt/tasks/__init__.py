@@ -1,25 +1,13 @@
 """Tasks: what optimizers are asked to do, and families to draw them from."""
 
-from lopt.tasks.augment import (
-    DataSubset,
-    InitialScale,
-    InputScale,
-    Reparameterization,
-    warm_start,
-)
+from lopt.tasks.augment import DataSubset, InitialScale, InputScale, Reparameterization, warm_start
 from lopt.tasks.batch_norm import batch_norm_classification
 from lopt.tasks.classification import MultilayerPerceptron, classification, mlp_classification
 from lopt.tasks.convolutional import ConvolutionalNetwork, conv_classification
 from lopt.tasks.data import Data, Examples, Labelled, Rows, array_data, image_data, resize
 from lopt.tasks.landscapes import Ackley, Beale, Rosenbrock, StyblinskiTang
 from lopt.tasks.mixture import Mixture
-from lopt.tasks.network_task import (
-    AbstractNetwork,
-    Build,
-    EquinoxNetwork,
-    InitApply,
-    NetworkTask,
-)
+from lopt.tasks.network_task import AbstractNetwork, Build, EquinoxNetwork, InitApply, NetworkTask
 from lopt.tasks.quadratics import Quadratic, QuadraticFamily
 from lopt.tasks.resnet import ResidualNetwork, resnet_classification
 from lopt.tasks.validation import WithValidation

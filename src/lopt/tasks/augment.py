@@ -5,8 +5,9 @@ so that one compiled program trains many different tasks side by side. They nest
 tasks with a state, such as those with batch normalisation, keep it.
 """
 
+import abc
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
@@ -25,12 +26,31 @@ from lopt.tasks.ranges import check_range, log_uniform, random_index
 class AbstractAugmentation(AbstractTaskFamily):
     """A family that changes something about the tasks of another, `family`."""
 
-    family: eqx.AbstractVar[AbstractTaskFamily]
+    family: AbstractTaskFamily
+
+    @abc.abstractmethod
+    def change(self, task: AbstractTask, key: Key) -> AbstractTask:
+        """Returns a changed task."""
+
+    @override
+    def draw(self, key: Key) -> AbstractTask:
+        task_key, change_key = jax.random.split(key)
+        return self.change(self.family.draw(task_key), change_key)
 
     @override
     def architectures(self) -> tuple[AbstractTaskFamily, ...]:
         parts = self.family.architectures()
         return tuple(dataclasses.replace(self, family=part) for part in parts)
+
+
+class AbstractScaling(AbstractAugmentation):
+    """A change by log-uniform factors between `low` and `high`."""
+
+    low: float = eqx.field(static=True)
+    high: float = eqx.field(static=True)
+
+    def __check_init__(self) -> None:
+        check_range(type(self).__name__, self.low, self.high)
 
 
 class DataSubset(AbstractAugmentation):
@@ -43,12 +63,15 @@ class DataSubset(AbstractAugmentation):
         size: the number of training examples that each task may draw.
     """
 
-    family: AbstractTaskFamily
     size: int = eqx.field(static=True)
 
     def __check_init__(self) -> None:
         check_integer("DataSubset", "size", self.size, hint="size=100")
-        for data in _data_within("DataSubset", self.family):
+        found = [leaf for leaf in jax.tree.leaves(self.family, is_leaf=_is_data) if _is_data(leaf)]
+        if not found:
+            kind = type(self.family).__name__
+            raise ValueError(f"DataSubset(family={kind}(...)) has no data; try mlp_classification.")
+        for data in found:
             # Inside a compiled function the count may be unknown; `draw` then keeps to it.
             if not isinstance(data.train.count, jax.core.Tracer) and self.size > data.train.count:
                 raise ValueError(
@@ -57,59 +80,39 @@ class DataSubset(AbstractAugmentation):
                 )
 
     @override
-    def draw(self, key: Key) -> AbstractTask:
-        task_key, place_key = jax.random.split(key)
-
-        def narrow(leaf: object) -> object:
-            if not isinstance(leaf, Data):
+    def change(self, task: AbstractTask, key: Key) -> AbstractTask:
+        def narrow(leaf: Any) -> Any:
+            if not _is_data(leaf):
                 return leaf
             size = jnp.minimum(jnp.asarray(self.size, jnp.int32), leaf.train.count)
-            first = leaf.train.first + random_index(place_key, leaf.train.count - size + 1)
-            window = first, size
-            return eqx.tree_at(lambda d: (d.train.first, d.train.count), leaf, window)
+            first = leaf.train.first + random_index(key, leaf.train.count - size + 1)
+            return eqx.tree_at(lambda d: (d.train.first, d.train.count), leaf, (first, size))
 
-        return jax.tree.map(narrow, self.family.draw(task_key), is_leaf=_is_data)
+        return jax.tree.map(narrow, task, is_leaf=_is_data)
 
 
-class InputScale(AbstractAugmentation):
+class InputScale(AbstractScaling):
     """Tasks whose inputs are multiplied by a log-uniform factor between `low` and `high`.
 
     Inputs are the floating-point arrays of a batch of `Rows`, such as images.
     """
 
-    family: AbstractTaskFamily
-    low: float = eqx.field(static=True)
-    high: float = eqx.field(static=True)
-
-    def __check_init__(self) -> None:
-        check_range("InputScale", self.low, self.high)
-        _data_within("InputScale", self.family)
-
     @override
-    def draw(self, key: Key) -> TransformedTask:
-        task_key, scale_key = jax.random.split(key)
-        factor = log_uniform(scale_key, self.low, self.high)
-        return TransformedTask(self.family.draw(task_key), map_batch=Partial(_scale_inputs, factor))
+    def change(self, task: AbstractTask, key: Key) -> TransformedTask:
+        factor = log_uniform(key, self.low, self.high)
+        return TransformedTask(task, map_batch=Partial(_scale_inputs, factor))
 
 
-class InitialScale(AbstractAugmentation):
+class InitialScale(AbstractScaling):
     """Tasks whose initial parameters are multiplied by a log-uniform factor."""
 
-    family: AbstractTaskFamily
-    low: float = eqx.field(static=True)
-    high: float = eqx.field(static=True)
-
-    def __check_init__(self) -> None:
-        check_range("InitialScale", self.low, self.high)
-
     @override
-    def draw(self, key: Key) -> TransformedTask:
-        task_key, scale_key = jax.random.split(key)
-        factor = log_uniform(scale_key, self.low, self.high)
-        return TransformedTask(self.family.draw(task_key), map_initial=Partial(_scale, factor))
+    def change(self, task: AbstractTask, key: Key) -> TransformedTask:
+        factor = log_uniform(key, self.low, self.high)
+        return TransformedTask(task, map_initial=Partial(_scale, factor))
 
 
-class Reparameterization(AbstractAugmentation):
+class Reparameterization(AbstractScaling):
     """Tasks in other units: parameters p' with p = s p', for log-uniform s.
 
     Losses are as before, gradients are s times and curvatures s^2 times as large. A drawn task's
@@ -121,25 +124,13 @@ class Reparameterization(AbstractAugmentation):
         per: "task" for one s, "tensor" for one in each tensor of the parameters.
     """
 
-    family: AbstractTaskFamily
-    low: float = eqx.field(static=True)
-    high: float = eqx.field(static=True)
     per: Literal["tensor", "task"] = eqx.field(static=True, default="tensor")
 
-    def __check_init__(self) -> None:
-        check_range("Reparameterization", self.low, self.high)
-        if self.per not in ("tensor", "task"):
-            raise ValueError(
-                f'Reparameterization(per={self.per!r}) must be "tensor" or "task"; '
-                'try per="tensor".'
-            )
-
     @override
-    def draw(self, key: Key) -> TransformedTask:
-        task_key, scale_key = jax.random.split(key)
-        task = self.family.draw(task_key)
-        count = len(jax.tree.leaves(jax.eval_shape(task.init, key))) if self.per == "tensor" else 1
-        factors = log_uniform(scale_key, self.low, self.high, (count,))
+    def change(self, task: AbstractTask, key: Key) -> TransformedTask:
+        tensors = jax.tree.leaves(jax.eval_shape(task.init, key))
+        count = {"task": 1, "tensor": len(tensors)}[self.per]
+        factors = log_uniform(key, self.low, self.high, (count,))
         initial, params = (Partial(_scale, part) for part in (1 / factors, factors))
         return TransformedTask(task, map_initial=initial, map_params=params)
 
@@ -164,17 +155,6 @@ def _scale_inputs(factor: Float[Array, ""], rows: Rows) -> Rows:
 
 def _constant(params: Params, _: Params) -> Params:
     return params
-
-
-def _data_within(owner: str, family: AbstractTaskFamily) -> list[Data]:
-    """Returns all data within a family, or raises ValueError if there is none."""
-    found = [leaf for leaf in jax.tree.leaves(family, is_leaf=_is_data) if _is_data(leaf)]
-    if not found:
-        raise ValueError(
-            f"{owner}(family={type(family).__name__}(...)) must be a family of tasks on data; "
-            "try mlp_classification."
-        )
-    return found
 
 
 def _is_data(leaf: object) -> bool:

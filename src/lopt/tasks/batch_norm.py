@@ -5,6 +5,7 @@ plain arrays, which pass through scan, vmap and rematerialisation.
 """
 
 import math
+import operator
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -15,22 +16,17 @@ import optax
 from jaxtyping import Array, Float
 from typing_extensions import override
 
-from lopt.core.checks import check_integer
+from lopt.core.checks import check_integer, check_positive
 from lopt.core.types import Key, Params
-from lopt.tasks.classification import (
-    Init,
-    MultilayerPerceptron,
-    classification,
-    image_shape,
-)
+from lopt.tasks.classification import Init, MultilayerPerceptron, classification, image_shape
 from lopt.tasks.data import Data, Rows
 from lopt.tasks.network_task import AbstractNetwork, Build, NetworkTask
 
 Statistics: TypeAlias = tuple[Float[Array, " _"], ...]
-# From what is to be normalised, channels last, to the mean and variance of each channel.
-Moments: TypeAlias = Callable[
-    [Float[Array, "n ... channel"]], tuple[Float[Array, " channel"], Float[Array, " channel"]]
-]
+# (values with channels last, gain, shift) to values normalised in each channel.
+Normalise: TypeAlias = Callable[[Array, Array, Array], Float[Array, "n ... channel"]]
+
+_GAINS = operator.itemgetter("gain")
 
 
 class RunningStatistics(eqx.Module):
@@ -48,17 +44,19 @@ class BatchNormNetwork(AbstractNetwork):
     inference the running averages are used. Variances divide by the number of examples, times
     that of pixels.
 
+        normalise(z, gain, shift) = gain (z - mean z) / sqrt(var z + epsilon) + shift
+
     Attributes:
         build: from a key to parameters.
-        forward: (params, inputs, moments, epsilon) to outputs; asks for moments once a layer.
-        gains: from parameters to the gain of each layer, in the order in which moments are asked.
+        forward: (params, inputs, normalise) to outputs; calls `normalise` once a layer.
+        gains: from parameters to the gain of each layer, in the order of these calls.
         momentum: of the running averages, per inner step.
         epsilon: added to variances.
         slice_size: how many examples are seen at once in inference; None for all.
     """
 
     build: Callable[[Key], Params] = eqx.field(static=True)
-    forward: Callable[[Params, Array, Moments, float], Array] = eqx.field(static=True)
+    forward: Callable[[Params, Array, Normalise], Array] = eqx.field(static=True)
     gains: Callable[[Params], Statistics] = eqx.field(static=True)
     momentum: float = eqx.field(static=True, default=0.9)
     epsilon: float = eqx.field(static=True, default=1e-5)
@@ -67,13 +65,9 @@ class BatchNormNetwork(AbstractNetwork):
     def __check_init__(self) -> None:
         if not 0 <= self.momentum < 1:
             raise ValueError(
-                f"BatchNormNetwork(momentum={self.momentum!r}) must be at least 0 and below 1; "
-                "try momentum=0.9."
+                f"BatchNormNetwork(momentum={self.momentum}) must be in [0, 1); try 0.9."
             )
-        if not self.epsilon > 0:
-            raise ValueError(
-                f"BatchNormNetwork(epsilon={self.epsilon!r}) must be positive; try epsilon=1e-5."
-            )
+        check_positive("BatchNormNetwork", "epsilon", self.epsilon, hint="epsilon=1e-5")
 
     @override
     def init(self, key: Key) -> Params:
@@ -81,9 +75,9 @@ class BatchNormNetwork(AbstractNetwork):
 
     @override
     def prepare(self, params: Params) -> RunningStatistics:
+        gains = self.gains(params)
         return RunningStatistics(
-            mean=tuple(jnp.zeros_like(gain) for gain in self.gains(params)),
-            variance=tuple(jnp.ones_like(gain) for gain in self.gains(params)),
+            tuple(map(jnp.zeros_like, gains)), tuple(map(jnp.ones_like, gains))
         )
 
     @override
@@ -92,37 +86,36 @@ class BatchNormNetwork(AbstractNetwork):
     ) -> tuple[Array, RunningStatistics]:
         if inference:
             return self._infer(params, state, inputs.arrays), state
-        means, variances = [], []
+        moments = []
 
-        def moments(values: Array) -> tuple[Array, Array]:
-            means.append(inputs.mean(_over_pixels(values)))
-            squares = (values - along_channels(means[-1], values.ndim)) ** 2
-            variances.append(inputs.mean(_over_pixels(squares)))
-            return means[-1], variances[-1]
+        def normalise(values: Array, gain: Array, shift: Array) -> Array:
+            pixels = tuple(range(1, values.ndim - 1))
+            mean = inputs.mean(jnp.mean(values, axis=pixels))
+            squares = (values - jnp.broadcast_to(mean, values.shape)) ** 2
+            moments.append((mean, inputs.mean(jnp.mean(squares, axis=pixels))))
+            return self._normalised(values, gain, shift, *moments[-1])
 
-        outputs = self.forward(params, inputs.arrays, moments, self.epsilon)
-        found = RunningStatistics(tuple(means), tuple(variances))
+        outputs = self.forward(params, inputs.arrays, normalise)
+        found = RunningStatistics(*zip(*moments, strict=True))
         return outputs, optax.incremental_update(found, state, 1 - self.momentum)
 
     def _infer(self, params: Params, state: RunningStatistics, inputs: Array) -> Array:
         def outputs(inputs: Array) -> Array:
             kept = zip(state.mean, state.variance, strict=True)
-            return self.forward(params, inputs, lambda _: next(kept), self.epsilon)
+            return self.forward(
+                params, inputs, lambda *layer: self._normalised(*layer, *next(kept))
+            )
 
         if self.slice_size is None:
             return outputs(inputs)
         # A whole test split in one piece would need far more memory than training.
         return jax.lax.map(lambda one: outputs(one[None])[0], inputs, batch_size=self.slice_size)
 
-
-def _over_pixels(values: Float[Array, "n ... channel"]) -> Float[Array, "n channel"]:
-    pixels = tuple(range(1, values.ndim - 1))
-    return jnp.mean(values, axis=pixels) if pixels else values
-
-
-def along_channels(values: Float[Array, " channel"], ndim: int) -> Array:
-    """Returns one value for each channel with `ndim` axes, to be broadcast."""
-    return values.reshape((1,) * (ndim - 1) + values.shape)
+    def _normalised(self, values: Array, gain: Array, shift: Array, *moments: Array) -> Array:
+        mean, variance = moments
+        scale = gain * jax.lax.rsqrt(variance + self.epsilon)
+        scale, mean, shift = (jnp.broadcast_to(part, values.shape) for part in (scale, mean, shift))
+        return scale * (values - mean) + shift
 
 
 def batch_norm_classification(
@@ -158,33 +151,22 @@ def batch_norm_classification(
         )
     sizes = math.prod(image_shape(data)), widths, data.num_classes
     build = Build(_with_gains, Build(MultilayerPerceptron, *sizes, activation, init=init))
-    network = BatchNormNetwork(build, _forward, _gains, momentum, epsilon)
+    network = BatchNormNetwork(build, _forward, _GAINS, momentum, epsilon)
     return classification(data, network, batch_size)
 
 
 def _with_gains(perceptron: Build, key: Key) -> Params:
     network = perceptron(key)
-    weights = [layer.weight for layer in network.layers[:-1]]
-    return {
-        "network": network,
-        "gain": tuple(jnp.ones(len(weight), weight.dtype) for weight in weights),
-        "shift": tuple(jnp.zeros(len(weight), weight.dtype) for weight in weights),
-    }
-
-
-def _gains(params: Params) -> Statistics:
-    return params["gain"]
+    gain = tuple(jnp.ones_like(layer.bias) for layer in network.layers[:-1])
+    return {"network": network, "gain": gain, "shift": tuple(map(jnp.zeros_like, gain))}
 
 
 def _forward(
-    params: Params, rows: Float[Array, "n input"], moments: Moments, epsilon: float
+    params: Params, rows: Float[Array, "n input"], normalise: Normalise
 ) -> Float[Array, "n output"]:
     """Returns logits of flattened images."""
     network = params["network"]
     *hidden, last = network.layers
     for layer, gain, shift in zip(hidden, params["gain"], params["shift"], strict=True):
-        rows = jax.vmap(layer)(rows)
-        mean, variance = moments(rows)
-        scale = gain * jax.lax.rsqrt(variance + epsilon)
-        rows = network.activation((rows - mean[None]) * scale[None] + shift[None])
+        rows = network.activation(normalise(jax.vmap(layer)(rows), gain, shift))
     return jax.vmap(last)(rows)

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 from lopt.core.checks import check_integer
 from lopt.core.types import Key, Scalar
 from lopt.tasks.data import Data, Rows
-from lopt.tasks.network_task import AnyNetwork, Build, NetworkTask, Predict, as_network
+from lopt.tasks.network_task import AnyNetwork, Augment, Build, NetworkTask, Predict, as_network
 from lopt.tasks.ranges import check_scale
 
 Init: TypeAlias = Literal["truncated_normal", "torch"]
@@ -41,28 +41,24 @@ class MultilayerPerceptron(eqx.Module):
         stddev: float | None = None,
         init: Init = "truncated_normal",
     ) -> None:
-        check_integer("MultilayerPerceptron", "inputs", inputs, hint="inputs=64")
-        check_integer("MultilayerPerceptron", "outputs", outputs, hint="outputs=10")
         for width in widths:
             check_integer("MultilayerPerceptron", "width", width, hint="width=32")
+        for name, size in (("inputs", inputs), ("outputs", outputs)):
+            check_integer("MultilayerPerceptron", name, size, hint=f"{name}=10")
+        check_scale("MultilayerPerceptron", "stddev", 0.0 if stddev is None else stddev)
         if init not in ("truncated_normal", "torch") or (init == "torch" and stddev is not None):
+            said = f"MultilayerPerceptron(init={init!r}, stddev={stddev})"
             raise ValueError(
-                f"MultilayerPerceptron(init={init!r}, stddev={stddev!r}) must be "
-                '"truncated_normal" or "torch", the latter without a stddev; try stddev=None.'
+                f'{said} needs "truncated_normal", or "torch" and no stddev; try stddev=None.'
             )
-        shapes = [
-            (after, before) for before, after in itertools.pairwise((inputs, *widths, outputs))
-        ]
+        sizes = list(itertools.pairwise((inputs, *widths, outputs)))
         self.activation = activation
         if init == "torch":
-            keys = jax.random.split(key, len(shapes))
-            self.layers = tuple(
-                eqx.nn.Linear(before, after, key=key)
-                for (after, before), key in zip(shapes, keys, strict=True)
-            )
-            return
-        weights = initial_weights("MultilayerPerceptron", shapes, key, stddev)
-        self.layers = tuple(_linear(weight) for weight in weights)
+            keys = jax.random.split(key, len(sizes))
+            self.layers = tuple(eqx.nn.Linear(*s, key=k) for s, k in zip(sizes, keys, strict=True))
+        else:
+            weights = initial_weights([(after, before) for before, after in sizes], key, stddev)
+            self.layers = tuple(map(_linear, weights))
 
     def __call__(self, inputs: Float[Array, " inputs"]) -> Float[Array, " outputs"]:
         """Returns the outputs for one input."""
@@ -72,19 +68,18 @@ class MultilayerPerceptron(eqx.Module):
 
 
 def initial_weights(
-    owner: str, shapes: Sequence[tuple[int, ...]], key: Key, stddev: float | None
+    shapes: Sequence[tuple[int, ...]], key: Key, stddev: float | None
 ) -> list[Float[Array, "output ..."]]:
     """Draws the weights of layers, of shape (outputs, what each of them is a sum over ...).
 
     They are normal with standard deviation `stddev`; by default with 1 / sqrt(fan in), cut at two
-    of them, which leaves 0.88 / sqrt(fan in). `owner` is named by errors.
+    of them, which leaves 0.88 / sqrt(fan in).
     """
     ends = list(itertools.accumulate(math.prod(shape) for shape in shapes))
     # One flat draw for all layers: every further one costs as much compilation again.
     if stddev is None:
         flat = jax.random.truncated_normal(key, -2, 2, (ends[-1],))
     else:
-        check_scale(owner, "stddev", stddev)
         flat = stddev * jax.random.normal(key, (ends[-1],))
     parts = jnp.split(flat, ends[:-1])
     weights = [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
@@ -135,15 +130,24 @@ class CrossEntropy(eqx.Module):
         }
 
 
-def classification(data: Data, network: AnyNetwork, batch_size: int = 128) -> NetworkTask:
+def classification(
+    data: Data,
+    network: AnyNetwork,
+    batch_size: int = 128,
+    flatten: bool = True,
+    augment: Augment | None = None,
+) -> NetworkTask:
     """Returns classification of images by a network of any kind: see `NetworkTask`.
 
     Args:
         data: `Labelled` images, from `image_data` or `lopt.load_images`.
-        network: from flattened images to logits; in Equinox, from one flattened image.
+        network: from images to logits; in Equinox, from one image.
         batch_size: examples per step.
+        flatten: whether the network is given images as rows of pixels.
+        augment: of training examples, see `NetworkTask`.
     """
-    return NetworkTask(data, as_network(network), CrossEntropy(data.num_classes), batch_size)
+    objective = CrossEntropy(data.num_classes, flatten)
+    return NetworkTask(data, as_network(network), objective, batch_size, augment)
 
 
 def image_shape(data: Data) -> tuple[int, ...]:

@@ -20,14 +20,12 @@ from lopt.tasks.classification import (
     image_shape,
     initial_weights,
 )
-from lopt.tasks.data import Data
+from lopt.tasks.data import Data, Image, Images
 from lopt.tasks.network_task import Build, NetworkTask
 
 
 def convolve(
-    images: Float[Array, "n height width input"],
-    weight: Float[Array, "output input kernel kernel"],
-    stride: int,
+    images: Images, weight: Float[Array, "output channel kernel kernel"], stride: int
 ) -> Float[Array, "n rows columns output"]:
     """Returns the convolution of images with zeros around them, at every `stride`-th pixel.
 
@@ -36,10 +34,9 @@ def convolve(
     with p = (kernel - 1) // 2.
     """
     # A product of matrices, and not XLA's convolution. Within `lopt.unroll` on two CPU cores a
-    # step of ResNet-50 on a batch of 2 takes 1.8 s instead of 12 s; one of four basic blocks (8 to
-    # 16 channels, 8x8 images, batch 32) takes half the time, also with weights mapped over. Of the
-    # convolutions of ResNet-50 two thirds are 1x1, without patches: its gradient at batch 128
-    # needs 6.9 GB of temporary memory instead of 5.1 GB.
+    # step of ResNet-50 on a batch of 2 takes 1.8 s instead of 12 s, one of four small blocks half
+    # the time, also with weights mapped over. The gradient of ResNet-50 at batch 128 needs 6.9 GB
+    # of temporary memory instead of 5.1 GB: two thirds of its convolutions are 1x1.
     height, width = images.shape[1:3]
     outputs, _, kernel, _ = weight.shape
     before = (kernel - 1) // 2
@@ -57,14 +54,12 @@ class Convolution(eqx.Module):
     weight: Float[Array, "output input kernel kernel"]
     bias: Float[Array, " output"]
 
-    def __call__(
-        self, image: Float[Array, "height width input"]
-    ) -> Float[Array, "height width output"]:
+    def __call__(self, image: Image) -> Float[Array, "height width output"]:
         """Returns the convolved image."""
         return convolve(image[None], self.weight, 1)[0] + self.bias[None, None]
 
 
-def max_pool(image: Float[Array, "height width channel"]) -> Float[Array, "rows columns channel"]:
+def max_pool(image: Image) -> Float[Array, "rows columns channel"]:
     """Returns the maximum of each 2x2 square; an odd last row or column is left out.
 
     Where several pixels are the maximum, they share the derivative equally. All derivatives are
@@ -106,24 +101,19 @@ class ConvolutionalNetwork(eqx.Module):
         if not 0 < len(channels) <= possible:
             raise ValueError(
                 f"ConvolutionalNetwork(channels={channels}) must have at least one and at most "
-                f"{possible} blocks, as each halves an image of {height} x {width}; try "
-                "channels=(32,), larger images, or MultilayerPerceptron."
+                f"{possible} blocks, as each halves an image of {height} x {width}; try (32,)."
             )
-        shapes = [
-            (after, before, kernel, kernel)
-            for before, after in itertools.pairwise((inputs, *channels))
-        ]
         key, dense_key = jax.random.split(key)
-        weights = initial_weights("ConvolutionalNetwork", shapes, key, stddev)
+        sizes = itertools.pairwise((inputs, *channels))
+        shapes = [(after, before, kernel, kernel) for before, after in sizes]
         self.convolutions = tuple(
-            Convolution(weight, jnp.zeros(len(weight), weight.dtype)) for weight in weights
+            Convolution(weight, jnp.zeros(len(weight), weight.dtype))
+            for weight in initial_weights(shapes, key, stddev)
         )
         length = (height >> len(channels)) * (width >> len(channels)) * channels[-1]
-        self.perceptron = MultilayerPerceptron(
-            length, hidden, outputs, activation, dense_key, stddev
-        )
-        self.image_shape = image_shape
-        self.activation = activation
+        dense = length, hidden, outputs, activation
+        self.perceptron = MultilayerPerceptron(*dense, dense_key, stddev)
+        self.image_shape, self.activation = image_shape, activation
 
     def __call__(self, pixels: Float[Array, " pixels"]) -> Float[Array, " outputs"]:
         """Returns the logits of one flattened image, its channels last."""
@@ -146,16 +136,14 @@ def conv_classification(
 
     Args:
         data: the images.
+        batch_size: examples per step.
         channels: the number of channels after each block of convolution, pooling, activation.
         kernel: height and width of the convolutions.
         hidden: the length of each hidden layer after the blocks; may be empty.
         activation: applied after each pooling and between the last layers.
-        batch_size: examples per step.
         stddev: of a normal to draw all weights from (0.1 in the paper); by default it depends
             on the fan in.
     """
-    blocks = image_shape(data), channels, kernel
-    network = Build(
-        ConvolutionalNetwork, *blocks, hidden, data.num_classes, activation, stddev=stddev
-    )
+    sizes = image_shape(data), channels, kernel, hidden, data.num_classes
+    network = Build(ConvolutionalNetwork, *sizes, activation, stddev=stddev)
     return classification(data, network, batch_size)

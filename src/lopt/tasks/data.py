@@ -4,6 +4,7 @@ A split is a window on arrays: a first row and a number of rows, both arrays the
 tasks on different parts of the same data share it, also when many of them are mapped over.
 """
 
+import operator
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -16,10 +17,13 @@ from jaxtyping import Array, Float, Int, Num, PyTree
 from lopt.core.checks import check_integer
 from lopt.core.types import SPLITS, Key
 from lopt.core.unroll import KEPT
+from lopt.tasks.ranges import random_index
 
+Image = Float[Array, "height width channel"]
 Images = Float[Array, "n height width channel"]
 HostImages = Num[np.ndarray, "n height width channel"]
 HostLabels = Int[np.ndarray, " n"]
+Index = Int[Array, ""] | int
 
 
 class Labelled(NamedTuple):
@@ -60,33 +64,19 @@ class Examples(eqx.Module):
     first: Int[Array, ""]
     count: Int[Array, ""]
 
-    def __init__(
-        self,
-        arrays: PyTree,
-        first: Int[Array, ""] | int = 0,
-        count: Int[Array, ""] | int | None = None,
-    ) -> None:
-        length = _length("Examples", arrays)
+    def __init__(self, arrays: PyTree, first: Index = 0, count: Index | None = None) -> None:
+        length = _length("Examples(arrays)", arrays)
         self.arrays = jax.tree.map(jnp.asarray, arrays)
         self.first = jnp.asarray(first, jnp.int32)
         self.count = jnp.asarray(length if count is None else count, jnp.int32)
 
     def draw(self, key: Key, size: int) -> Rows:
-        """Returns `size` examples, drawn with replacement.
-
-        Random bits modulo `count` compile faster than `jax.random.randint`, and are uniform up to
-        a relative error of count / 2^32.
-        """
-        bits = jax.random.bits(key, (size,), jnp.uint32)
-        rows = jax.lax.rem(bits, jnp.broadcast_to(self.count.astype(jnp.uint32), (size,)))
-        rows = rows.astype(jnp.int32) + self.first.astype(jnp.int32)
+        """Returns `size` examples, drawn with replacement."""
+        rows = random_index(key, self.count, (size,)) + self.first.astype(jnp.int32)
         rows = checkpoint_name(rows, KEPT)
         # Windows lie within the arrays, so that no row has to be checked.
-        arrays = jax.tree.map(
-            lambda leaf: leaf.at[rows].get(mode="promise_in_bounds", wrap_negative_indices=False),
-            self.arrays,
-        )
-        return Rows(arrays)
+        options = {"mode": "promise_in_bounds", "wrap_negative_indices": False}
+        return Rows(jax.tree.map(lambda leaf: leaf.at[rows].get(**options), self.arrays))
 
     def everything(self) -> Rows:
         """Returns the whole window: all rows, those outside of it with weight zero."""
@@ -114,10 +104,9 @@ class Data(eqx.Module):
 
     def split(self, name: str) -> Examples:
         """Returns the split of that name."""
-        splits = (self.train, self.valid_inner, self.valid_outer, self.test)
         if name not in SPLITS:
             raise ValueError(f"Data.split(name={name!r}) must be one of {', '.join(SPLITS)}.")
-        return splits[SPLITS.index(name)]
+        return getattr(self, name)
 
 
 def array_data(
@@ -141,44 +130,35 @@ def array_data(
         >>> data.train.arrays["x"].shape
         (70, 1)
     """
-    order = np.random.default_rng(seed).permutation(_length("array_data", arrays))
+    order = np.random.default_rng(seed).permutation(_length("array_data(arrays)", arrays))
     tenth = len(order) // 10
     if tenth == 0:
         raise ValueError(
             f"array_data(arrays of {len(order)} examples) must have at least 10, "
             "one in each split; try more."
         )
-    num_parts = 3 if test_arrays is None else 2
-    ends = [len(order) - tenth * i for i in range(num_parts, 0, -1)]
-    splits = [
-        Examples(jax.tree.map(lambda array, rows=rows: array[rows], arrays))
-        for rows in np.split(order, ends)
-    ]
-    if test_arrays is not None:
-        splits.append(Examples(test_arrays))
-    train, valid_inner, valid_outer, test = splits
+    ends = [-3 * tenth, -2 * tenth, -tenth] if test_arrays is None else [-2 * tenth, -tenth]
+    parts = [jax.tree.map(operator.itemgetter(rows), arrays) for rows in np.split(order, ends)]
+    train, valid_inner, valid_outer, test = map(Examples, [*parts, test_arrays][:4])
     return Data(train, valid_inner, valid_outer, test, num_classes)
 
 
 def _length(owner: str, arrays: PyTree) -> int:
     """Returns the number of rows of arrays; raises ValueError if they differ in it."""
     shapes = [np.shape(leaf) for leaf in jax.tree.leaves(arrays)]
-    if len({shape[:1] for shape in shapes}) != 1 or not shapes[0]:
+    if len({shape[:1] for shape in shapes}) != 1 or not all(shapes[0][:1]) or not shapes[0]:
         raise ValueError(
-            f"{owner}(arrays of shapes {', '.join(map(str, shapes))}) must all have the same "
+            f"{owner} has shapes {', '.join(map(str, shapes))}; all arrays must have the same "
             "number of rows, one for each example; try arrays of the same length."
         )
     return shapes[0][0]
 
 
 def resize(images: HostImages, size: int) -> Float[np.ndarray, "n {size} {size} channel"]:
-    """Resizes images to squares, on the host.
+    """Resizes images to squares of float32 and the same range, on the host.
 
     Bilinear, with half-pixel centres and without antialiasing: an output pixel i lies at the
     input coordinate (i + 1/2) input_size / size - 1/2, clipped to the image.
-
-    Returns:
-        float32 images of the same range.
     """
     check_integer("resize", "size", size, hint="size=8")
     if images.shape[1:3] == (size, size):
@@ -220,9 +200,9 @@ def image_data(
     if (test_images is None) != (test_labels is None):
         raise ValueError("image_data(test_images, test_labels) must be given both, or both None.")
     train = _labelled("train", train_images, train_labels, num_classes, size)
-    test = None
-    if test_images is not None and test_labels is not None:
-        test = _labelled("test", test_images, test_labels, num_classes, size)
+    if test_images is None or test_labels is None:
+        return array_data(train, None, seed, num_classes)
+    test = _labelled("test", test_images, test_labels, num_classes, size)
     return array_data(train, test, seed, num_classes)
 
 
@@ -231,11 +211,7 @@ def _labelled(
 ) -> Labelled:
     """Returns resized images and their labels, or raises ValueError if they do not fit."""
     owner = f"image_data({which}_images, {which}_labels)"
-    if len(images) != len(labels) or len(labels) == 0:
-        raise ValueError(
-            f"{owner} has {len(images)} images and {len(labels)} labels; "
-            "there must be as many of both, and at least one."
-        )
+    _length(owner, (images, labels))
     if images.dtype != np.uint8 and not (images.min() >= 0 and images.max() <= 1):
         raise ValueError(
             f"{owner} has values from {images.min()} to {images.max()}; must be bytes or floats "
@@ -246,6 +222,5 @@ def _labelled(
             f"{owner} has labels from {labels.min()} to {labels.max()}; must be between 0 and "
             f"num_classes - 1 = {num_classes - 1}, try num_classes={labels.max() + 1}."
         )
-    resized = resize(images, size)
-    resized = resized / np.float32(255) if images.dtype == np.uint8 else resized
-    return Labelled(resized, labels.astype(np.int32))
+    largest = np.float32(255 if images.dtype == np.uint8 else 1)
+    return Labelled(resize(images, size) / largest, labels.astype(np.int32))

@@ -3,8 +3,8 @@
 Formulas, domains and minimisers as collected in Jamil and Yang 2013, arXiv:1308.4008.
 """
 
-import abc
 import math
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -21,12 +21,19 @@ Vector = Float[Array, " dim"]
 
 
 class AbstractLandscape(AbstractTask):
-    """A deterministic function of a vector, with a known global minimum."""
+    """A deterministic function of `dim` parameters, with a known global minimum.
+
+    Attributes:
+        lowest: where it is, one number for each parameter or one for all.
+    """
+
+    dim: eqx.AbstractVar[int]
+    lowest: eqx.AbstractClassVar[float | tuple[float, ...]]
 
     @property
-    @abc.abstractmethod
     def minimiser(self) -> Vector:
         """The parameters of least loss."""
+        return jnp.full(self.dim, jnp.array(self.lowest))
 
     @property
     def minimum(self) -> Scalar:
@@ -51,15 +58,11 @@ class Rosenbrock(AbstractLandscape):
 
     dim: int = eqx.field(static=True, default=2)
     initial_scale: float = eqx.field(static=True, default=0.0)
+    lowest: ClassVar = 1.0
 
     def __check_init__(self) -> None:
         check_integer("Rosenbrock", "dim", self.dim, 2, hint="dim=2")
         check_scale("Rosenbrock", "initial_scale", self.initial_scale)
-
-    @property
-    @override
-    def minimiser(self) -> Vector:
-        return jnp.ones(self.dim)
 
     @override
     def init(self, key: Key) -> Vector:
@@ -75,7 +78,6 @@ class Rosenbrock(AbstractLandscape):
 class AbstractBox(AbstractLandscape):
     """A landscape whose `dim` initial parameters are uniform between -reach and reach."""
 
-    dim: eqx.AbstractVar[int]
     reach: eqx.AbstractVar[float]
 
     def __check_init__(self) -> None:
@@ -95,11 +97,7 @@ class Ackley(AbstractBox):
 
     dim: int = eqx.field(static=True, default=2)
     reach: float = eqx.field(static=True, default=5.0)
-
-    @property
-    @override
-    def minimiser(self) -> Vector:
-        return jnp.zeros(self.dim)
+    lowest: ClassVar = 0.0
 
     @override
     def loss(self, params: Vector, batch: Batch) -> Scalar:
@@ -119,11 +117,7 @@ class Beale(AbstractBox):
 
     reach: float = eqx.field(static=True, default=4.5)
     dim: int = eqx.field(static=True, default=2, init=False)
-
-    @property
-    @override
-    def minimiser(self) -> Vector:
-        return jnp.array([3.0, 0.5])
+    lowest: ClassVar = (3.0, 0.5)
 
     @override
     def loss(self, params: Float[Array, "2"], batch: Batch) -> Scalar:
@@ -140,11 +134,7 @@ class StyblinskiTang(AbstractBox):
 
     dim: int = eqx.field(static=True, default=2)
     reach: float = eqx.field(static=True, default=5.0)
-
-    @property
-    @override
-    def minimiser(self) -> Vector:
-        return jnp.full(self.dim, -2.903534027771177)  # the least root of 4 x^3 - 32 x + 5
+    lowest: ClassVar = -2.903534027771177  # the least root of 4 x^3 - 32 x + 5
 
     @override
     def loss(self, params: Vector, batch: Batch) -> Scalar:

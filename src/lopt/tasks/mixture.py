@@ -74,31 +74,30 @@ class _Alike(AbstractTaskFamily):
     """
 
     joined: AbstractTaskFamily
-    options: list[PyTree]
+    options: tuple[PyTree, ...]
     count: int = eqx.field(static=True)
 
     def __init__(self, families: Sequence[AbstractTaskFamily]) -> None:
-        together = zip(*map(_leaves, families), strict=True)
-        joined = [_join(parts) for parts in together]
-        structure = jax.tree.structure(families[0], is_leaf=_is_examples)
-        self.joined = jax.tree.unflatten(structure, [leaf for leaf, _ in joined])
-        self.options = [option for _, option in joined]
+        leaves, structures = zip(*map(_flatten, families), strict=True)
+        joined = [_join(parts) for parts in zip(*leaves, strict=True)]
+        self.joined = structures[0].unflatten([leaf for leaf, _ in joined])
+        self.options = tuple(option for _, option in joined)
         self.count = len(families)
 
     @override
     def draw(self, key: Key) -> AbstractTask:
         which = random_index(key, jnp.asarray(self.count, jnp.int32))
-        leaves = []
-        for leaf, option in zip(_leaves(self.joined), self.options, strict=True):
+        leaves, structure = _flatten(self.joined)
+        for i, option in enumerate(self.options):
             chosen = jax.tree.map(lambda choices: choices[which], option)
-            if _is_examples(leaf):
-                chosen = eqx.tree_at(lambda leaf: (leaf.first, leaf.count), leaf, chosen)
-            leaves.append(leaf if chosen is None else chosen)
-        structure = jax.tree.structure(self.joined, is_leaf=_is_examples)
-        return jax.tree.unflatten(structure, leaves).draw(jax.random.fold_in(key, 1))
+            if _is_examples(leaves[i]):
+                leaves[i] = Examples(leaves[i].arrays, *chosen)
+            elif chosen is not None:
+                leaves[i] = chosen
+        return structure.unflatten(leaves).draw(jax.random.fold_in(key, 1))
 
 
-def _join(parts: tuple[Any, ...]) -> tuple[Any, PyTree]:
+def _join(parts: Sequence[Any]) -> tuple[Any, PyTree]:
     """Returns what is joined of one leaf of several families, and what to choose from it."""
     if eqx.is_array(parts[0]):
         return parts[0], jnp.stack(parts)
@@ -115,18 +114,19 @@ def _join(parts: tuple[Any, ...]) -> tuple[Any, PyTree]:
 
 def _architecture(family: AbstractTaskFamily) -> tuple[Any, list[Any]]:
     """Returns what compiled programs depend on; for examples, all but their number."""
+    leaves, structure = _flatten(family)
     kinds: list[Any] = []
-    for leaf in _leaves(family):
+    for leaf in leaves:
         if _is_examples(leaf):
             rows = [(row.shape[1:], row.dtype) for row in jax.tree.leaves(leaf.arrays)]
             kinds.append((jax.tree.structure(leaf.arrays), rows))
         else:
             kinds.append((leaf.shape, leaf.dtype) if eqx.is_array(leaf) else leaf)
-    return jax.tree.structure(family, is_leaf=_is_examples), kinds
+    return structure, kinds
 
 
-def _leaves(family: AbstractTaskFamily) -> list[Any]:
-    return jax.tree.leaves(family, is_leaf=_is_examples)
+def _flatten(family: AbstractTaskFamily) -> tuple[list[Any], Any]:
+    return jax.tree.flatten(family, is_leaf=_is_examples)
 
 
 def _is_examples(leaf: object) -> bool:

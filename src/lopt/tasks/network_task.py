@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import PyTree
 from typing_extensions import override
 
@@ -23,6 +24,8 @@ from lopt.tasks.data import Data, Rows
 Predict: TypeAlias = Callable[[PyTree], PyTree]
 # From the network and a batch to metrics by name, of which "loss" is trained.
 Objective: TypeAlias = Callable[[Predict, Rows], dict[str, Scalar]]
+# (key, example) to an example.
+Augment: TypeAlias = Callable[[Key, PyTree], PyTree]
 
 
 class Build(eqx.Module):
@@ -165,20 +168,18 @@ class NetworkTask(AbstractTask):
     network: AbstractNetwork = eqx.field(converter=as_network)
     objective: Objective = eqx.field(converter=as_pytree)
     batch_size: int = eqx.field(static=True, default=128)
-    augment: Callable[[Key, PyTree], PyTree] | None = eqx.field(static=True, default=None)
+    augment: Augment | None = eqx.field(static=True, default=None)
 
     def __check_init__(self) -> None:
         check_integer("NetworkTask", "batch_size", self.batch_size, hint="batch_size=128")
 
         def measured(key: Key) -> Any:
             params = self.init(key)
-            state = self.network.prepare(params)
-            return self._measure(params, state, self.batch(key), inference=True)[0]
+            return self._measure(params, self.prepare(params, key), self.batch(key), True)[0]
 
         found = eqx.filter_eval_shape(measured, jax.random.key(0))
-        loss = found.get("loss") if isinstance(found, dict) else None
-        dtype = loss.dtype if isinstance(loss, jax.ShapeDtypeStruct) and not loss.shape else None
-        if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        loss: Any = found.get("loss") if isinstance(found, dict) else None
+        if not (_is_shape(loss) and not loss.shape and jnp.issubdtype(loss.dtype, jnp.floating)):
             raise ValueError(
                 f"NetworkTask(objective={self.objective}) returns {found}; must be a dict with a "
                 'floating-point scalar "loss", try {"loss": rows.mean(losses)}.'
@@ -241,11 +242,8 @@ class NetworkTask(AbstractTask):
 
 def _like(params: Params, inputs: PyTree) -> PyTree:
     """Returns inputs, those that are floating-point in the dtype of the parameters."""
-    dtype = jax.tree.leaves(params)[0].dtype
-    return jax.tree.map(
-        lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf,
-        inputs,
-    )
+    floating, others = eqx.partition(inputs, eqx.is_inexact_array)
+    return eqx.combine(optax.tree.cast(floating, jax.tree.leaves(params)[0].dtype), others)
 
 
 def _is_shape(leaf: object) -> bool:

@@ -17,6 +17,8 @@ from lopt.core.types import Batch, Key, Scalar, Split
 from lopt.tasks.ranges import check_range, check_scale, log_uniform
 
 Vector = Float[Array, " dim"]
+Rate = float | Scalar
+Count = int | Int[Array, ""]
 
 
 class Quadratic(AbstractTask):
@@ -47,10 +49,8 @@ class Quadratic(AbstractTask):
 
     def __check_init__(self) -> None:
         if self.eigenvalues.shape != self.centre.shape:
-            raise ValueError(
-                f"Quadratic(eigenvalues of shape {self.eigenvalues.shape}) must have the shape of "
-                f"centre, {self.centre.shape}; try centre=jnp.zeros_like(eigenvalues)."
-            )
+            shapes = f"eigenvalues {self.eigenvalues.shape}, centre {self.centre.shape}"
+            raise ValueError(f"Quadratic({shapes}) must have one shape; try jnp.zeros_like.")
         check_scale("Quadratic", "noise_scale", self.noise_scale)
         check_scale("Quadratic", "initial_scale", self.initial_scale)
 
@@ -76,9 +76,7 @@ class Quadratic(AbstractTask):
         """The expected loss at the centre, 1/2 noise_scale^2 sum_i h_i."""
         return 0.5 * self.noise_scale**2 * jnp.sum(self.eigenvalues)
 
-    def sgd_params(
-        self, params: Vector, learning_rate: float | Scalar, num_steps: int | Int[Array, ""]
-    ) -> Vector:
+    def sgd_params(self, params: Vector, learning_rate: Rate, num_steps: Count) -> Vector:
         """Returns where gradient descent without noise, and on average with it, arrives.
 
         x_t = c + (1 - learning_rate h)^t (x_0 - c)
@@ -88,9 +86,7 @@ class Quadratic(AbstractTask):
         steps = jnp.asarray(num_steps, params.dtype)
         return self.centre.astype(params.dtype) + factor**steps * distance
 
-    def expected_sgd_loss(
-        self, params: Vector, learning_rate: float | Scalar, num_steps: int | Int[Array, ""]
-    ) -> Scalar:
+    def expected_sgd_loss(self, params: Vector, learning_rate: Rate, num_steps: Count) -> Scalar:
         """Returns the loss expected after `num_steps` steps, over all noise in and after them.
 
         With q = learning_rate h and a = 1 - q, the distance d = x - c follows d' = a d + q n:
@@ -134,8 +130,6 @@ class QuadraticFamily(AbstractTaskFamily):
     def __check_init__(self) -> None:
         check_integer("QuadraticFamily", "dim", self.dim, hint="dim=10")
         check_range("QuadraticFamily", self.low, self.high)
-        check_scale("QuadraticFamily", "noise_scale", self.noise_scale)
-        check_scale("QuadraticFamily", "initial_scale", self.initial_scale)
 
     @override
     def draw(self, key: Key) -> Quadratic:

@@ -4,10 +4,9 @@ In the form for small images: a 3x3 stem and no pooling before the blocks. From 
 ResNet-50 on CIFAR-10, which Zheng et al. 2022 (arXiv:2203.06578) meta-tune symbolic rules on.
 """
 
-import itertools
 import math
 from collections.abc import Callable, Iterator
-from typing import TypeAlias
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -16,20 +15,18 @@ from jaxtyping import Array, Float
 
 from lopt.core.checks import check_integer
 from lopt.core.types import Key
-from lopt.tasks.batch_norm import BatchNormNetwork, Moments, Statistics, along_channels
+from lopt.tasks.batch_norm import BatchNormNetwork, Normalise, Statistics
 from lopt.tasks.classification import (
-    CrossEntropy,
     MultilayerPerceptron,
+    classification,
     image_shape,
     initial_weights,
 )
 from lopt.tasks.convolutional import convolve
-from lopt.tasks.data import Data, Images, Labelled
+from lopt.tasks.data import Data, Image, Images, Labelled
 from lopt.tasks.network_task import Build, NetworkTask
 
 EXPANSION = 4  # a bottleneck block is so many times as wide outside as inside
-
-_Sizes: TypeAlias = tuple[int, int, int, int]  # outputs, inputs, kernel, stride
 
 # Blocks of each stage, and whether they are bottlenecks (He et al. 2015, table 1).
 DEPTHS = {
@@ -42,10 +39,7 @@ DEPTHS = {
 
 
 class NormalisedConvolution(eqx.Module):
-    """A convolution without bias, then batch normalisation.
-
-    y = gain (z - mean z) / sqrt(var z + epsilon) + shift,    z = weight * x
-    """
+    """A convolution without bias, then batch normalisation, see `BatchNormNetwork`."""
 
     weight: Float[Array, "output input kernel kernel"]
     gain: Float[Array, " output"]
@@ -53,14 +47,10 @@ class NormalisedConvolution(eqx.Module):
     stride: int = eqx.field(static=True)
 
     def __call__(
-        self, images: Float[Array, "n height width input"], moments: Moments, epsilon: float
+        self, images: Images, normalise: Normalise
     ) -> Float[Array, "n rows columns output"]:
-        """Returns the normalised outputs; `moments` says by which mean and variance."""
-        outputs = convolve(images, self.weight, self.stride)
-        mean, variance = moments(outputs)
-        scale = self.gain * jax.lax.rsqrt(variance + epsilon)
-        scale, mean, shift = (along_channels(part, 4) for part in (scale, mean, self.shift))
-        return scale * (outputs - mean) + shift
+        """Returns the normalised outputs."""
+        return normalise(convolve(images, self.weight, self.stride), self.gain, self.shift)
 
 
 class ResidualBlock(eqx.Module):
@@ -75,20 +65,16 @@ class ResidualBlock(eqx.Module):
     shortcut: tuple[NormalisedConvolution, ...]
 
     def __call__(
-        self,
-        images: Float[Array, "n height width input"],
-        moments: Moments,
-        epsilon: float,
-        activation: Callable[[Array], Array],
+        self, images: Images, normalise: Normalise, activation: Callable[[Array], Array]
     ) -> Float[Array, "n rows columns output"]:
         """Returns the outputs of the block."""
         *hidden, last = self.body
         inside = images
         for layer in hidden:
-            inside = activation(layer(inside, moments, epsilon))
-        inside = last(inside, moments, epsilon)
+            inside = activation(layer(inside, normalise))
+        inside = last(inside, normalise)
         for layer in self.shortcut:
-            images = layer(images, moments, epsilon)
+            images = layer(images, normalise)
         return activation(inside + images)
 
 
@@ -117,38 +103,29 @@ class ResidualNetwork(eqx.Module):
         key: Key,
         zero_gain: bool = False,
     ) -> None:
-        for number in channels:
-            check_integer("ResidualNetwork", "channels", number, hint="channels=64")
-        for number in blocks:
-            check_integer("ResidualNetwork", "blocks", number, hint="blocks=2")
+        for name, numbers in (("channels", channels), ("blocks", blocks)):
+            for number in numbers:
+                check_integer("ResidualNetwork", name, number, hint=f"{name}=2")
         if len(channels) != len(blocks) or not blocks:
-            fitting = tuple(64 * 2**stage for stage in range(max(1, len(blocks))))
             raise ValueError(
                 f"ResidualNetwork(channels={channels}, blocks={blocks}) must have one entry for "
-                f"each stage in both, and at least one; try channels={fitting}, "
-                f"blocks={blocks or (2,)}."
+                "each stage in both, and at least one; try channels=(64, 128), blocks=(2, 2)."
             )
-        plan = list(_plan(channels, blocks, bottleneck))
-        wanted = [(channels[0], inputs, 3, 1)]
-        wanted += [sizes for block in plan for part in block for sizes in part]
-        shapes = [(after, before, kernel, kernel) for after, before, kernel, _ in wanted]
+        stem = _Sizes(channels[0], inputs, 3)
+        plan = stem, list(_blocks(channels, blocks, bottleneck, 0.0 if zero_gain else 1.0))
+        sizes, structure = jax.tree.flatten(plan, is_leaf=lambda leaf: isinstance(leaf, _Sizes))
         key, last_key = jax.random.split(key)
-        layers = map(_initial_layer, wanted, initial_weights("ResidualNetwork", shapes, key, 1.0))
-        self.stem = next(layers)
-        self.blocks = tuple(
-            ResidualBlock(*[tuple(itertools.islice(layers, len(part))) for part in block])
-            for block in plan
-        )
-        if zero_gain:
-            last = lambda network: [block.body[-1].gain for block in network]  # noqa: E731
-            self.blocks = eqx.tree_at(last, self.blocks, replace_fn=jnp.zeros_like)
+        weights = initial_weights([(s[0], s[1], s[2], s[2]) for s in sizes], key, 1.0)
+        layers = map(_initial_layer, sizes, weights)
+        self.stem, stages = jax.tree.unflatten(structure, layers)
+        self.blocks = tuple(ResidualBlock(*block) for block in stages)
         width = channels[-1] * (EXPANSION if bottleneck else 1)
         self.last = MultilayerPerceptron(width, (), outputs, activation, last_key)
         self.activation = activation
 
     @property
     def layers(self) -> tuple[NormalisedConvolution, ...]:
-        """All normalised layers, in the order in which a call asks for their moments."""
+        """All normalised layers, in the order in which a call normalises."""
         blocks = (layer for block in self.blocks for layer in (*block.body, *block.shortcut))
         return (self.stem, *blocks)
 
@@ -156,19 +133,27 @@ class ResidualNetwork(eqx.Module):
         """Returns the gains of all layers."""
         return tuple(layer.gain for layer in self.layers)
 
-    def __call__(
-        self, images: Images, moments: Moments, epsilon: float
-    ) -> Float[Array, "n outputs"]:
-        """Returns the logits of each image; see `BatchNormNetwork` for the arguments."""
-        images = self.activation(self.stem(images, moments, epsilon))
+    def __call__(self, images: Images, normalise: Normalise) -> Float[Array, "n outputs"]:
+        """Returns the logits of each image; see `BatchNormNetwork` for `normalise`."""
+        images = self.activation(self.stem(images, normalise))
         for block in self.blocks:
-            images = block(images, moments, epsilon, self.activation)
+            images = block(images, normalise, self.activation)
         return jax.vmap(self.last)(jnp.mean(images, axis=(1, 2)))
 
 
-def _plan(
-    channels: tuple[int, ...], blocks: tuple[int, ...], bottleneck: bool
-) -> Iterator[tuple[list[_Sizes], list[_Sizes]]]:
+class _Sizes(NamedTuple):
+    """What a normalised convolution is made from."""
+
+    outputs: int
+    inputs: int
+    kernel: int
+    stride: int = 1
+    gain: float = 1.0
+
+
+def _blocks(
+    channels: tuple[int, ...], blocks: tuple[int, ...], bottleneck: bool, last_gain: float
+) -> Iterator[tuple[tuple[_Sizes, ...], tuple[_Sizes, ...]]]:
     """Yields the layers of body and shortcut of each block."""
     before = channels[0]
     for stage, (inside, number) in enumerate(zip(channels, blocks, strict=True)):
@@ -176,23 +161,22 @@ def _plan(
         for block in range(number):
             stride = 2 if stage > 0 and block == 0 else 1
             if bottleneck:
-                body = [(inside, before, 1, 1), (inside, inside, 3, stride), (after, inside, 1, 1)]
+                hidden = [_Sizes(inside, before, 1), _Sizes(inside, inside, 3, stride)]
             else:
-                body = [(inside, before, 3, stride), (after, inside, 3, 1)]
+                hidden = [_Sizes(inside, before, 3, stride)]
+            last = _Sizes(after, inside, 1 if bottleneck else 3, 1, last_gain)
             changes = stride > 1 or before != after
-            yield body, [(after, before, 1, stride)] if changes else []
+            shortcut = (_Sizes(after, before, 1, stride),) if changes else ()
+            yield (*hidden, last), shortcut
             before = after
 
 
-def _initial_layer(
-    sizes: _Sizes, normal: Float[Array, "output input kernel kernel"]
-) -> NormalisedConvolution:
-    outputs, *_, stride = sizes
+def _initial_layer(sizes: _Sizes, normal: Float[Array, "..."]) -> NormalisedConvolution:
     return NormalisedConvolution(
         weight=normal * (2 / math.prod(normal.shape[1:])) ** 0.5,
-        gain=jnp.ones(outputs, normal.dtype),
-        shift=jnp.zeros(outputs, normal.dtype),
-        stride=stride,
+        gain=jnp.full(sizes.outputs, sizes.gain, normal.dtype),
+        shift=jnp.zeros(sizes.outputs, normal.dtype),
+        stride=sizes.stride,
     )
 
 
@@ -210,15 +194,11 @@ def resnet_classification(
 ) -> NetworkTask:
     """Returns classification by a residual network of a published depth, or of any other.
 
-    Layers are normalised as in `batch_norm_classification`.
-
     Memory: one window of `TruncatedBackprop` over 20 steps of ResNet-50 at batch 128 on 32x32x3
     images in float32 needs about 16 GB besides the data with an optimizer without state, about
     20 GB with two accumulators per weight, and with `segments=4` about 15 and 17 GB. This is an
-    estimate from XLA's analysis of compiled CPU programs (`memory_analysis`): the gradient of one
-    step needs 6.9 GB; of ResNet-14 with the same stages, (1, 1, 1, 1) bottlenecks, a window was
-    found to need 2.03 times the gradient of one step, and for each step another training state,
-    which of ResNet-50 is 94 MB of weights and as much for each accumulator.
+    estimate from XLA's analysis of compiled CPU programs: 2.03 times the 6.9 GB of one gradient,
+    and for each step 94 MB of weights and as much for each accumulator.
 
     Args:
         data: the images, of any size.
@@ -229,8 +209,7 @@ def resnet_classification(
         batch_size: examples per step, at least 2; in inference, examples at once.
         momentum: of the running averages, per inner step.
         epsilon: added to variances.
-        augmentation: whether training images are cropped and flipped, see
-            `lopt.tasks.resnet.crop_and_flip`.
+        augmentation: whether training images are cropped and flipped, see `crop_and_flip`.
         zero_gain: whether the last gain of each block starts at zero, so that every block starts
             as its shortcut (Goyal et al. 2017, arXiv:1706.02677).
 
@@ -249,23 +228,17 @@ def resnet_classification(
         blocks, usual = DEPTHS[depth]
     else:
         raise ValueError(
-            f"resnet_classification(depth={depth!r}) must be one of "
-            f"{', '.join(map(str, DEPTHS))}, or the number of blocks in each stage; "
-            "try depth=18 or depth=(2, 2, 2, 2)."
+            f"resnet_classification(depth={depth!r}) must be one of {', '.join(map(str, DEPTHS))}, "
+            "or the number of blocks in each stage; try depth=18 or depth=(2, 2, 2, 2)."
         )
     check_integer("resnet_classification", "batch_size", batch_size, 2, hint="batch_size=128")
     bottleneck = usual if bottleneck is None else bottleneck
     sizes = image_shape(data)[-1], channels, blocks, bottleneck, data.num_classes
-    network = BatchNormNetwork(
-        Build(ResidualNetwork, *sizes, activation, zero_gain=zero_gain),
-        ResidualNetwork.__call__,
-        ResidualNetwork.gains,
-        momentum,
-        epsilon,
-        slice_size=batch_size,
-    )
-    objective = CrossEntropy(data.num_classes, flatten=False)
-    return NetworkTask(data, network, objective, batch_size, _augment if augmentation else _keep)
+    build = Build(ResidualNetwork, *sizes, activation, zero_gain=zero_gain)
+    functions = ResidualNetwork.__call__, ResidualNetwork.gains
+    network = BatchNormNetwork(build, *functions, momentum, epsilon, slice_size=batch_size)
+    augment = _augment if augmentation else _keep
+    return classification(data, network, batch_size, flatten=False, augment=augment)
 
 
 def _augment(key: Key, example: Labelled) -> Labelled:
@@ -273,24 +246,21 @@ def _augment(key: Key, example: Labelled) -> Labelled:
 
 
 def _keep(key: Key, example: Labelled) -> Labelled:
-    """Returns the example; the same key then draws the same rows with augmentation and without."""
-    return example
+    return example  # the same key then draws the same rows with augmentation and without
 
 
-def crop_and_flip(
-    key: Key, image: Float[Array, "height width channel"]
-) -> Float[Array, "height width channel"]:
+def crop_and_flip(key: Key, image: Image) -> Image:
     """Returns a random crop of an image in a black frame, mirrored every other time.
 
     The frame is 4 pixels wide, and on images smaller than 32 an eighth of their side: moves of up
     to so many pixels in any direction, all equally likely. Mirroring is left to right.
     """
-    row_key, column_key, flip_key = jax.random.split(key, 3)
+    *place_keys, flip_key = jax.random.split(key, 3)
     frame = [min(4, side // 8) for side in image.shape[:2]]
     padded = jnp.pad(image, [(width, width) for width in (*frame, 0)])
     places = [
         jax.random.randint(place_key, (), 0, 2 * width + 1)
-        for place_key, width in zip((row_key, column_key), frame, strict=True)
+        for place_key, width in zip(place_keys, frame, strict=True)
     ]
     image = jax.lax.dynamic_slice(padded, (*places, jnp.zeros_like(places[0])), image.shape)
     return jnp.where(jax.random.bernoulli(flip_key), image[:, ::-1], image)

@@ -139,7 +139,7 @@ def _fit(
 
     def probe(key: Key) -> Quadrature:
         batch = task.batch(key)
-        one = jax.grad(lambda flat: task.loss(unflatten(flat), batch))(flat)
+        one = jax.grad(lambda flat: _loss(task, unflatten(flat), batch))(flat)
         # The mean of n batches has a noise of its own, which is in the difference.
         excess = 1.0 if whole is not None else 1 + 1 / batches
         return lanczos(operator, (one - gradient) / excess**0.5, order)
@@ -201,6 +201,10 @@ def _density(
     return Quadrature(found.nodes.ravel(), found.weights.ravel() / probes)
 
 
+def _loss(task: AbstractTask, params: Params, batch: Batch) -> Scalar:
+    return task.loss_and_state(params, (), batch)[0]
+
+
 def _mean_gradient(
     task: AbstractTask, params: Params, whole: Batch | None, key: Key, batches: int
 ) -> tuple[Callable[[Vector], Vector], Vector]:
@@ -208,7 +212,7 @@ def _mean_gradient(
     flat, unflatten = ravel_pytree(params)
 
     def loss(flat: Vector, batch: Batch) -> Scalar:
-        return task.loss(unflatten(flat), batch)
+        return _loss(task, unflatten(flat), batch)
 
     if whole is not None:
         return lambda flat: jax.grad(loss)(flat, whole), flat
@@ -248,7 +252,7 @@ def measured_losses(
     def one(learning_rate: Scalar, key: Key) -> Scalar:
         optimizer = optax.sgd(learning_rate)
         state, _ = unroll(task, optimizer, start(task, optimizer, params, key), horizon)
-        return task.loss(state.params, whole)
+        return _loss(task, state.params, whole)
 
     keys = jax.random.split(key, runs)
     return jax.lax.map(lambda rate: jax.vmap(lambda key: one(rate, key))(keys), learning_rates)
