@@ -26,7 +26,6 @@ from .core import RampedLoss as RampedLoss
 from .core import Step as Step
 from .core import TrainState as TrainState
 from .core import TransformedTask as TransformedTask
-from .core import join as join
 from .core import judge as judge
 from .core import loss_of as loss_of
 from .core import start as start

@@ -18,7 +18,6 @@ from lopt.core.learned import (
     AbstractRule,
 )
 from lopt.core.task import AbstractTask, AbstractTaskFamily, TransformedTask, judge
-from lopt.core.tensors import as_tensor, join, map_blocks, map_stack, split
 from lopt.core.unroll import Step, TrainState, loss_of, start, take, unroll
 
 __all__ = [
@@ -40,14 +39,9 @@ __all__ = [
     "Step",
     "TrainState",
     "TransformedTask",
-    "as_tensor",
-    "join",
     "judge",
     "loss_of",
-    "map_blocks",
-    "map_stack",
     "mean_loss",
-    "split",
     "start",
     "take",
     "train_loss",

@@ -161,10 +161,7 @@ class Coordinatewise(AbstractLearnedOptimizer):
     def inputs(
         self, theta: Theta, grads: Params, state: CoordinatewiseState, params: Params
     ) -> Inputs:
-        """Returns what `update` would give the rule, for every coordinate.
-
-        All features of all coordinates exist at once: of a million weights and 40 features, 160 MB.
-        """
+        """Returns what `update` would give the rule: all features of all coordinates at once."""
         stacks, _, _ = self._stacks(theta, grads, state, params)
         dtype = max((stack.param.dtype for stack in stacks), key=lambda dtype: dtype.itemsize)
         stacks = [jax.tree.map(lambda leaf: leaf.astype(dtype), stack) for stack in stacks]
@@ -176,10 +173,9 @@ class Coordinatewise(AbstractLearnedOptimizer):
     def _together(
         self, theta: Theta, step: Int[Array, ""], groups: list["_Stack"]
     ) -> list[tuple[Tensor, State, State]]:
-        """Returns updates and states of small tensors, in a stack for each shape.
+        """Returns updates and states of small tensors, which the rule sees end to end.
 
-        The rule is applied to all of them at once, laid end to end; if it has a memory, larger ones
-        are kept apart, as theirs would have to be copied there and back at every step.
+        If it has a memory, larger ones are apart: theirs would be copied there and back.
         """
         seen = [self._columns(theta, step, group) for group in groups]
         few = COPIED if jax.tree.leaves(groups[0].memory) else math.inf

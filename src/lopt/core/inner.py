@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from lopt.core.checks import LONGEST, check_integer, check_length
 from lopt.core.learned import AbstractLearnedOptimizer
 from lopt.core.task import AbstractTask, AbstractTaskFamily
-from lopt.core.types import SPLITS, Batch, Key, Params, Scalar, Split, State, Theta, as_pytree
+from lopt.core.types import Batch, Key, Params, Scalar, Split, State, Theta, as_pytree
 from lopt.core.unroll import Step, TrainState, check_segments, start, unroll
 
 # Task, step and the length of the run to the scalar that is to become small, as a mean over steps.
@@ -61,8 +61,6 @@ class FinalLoss(eqx.Module):
 
     def __check_init__(self) -> None:
         check_integer("FinalLoss", "batches", self.batches, hint=10)
-        if self.split not in SPLITS:
-            raise ValueError(f"FinalLoss(split={self.split!r}) must be one of {', '.join(SPLITS)}.")
 
     def __call__(self, task: AbstractTask, step: Step, num_steps: Int[Array, ""]) -> Scalar:
         """Returns the loss after this step if it is the last, and zero otherwise."""
@@ -177,9 +175,7 @@ class MetaTask(AbstractTask):
 
     Attributes:
         inner: what is measured.
-        segments: checkpoint segments of the horizon, which they divide, see `lopt.unroll`: with
-            about the square root of the horizon, memory grows like that root.
-        keep_products: whether the matrix products of inner steps are kept.
+        segments, keep_products: for reverse mode, see `lopt.unroll`; segments divide the horizon.
     """
 
     inner: InnerTraining

@@ -26,10 +26,7 @@ class AbstractLearnedOptimizer(eqx.Module):
 
     @abc.abstractmethod
     def begin(self, theta: Theta, params: Params, num_steps: NumSteps = None) -> State:
-        """Returns the optimizer's state before its first step on `params`.
-
-        `num_steps` is the length of the run, where it is known.
-        """
+        """Returns the state before the first step of a run, of `num_steps` where that is known."""
 
     @abc.abstractmethod
     def update(
@@ -90,7 +87,7 @@ class Bound(eqx.Module):
     last: tuple[NumSteps, ...] = ()
 
     def __call__(self, *args: Any, **keywords: Any) -> Any:
-        """Returns `method(theta, ..., *last)`."""
+        """Calls the method."""
         return self.method(self.theta, *args, *self.last, **keywords)
 
     __eq__ = object.__eq__
@@ -152,10 +149,7 @@ class AbstractFeatures(eqx.Module):
         return names[: len(names) - len(shared)]
 
     def select(self, names: tuple[str, ...]) -> "AbstractFeatures":
-        """Returns features that have at least these names, without what the others need.
-
-        Features with weights of their own return themselves, as weights are theirs to fit.
-        """
+        """Returns features with at least these names; all, if they have weights of their own."""
         return self
 
 

@@ -28,10 +28,9 @@ class AbstractTaskFamily(eqx.Module):
         """Returns one task; the same key gives the same task."""
 
     def architectures(self) -> tuple["AbstractTaskFamily", ...]:
-        """Returns the families that this one is made of, of which each compiles to one program.
+        """Returns the families, of one program each, that share the particles of a `lopt.Mean`.
 
-        A family whose tasks differ in more than arrays overrides this: `lopt.Mean` then gives each
-        of them its share of the particles.
+        A family whose tasks differ in more than arrays overrides this.
         """
         return (self,)
 

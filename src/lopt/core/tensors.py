@@ -146,13 +146,10 @@ def map_blocks(
     """Returns `function(arrays)`, computed over slabs of about `block_size` coordinates.
 
     Args:
-        function: elementwise in the coordinates. Arrays that it returns with `shape` as their last
-            axes come back whole; scalars that it returns are summed over slabs.
-        arrays: a pytree of arrays whose last axes are `shape`, or 1 in its place, after any
-            leading axes; or of scalars.
-        shape: the shape of the tensor.
-        block_size: coordinates per slab. A slab is never thinner than one index of the longest
-            axis. A tensor that fits is not cut at all.
+        function: elementwise in coordinates. Scalars that it returns are summed over slabs.
+        arrays: with `shape` as their last axes, or 1 in place of one; or scalars.
+        shape: that of the tensor, which is cut along its longest axis.
+        block_size: coordinates per slab; a tensor that fits is not cut.
     """
     size = math.prod(shape)
     if size <= block_size:
