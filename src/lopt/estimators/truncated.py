@@ -81,13 +81,8 @@ class TruncatedBackprop(AbstractGradientEstimator):
         def window(theta: Theta) -> tuple[Scalar, TruncatedState]:
             # Inside of the derivative: a fresh optimizer state may depend on theta.
             episode = state.episode_to_run(self.inner, theta, key, clock.length)
-            losses, episode = self.inner.advance(
-                theta,
-                episode,
-                self.truncation,
-                segments=self.segments,
-                keep_products=self.keep_products,
-            )
+            reverse = {"segments": self.segments, "keep_products": self.keep_products}
+            losses, episode = self.inner.advance(theta, episode, self.truncation, **reverse)
             return self.reduction(losses), TruncatedState(episode, windows.advance(clock, losses))
 
         (loss, state), grads = jax.value_and_grad(window, has_aux=True)(params)
