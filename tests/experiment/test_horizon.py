@@ -225,7 +225,7 @@ def test_a_decay_is_turned_by_one_minus_it_and_never_below_zero():
 
 def test_a_probe_of_final_losses_measures_them():
     inner, _ = subject("horizon_smd", (), 20, None, 0)
-    assert inner.horizon == inner.objective.horizon == 20
+    assert inner.horizon == 20
 
 
 def test_studies_of_different_problems_do_not_mix(surface):
