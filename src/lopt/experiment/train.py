@@ -96,7 +96,7 @@ def reopen(folder: Path) -> Experiment:
         )
     experiment = build(config["recipe"], config["settings"])
     edited = source_digest(config["recipe"]) != config["recipe_sha256"]
-    if edited or printed(experiment) != config["experiment"]:
+    if edited or _squeezed(printed(experiment)) != _squeezed(config["experiment"]):
         raise ValueError(
             f"The recipe {config['recipe']} no longer gives the experiment that {folder} began "
             "with (it was edited, or other data files are found now); begin a new run instead."
@@ -114,6 +114,11 @@ def source_digest(recipe: str) -> str | None:
 def printed(experiment: Experiment) -> str:
     """Returns the experiment as text, without the addresses of functions in memory."""
     return re.sub(r" at 0x[0-9a-f]+", "", eqx.tree_pformat(experiment))
+
+
+def _squeezed(text: str) -> str:
+    """Returns text without its layout, nor a word that tells whether functions are type-checked."""
+    return re.sub(r"\s+|wrapped ", "", text)
 
 
 def train(experiment: Experiment, folder: Path, *, show_progress: bool = True) -> Theta:
