@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src"
 WINGS = {"tasks", "learned", "estimators", "symbolic", "analysis"}
 CORE_MAY_IMPORT = {*sys.stdlib_module_names, "jax", "equinox", "optax", "jaxtyping", "numpy"}
+CORE_MAY_IMPORT |= {"typing_extensions"}  # the standard library of later versions
 LONGEST_FILE = 400
 # Lines per room: a capability that does not fit is first made room for.
 BUDGETS = {"core": 1500, "tasks": 2000, "learned": 2300, "estimators": 1800}

@@ -210,8 +210,6 @@ def test_bad_input_is_refused():
         learned.optimizer(theta).update(params, state)
     with pytest.raises(ValueError, match=r"another structure than params.*same pytree"):
         learned.update(theta, {"b": jnp.ones(3)}, state, params)
-    with pytest.raises(ValueError, match=r"block_size=0\) must be at least 1"):
-        lopt.Coordinatewise(learned.features, learned.rule, learned.scale, block_size=0)
     narrow = lopt.Coordinatewise(MomentumFeatures(), MLP(18), DirectionMagnitude())
     theta = narrow.init(KEY)
     with pytest.raises(ValueError, match=r"given 8 \+ 11 features; try inputs=19"):

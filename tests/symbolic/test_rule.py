@@ -139,7 +139,7 @@ AVERAGE = ("multiply", 0.2, V("average"))
 
 @pytest.mark.parametrize("root", [EXTRA, OWN, ("add", EXTRA, OWN), AVERAGE, ("add", AVERAGE, OWN)])
 @pytest.mark.parametrize("make", [lopt.adafactor_mlp, lopt.rnnprop, lopt.dm])
-def test_what_was_seen_through_more_features(make, root, tmp_path):
+def test_what_was_given_more_features(make, root, tmp_path):
     network = make()
     theta = network.init(KEY)
     if weighted := make is lopt.adafactor_mlp:

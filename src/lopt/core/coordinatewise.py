@@ -93,8 +93,6 @@ class Coordinatewise(AbstractLearnedOptimizer):
                 f"Coordinatewise(rule) was made for the features {', '.join(required)}, but is "
                 f"given {', '.join(names)}; use the features that it was made for."
             )
-        if self.block_size < 1:
-            raise ValueError(f"Coordinatewise(block_size={self.block_size}) must be at least 1.")
 
     @override
     def init(self, key: Key) -> Theta:
@@ -275,9 +273,7 @@ class Coordinatewise(AbstractLearnedOptimizer):
     ) -> tuple[list["_Stack"], list[tensors.Stacking], Any]:
         """Returns what belongs to each leaf of params, as a stack of tensors."""
         if params is None:
-            raise ValueError(
-                "Coordinatewise.update(params=None): its features see the parameters; pass them."
-            )
+            raise ValueError("Coordinatewise.update(params=None): features see params; pass them.")
         leaves, hows, structure = self._flatten(params)
         try:
             slopes = structure.flatten_up_to(grads)

@@ -47,9 +47,7 @@ class RampedLoss(eqx.Module):
 
 
 class FinalLoss(eqx.Module):
-    """The loss after the last step, on fresh batches.
-
-    It counts `num_steps` times and other steps zero, so that the mean over steps is that loss.
+    """The loss after the last step, on fresh batches, times `num_steps`; zero at other steps.
 
     Attributes:
         batches: over how many batches the loss is averaged.

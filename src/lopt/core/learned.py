@@ -65,9 +65,10 @@ class AbstractLearnedOptimizer(eqx.Module):
                 f"{type(self).__name__}.optimizer(theta) needs the length of the run; try "
                 "learned.optimizer(theta, num_steps=1000)."
             )
+        length = None if num_steps is None else jnp.asarray(num_steps, jnp.int32)
         if (nnx := sys.modules.get("flax.nnx")) is not None:
             nnx.register_data_type(_Optimizer)
-        return _Optimizer(Bound(self.begin, theta, (num_steps,)), Bound(self.update, theta))
+        return _Optimizer(Bound(self.begin, theta, (length,)), Bound(self.update, theta))
 
 
 class _Optimizer(optax.GradientTransformationExtraArgs):

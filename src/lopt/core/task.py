@@ -1,8 +1,4 @@
-"""Tasks: what an optimizer is asked to do.
-
-A task is the simplest gradient estimator (it differentiates its own loss on a fresh batch) and
-the simplest task family (it draws itself).
-"""
+"""Tasks: the simplest gradient estimators, which differentiate their own loss on a batch."""
 
 import abc
 from collections.abc import Callable
@@ -11,6 +7,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from typing_extensions import override
 
 from lopt.core.estimator import AbstractGradientEstimator, Estimate
 from lopt.core.types import Batch, Key, Params, Scalar, Split, State, as_pytree
@@ -102,6 +99,7 @@ class AbstractTask(AbstractGradientEstimator, AbstractTaskFamily):
         return self
 
 
+@eqx.filter_jit
 def judge(
     task: AbstractTask,
     params: Params,
@@ -129,6 +127,8 @@ def _same(value: Any) -> Any:
 class TransformedTask(AbstractTask):
     """Another task, seen through maps of its parts; maps that hold arrays are Equinox modules.
 
+    It differentiates its own loss: `lopt.tasks.WithValidation` goes around it, not within.
+
     Attributes:
         map_initial, map_batch: from its initial parameters and batches to those of this task.
         map_params, map_key: from parameters and batch keys of this task to its own.
@@ -140,27 +140,31 @@ class TransformedTask(AbstractTask):
     map_batch: Callable[[Batch], Batch] = eqx.field(default=_same, converter=as_pytree)
     map_key: Callable[[Key], Key] = eqx.field(default=_same, converter=as_pytree)
 
+    @override
     def init(self, key: Key) -> Params:
-        """Returns the mapped initial parameters."""
         return self.map_initial(self.task.init(key))
 
+    @override
     def batch(self, key: Key, split: Split = "train") -> Batch:
-        """Returns a mapped batch."""
         return self.map_batch(self.task.batch(self.map_key(key), split))
 
+    @override
     def prepare(self, params: Params, key: Key) -> State:
-        """Returns the state of the other task."""
         return self.task.prepare(self.map_params(params), key)
 
+    @override
+    def loss(self, params: Params, batch: Batch) -> Scalar:
+        return self.task.loss(self.map_params(params), batch)
+
+    @override
     def loss_and_state(self, params: Params, state: State, batch: Batch) -> tuple[Scalar, State]:
-        """Returns the loss of the other task at the mapped parameters, and its next state."""
         return self.task.loss_and_state(self.map_params(params), state, batch)
 
+    @override
     def metrics(self, params: Params, state: State, batch: Batch) -> dict[str, Scalar]:
-        """Returns the metrics of the other task at the mapped parameters."""
         return self.task.metrics(self.map_params(params), state, batch)
 
+    @override
     def everything(self, split: Split = "train") -> Batch | None:
-        """Returns a split as one mapped batch."""
         whole = self.task.everything(split)
         return None if whole is None else self.map_batch(whole)

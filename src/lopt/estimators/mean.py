@@ -168,6 +168,8 @@ def _architectures(one: AbstractGradientEstimator) -> list[AbstractGradientEstim
     def tasks(tree: Any) -> list[Any]:
         return [inner.tasks for inner in _nodes(tree, InnerTraining)]
 
+    count = max(map(len, families))
+    families = [each * count if len(each) == 1 else each for each in families]
     return [eqx.tree_at(tasks, one, list(each)) for each in zip(*families, strict=True)]
 
 

@@ -177,7 +177,7 @@ def _probe(
     valley_keys = jax.random.split(valley_key, settings.starts**2)
     valley_rates = _tuned(Valley(), valley_keys, steps, say, " in the valley")
     references = {name: REFERENCES[name](rate.value) for name, rate in rates.items()}
-    alone = {"learned": learned.optimizer(theta), **references}
+    alone = {"learned": learned.optimizer(theta, steps), **references}
     companions = Companions(alone["learned"], references)
     trained = {}
     for name, optimizer in alone.items():

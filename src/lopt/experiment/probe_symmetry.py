@@ -136,7 +136,7 @@ def probe_symmetry(
         stages = {}
         for number, weights in thetas.items():
             say(f"the weights of outer step {number}")
-            optimizer = learned.optimizer(weights)
+            optimizer = learned.optimizer(weights, steps)
             stages[number] = jax.device_get(watched(inner.tasks, optimizer, keys, steps, watch))
         short = min(SHORT, steps)
         each = EachTheta(inner.tasks, learned, keys, short, watch)
@@ -192,7 +192,7 @@ def _trained(
     say: Callable[[str], None],
 ) -> tuple[Trained, ...]:
     say("training with the learned optimizer")
-    course = watched(tasks, learned.optimizer(theta), keys, steps, watch)
+    course = watched(tasks, learned.optimizer(theta, steps), keys, steps, watch)
     trained = [Trained("learned", None, jax.device_get(course))]
     for name, factory in REFERENCES.items():
         say(f"tuning {name}")

@@ -109,7 +109,7 @@ class EachTheta(eqx.Module):
 
     def __call__(self, step: Step) -> Course:
         """Returns the course, by seed and inner step."""
-        optimizer = self.learned.optimizer(step.params)
+        optimizer = self.learned.optimizer(step.params, self.steps)
         return watched(self.tasks, optimizer, self.keys, self.steps, self.watch)
 
 

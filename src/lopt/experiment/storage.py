@@ -94,20 +94,23 @@ def weights_file(path: Path) -> Path:
 
 
 def load_optimizer(
-    path: str | Path, learned: AbstractLearnedOptimizer | None = None
+    path: str | Path,
+    learned: AbstractLearnedOptimizer | None = None,
+    num_steps: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Loads saved weights as an Optax optimizer, to be used wherever Optax is used.
 
     Args:
         path: as for `load`.
         learned: as for `load`.
+        num_steps: the length of the run, for designs that use it.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if the file is damaged, or its weights do not fit.
     """
     learned, theta = load(path, learned)
-    return learned.optimizer(theta)
+    return learned.optimizer(theta, num_steps)
 
 
 def save_checkpoint(folder: Path, step: int, state: Any) -> None:

@@ -201,7 +201,8 @@ def record_episode(
     params = task.init(init_key)
     places = draw_places(params, per_tensor, place_key)
     if isinstance(learned, AbstractLearnedOptimizer):
-        optimizer, record = learned.optimizer(theta), Recorder(places, learned, theta)
+        optimizer = learned.optimizer(theta, steps)
+        record = Recorder(places, learned, theta)
     else:
         optimizer, record = learned, Recorder(places)
     _, seen = unroll(task, optimizer, start(task, optimizer, params, run_key), steps, record=record)

@@ -1,8 +1,7 @@
 """Families of tasks made of other families (Metz et al. 2020, arXiv:2009.11243).
 
-Each draws a task of an inner family and changes something about it, by an amount that is an array,
-so that one compiled program trains many different tasks side by side. They nest in any order, and
-tasks with a state, such as those with batch normalisation, keep it.
+Each draws a task of an inner family and changes something about it, by an amount that is an array:
+one compiled program trains many different tasks side by side. They nest in any order.
 """
 
 import abc

@@ -1,8 +1,4 @@
-"""Batch normalisation (Ioffe and Szegedy 2015, arXiv:1502.03167): networks with a state.
-
-Running means and variances travel through inner training as the task's estimator state. They are
-plain arrays, which pass through scan, vmap and rematerialisation.
-"""
+"""Batch normalisation (Ioffe and Szegedy 2015, arXiv:1502.03167): networks with a state."""
 
 import math
 import operator

@@ -1,8 +1,4 @@
-"""Examples as tasks hold them, and how arrays become that. No file is read here.
-
-A split is a window on arrays: a first row and a number of rows, both arrays themselves, so that
-tasks on different parts of the same data share it, also when many of them are mapped over.
-"""
+"""Data in splits, which are windows on arrays: tasks on parts of the same data share it."""
 
 import operator
 from typing import Any, NamedTuple

@@ -21,7 +21,7 @@ class Mixture(AbstractTaskFamily):
     Families that agree in everything but the values of arrays and the number of examples are one
     architecture: one compiled program trains any of them, each as likely as the others. `draw`
     chooses among the families of one architecture. Estimators of a mixture of several are wrapped
-    in `lopt.Mean`, which compiles each architecture once and gives it its share of the particles.
+    in `lopt.Mean`, which compiles each architecture once and shares particles equally among them.
 
     Attributes:
         groups: a family for each architecture.

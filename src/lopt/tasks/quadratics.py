@@ -1,7 +1,6 @@
 """Noisy quadratics: tasks on which stochastic gradient descent can be solved by hand.
 
-Along each eigenvector gradient descent is a linear recursion, so that losses, and gradients of
-losses with respect to a learning rate, can be compared with closed forms (Schaul et al. 2013,
+Along each eigenvector it is a linear recursion, with losses in closed form (Schaul et al. 2013,
 arXiv:1206.1106; Wu et al. 2018, arXiv:1803.02021).
 """
 

@@ -196,9 +196,8 @@ def resnet_classification(
 
     Memory: one window of `TruncatedBackprop` over 20 steps of ResNet-50 at batch 128 on 32x32x3
     images in float32 needs about 16 GB besides the data with an optimizer without state, about
-    20 GB with two accumulators per weight, and with `segments=4` about 15 and 17 GB. This is an
-    estimate from XLA's analysis of compiled CPU programs: 2.03 times the 6.9 GB of one gradient,
-    and for each step 94 MB of weights and as much for each accumulator.
+    20 GB with two accumulators per weight, and with `segments=4` about 15 and 17 GB, as XLA's
+    analysis of compiled CPU programs estimates.
 
     Args:
         data: the images, of any size.

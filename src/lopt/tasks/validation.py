@@ -1,5 +1,7 @@
 """Tasks that also tell their optimizer a validation loss."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -8,30 +10,36 @@ from typing_extensions import override
 
 from lopt.core.checks import check_integer
 from lopt.core.estimator import Estimate
-from lopt.core.task import AbstractTask
+from lopt.core.task import AbstractTask, AbstractTaskFamily
 from lopt.core.types import Batch, Key, Params, Scalar, Split, State
 
 ValidationState = tuple[State, Int[Array, ""], Scalar]
 
 
 class WithValidation(AbstractTask):
-    """A task that measures its validation loss every few steps.
+    """A task, or the tasks of a family, that tells its optimizer a validation loss.
 
-    It is the loss in training mode on a fresh batch of the split "valid_inner", and reaches the
-    optimizer in every step as `update(..., validation_loss=...)`: the last one measured. Its state
-    is that of the task, the number of steps, and the last validation loss.
+    `update(..., validation_loss=...)` is given the last one measured: the loss in training mode on
+    a fresh batch of the split "valid_inner".
 
     Attributes:
-        task: the task.
-        every: steps from one measurement to the next. Where tasks are mapped over, as within
-            `lopt.Mean`, it is computed in every step all the same.
+        task: the task, or a family of them.
+        every: steps between measurements; mapped over, as within `lopt.Mean`, all are computed.
     """
 
-    task: AbstractTask
+    task: Any
     every: int = eqx.field(static=True, default=10)
 
     def __check_init__(self) -> None:
         check_integer("WithValidation", "every", self.every, hint="every=10")
+
+    @override
+    def draw(self, key: Key) -> "WithValidation":
+        return WithValidation(self.task.draw(key), self.every)
+
+    @override
+    def architectures(self) -> tuple[AbstractTaskFamily, ...]:
+        return tuple(WithValidation(each, self.every) for each in self.task.architectures())
 
     @override
     def init(self, key: Key) -> Params:
@@ -52,6 +60,10 @@ class WithValidation(AbstractTask):
         return inner, jnp.zeros((), jnp.int32), jnp.zeros((), shape.dtype)
 
     @override
+    def loss(self, params: Params, batch: Batch) -> Scalar:
+        return self.task.loss(params, batch)
+
+    @override
     def loss_and_state(
         self, params: Params, state: ValidationState, batch: Batch
     ) -> tuple[Scalar, ValidationState]:
@@ -64,6 +76,7 @@ class WithValidation(AbstractTask):
         return self.task.metrics(params, state[0], batch)
 
     @override
+    @eqx.filter_jit
     def estimate(
         self, params: Params, state: ValidationState, key: Key
     ) -> tuple[Estimate, ValidationState]:
@@ -78,7 +91,6 @@ class WithValidation(AbstractTask):
         return Estimate(found.loss, found.grads, found.dropped, extra), (after, count + 1, last)
 
     def _validation_loss(self, params: Params, state: State, key: Key) -> Scalar:
-        # Another key than that of objectives such as `lopt.validation_loss`: an optimizer must
-        # not see the batch that it is judged by.
+        # Not the key of objectives: an optimizer must not see the batch that it is judged by.
         batch = self.task.batch(jax.random.fold_in(key, 2), "valid_inner")
         return self.task.loss_and_state(params, state, batch)[0]

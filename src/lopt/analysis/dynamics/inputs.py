@@ -95,7 +95,7 @@ def recorded_inputs(
     total = sum(leaf.size for leaf in jax.tree.leaves(params))
     run_key, choice_key = jax.random.split(key)
     chosen = jax.random.permutation(choice_key, total)[:coordinates]
-    optimizer = learned.optimizer(theta)
+    optimizer = learned.optimizer(theta, num_steps)
     state = start(estimator, optimizer, params, run_key)
     record = InputRecord(learned, theta, chosen)
     _, inputs = unroll(estimator, optimizer, state, num_steps, record=record)

@@ -123,8 +123,9 @@ class SymmetryProbe(eqx.Module):
         >>> key, task = jax.random.key(0), lopt.tasks.mlp_classification(lopt.load_images("digits"))
         >>> params = task.init(key)
         >>> probe = SymmetryProbe((translation(params, ".layers[1].weight"),))
-        >>> state = lopt.start(task, optax.adam(1e-2), params, key)
-        >>> _, readings = lopt.unroll(task, optax.adam(1e-2), state, 20, record=probe)
+        >>> optimizer = optax.adam(1e-2)
+        >>> state = lopt.start(task, optimizer, params, key)
+        >>> _, readings = lopt.unroll(task, optimizer, state, 20, record=probe)
         >>> adam = readings["translation of .layers[1].weight"]
         >>> bool(adam.grads.cosine.max() < 1e-6), bool(adam.updates.cosine.max() > 1e-2)
         (True, True)
