@@ -99,11 +99,6 @@ def test_switches_are_no_counts(arguments):
         PerStep(0.1, True)
 
 
-def test_splits_have_names():
-    with pytest.raises((TypeError, ValueError), match=r"split='tets'.*valid_inner|Type-check"):
-        lopt.FinalLoss(split="tets")
-
-
 def test_errors_about_long_schedules_are_short():
     with pytest.raises(ValueError, match=r"value 700 of PerStep, -0.1") as caught:
         sgd(learning_rate=PerStep([0.1] * 700 + [-0.1] + [0.1] * 300))

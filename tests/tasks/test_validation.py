@@ -108,3 +108,23 @@ def test_an_optimizer_learns_to_use_it():
 def test_bad_input():
     with pytest.raises(ValueError, match=r"WithValidation\(every=0\).*try every=10"):
         WithValidation(Overfitted(jnp.zeros(())), every=0)
+
+
+def test_families_draw_tasks_that_tell_it():
+    quadratic = lopt.tasks.Quadratic(jnp.ones(3), jnp.zeros(3), 0.5)
+    scaled = lopt.tasks.InitialScale(quadratic, 0.5, 2.0)
+    task = WithValidation(scaled).draw(KEY)
+    params = task.init(KEY)
+    found, _ = task.estimate(params, task.prepare(params, KEY), KEY)
+    assert found.extra["validation_loss"] > 0
+    np.testing.assert_array_equal(
+        task.loss(params, jnp.ones(3)), scaled.draw(KEY).loss(params, jnp.ones(3))
+    )
+    mixture = lopt.tasks.Mixture([quadratic, lopt.tasks.QuadraticFamily(5)])
+    both = WithValidation(mixture).architectures()
+    assert [type(each) for each in both] == [WithValidation, WithValidation]
+    inner = lopt.InnerTraining(WithValidation(mixture), StopsEarly(), 4)
+    meta = lopt.Mean(lopt.Sum((lopt.ES(inner), lopt.PES(inner, 2))), 4)
+    theta = StopsEarly().init(KEY)
+    estimate, _ = jax.jit(lambda *a: meta.estimate(*a))(theta, meta.prepare(theta, KEY), KEY)
+    assert jnp.isfinite(estimate.loss)
