@@ -298,16 +298,16 @@ class Coordinatewise(AbstractLearnedOptimizer):
     def _state(
         self, theta: Theta, step: Array, states: list[Any], hows: list[Any], structure: Any
     ) -> CoordinatewiseState:
-        """Returns the state of these stacks, in trees like params."""
+        """Returns the state of these stacks, in trees like params, even if those have no leaves."""
         own = [
             jax.tree.map(lambda array, how=how: how.unstack(array, 1), one)
             for how, one in zip(hows, states, strict=True)
         ]
-        tensor = jax.ShapeDtypeStruct((1, 1), jnp.float32)
-        like = jax.eval_shape(
-            lambda tensor, theta: (self.features.begin(tensor), self.rule.begin(theta, (1, 1))),
-            *(tensor, theta["rule"]),
-        )
+        like: Any = own[0] if own else None
+        if not own:
+            memory = jax.eval_shape(lambda theta: self.rule.begin(theta, (1, 1)), theta["rule"])
+            tensor = jax.ShapeDtypeStruct((1, 1), jnp.float32)
+            like = jax.eval_shape(self.features.begin, tensor), memory
         return CoordinatewiseState(step, *tensors.mirror(own, like, structure))
 
 
