@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 IDS = [page.stem for page in PAGES]
 # Their Python is checked by hand (make slow): minutes, nearly all of them to compile.
-LONG = ("concepts", "estimators", "extending", "horizon", "symmetry")
+LONG = ("concepts", "estimators", "extending", "horizon", "symbolic", "symmetry")
 COMMANDS = ("train", "evaluate", "probe", "horizon", "record", "distill", "tune", "--help")
 
 # A run like that of `make demo`, but tiny.

@@ -51,13 +51,12 @@ def values(index):
 
 def run(optimizer, params, grads):
     state = optimizer.init(params)
-    step = jax.jit(optimizer.update)
+    step = jax.jit(optimizer.update).lower(grads, state, params).compile()
     for i in range(2):
         bent = jax.tree.map(lambda g, i=i: jnp.sin((i + 1) * g), grads)
         updates, state = step(bent, state, params)
         params = jax.tree.map(jnp.add, params, updates)
-    lowered = step.lower(grads, state, params)
-    return params, state, lowered.compile().as_text()
+    return params, state, step.as_text()
 
 
 def place(tree, mesh):
@@ -89,7 +88,7 @@ def largest_collective(program):
 def sharded(kind, names):
     mesh = jax.make_mesh((4,), ("x",), axis_types=(AxisType[kind],))
     found = {}
-    for name in names or RULES:
+    for name in names:
         learned = RULES[name]
         theta = jax.tree.map(lambda w: w * 1.01, learned.init(KEY))
         optimizer = learned.optimizer(theta)
@@ -140,10 +139,13 @@ def nnx():
         def loss(params, graph=graph):
             return jnp.mean((nnx.merge(graph, params)(x) - y) ** 2)
 
+        @jax.jit
+        def plain_step(params, state, tx=tx, loss=loss):
+            updates, state = tx.update(jax.grad(loss)(params), state, params)
+            return optax.apply_updates(params, updates), state
+
         for _ in range(20):
-            grads = jax.grad(loss)(params)
-            updates, state = tx.update(grads, state, params)
-            params = optax.apply_updates(params, updates)
+            params, state = plain_step(params, state)
         ours = nnx.to_pure_dict(nnx.state(model, nnx.Param))
         found[name] = {
             "losses": [losses[0], losses[-1]],
@@ -156,7 +158,7 @@ def orbax():
     import orbax.checkpoint as ocp
 
     mesh = jax.make_mesh((4,), ("x",), axis_types=(AxisType.Auto,))
-    learned = lopt.adafactor_mlp()
+    learned = RULES["rnnprop"]
     optimizer = learned.optimizer(learned.init(KEY))
     _, state, _ = run(optimizer, place(values(0), mesh), place(values(1), mesh))
     with tempfile.TemporaryDirectory() as folder, ocp.StandardCheckpointer() as saver:
@@ -186,7 +188,15 @@ def specs():
     return {"same": all(jax.tree.leaves(same)), "leaves": len(jax.tree.leaves(state))}
 
 
+KINDS = {
+    "auto": lambda: sharded("Auto", ["rnnprop", "Adam"]),
+    "explicit": lambda: sharded("Explicit", ["adafactor_mlp"]),
+    "auto, every rule": lambda: sharded("Auto", RULES),
+    "explicit, every rule": lambda: sharded("Explicit", RULES),
+    "nnx": nnx,
+    "orbax": orbax,
+    "specs": specs,
+}
+
 if __name__ == "__main__":
-    what, *names = sys.argv[1:]
-    result = sharded(what, names) if what in ("Auto", "Explicit") else globals()[what]()
-    print(json.dumps(result))
+    print(json.dumps({what: KINDS[what]() for what in sys.argv[1:]}))

@@ -53,7 +53,7 @@ def distilled(run):
     return run / "distilled"
 
 
-def test_the_report_is_whole_and_strict_json(distilled):
+def the_report_is_whole_and_strict_json(distilled):
     def refuse(name):
         raise AssertionError(name)
 
@@ -71,13 +71,13 @@ def test_the_report_is_whole_and_strict_json(distilled):
     assert (distilled / "equation.tex").read_text().strip() == report["latex"]
 
 
-def test_the_page_needs_no_other_file(distilled):
+def the_page_needs_no_other_file(distilled):
     page = (distilled / "index.html").read_text()
     assert re.findall(r'(?:src|href)="(?!data:)', page) == []
     assert page.count("data:image/png;base64,") == 4
 
 
-def test_the_equation_is_an_optimizer(distilled, key):
+def the_equation_is_an_optimizer(distilled, key):
     learned, theta = lopt.load(distilled)
     expression = from_json(read_json(distilled / "equation.json"))
     np.testing.assert_allclose(theta["rule"]["constants"], expression.constants)
@@ -97,7 +97,7 @@ def test_a_second_start_uses_what_was_found(run, distilled):
     assert (distilled / "report.json").read_text() == before
 
 
-def test_other_settings_need_another_folder(run, distilled):
+def other_settings_need_another_folder(run, distilled):
     features = tuple(read_json(distilled / "distill.json")["features"])
     settings = DistillSettings(
         900, 30, 1, ("time",), searches=("template",), seeds=1, search_rows=300
@@ -106,7 +106,7 @@ def test_other_settings_need_another_folder(run, distilled):
         check_settings(distilled, run, settings, features)
 
 
-def test_a_setting_that_there_was_not_yet_is_its_default(run, distilled, tmp_path):
+def a_setting_that_there_was_not_yet_is_its_default(run, distilled, tmp_path):
     kept = read_json(distilled / "distill.json")
     features, out = tuple(kept.pop("features")), tmp_path / "distill.json"
     del kept["decays"]
@@ -124,7 +124,7 @@ def test_averages_of_odd_features_are_odd():
     assert odd_columns(("average_0.9_v",), features) == ("average_0.9_v",)
 
 
-def test_a_distillation_is_of_one_network(run, distilled, tmp_path):
+def a_distillation_is_of_one_network(run, distilled, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(run, other)
     learned, theta = lopt.load(other)
@@ -167,7 +167,7 @@ def test_what_cannot_be_distilled_is_refused(run, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_the_rule_is_tuned_on_a_convolutional_network(distilled, tmp_path):
+def the_rule_is_tuned_on_a_convolutional_network(distilled, tmp_path):
     tuned = tmp_path / "tuned"
     settings = ("outer_steps=2", "horizon=4", "truncation=2", "particles=1", "seeds=0")
     words = [word for setting in settings for word in ("--set", setting)]
@@ -182,6 +182,24 @@ def test_the_rule_is_tuned_on_a_convolutional_network(distilled, tmp_path):
     assert 0 < abs(float(after["log_multipliers"]["kernel"])) < 0.1
     with pytest.raises(FileExistsError, match="already holds a run"):
         app.cli(args=["tune", str(distilled), *words, "--run", str(tuned)])
+
+
+def test_a_run_is_distilled(run, distilled, key, tmp_path, subtests):
+    """One test, as distilling takes a minute: no other worker does it again."""
+    with subtests.test("the_report_is_whole_and_strict_json"):
+        the_report_is_whole_and_strict_json(distilled)
+    with subtests.test("the_page_needs_no_other_file"):
+        the_page_needs_no_other_file(distilled)
+    with subtests.test("the_equation_is_an_optimizer"):
+        the_equation_is_an_optimizer(distilled, key)
+    with subtests.test("other_settings_need_another_folder"):
+        other_settings_need_another_folder(run, distilled)
+    with subtests.test("a_setting_that_there_was_not_yet_is_its_default"):
+        a_setting_that_there_was_not_yet_is_its_default(run, distilled, tmp_path)
+    with subtests.test("a_distillation_is_of_one_network"):
+        a_distillation_is_of_one_network(run, distilled, tmp_path)
+    with subtests.test("the_rule_is_tuned_on_a_convolutional_network"):
+        the_rule_is_tuned_on_a_convolutional_network(distilled, tmp_path)
 
 
 @pytest.mark.slow

@@ -43,7 +43,8 @@ class RampedLoss(eqx.Module):
 
     def __call__(self, task: AbstractTask, step: Step, num_steps: Int[Array, ""]) -> Scalar:
         """Returns the weighted loss."""
-        return step.loss * (2 * (step.step + 1) / num_steps).astype(step.loss.dtype)
+        weight = 2 * (step.step + 1) * (1 / num_steps)
+        return step.loss * weight.astype(step.loss.dtype)
 
 
 class FinalLoss(eqx.Module):

@@ -139,64 +139,56 @@ def train(experiment: Experiment, folder: Path, *, show_progress: bool = True) -
         torn.unlink()  # what a killed run was writing
     optimizer = guarded(experiment)
     mesh = particle_mesh(experiment.meta)
+    # A compiled program takes arguments placed as those it was compiled for.
+    everywhere = NamedSharding(mesh, PartitionSpec())
     with jax.set_mesh(mesh):
-        # A compiled program takes arguments placed as those it was compiled for.
-        everywhere = NamedSharding(mesh, PartitionSpec())
-        return _train(experiment, optimizer, folder, everywhere, show_progress)
-
-
-def _train(
-    experiment: Experiment,
-    optimizer: optax.GradientTransformation,
-    folder: Path,
-    everywhere: NamedSharding,
-    show_progress: bool,
-) -> Theta:
-    state = _latest_state(experiment, optimizer, folder)
-    done = int(state.step)
-    metrics = folder / "metrics.jsonl"
-    # What was logged after the checkpoint will be computed, and logged, again.
-    kept = [line for line in read_lines(metrics) if line["step"] < done]
-    if len(kept) < done:
-        raise ValueError(
-            f"{metrics} holds {len(kept)} whole lines for {done} outer steps that are done; "
-            "restore it from a copy, or begin a new run."
-        )
-    dropped = sum(int(line.get("dropped", 0)) for line in kept)
-    logged, programs = _Log(experiment.record), dict[int, Any]()
-    write_bytes(metrics, "".join(map(to_line, kept)).encode())
-    with (
-        metrics.open("a") as log,
-        _progress(experiment.outer_steps, done, show_progress) as advance,
-    ):
-        while done < experiment.outer_steps:
-            num_steps = min(experiment.steps_per_chunk, experiment.outer_steps - done)
-            began = time.perf_counter()
-            state = jax.device_put(state, everywhere)
-            if num_steps not in programs:
-                compiled: Any = unroll  # by Equinox, which mypy does not see
-                programs[num_steps] = compiled.lower(
-                    experiment.meta, optimizer, state, num_steps, record=logged
-                ).compile()
-                release_memory()
-            state, record = programs[num_steps](
-                experiment.meta, optimizer, state, num_steps, record=logged
+        state = _latest_state(experiment, optimizer, folder)
+        done = int(state.step)
+        metrics = folder / "metrics.jsonl"
+        # What was logged after the checkpoint will be computed, and logged, again.
+        kept = [line for line in read_lines(metrics) if line["step"] < done]
+        if len(kept) < done:
+            raise ValueError(
+                f"{metrics} holds {len(kept)} whole lines for {done} outer steps that are done; "
+                "restore it from a copy, or begin a new run."
             )
-            record = {name: np.asarray(value) for name, value in record.items()}
-            seconds = (time.perf_counter() - began) / num_steps
-            for i in range(num_steps):
-                values = {name: float(value[i]) for name, value in record.items()}
-                log.write(to_line({"step": done + i, **values, "seconds": seconds}))
-            log.flush()
-            done += num_steps
-            # In this order: what has a checkpoint is not computed again, and neither are weights.
-            storage.save_weights(folder / "weights.safetensors", experiment.learned, state.params)
-            storage.save_checkpoint(folder / "checkpoints", done, state)
-            skipped = int(state.opt_state.total_notfinite)
-            dropped += int(record["dropped"].sum())
-            advance(num_steps, float(np.mean(record["meta_loss"])), skipped, dropped)
-    storage.save_weights(folder / "weights.safetensors", experiment.learned, state.params)
-    return state.params
+        dropped = sum(int(line.get("dropped", 0)) for line in kept)
+        logged, programs = _Log(experiment.record), dict[int, Any]()
+        write_bytes(metrics, "".join(map(to_line, kept)).encode())
+        with (
+            metrics.open("a") as log,
+            _progress(experiment.outer_steps, done, show_progress) as advance,
+        ):
+            while done < experiment.outer_steps:
+                num_steps = min(experiment.steps_per_chunk, experiment.outer_steps - done)
+                began = time.perf_counter()
+                state = jax.device_put(state, everywhere)
+                if num_steps not in programs:
+                    compiled: Any = unroll  # by Equinox, which mypy does not see
+                    programs[num_steps] = compiled.lower(
+                        experiment.meta, optimizer, state, num_steps, record=logged
+                    ).compile()
+                    release_memory()
+                state, record = programs[num_steps](
+                    experiment.meta, optimizer, state, num_steps, record=logged
+                )
+                record = {name: np.asarray(value) for name, value in record.items()}
+                seconds = (time.perf_counter() - began) / num_steps
+                for i in range(num_steps):
+                    values = {name: float(value[i]) for name, value in record.items()}
+                    log.write(to_line({"step": done + i, **values, "seconds": seconds}))
+                log.flush()
+                done += num_steps
+                # In this order: neither what has a checkpoint nor weights are computed again.
+                storage.save_weights(
+                    folder / "weights.safetensors", experiment.learned, state.params
+                )
+                storage.save_checkpoint(folder / "checkpoints", done, state)
+                skipped = int(state.opt_state.total_notfinite)
+                dropped += int(record["dropped"].sum())
+                advance(num_steps, float(np.mean(record["meta_loss"])), skipped, dropped)
+        storage.save_weights(folder / "weights.safetensors", experiment.learned, state.params)
+        return state.params
 
 
 def guarded(experiment: Experiment) -> optax.GradientTransformation:

@@ -94,7 +94,9 @@ LINEAR = {
 }
 
 
-@pytest.mark.parametrize("name", LINEAR)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * ("few" not in n)) for n in LINEAR]
+)
 def test_of_more_linear_units_all_of_the_null_space(name, key):
     (inputs, width, depth, outputs), nullity, more = LINEAR[name]
     model = eqx.nn.MLP(inputs, outputs, width, depth, lambda z: z, key=key)
@@ -365,6 +367,7 @@ def test_signs_and_places_of_each_unit_are_told_from_those_of_all(key):
         check_symmetry(turn, task, key)
 
 
+@pytest.mark.slow
 def test_of_attention_without_biases_as_wide_as_its_inputs(key):
     model = double(eqx.nn.MultiheadAttention(2, 4, key=key))
 
@@ -419,7 +422,9 @@ class PreNorm(eqx.Module):
         return self.out(jnp.mean(rows + self.attention(seen, seen, seen), axis=0))
 
 
-@pytest.mark.parametrize(("network", "shape"), [(Gated, (4,)), (PreNorm, (5, 4))])
+@pytest.mark.parametrize(
+    ("network", "shape"), [(Gated, (4,)), pytest.param(PreNorm, (5, 4), marks=pytest.mark.slow)]
+)
 def test_of_units_that_several_layers_read(network, shape, key):
     found = symmetries(model_task(network(key), shape), key)
     (read,) = found.of_kind("norm rescale")

@@ -63,7 +63,11 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "attention")) for n in NETWORKS]
+    "name",
+    [
+        pytest.param(n, marks=[pytest.mark.slow] * (n in ("linear", "gated", "attention")))
+        for n in NETWORKS
+    ],
 )
 def test_the_same_is_found_of_either_layout(name, key):
     build, shape = NETWORKS[name]
