@@ -330,7 +330,9 @@ def test_every_task_is_in_the_table():
     assert set(exported(lopt.tasks, AbstractTaskFamily)) <= set(TASKS)
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * ("augmented" in n)) for n in TASKS]
+)
 def test_every_task(name):
     family = TASKS[name]()
     task = family.draw(KEY)
@@ -364,7 +366,9 @@ def test_every_task(name):
     )
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * ("augmented" in n)) for n in TASKS]
+)
 def test_every_family_is_mapped_over_and_trained(name):
     family = TASKS[name]()
     optimizer = optax.sgd(1e-5)

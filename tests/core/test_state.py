@@ -20,6 +20,8 @@ RULES = {
     "rnnprop": lopt.rnnprop("mt+gt+mom5", (3,), 3),
 }
 
+NAMES = [pytest.param(n, marks=[pytest.mark.slow] * (n in ("small_mlp", "dm"))) for n in RULES]
+
 
 def normal(index, shape, dtype=float):
     return jax.random.normal(jax.random.fold_in(KEY, index), shape, dtype)
@@ -51,7 +53,7 @@ def steps(learned, theta, params, grads, number=2):
     return params, state
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", NAMES)
 def test_every_array_mirrors_its_leaf(name):
     learned, theta = rule(name)
     params = tree()
@@ -93,7 +95,7 @@ def test_mirror_and_back():
     assert unmirror((), structure) == [(), ()]
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", NAMES)
 def test_stacked_layers_are_tensors_of_their_own(name):
     """Layers stacked for a scan are updated as if they were apart; two names, two axes."""
     learned, theta = rule(name, stacked=("blocks", "heads"))
@@ -130,7 +132,7 @@ def test_stacked_axes_that_are_not_there_are_refused():
         learned.begin(theta, {"blocks": jnp.ones(())})
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", NAMES)
 def test_leaves_without_gradient_or_size_are_treated_as_optax_does(name):
     learned, theta = rule(name)
     params = {
@@ -181,7 +183,7 @@ def _equations(jaxpr):
                 yield from _equations(value.jaxpr)
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", NAMES)
 def test_inputs_are_what_the_rule_is_given(name):
     """With them the rule's outputs, scaled, are the update of every coordinate."""
     learned, theta = rule(name)

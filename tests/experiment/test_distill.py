@@ -72,9 +72,10 @@ def the_report_is_whole_and_strict_json(distilled):
 
 
 def the_page_needs_no_other_file(distilled):
-    page = (distilled / "index.html").read_text()
+    page = (distilled / "report.html").read_text()
     assert re.findall(r'(?:src|href)="(?!data:)', page) == []
     assert page.count("data:image/png;base64,") == 4
+    assert page.count("data:image/svg+xml;base64,") == 1  # the equation, typeset
 
 
 def the_equation_is_an_optimizer(distilled, key):

@@ -1,4 +1,4 @@
-"""Figures of an optimizer's inner life are drawn, for what is measured and for what is extreme."""
+"""Figures of the dynamics of optimizers are drawn, for what is measured and for what is extreme."""
 
 import struct
 
@@ -18,13 +18,17 @@ from lopt.analysis.dynamics import (
     valley_portrait,
     valley_starts,
 )
-from lopt.experiment import dynamics_figures as figures
+from lopt.experiment import probe_dynamics_figures as figures
+from lopt.experiment.report import new_figure, png
 
 pytestmark = pytest.mark.standard_promotion
 
 
-def size(content):
+def size(draw, *arguments, inches=(6.0, 4.0)):
     """Returns the width and height of a PNG."""
+    figure = new_figure(*inches)
+    assert draw(figure, *arguments)
+    content = png(figure)
     assert content[:8] == b"\x89PNG\r\n\x1a\n"
     return struct.unpack(">II", content[16:24])
 
@@ -41,20 +45,25 @@ def test_records_of_a_run_are_drawn(key):
 
     _, (counts, angles, rates) = lopt.unroll(task, companions.optimizer, state, 6, record=watch)
     names = tensor_names(state.params)
-    assert size(figures.draw_histograms(counts, histogram, names))[0] > 100
-    narrow = size(figures.draw_alignment(angles, None, names))
-    wide = size(figures.draw_alignment(angles, rates, names))
-    assert wide[0] > narrow[0]
+    assert size(figures.draw_histograms, counts, histogram, names)[0] > 100
+    assert size(figures.draw_alignment, angles, None, names)
+    assert size(figures.draw_alignment, angles, rates, names)
 
 
 def test_answers_are_drawn():
     signals = {name: signal(name, 8, 3) for name in ("impulse", "step", "sign flip")}
     still = {name: jnp.zeros(8) for name in signals}
-    assert size(figures.draw_signals(signals, {"itself": signals, "nothing": still}))
+    assert size(figures.draw_signals, signals, {"itself": signals, "nothing": still})
     values = jnp.linspace(-1, 1, 7)
     curves = jax.vmap(lambda scale: scale * values)(jnp.arange(200.0))
-    one = size(figures.draw_responses(values, {"gradient": curves}))
-    five = size(figures.draw_responses(values, {str(i): curves for i in range(5)}))
+    one, five = (
+        size(
+            figures.draw_responses,
+            {str(i): (values, curves) for i in range(n)},
+            inches=figures.grid_size(n, 3.5, 2.9),
+        )
+        for n in (1, 5)
+    )
     assert five[0] == pytest.approx(4 * one[0], abs=4)
     assert five[1] == pytest.approx(2 * one[1], abs=4)
 
@@ -66,4 +75,4 @@ def test_portraits_are_drawn():
         "too fast": valley_portrait(optax.sgd(3.0), starts, 10),
         "still": valley_portrait(optax.set_to_zero(), starts[4:5], 2),
     }
-    assert size(figures.draw_portraits(found))[0] > 800
+    assert size(figures.draw_portraits, found, inches=(12.0, 4.0))[0] > 800

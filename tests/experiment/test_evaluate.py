@@ -8,9 +8,8 @@ import pytest
 from rich.console import Console
 
 import lopt
-from lopt.experiment.evaluate import BASELINES, Runs, compare
+from lopt.experiment.evaluate import BASELINES, Runs, compare, evaluation_report
 from lopt.experiment.files import read_json, to_line, write_bytes
-from lopt.experiment.report import write_report
 
 # Adam.
 pytestmark = pytest.mark.standard_promotion
@@ -81,8 +80,9 @@ def test_the_report_is_written(comparison, tmp_path):
     inner = lopt.InnerTraining(comparison.evaluation.task, learned, 2)
     experiment = lopt.Experiment(learned, lopt.MetaTask(inner), optax.sgd(0.1), 20, note="Why.")
     output = io.StringIO()
-    console = Console(file=output, width=120)
-    write_report(experiment, [comparison], tmp_path, console)
+    made = evaluation_report(experiment, [comparison], tmp_path)
+    made.show(Console(file=output, width=120))
+    names = made.save(tmp_path)
     text = output.getvalue()
     for words in ("tuned Adam", "±", "momentum", "Why.", "Skipped outer steps: 1"):
         assert words in text
@@ -94,7 +94,8 @@ def test_the_report_is_written(comparison, tmp_path):
     np.testing.assert_allclose(
         row["final_loss"]["standard_error"], values.std(ddof=1) / 5**0.5, rtol=1e-12
     )
-    for name in ("curves.png", "meta_training.png"):
+    assert names == ["report.json", "report.html", "curves.png", "meta_training.png"]
+    for name in names[2:]:
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
@@ -159,7 +160,9 @@ def test_a_task_of_any_kind_is_evaluated_and_reported(build, tmp_path):
     meta = lopt.MetaTask(lopt.InnerTraining(task, learned, 2))
     experiment = lopt.Experiment(learned, meta, optax.sgd(0.1), 1)
     output = io.StringIO()
-    write_report(experiment, [comparison], tmp_path, Console(file=output, width=120))
+    report = evaluation_report(experiment, [comparison], tmp_path)
+    report.show(Console(file=output, width=120))
+    report.save(tmp_path)
     assert "test loss" in output.getvalue()
     (summary,) = read_json(tmp_path / "report.json")["evaluations"]
     np.testing.assert_allclose(

@@ -14,7 +14,7 @@ import lopt
 from lopt.experiment import cli, cli_probe
 from lopt.experiment.probe import ProbeSettings, probe_estimators
 from lopt.experiment.probe_host import folder_of
-from lopt.experiment.probe_report import write_probe
+from lopt.experiment.probe_report import estimators_report
 from lopt.experiment.probe_slices import loss_slices
 from lopt.experiment.probe_subject import default_truncation, subject, task_names
 
@@ -91,15 +91,16 @@ def test_of_ranks_and_searches_only_the_cost_is_said(key):
         assert row.at_once == 8
 
 
-def test_a_truth_that_is_not_finite_is_said_to_be_none(key, tmp_path, capsys):
+def test_a_truth_that_is_not_finite_is_said_to_be_none(key, capsys):
     inner = lopt.InnerTraining(Faulty(0.3), lopt.LearnableSGD(0.1), 4)
     theta, settings = inner.learned.init(key), ProbeSettings(truncation=2, particles=4, samples=8)
     probe = probe_estimators(inner, theta, key, settings, ["PES"])
     assert probe.truth_dropped > 0
     assert probe.truth_norm is None
     slices = loss_slices(inner, theta, key, (2,), points=3)
-    report = write_probe(probe, slices, {"name": "faulty"}, tmp_path, Console())
-    assert report["truth_dropped"] == probe.truth_dropped
+    report = estimators_report(probe, slices, {"name": "faulty"})
+    report.show(Console())
+    assert report.data["truth_dropped"] == probe.truth_dropped
     said = " ".join(capsys.readouterr().out.split())
     assert f"not finite in {probe.truth_dropped} of its samples" in said
 
@@ -133,7 +134,7 @@ def test_what_is_not_finite_becomes_null(probed, tmp_path):
         noisy_quadratic(4), {"learning_rate": jnp.asarray(9.0)}, jax.random.key(0), (200,)
     )
     assert not np.isfinite(slices.losses).all()
-    write_probe(probed, slices, {"name": "toy"}, tmp_path, Console(quiet=True))
+    estimators_report(probed, slices, {"name": "toy"}).save(tmp_path, "probe")
     text = (tmp_path / "probe.json").read_text()
     assert "NaN" not in text
     assert "Infinity" not in text
@@ -162,7 +163,7 @@ def test_the_command_writes_a_probe_and_never_over_one(monkeypatch, tmp_path, ca
         "truncation=4",
     )
     run(monkeypatch, tmp_path, *arguments)
-    assert "Wrote probe.json, probe.png" in capsys.readouterr().out
+    assert "Wrote probe.json, probe.html, probe.png" in capsys.readouterr().out
     folder = tmp_path / "probes" / "tiny_recipe"
     report = json.loads((folder / "probe.json").read_text())
     assert report["settings"]["horizon"] == 8

@@ -13,7 +13,7 @@ import pytest
 import lopt
 from lopt.experiment import cli, cli_dynamics, storage
 from lopt.experiment.probe_dynamics_answers import MOST_FEATURES, features_of, unfit
-from lopt.experiment.probe_dynamics_figures import draw_features
+from lopt.experiment.probe_dynamics_figures import draw_responses
 from lopt.experiment.probe_dynamics_watch import (
     RATES,
     REFERENCES,
@@ -22,6 +22,7 @@ from lopt.experiment.probe_dynamics_watch import (
     watched_runs,
 )
 from lopt.experiment.recipes import l2o
+from lopt.experiment.report import new_figure
 from lopt.experiment.train import create, train
 
 RECIPE = Path(__file__).with_name("tiny_recipe.py")
@@ -74,9 +75,26 @@ def report(written):
     return json.loads((written / "dynamics.json").read_text(), parse_constant=refuse)
 
 
+def rows_of(report, title):
+    """Returns the rows of the table whose title begins so."""
+    (found,) = [one["rows"] for one in report["parts"] if one.get("table", "").startswith(title)]
+    return found
+
+
 @pytest.fixture(scope="module")
 def by_name(report):
-    return {one["optimizer"]: one for one in report["optimizers"]}
+    """The rows of the table of trainings, with what else there is about the optimizer."""
+    rows = {row["optimizer"]: row for row in rows_of(report, "Training")}
+    return {name: one | rows[name] for name, one in report["optimizers"].items()}
+
+
+@pytest.fixture(scope="module")
+def valley(report):
+    return {row["optimizer"]: row for row in rows_of(report, "In the valley")}
+
+
+def rate_of(row):
+    return float(row["rate"].rstrip("*"))
 
 
 def test_the_page_needs_no_other_file(written):
@@ -94,69 +112,68 @@ def test_learned_sgd_is_sgd(run, report, by_name):
     rate = float(np.exp(storage.load(run)[1]["learning_rate"]))
     learned, aligned = by_name["learned"], report["alignment"]["SGD"]
     np.testing.assert_allclose(learned["effective_rate"], rate, rtol=1e-5)
-    np.testing.assert_allclose(aligned["cosine"]["over_time"], 1, rtol=1e-6)
-    ratio = rate / by_name["SGD"]["learning_rate"]
-    np.testing.assert_allclose(aligned["relative"]["over_time"], ratio, rtol=1e-5)
-    assert report["alignment"]["Lion"]["cosine"]["mean"]["mean"] < 0.999
+    np.testing.assert_allclose(aligned["cosine"], 1, rtol=1e-6)
+    ratio = rate / rate_of(by_name["SGD"])
+    np.testing.assert_allclose(aligned["relative"], ratio, rtol=1e-5)
+    (lion,) = [
+        row
+        for row in rows_of(report, "The learned optimizer against")
+        if row["reference"] == "Lion"
+    ]
+    assert lion["cosine, mean"]["mean"] < 0.999
     # A learned rate on a quadratic is worse than none of the tuned ones by accident only.
-    assert by_name["SGD"]["mean_loss"]["mean"] <= learned["mean_loss"]["mean"]
+    assert by_name["SGD"]["mean loss"]["mean"] <= learned["mean loss"]["mean"]
 
 
 def test_every_update_is_counted(report, by_name):
-    assert report["shown_steps"] == [1, 5, 10, 30, 60]
+    shown = report["curve_steps"]
+    assert (shown[0], shown[-1], len(shown)) == (1, 60, 40)
     assert report["tensors"] == {"params": 2}
     for one in by_name.values():
         counts = np.array(one["tensors"]["params"]["counts"])
-        assert counts.shape == (5, len(report["histogram_edges"]) + 1)
-        assert (counts.sum(axis=1) == 2 * report["seeds"]).all()
-        assert len(one["loss"]) == len(one["relative_step"]) == report["steps"] == 60
+        assert counts.shape == (40, len(report["histogram_edges"]) + 1)
+        assert (counts.sum(axis=1) == 2 * report["settings"]["seeds"]).all()
+        assert len(one["loss"]) == len(one["relative_step"]) == 40
     # All of Lion's updates have one size.
-    np.testing.assert_allclose(
-        by_name["Lion"]["largest_update"], by_name["Lion"]["learning_rate"], rtol=1e-6
-    )
+    lion = by_name["Lion"]
+    np.testing.assert_allclose(lion["tensors"]["params"]["largest"], rate_of(lion), rtol=1e-6)
 
 
-def test_noise_of_updates_is_that_of_gradients_times_what_the_rule_makes_of_it(by_name):
+def test_noise_of_updates_is_that_of_gradients_times_what_the_rule_makes_of_it(report, by_name):
     # The velocity that momentum begins a step with is the same for all batches.
     for name in ("SGD", "momentum"):
-        one = by_name[name]
-        assert [moment["step"] for moment in one["noise"]] == [0, 15, 30, 45, 60]
-        for moment in one["noise"]:
-            gradients, updates = moment["gradients"], moment["updates"]
-            expected = one["learning_rate"] ** 2 * gradients["trace"]["mean"]
-            np.testing.assert_allclose(updates["trace"]["mean"], expected, rtol=1e-4)
-            np.testing.assert_allclose(
-                updates["tail_index"]["mean"], gradients["tail_index"]["mean"], rtol=1e-3
-            )
-            assert 0 < gradients["top_eigenvalue"]["mean"] <= gradients["trace"]["mean"]
+        noise = [row for row in rows_of(report, "Noise") if row["optimizer"] == name]
+        assert [row["step"] for row in noise] == [0, 15, 30, 45, 60]
+        for row in noise:
+            expected = rate_of(by_name[name]) ** 2 * row["trace g"]["mean"]
+            np.testing.assert_allclose(row["trace u"]["mean"], expected, rtol=1e-4)
+            np.testing.assert_allclose(row["tail u"]["mean"], row["tail g"]["mean"], rtol=1e-3)
+            assert 0 < row["top g"]["mean"] <= row["trace g"]["mean"]
 
 
-def test_in_the_valley_odd_rules_keep_to_their_line(by_name):
-    for one in by_name.values():
-        valley = one["valley"]
-        assert valley["largest_change_of_sum"] < 1e-5
-        assert abs(valley["median_drift"]) < 1e-5
-        assert valley["median_oddness_defect"] < 1e-5
-        assert len(valley["starts"]) == len(valley["ends"]) == 36
+def test_in_the_valley_odd_rules_keep_to_their_line(valley):
+    for row in valley.values():
+        assert row["|change of x+y|"] < 1e-5
+        assert abs(row["|drift|"]) < 1e-5
+        assert row["oddness"] < 1e-5
     # The curvature is 2, and 1/2 of the grid gets there in one step.
-    assert by_name["SGD"]["valley"]["learning_rate"] == 0.5
-    assert by_name["SGD"]["valley"]["largest_final_loss"] < 1e-12
+    assert valley["SGD"]["rate"] == 0.5
+    assert valley["SGD"]["final loss"] < 1e-12
 
 
-def test_signals_are_answered(report, by_name):
-    rate, answers = by_name["SGD"]["learning_rate"], by_name["SGD"]["signals"]
+def test_signals_are_answered(report, by_name, valley):
+    rate, answers = rate_of(by_name["SGD"]), by_name["SGD"]["signals"]
     for kind, grads in report["signals"].items():
-        np.testing.assert_allclose(answers["updates"][kind], -rate * np.array(grads), rtol=1e-5)
-    assert answers["steps_to_half_of_impulse"] == 0
-    assert by_name["learned"]["signals"]["steps_to_half_of_impulse"] == 0
+        np.testing.assert_allclose(answers[kind], -rate * np.array(grads), rtol=1e-5)
+    assert valley["SGD"]["impulse half after"] == 0
+    assert valley["learned"]["impulse half after"] == 0
     # 1 - 0.9^7 is the first to exceed a half.
-    assert by_name["momentum"]["signals"]["steps_to_half_of_impulse"] == 6
+    assert valley["momentum"]["impulse half after"] == 6
 
 
 def test_what_a_run_does_not_allow_is_left_out_and_said(report, written):
     assert set(report["left_out"]) == {"response curves"}
     assert "Learnable is no lopt.Coordinatewise" in report["left_out"]["response curves"]
-    assert report["features"] == []
     assert "Left out" in (written / "dynamics.html").read_text()
     assert not (written / "responses.png").exists()
 
@@ -181,7 +198,8 @@ def test_a_rule_is_asked_about_each_of_its_features(key):
         np.testing.assert_allclose(one.curves.mean(axis=0), one.mean, rtol=1e-6, atol=1e-12)
         assert one.curves.shape == (8, 41)
         assert one.values[0] < one.values[-1]
-    assert draw_features(features).startswith(b"\x89PNG")
+    curves = {one.name: (one.values, one.curves) for one in drawn}
+    assert len(draw_responses(new_figure(8.0, 4.0), curves)) == MOST_FEATURES
 
 
 @pytest.mark.slow
@@ -191,14 +209,13 @@ def test_of_a_coordinatewise_run_nothing_is_left_out(tmp_path, monkeypatch):
     train(create(folder, str(tmp_path / "recipe.py")), folder, show_progress=False)
     command(monkeypatch, tmp_path, folder, "--seeds", 1, "--out", tmp_path / "out")
     report = json.loads((tmp_path / "out" / "dynamics.json").read_text())
-    assert (report["steps"], report["left_out"]) == (12, {})
-    assert len(report["features"]) > MOST_FEATURES
-    learned = report["optimizers"][0]
+    assert (report["settings"]["steps"], report["left_out"]) == (12, {})
+    assert len(rows_of(report, "What moves")) > MOST_FEATURES
     # Of one seed there is no error, and of a rule with biases an oddness defect.
-    assert learned["mean_loss"]["standard_error"] is None
-    assert learned["valley"]["median_oddness_defect"] > 1e-6
+    assert rows_of(report, "Training")[0]["mean loss"]["error"] is None
+    assert rows_of(report, "In the valley")[0]["oddness"] > 1e-6
     page = (tmp_path / "out" / "dynamics.html").read_text()
-    assert "What the rule does with each feature" in page
+    assert "Response to each feature" in page
     assert page.count("data:image/png;base64,") == len(list((tmp_path / "out").glob("*.png")))
 
 

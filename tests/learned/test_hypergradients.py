@@ -97,6 +97,7 @@ def some(theta):
 
 # The formulas of schedules are held against Optax's in their own tests.
 FORMULAS = ("polynomial", "cosine", "exponential", "preset", "sgd")
+FORMULAS += ("rmsprop", "adam", "lion", "per step", "inverse time")
 
 
 @pytest.mark.parametrize(

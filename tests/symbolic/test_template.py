@@ -64,6 +64,7 @@ def test_an_intercept_only_where_odd_is_not_asked():
         assert is_odd(one, odd=["f"])
 
 
+@pytest.mark.slow
 def test_odd_search_divides_only_by_what_is_never_negative():
     table = sample(adam_table(0), 1000, 0)
     even = ["second_moment_0.999"]

@@ -43,8 +43,8 @@ class RampedLoss(eqx.Module):
 
     def __call__(self, task: AbstractTask, step: Step, num_steps: Int[Array, ""]) -> Scalar:
         """Returns the weighted loss."""
-        weight = 2 * (step.step + 1) * (1 / num_steps)
-        return step.loss * weight.astype(step.loss.dtype)
+        dtype = step.loss.dtype
+        return step.loss * ((2 * (step.step + 1)).astype(dtype) * (1 / num_steps.astype(dtype)))
 
 
 class FinalLoss(eqx.Module):

@@ -128,10 +128,9 @@ def evaluate(run: tyro.conf.Positional[Path]) -> None:
 
 def _evaluate(experiment: "Experiment", folder: Path, console: Console) -> None:
     import jax
-    from rich.progress import track
 
-    from lopt.experiment.evaluate import compare
-    from lopt.experiment.report import write_report
+    from lopt.experiment.evaluate import compare, evaluation_report
+    from lopt.experiment.report import stages
     from lopt.experiment.storage import load
 
     learned, theta = load(folder, experiment.learned)
@@ -141,15 +140,16 @@ def _evaluate(experiment: "Experiment", folder: Path, console: Console) -> None:
         return
     # Far from the keys of meta-training: these initialisations and batches were never seen.
     key = jax.random.fold_in(jax.random.key(experiment.seed), 2**32 - 1)
-    comparisons = [
-        compare(evaluation, learned, theta, jax.random.fold_in(key, i), before)
-        for i, evaluation in enumerate(
-            track(experiment.evaluations, "evaluating", transient=True, console=console)
-        )
-    ]
-    write_report(experiment, comparisons, folder, console)
-    names = ("report.json", "curves.png", "meta_training.png", "weights.safetensors")
-    console.print(f"Wrote {', '.join(names)} in {folder}.", highlight=False)
+    comparisons = []
+    with stages("evaluating", len(experiment.evaluations)) as announce:
+        for i, evaluation in enumerate(experiment.evaluations):
+            announce(evaluation.name)
+            own = jax.random.fold_in(key, i)
+            comparisons.append(compare(evaluation, learned, theta, own, before))
+    report = evaluation_report(experiment, comparisons, folder)
+    report.show(console)
+    names = [*report.save(folder), "weights.safetensors"]
+    console.print(f"Wrote {', '.join(names)} in {folder}.", highlight=False, markup=False)
 
 
 def _unused_folder(recipe: str) -> Path:

@@ -36,7 +36,7 @@ def dynamics(
     import jax
 
     from lopt.experiment.probe_dynamics import DynamicsSettings, probe_dynamics
-    from lopt.experiment.probe_dynamics_report import write_dynamics_probe
+    from lopt.experiment.probe_dynamics_report import dynamics_report
 
     began = time.perf_counter()
     settings = DynamicsSettings(steps, seeds, seed)
@@ -49,6 +49,7 @@ def dynamics(
         "platform": jax.default_backend(),
         "seconds": time.perf_counter() - began,
     }
-    console = Console()
-    names = write_dynamics_probe(result, said, folder, console)
-    console.print(f"Wrote {', '.join(names)} in {folder}.", highlight=False)
+    report, console = dynamics_report(result, said), Console()
+    report.show(console)
+    names = report.save(folder, "dynamics")
+    console.print(f"Wrote {', '.join(names)} in {folder}.", highlight=False, markup=False)

@@ -1,7 +1,7 @@
 """The command `lopt horizon`. JAX is imported by the commands, not by their help."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -23,9 +23,7 @@ def quadratic(*, out: Path = Path("horizon/quadratic")) -> None:
     prepare_jax()
     from lopt.experiment.horizon_quadratic import quadratic_report
 
-    console = Console()
-    quadratic_report(out, console)
-    console.print(f"Wrote quadratic.json and quadratic.png in {out}.", highlight=False)
+    _finish(quadratic_report(), out, "quadratic")
 
 
 @horizon.command
@@ -53,9 +51,8 @@ def surface(
         out: the folder of the study; horizon/DATASET by default.
     """
     prepare_jax()
-    from lopt.experiment.horizon_figures import surface_figure
     from lopt.experiment.horizon_offline import SurfaceSettings, compute_surface
-    from lopt.experiment.horizon_report import check_study, descents, print_surface
+    from lopt.experiment.horizon_report import check_study, show_surface
 
     constant = max(horizons, default=4) / 4 if time_constant is None else time_constant
     settings = SurfaceSettings(dataset, horizons, points, sample, constant, batches, seed)
@@ -63,8 +60,7 @@ def surface(
     check_study(folder, dataset, constant)
     computed = compute_surface(settings, folder)
     console = Console()
-    print_surface(computed, console)
-    surface_figure(computed, descents(folder), folder / "surface.png")
+    show_surface(computed, folder, console)
     console.print(f"Wrote surface.json and surface.png in {folder}.", highlight=False)
 
 
@@ -135,7 +131,8 @@ def best(
     prepare_jax()
     from lopt.experiment.horizon_report import best_report
 
-    best_report(_study(out, dataset), dataset, steps, seeds, Console())
+    folder = _study(out, dataset)
+    _finish(best_report(folder, dataset, steps, seeds), folder, "best")
 
 
 @horizon.command
@@ -168,7 +165,15 @@ def online(
     settings = OnlineSettings(
         dataset, steps, num_meta_steps, steps_per_update, look_ahead, learning_rate, seeds
     )
-    online_report(_study(out, dataset), settings, Console())
+    folder = _study(out, dataset)
+    _finish(online_report(folder, settings), folder, "online")
+
+
+def _finish(report: Any, folder: Path, name: str) -> None:
+    console = Console()
+    report.show(console)
+    names = ", ".join(report.save(folder, name))
+    console.print(f"Wrote {names} in {folder}.", highlight=False, markup=False)
 
 
 def _study(out: Path | None, dataset: str) -> Path:

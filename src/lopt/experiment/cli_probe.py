@@ -60,7 +60,7 @@ def estimators(
     import jax
 
     from lopt.experiment.probe import ProbeSettings, probe_estimators
-    from lopt.experiment.probe_report import write_probe
+    from lopt.experiment.probe_report import estimators_report
     from lopt.experiment.probe_slices import loss_slices
     from lopt.experiment.probe_subject import default_truncation, subject
 
@@ -87,8 +87,10 @@ def estimators(
         "platform": jax.default_backend(),
         "seconds": time.perf_counter() - began,
     }
-    write_probe(result, slices, said, folder, console)
-    console.print(f"Wrote {', '.join(ESTIMATOR_FILES)} in {folder}.", highlight=False)
+    report = estimators_report(result, slices, said)
+    report.show(console)
+    names = report.save(folder, "probe")
+    console.print(f"Wrote {', '.join(names)} in {folder}.", highlight=False, markup=False)
 
 
 @probe.command
@@ -133,7 +135,7 @@ def horizon(
     import jax
 
     from lopt.experiment.probe_horizon import probe_horizon
-    from lopt.experiment.probe_horizon_report import write_horizon_probe
+    from lopt.experiment.probe_horizon_report import horizon_report
     from lopt.experiment.probe_subject import subject
 
     began = time.perf_counter()
@@ -155,13 +157,16 @@ def horizon(
         "set": list(settings),
         "horizon": inner.horizon,
         "episodes": episodes,
+        "tolerance": tolerance,
         "seed": seed,
         "weights": None if weights is None else str(weights),
         "seconds": time.perf_counter() - began,
     }
-    write_horizon_probe(result, said, tolerance, folder, console)
-    console.print(f"Wrote {', '.join(HORIZON_FILES)} in {folder}.", highlight=False)
+    report = horizon_report(result, said)
+    report.show(console)
+    names = report.save(folder, "horizon")
+    console.print(f"Wrote {', '.join(names)} in {folder}.", highlight=False, markup=False)
 
 
-ESTIMATOR_FILES = ("probe.json", "probe.png")
-HORIZON_FILES = ("horizon.json", "horizon.png")
+ESTIMATOR_FILES = ("probe.json", "probe.html")
+HORIZON_FILES = ("horizon.json", "horizon.html")

@@ -1,15 +1,11 @@
 """The commands `lopt record` and `lopt distill`. JAX is imported by them, not by their help."""
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from lopt.experiment.cache import check_seed, prepare_jax
 
@@ -146,9 +142,11 @@ def distill(
     if run is None:
         _sanity(console, seed)
         return
-    from lopt.experiment.distill_report import FILES, write_distillation
+    from lopt.experiment.distill_report import distillation_report
     from lopt.experiment.distill_run import distill_run
     from lopt.experiment.distill_settings import DistillSettings
+    from lopt.experiment.files import write_bytes, write_json
+    from lopt.symbolic.serial import to_json
 
     searches = search or ("template", "operon")
     settings = DistillSettings(
@@ -166,50 +164,33 @@ def distill(
         seed,
     )
     folder = run / "distilled" if out is None else out
-    with _stages(console) as say:
-        report = distill_run(run, folder, settings, say)
-    write_distillation(report, folder, console, digits)
-    console.print(f"Wrote {', '.join(FILES)}, weights.safetensors in {folder}.", highlight=False)
+    found = distill_run(run, folder, settings)
+    report = distillation_report(found, folder, digits)
+    report.show(console)
+    write_bytes(folder / "equation.tex", (report.data["latex"] + "\n").encode())
+    write_json(folder / "equation.json", to_json(found.found.chosen.expression))
+    names = ["equation.tex", "equation.json", *report.save(folder), "weights.safetensors"]
+    console.print(f"Wrote {', '.join(names)} in {folder}.", highlight=False, markup=False)
 
 
 def _sanity(console: Console, seed: int) -> None:
+    from lopt.experiment.report import Table, progress
     from lopt.symbolic.export import to_text
     from lopt.symbolic.sanity import run_sanity
 
-    table = Table(title="Known optimizers, distilled from raw gradients", title_justify="left")
-    for heading in ("optimizer", "held-out R2", "asked", "nodes", "CPU s", "equation"):
-        table.add_column(
-            heading, justify="left" if heading in ("optimizer", "equation") else "right"
-        )
-    with _stages(console) as say:
-        rows = run_sanity(seed=seed, progress=say)
-    for row in rows:
-        table.add_row(
-            row.name,
-            f"{row.r_squared:.5f}",
-            f"{row.required:g}",
-            f"{row.nodes:g}",
-            f"{row.seconds:.1f}",
-            to_text(row.expression, 3)[:60],
-        )
-    console.print(table)
-
-
-@contextlib.contextmanager
-def _stages(console: Console) -> Iterator[Callable[[int, int, str], None]]:
-    """Draws a progress bar of stages, with what is being done."""
-    bar = Progress(
-        TextColumn("distilling"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[what]}"),
-        TimeElapsedColumn(),
-        console=console,
-    )
-    task = bar.add_task("", total=None, what="recording")
-
-    def say(done: int, total: int, what: str) -> None:
-        bar.update(task, completed=done, total=total, what=what)
-
-    with bar:
-        yield say
+    with progress("distilling", 7) as at:
+        rows = run_sanity(seed=seed, progress=lambda done, of, what: at(done, what))
+    Table(
+        "Known optimizers, distilled from raw gradients",
+        [
+            {
+                "optimizer": row.name,
+                "held-out R2": f"{row.r_squared:.5f}",
+                "asked": row.required,
+                "nodes": row.nodes,
+                "CPU s": row.seconds,
+                "equation": to_text(row.expression, 3)[:60],
+            }
+            for row in rows
+        ],
+    ).print(console)

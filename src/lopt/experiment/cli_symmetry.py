@@ -38,7 +38,7 @@ def symmetry(
     import jax
 
     from lopt.experiment.probe_symmetry import SymmetrySettings, probe_symmetry
-    from lopt.experiment.probe_symmetry_report import write_symmetry_probe
+    from lopt.experiment.probe_symmetry_report import symmetry_report
 
     began = time.perf_counter()
     settings = SymmetrySettings(steps, seeds, seed, outer_steps)
@@ -51,6 +51,7 @@ def symmetry(
         "platform": jax.default_backend(),
         "seconds": time.perf_counter() - began,
     }
-    console = Console()
-    names = write_symmetry_probe(result, said, folder, console)
-    console.print(f"Wrote {', '.join(names)} in {folder}.", highlight=False)
+    report, console = symmetry_report(result, said), Console()
+    report.show(console)
+    names = report.save(folder, "symmetry")
+    console.print(f"Wrote {', '.join(names)} in {folder}.", highlight=False, markup=False)

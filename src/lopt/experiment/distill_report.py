@@ -1,60 +1,107 @@
-"""The report of a distillation: terminal, equation in LaTeX and JSON, numbers, figures, a page."""
+"""The report of a distillation: front, fit, response curves and roll-outs, beside the equation."""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table as TextTable
 
-from lopt.experiment.distill_figures import draw_fit, draw_front, draw_responses, draw_roll_outs
-from lopt.experiment.distill_run import ENOUGH, Report, loss_ratios
-from lopt.experiment.files import write_bytes, write_json
-from lopt.experiment.page import Picture, Rows, Section, Text, write_page
+from lopt.experiment.distill_run import ENOUGH, DistilledRun, loss_ratios
+from lopt.experiment.evaluate import Comparison, curves_of
+from lopt.experiment.report import Cell, Equation, Report, finish, measured, number, panels
 from lopt.symbolic.export import to_latex, to_numpy_source, to_text, to_torch_source
 from lopt.symbolic.expression import Expression
+from lopt.symbolic.response import partial_dependence
+from lopt.symbolic.search import predict
 from lopt.symbolic.select import output_variance
 from lopt.symbolic.serial import to_json
 from lopt.symbolic.simplify import rounded
 
-FILES = ("equation.tex", "equation.json", "report.json", "front.png", "index.html")
 SPLITS = ("train", "validation", "test")
+_POINTS, _BINS, _MOST = 2000, 24, 6
 
 
-def write_distillation(report: Report, out: Path, console: Console, digits: int = 3) -> None:
-    """Prints what was found and writes all files of the report."""
-    expression = report.found.chosen.expression
-    test = report.found.splits.test
-    shown = rounded(expression, test.mapping(), test.output, digits)
-    numbers = summary(report, shown)
-    console.print(_front_table(numbers))
-    console.print(f"{numbers['output']} = {to_text(shown)}", highlight=False, markup=False)
-    console.print(_in_words(numbers), highlight=False)
-    for comparison in numbers["roll_out"]:
-        console.print(_roll_out_table(comparison))
-    write_bytes(out / "equation.tex", (to_latex(shown) + "\n").encode())
-    write_json(out / "equation.json", to_json(expression))
-    write_json(out / "report.json", numbers)
-    front = draw_front(report)
-    write_bytes(out / "front.png", front)
-    write_page(
-        out / "index.html", f"Distilled from {numbers['run']}", _page(report, numbers, front, out)
+def distillation_report(run: DistilledRun, out: Path, digits: int = 3) -> Report:
+    """Returns the report of what was found.
+
+    Args:
+        run: what was found.
+        out: the folder that its weights are in.
+        digits: significant ones of printed constants, more where they are needed.
+    """
+    chosen, test = run.found.chosen, run.found.splits.test
+    shown = rounded(chosen.expression, test.mapping(), test.output, digits)
+    numbers = _numbers(run, shown)
+    report = Report(f"Distilled from {numbers['run']}", data=numbers)
+    report.heading("The front")
+    front: list[dict[str, Cell]] = [
+        {"nodes": one["nodes"], **one["r2"], "equation": one["equation"]}
+        for one in numbers["front"]
+    ]
+    places = [i for i, one in enumerate(numbers["front"]) if one["chosen"]]
+    report.table("Front: R2 against length", front, places)
+    report.figure(
+        "front",
+        lambda figure: _draw_front(figure.add_subplot(), run),
+        (5.6, 3.8),
+        "Share of variance that is left, against length; the chosen equation is marked.",
     )
+    report.heading("The equation")
+    output = numbers["output"]
+    report.add(Equation(f"{output} = {numbers['equation']}", numbers["latex"]))
+    report.text(_in_words(numbers))
+    report.heading("The fit")
+    report.figure(
+        "fit",
+        lambda figure: _draw_fit(figure.add_subplot(), run),
+        (4.2, 4.0),
+        "Equation against network on the test side.",
+    )
+    variables = shown.variables[:_MOST] or test.columns[:1]
+    columns = min(3, len(variables))
+    report.figure(
+        "responses",
+        lambda figure: _draw_responses(figure, run, variables),
+        (3.4 * columns, 2.8 * -(-len(variables) // columns)),
+        "Mean response to each feature over the recorded others: the equation, and the mean of "
+        "the network's recorded outputs.",
+    )
+    fields = numbers["temporal_perception_field"]
+    lost: list[dict[str, Cell]] = [
+        {
+            "feature": name,
+            "R2 lost at its mean": loss["replaced"],
+            "R2 lost after a new fit": loss["refitted"],
+            "field, steps": fields.get(name),
+        }
+        for name, loss in numbers["r2_lost_without"].items()
+    ]
+    report.table("What each feature is for", lost, detail=True)
+    if run.comparisons:
+        report.heading("In the network's place")
+        report.figure("roll_outs", *curves_of(run.comparisons))
+    for comparison in run.comparisons:
+        about = comparison.evaluation
+        title = f"{about.name} ({about.horizon} steps, {about.num_seeds} seeds)"
+        report.table(title, _roll_out(comparison))
+    report.heading("Use")
+    report.text(f'optimizer = lopt.load_optimizer("{out}")', code=True, detail=True)
+    report.text(to_numpy_source(chosen.expression), code=True, detail=True)
+    report.text(to_torch_source(chosen.expression), code=True, detail=True)
+    return report
 
 
-def summary(report: Report, shown: Expression) -> dict[str, Any]:
-    """Returns the numbers of the report, as JSON."""
-    found, chosen = report.found, report.found.chosen
+def _numbers(run: DistilledRun, shown: Expression) -> dict[str, Any]:
+    found, chosen = run.found, run.found.chosen
     variances = {n: output_variance(t) for n, t in found.splits.mapping().items()}
     return {
-        **{key: report.table.about.get(key) for key in ("run", "runs", "output", "steps")},
-        "rows": len(report.table),
+        **{key: run.table.about.get(key) for key in ("run", "runs", "output", "steps")},
+        "rows": len(run.table),
         "unseen_runs": list(found.splits.unseen_runs),
         "equation": to_text(shown),
         "latex": to_latex(shown),
         "nodes": chosen.expression.complexity,
         "r2": dict(found.r_squared),
-        "r2_of_ceiling": dict(report.ceiling.scores),
+        "r2_of_ceiling": dict(run.ceiling.scores),
         "front": [
             {
                 "nodes": one.complexity,
@@ -67,31 +114,20 @@ def summary(report: Report, shown: Expression) -> dict[str, Any]:
         ],
         "r2_lost_without": {
             loss.feature: {"replaced": loss.replaced, "refitted": loss.refitted}
-            for loss in report.ablation
+            for loss in run.ablation
         },
-        "temporal_perception_field": {one.feature: one.field for one in report.perception},
-        "lags_that_take_part": {one.feature: one.participation for one in report.perception},
+        "temporal_perception_field": {one.feature: one.field for one in run.perception},
+        "lags_that_take_part": {one.feature: one.participation for one in run.perception},
         "mapping_complexity": {
             "r2": ENOUGH,
-            "nodes_of_an_equation": report.complexity[0],
-            "weights_of_a_network": report.complexity[1],
+            "nodes_of_an_equation": run.complexity[0],
+            "weights_of_a_network": run.complexity[1],
         },
         "roll_out": [
             {**comparison.summary(), "loss_over_network": dict(loss_ratios(comparison))}
-            for comparison in report.comparisons
+            for comparison in run.comparisons
         ],
     }
-
-
-def _front_table(numbers: dict[str, Any]) -> TextTable:
-    table = TextTable(title="Front: R2 against length", title_justify="left")
-    for heading in ("nodes", "train", "validation", "test", "equation"):
-        table.add_column(heading, justify="left" if heading == "equation" else "right")
-    for one in numbers["front"]:
-        cells = [f"{one['nodes']:g}", *(f"{one['r2'][name]:.4f}" for name in SPLITS)]
-        style = "bold" if one["chosen"] else None
-        table.add_row(*cells, one["equation"][:80], style=style)
-    return table
 
 
 def _in_words(numbers: dict[str, Any]) -> str:
@@ -107,102 +143,53 @@ def _in_words(numbers: dict[str, Any]) -> str:
     )
 
 
-def _roll_out_table(comparison: dict[str, Any]) -> TextTable:
-    title = f"{comparison['name']} ({comparison['horizon']} steps, {comparison['seeds']} seeds)"
-    table = TextTable(title=title, title_justify="left")
-    for heading in ("optimizer", "final loss", "x network"):
-        table.add_column(heading, justify="left" if heading == "optimizer" else "right")
-    for cells in _roll_out_rows(comparison):
-        table.add_row(*cells)
-    return table
-
-
-def _roll_out_rows(comparison: dict[str, Any]) -> list[list[str]]:
-    rows = []
-    for row in comparison["rows"]:
-        loss, ratio = row["final_loss"], comparison["loss_over_network"].get(row["optimizer"], 1.0)
-        name = {"learned": "network"}.get(row["optimizer"], row["optimizer"])
-        rate = "" if row["learning_rate"] is None else f" ({row['learning_rate']:.2g})"
-        mean, error = loss["mean"], loss["standard_error"]
-        rows.append([name + rate, f"{mean:.4f} ± {error:.4f}", f"{ratio:.2f}"])
-    return rows
-
-
-def _page(report: Report, numbers: dict[str, Any], front: bytes, out: Path) -> list[Section]:
-    expression = report.found.chosen.expression
-    lost = numbers["r2_lost_without"]
-    sections = [
-        Section(
-            "The equation",
-            [
-                Text(f"{numbers['output']} = {numbers['equation']}", code=True),
-                Text(_in_words(numbers)),
-                Text(numbers["latex"], code=True),
-            ],
-        ),
-        Section(
-            "The front",
-            [
-                Picture(front, "Mean squared error against length; the chosen equation is marked."),
-                Rows(
-                    ("nodes", *SPLITS, "equation"),
-                    [
-                        (
-                            f"{one['nodes']:g}",
-                            *(f"{one['r2'][name]:.4f}" for name in SPLITS),
-                            one["equation"],
-                        )
-                        for one in numbers["front"]
-                    ],
-                ),
-            ],
-        ),
-        Section(
-            "The fit",
-            [
-                Picture(draw_fit(report), "Equation against network on the test side."),
-                Picture(
-                    draw_responses(report),
-                    "Mean response to each feature over the recorded others: the equation, and the "
-                    "mean of the network's recorded outputs.",
-                ),
-                Rows(
-                    ("feature", "R2 lost at its mean", "R2 lost after a new fit", "field, steps"),
-                    [
-                        (
-                            name,
-                            f"{loss['replaced']:.4f}",
-                            "-" if loss["refitted"] is None else f"{loss['refitted']:.4f}",
-                            f"{numbers['temporal_perception_field'].get(name, np.nan):.2f}",
-                        )
-                        for name, loss in lost.items()
-                    ],
-                ),
-            ],
-        ),
+def _roll_out(comparison: Comparison) -> list[dict[str, Cell]]:
+    ratios = loss_ratios(comparison)
+    return [
+        {
+            "optimizer": {"learned": "network"}.get(runs.name, runs.name)
+            + ("" if runs.learning_rate is None else f" ({number(runs.learning_rate, 2)})"),
+            "final loss": measured(runs.final_loss),
+            "x network": ratios.get(runs.name, 1.0),
+        }
+        for runs in comparison.runs
     ]
-    if report.comparisons:
-        sections.append(
-            Section(
-                "In the network's place",
-                [
-                    Picture(draw_roll_outs(report), "Training losses, mean and standard error."),
-                    *(
-                        Rows((comparison["name"], "final loss", "x network"), rows)
-                        for comparison in numbers["roll_out"]
-                        for rows in [_roll_out_rows(comparison)]
-                    ),
-                ],
-            )
-        )
-    sections.append(
-        Section(
-            "Use",
-            [
-                Text(f'optimizer = lopt.load_optimizer("{out}")', code=True),
-                Text(to_numpy_source(expression), code=True),
-                Text(to_torch_source(expression), code=True),
-            ],
-        )
-    )
-    return sections
+
+
+def _draw_front(axes: Any, run: DistilledRun) -> None:
+    candidates = run.found.front.candidates
+    nodes = [one.complexity for one in candidates]
+    for name, side in run.found.splits.mapping().items():
+        left = [one.losses[name] / output_variance(side) for one in candidates]
+        axes.plot(nodes, left, marker="o", ms=3, lw=1.2, label=name)
+    top = 1 - run.ceiling.scores["test"]
+    axes.axhline(top, color="#7f7f7f", ls="--", lw=1, label="black box, test")
+    axes.axvline(run.found.chosen.complexity, color="#d62728", ls=":", lw=1.2, label="chosen")
+    finish(axes, log=True, xlabel="nodes", ylabel="1 - R2", title="Loss against length")
+
+
+def _draw_fit(axes: Any, run: DistilledRun) -> None:
+    test = run.found.splits.test
+    few = test.take(np.linspace(0, len(test) - 1, min(_POINTS, len(test))).round().astype(int))
+    predicted = predict(run.found.chosen.expression, few)
+    axes.scatter(few.output, predicted, s=4, alpha=0.3, lw=0)
+    ends = [float(few.output.min()), float(few.output.max())]
+    axes.plot(ends, ends, color="#7f7f7f", lw=1)
+    finish(axes, xlabel="network", ylabel="equation", title="Outputs on the test side")
+
+
+def _draw_responses(figure: Any, run: DistilledRun, variables: Any) -> None:
+    """Draws the equation's mean output along variables, and the recorded means in bins."""
+    expression, test = run.found.chosen.expression, run.found.splits.test
+    for axes, variable in zip(panels(figure, len(variables)), variables, strict=True):
+        curve = partial_dependence(expression, test, variable)
+        axes.plot(curve.grid, curve.output[0], color="#d62728", lw=1.8, label="equation")
+        values = test.mapping()[variable]
+        edges = np.unique(np.quantile(values, np.linspace(0.01, 0.99, _BINS + 1)))
+        place = np.digitize(values, edges)
+        inside = [np.flatnonzero(place == b) for b in range(1, len(edges))]
+        means = [(values[own].mean(), test.output[own].mean()) for own in inside if len(own)]
+        if len(means) > 1:
+            style = {"ms": 3, "color": "#1f77b4", "label": "network, binned"}
+            axes.plot(*zip(*means, strict=True), "o", **style)
+        finish(axes, xlabel=str(variable), legend=variable is variables[0])

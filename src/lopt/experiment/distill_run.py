@@ -6,7 +6,7 @@ A distillation that was killed goes on from there when it is asked for again.
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import equinox as eqx
@@ -30,6 +30,7 @@ from lopt.experiment.evaluate import Comparison, compare
 from lopt.experiment.experiment import Experiment
 from lopt.experiment.files import check_writable, read_json, write_json
 from lopt.experiment.record_run import RecordSettings, record_run
+from lopt.experiment.report import progress
 from lopt.experiment.tables import load_table, save_table
 from lopt.experiment.train import reopen
 from lopt.learned import MomentFeatures, with_features
@@ -52,7 +53,6 @@ from lopt.symbolic.table import Table
 # The R2 that mapping complexity asks for.
 ENOUGH = 0.9
 TABLE = "table.npz"
-Say = Callable[[int, int, str], None]
 
 
 class Kept(AbstractSearch):
@@ -95,7 +95,7 @@ class Kept(AbstractSearch):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Report:
+class DistilledRun:
     """What a distillation found, and how well it stands in for the network.
 
     Attributes:
@@ -127,18 +127,16 @@ def distill_run(
     run: Path,
     out: Path,
     settings: DistillSettings,
-    say: Say = lambda done, total, what: None,
     *,
     show_progress: bool = True,
-) -> Report:
+) -> DistilledRun:
     """Distils the latest weights of a run.
 
     Args:
         run: the folder of the run.
         out: where the table and settings are kept, and found again.
         settings: how.
-        say: called with the numbers of finished and of all stages, and what comes next.
-        show_progress: whether to draw the progress bar of the recording.
+        show_progress: whether to draw progress bars.
 
     Raises:
         FileNotFoundError: if there is no such run.
@@ -163,47 +161,37 @@ def distill_run(
     check_settings(out, run, settings, asked.features)
     table = recorded(run, out, asked, settings.seed, show_progress)
     total = len(searches) * settings.seeds + 5
-
-    def stage(done: int, of: int, what: str) -> None:
-        say(done, total, what)
-
-    found = distill(
-        table,
-        searches,
-        range(settings.seed, settings.seed + settings.seeds),
-        rows=settings.search_rows,
-        odd=odd_columns(settings.odd, asked.features),
-        longest=settings.longest,
-        progress=stage,
-    )
-    sides = found.splits.mapping()
-    expression = found.chosen.expression
-    if not expression.variables:
-        least = min(
-            (one.complexity for one in found.front.candidates if one.expression.variables),
-            default=math.inf,
+    with progress("distilling", total, show=show_progress) as at:
+        found = distill(
+            table,
+            searches,
+            range(settings.seed, settings.seed + settings.seeds),
+            rows=settings.search_rows,
+            odd=odd_columns(settings.odd, asked.features),
+            longest=settings.longest,
+            progress=lambda done, of, what: at(done, what),
         )
-        raise ValueError(
-            f"The chosen equation is the constant {float(expression.constants[0]):g}, which is no "
-            f"update rule; the shortest on the front with a feature has {least:g} nodes: try "
-            f"--longest {least:g} or more, or more rows."
+        sides = found.splits.mapping()
+        expression = found.chosen.expression
+        _check_rule(found)
+        at(total - 3, "black-box ceiling")
+        top = ceiling(sides, settings.seed)
+        at(total - 2, "what each feature is for")
+        ablation = ablate(expression, found.splits.train, found.splits.test)
+        perception = perception_of_expression(expression, found.splits.test)
+        few = {
+            name: sample(side, settings.search_rows, settings.seed) for name, side in sides.items()
+        }
+        complexity = (
+            equation_complexity(found.front, found.splits.validation, ENOUGH, "validation"),
+            network_complexity(few, ENOUGH, seed=settings.seed),
         )
-    say(total - 3, total, "black-box ceiling")
-    top = ceiling(sides, settings.seed)
-    say(total - 2, total, "what each feature is for")
-    ablation = ablate(expression, found.splits.train, found.splits.test)
-    perception = perception_of_expression(expression, found.splits.test)
-    few = {name: sample(side, settings.search_rows, settings.seed) for name, side in sides.items()}
-    complexity = (
-        equation_complexity(found.front, found.splits.validation, ENOUGH, "validation"),
-        network_complexity(few, ENOUGH, seed=settings.seed),
-    )
-    distilled, weights = replacement(learned, theta, expression, table)
-    storage.save(out / "weights.safetensors", distilled, weights)
-    say(total - 1, total, "training with the equation")
-    comparisons = roll_out(experiment, learned, theta, distilled, weights)
-    say(total, total, "done")
-    return Report(
+        distilled, weights = replacement(learned, theta, expression, table)
+        storage.save(out / "weights.safetensors", distilled, weights)
+        at(total - 1, "training with the equation")
+        comparisons = roll_out(experiment, learned, theta, distilled, weights)
+        at(total, "done")
+    return DistilledRun(
         experiment=experiment,
         table=table,
         found=found,
@@ -214,6 +202,22 @@ def distill_run(
         learned=distilled,
         theta=weights,
         comparisons=comparisons,
+    )
+
+
+def _check_rule(found: Distillation) -> None:
+    """Refuses a constant as an update rule."""
+    expression = found.chosen.expression
+    if expression.variables:
+        return
+    least = min(
+        (one.complexity for one in found.front.candidates if one.expression.variables),
+        default=math.inf,
+    )
+    raise ValueError(
+        f"The chosen equation is the constant {float(expression.constants[0]):g}, which is no "
+        f"update rule; the shortest on the front with a feature has {least:g} nodes: try "
+        f"--longest {least:g} or more, or more rows."
     )
 
 

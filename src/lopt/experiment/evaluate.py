@@ -6,7 +6,8 @@ steps; each baseline's learning rate is the best of 11 for just these runs, whic
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -21,7 +22,10 @@ from lopt.core.learned import AbstractLearnedOptimizer
 from lopt.core.task import AbstractTask, judge
 from lopt.core.types import Key, Scalar, Theta
 from lopt.core.unroll import start, unroll
-from lopt.experiment.experiment import Evaluation
+from lopt.experiment.experiment import Evaluation, Experiment
+from lopt.experiment.files import read_lines
+from lopt.experiment.report import Cell, Report, bands, color_of, finish, measured, panels
+from lopt.experiment.train import dropped_particles, skipped_steps
 from lopt.learned.hyperparameters import learnable
 
 # Half decades, wide enough that the best is never at an end on the tasks of the recipes.
@@ -94,9 +98,9 @@ class Comparison:
                     "optimizer": runs.name,
                     "learning_rate": runs.learning_rate,
                     "learning_rate_at_edge_of_grid": runs.at_edge,
-                    "final_loss": _mean_and_error(runs.final_loss),
-                    "test": {name: _mean_and_error(v) for name, v in runs.metrics.items()},
-                    "steps_to_tuned_adams_loss": _mean_and_error(np.asarray(hits, float)),
+                    "final_loss": _as_json(runs.final_loss),
+                    "test": {name: _as_json(v) for name, v in runs.metrics.items()},
+                    "steps_to_tuned_adams_loss": _as_json(np.asarray(hits, float)),
                     "seeds_that_reached_it": len(hits),
                     "final_losses": runs.final_loss.tolist(),
                 }
@@ -107,11 +111,51 @@ class Comparison:
             "horizon": self.evaluation.horizon,
             "seeds": self.evaluation.num_seeds,
             "rows": rows,
-            "learned_minus_tuned_adam": _mean_and_error(difference),
+            "learned_minus_tuned_adam": _as_json(difference),
             "beats_default_adam_on_every_seed": bool(
                 np.all(learned.final_loss < default.final_loss)
             ),
         }
+
+    def table(self) -> tuple[str, list[dict[str, Cell]]]:
+        """Returns the title and the rows of a table of the report."""
+        level, shown = self.of("Adam").final_level(), self.evaluation
+        rows: list[dict[str, Cell]] = []
+        for runs in self.runs:
+            steps = runs.steps_to_reach(level)
+            hits = [n for n in steps if n is not None]
+            reached = f"{np.mean(hits):.0f}" if hits else "not reached"
+            if 0 < len(hits) < len(steps):
+                reached += f" ({len(hits)} of {len(steps)})"
+            metric = "accuracy" if "accuracy" in runs.metrics else "loss"
+            rows.append(
+                {
+                    "optimizer": runs.name,
+                    "rate": runs.learning_rate,
+                    "final loss": measured(runs.final_loss),
+                    f"test {metric}": measured(runs.metrics[metric]),
+                    "steps to tuned Adam": reached,
+                }
+            )
+        return f"{shown.name} ({shown.horizon} steps, {shown.num_seeds} seeds)", rows
+
+    def verdict(self) -> str:
+        """Returns a sentence that compares the learned optimizer with Adam."""
+        learned, adam, default = self.of("learned"), self.of("Adam"), self.of("Adam 0.001")
+        found = measured(learned.final_loss - adam.final_loss)
+        if found.mean is None or found.error is None or not np.isfinite(found.mean):
+            return "The learned rule or tuned Adam diverges, so that they cannot be compared."
+        if found.mean < -2 * found.error:
+            verdict = "beats tuned Adam"
+        elif found.mean <= 2 * found.error:
+            verdict = "matches tuned Adam within two standard errors"
+        else:
+            verdict = "falls behind tuned Adam"
+        every = "on every" if np.all(learned.final_loss < default.final_loss) else "not on every"
+        return (
+            f"The learned rule {verdict} (difference of final losses {found}, paired by seed); "
+            f"it beats Adam at its default rate {every} initialisation."
+        )
 
 
 def compare(
@@ -188,8 +232,79 @@ def _train_all(
     return jax.vmap(train_one)(keys)
 
 
-def _mean_and_error(values: np.ndarray) -> dict[str, float | None]:
-    """Returns mean and standard error, None where there are too few values for one."""
-    mean = float(np.mean(values)) if len(values) else None
-    error = float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else None
-    return {"mean": mean, "standard_error": error}
+def evaluation_report(
+    experiment: Experiment, comparisons: Sequence[Comparison], folder: Path
+) -> Report:
+    """Returns the report of a run: a table and curves for each evaluation, and the meta-losses."""
+    lines = read_lines(folder / "metrics.jsonl")
+    skipped, dropped = skipped_steps(folder), dropped_particles(folder)
+    report = Report(f"Evaluation of {folder.name}")
+    report.data |= {
+        "note": experiment.note,
+        "outer_steps": experiment.outer_steps,
+        "outer_steps_in_the_log": len(lines),
+        "outer_steps_skipped_as_not_finite": skipped,
+        "particles_dropped_as_not_finite": dropped,
+        "seconds_of_meta_training": sum(line["seconds"] for line in lines),
+        "evaluations": [comparison.summary() for comparison in comparisons],
+    }
+    for comparison in comparisons:
+        report.table(*comparison.table())
+        report.text(comparison.verdict())
+    for text in (
+        experiment.note,
+        f"Skipped outer steps: {skipped}." if skipped else "",
+        f"Dropped particles: {dropped}." if dropped else "",
+    ):
+        if text:
+            report.text(text)
+    report.figure("curves", *curves_of(comparisons))
+    report.figure("meta_training", lambda figure: _meta_losses(figure.add_subplot(), lines))
+    return report
+
+
+def curves_of(
+    comparisons: Sequence[Comparison],
+) -> tuple[Callable[[Any], None], tuple[float, float], str]:
+    """Returns what draws the training losses of all optimizers, the figure's size, its caption."""
+
+    def draw(figure: Any) -> None:
+        for i, (axes, one) in enumerate(
+            zip(panels(figure, len(comparisons)), comparisons, strict=True)
+        ):
+            tuned = [r.learning_rate is not None and " " not in r.name for r in one.runs]
+            losses = {
+                run.name + " (tuned)" * own: run.losses
+                for run, own in zip(one.runs, tuned, strict=True)
+            }
+            bands(
+                axes,
+                losses,
+                smooth=5,
+                legend=i == 0,
+                title=one.evaluation.name,
+                xlabel="inner step",
+                ylabel="training loss",
+            )
+
+    columns = min(3, len(comparisons)) or 1
+    size = (4.6 * columns, 3.4 * (-(-len(comparisons) // columns) or 1))
+    return draw, size, "Training losses, mean and standard error over seeds."
+
+
+def _meta_losses(axes: Any, lines: Sequence[Mapping[str, Any]]) -> None:
+    losses = np.array([np.nan if v["meta_loss"] is None else v["meta_loss"] for v in lines], float)
+    axes.plot(losses, color="#bbbbbb", lw=0.6, label="each outer step")
+    width = max(1, losses.size // 50)
+    if losses.size > width:
+        windows = np.lib.stride_tricks.sliding_window_view(losses, width)
+        count = np.maximum(np.isfinite(windows).sum(axis=-1), 1)
+        mean = np.nansum(np.where(np.isfinite(windows), windows, 0), axis=-1) / count
+        steps = np.arange(width - 1, losses.size)
+        axes.plot(steps, mean, color=color_of("learned"), lw=1.8, label=f"mean of {width}")
+    finish(axes, xlabel="outer step", ylabel="meta-loss", title="Meta-training")
+
+
+def _as_json(values: np.ndarray) -> dict[str, float | None]:
+    found = measured(values)
+    return {"mean": found.mean, "standard_error": found.error}

@@ -1,22 +1,19 @@
 """The figures of `lopt horizon surface`, `smd`, `best` and `online`."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lopt.experiment.figures import figure_of, png
-from lopt.experiment.files import write_bytes
 from lopt.experiment.horizon_offline import Choice, Surface
+from lopt.experiment.report import finish, panels
 
 PATHS = ("#d62728", "#ff7f0e", "#e377c2", "#8c564b")
 
 
-def surface_figure(surface: Surface, paths: Sequence[dict[str, Any]], path: Path) -> None:
+def surface_figure(figure: Any, surface: Surface, paths: Sequence[dict[str, Any]]) -> None:
     """Draws the loss after each horizon, its best point, its field, and descents on it."""
     horizons = surface.settings.horizons
-    figure = figure_of(4.6 * len(horizons), 3.9)
     rates, powers = np.exp(surface.places).T
     for i, horizon in enumerate(horizons):
         axes = figure.add_subplot(1, len(horizons), i + 1)
@@ -49,7 +46,6 @@ def surface_figure(surface: Surface, paths: Sequence[dict[str, Any]], path: Path
         "circle to square, meta-descent",
         fontsize=10,
     )
-    write_bytes(path, png(figure))
 
 
 def _field(axes: Any, surface: Surface, i: int) -> None:
@@ -62,41 +58,35 @@ def _field(axes: Any, surface: Surface, i: int) -> None:
 
 
 def best_figure(
-    choices: Sequence[Choice], runs: dict[str, Any], time_constant: float, path: Path
+    figure: Any, choices: Sequence[Choice], runs: dict[str, Any], time_constant: float
 ) -> None:
     """Draws loss, accuracy and learning rate of the runs to the end."""
-    figure = figure_of(13.8, 3.9)
-    panels = [figure.add_subplot(1, 3, i + 1) for i in range(3)]
+    loss, accuracy, rate = panels(figure, 3)
     steps = runs["steps"]
     longest = max(choice.horizon for choice in choices)
     for i, choice in enumerate(choices):
         color = _shade(choice.horizon, longest)
         style = {"color": color, "ls": "-" if choice.name.startswith("surface") else "--"}
-        for axes, name in zip(panels, ("train_loss", "test_accuracy"), strict=False):
+        for axes, name in ((loss, "train_loss"), (accuracy, "test_accuracy")):
             values = runs[name][i]
             axes.plot(steps, values.mean(0), label=choice.name, **style)
             axes.fill_between(steps, values.min(0), values.max(0), color=color, alpha=0.15, lw=0)
-        panels[2].plot(steps, choice.rates(steps, time_constant), **style)
-    panels[0].set(yscale="log", title="training loss")
-    panels[1].set(title="test accuracy")
-    panels[2].set(yscale="log", title="learning rate", ylim=(1e-5, 1))
-    for axes in panels:
-        axes.set(xscale="log", xlabel="step")
-        axes.grid(alpha=0.25, which="both", lw=0.5)
-    panels[0].legend(fontsize=8, frameon=False)
-    write_bytes(path, png(figure))
+        rate.plot(steps, choice.rates(steps, time_constant), **style)
+    finish(loss, log="xy", title="training loss", xlabel="step")
+    finish(accuracy, log="x", legend=False, title="test accuracy", xlabel="step")
+    finish(rate, log="x", title="learning rate", xlabel="step")
+    rate.set(yscale="log", ylim=(1e-5, 1))
 
 
 def online_figure(
+    figure: Any,
     runs: dict[float, list[dict[str, Any]]],
     choices: Sequence[Choice],
     trained: dict[str, Any],
     time_constant: float,
-    path: Path,
 ) -> None:
     """Draws loss and learning rate of online runs, with bands over seeds, against schedules."""
-    figure = figure_of(9.2, 3.9)
-    left, right = figure.add_subplot(1, 2, 1), figure.add_subplot(1, 2, 2)
+    left, right = panels(figure, 2)
     for color, (rate, several) in zip(PATHS * len(runs), runs.items(), strict=False):
         steps = several[0]["steps"]
         for axes, name in ((left, "train_loss"), (right, "learning_rate")):
@@ -108,12 +98,8 @@ def online_figure(
         left.plot(steps, values.mean(0), style, lw=1.8, label=choice.name)
         left.fill_between(steps, values.min(0), values.max(0), color=style[0], alpha=0.15, lw=0)
         right.plot(steps, choice.rates(steps, time_constant), style, lw=1.8)
-    left.set(yscale="log", xlabel="step", ylabel="training loss")
-    right.set(yscale="log", xlabel="step", ylabel="learning rate")
-    left.legend(fontsize=8, frameon=False)
-    for axes in (left, right):
-        axes.grid(alpha=0.25, which="both", lw=0.5)
-    write_bytes(path, png(figure))
+    finish(left, log=True, xlabel="step", ylabel="training loss")
+    finish(right, log=True, legend=False, xlabel="step", ylabel="learning rate")
 
 
 def _shade(horizon: int, longest: int) -> Any:

@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from rich.progress import track
 
 from lopt.analysis.surface import check_horizons, losses_after, measure_after
 from lopt.core.devices import device_mesh, round_up, spread
@@ -31,6 +30,7 @@ from lopt.experiment.horizon_setting import (
     setting,
     theta_at,
 )
+from lopt.experiment.report import progress
 
 # Wu et al. average the lowest 50 of 2,500.
 LOWEST = 0.02
@@ -161,15 +161,16 @@ def compute_surface(settings: SurfaceSettings, folder: Path, *, show: bool = Tru
     programs = {name: eqx.filter_jit(jax.vmap(f, (None, 0))) for name, f in functions.items()}
     mesh, lines = device_mesh(), read_lines(log)
     write_bytes(log, "".join(map(to_line, lines)).encode())
-    with log.open("a") as file:
-        numbered = list(enumerate(jobs))[len(lines) :]
-        for i, (name, part) in track(numbered, "training", transient=True, disable=not show):
+    done = len(lines)
+    with log.open("a") as file, progress("training", len(jobs), done=done, show=show) as at:
+        for i, (name, part) in list(enumerate(jobs))[done:]:
             filled = np.resize(part, (round_up(at_once, mesh.size), 2)).astype(np.float32)
             found = programs[name](inner, spread(jnp.asarray(filled), mesh))
             rows = np.asarray(found, float)[: len(part)]
             lines.append({"step": i, name: rows.tolist()})
             file.write(to_line(lines[-1]))
             file.flush()
+            at(len(lines), "")
 
     def gathered(name: str) -> np.ndarray:
         rows = [row for line in lines if name in line for row in line[name]]
@@ -254,10 +255,12 @@ def train_to_the_end(
     )
     thetas = jax.vmap(theta_at)(jnp.log(rates), jnp.log(powers))
     results = []
-    for seed in track(range(seeds), "to the end", transient=True, disable=not show):
-        chosen = setting(dataset, time_constant, seed=seed)
-        key = jax.random.fold_in(jax.random.key(seed), 2)
-        results.append(_all_the_way(chosen, thetas, key, horizons))
+    with progress("training to the end", seeds, show=show) as at:
+        for seed in range(seeds):
+            chosen = setting(dataset, time_constant, seed=seed)
+            key = jax.random.fold_in(jax.random.key(seed), 2)
+            results.append(_all_the_way(chosen, thetas, key, horizons))
+            at(seed + 1, "")
     stacked = {
         name: np.stack([np.asarray(r[name], float) for r in results], 1) for name in results[0]
     }

@@ -5,6 +5,7 @@ longer horizon that costs as much as all initial rates together, and `online.jso
 """
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from lopt.analysis.surface import losses_after
-from lopt.experiment.files import read_lines, write_json
+from lopt.experiment.files import read_lines
 from lopt.experiment.horizon_figures import online_figure
 from lopt.experiment.horizon_offline import Choice, train_to_the_end
-from lopt.experiment.horizon_report import error_of, open_experiment, smd_answer
+from lopt.experiment.horizon_report import open_experiment, smd_answer
 from lopt.experiment.horizon_setting import (
     LEARNING_RATES,
     MOMENTUM,
@@ -28,6 +27,7 @@ from lopt.experiment.horizon_setting import (
     setting,
     theta_at,
 )
+from lopt.experiment.report import Report, measured
 from lopt.experiment.train import train
 
 # What a step of forward mode with k directions costs at most, in plain steps: 1 + 2 k.
@@ -90,23 +90,34 @@ class OnlineSettings:
         return (self.budget - self.steps) // one
 
 
-def online_report(folder: Path, settings: OnlineSettings, console: Console) -> dict[str, Any]:
-    """Runs everything that is not there yet; prints, writes and draws the comparison."""
+def online_report(folder: Path, settings: OnlineSettings) -> Report:
+    """Runs everything that is not there yet, and compares it."""
     runs = {
         rate: [_online_run(folder, settings, rate, seed) for seed in range(settings.seeds)]
         for rate in settings.learning_rates
     }
-    long_choice = _escape(folder, settings)
-    tuned = _tuned(settings)
-    choices = (tuned, long_choice)
+    choices = (_tuned(settings), _escape(folder, settings))
     constant = settings.steps / 4
     trained = train_to_the_end(choices, settings.dataset, constant, settings.steps, settings.seeds)
-    report = _report(settings, runs, choices, trained)
-    console.print(_table(settings, report))
-    console.print(report["verdict"])
-    write_json(folder / "online.json", report)
-    online_figure(runs, choices, trained, constant, folder / "online.png")
-    console.print(f"Wrote online.json and online.png in {folder}.", highlight=False)
+    title = f"{settings.dataset} after {settings.steps} steps, {settings.seeds} initialisations"
+    report = Report(title, data=_numbers(settings, runs, choices, trained))
+    report.table(
+        title,
+        [
+            {
+                "optimizer": row["name"],
+                "last learning rate": float(np.mean(row["learning_rate"])),
+                "training loss": measured(row["train_loss"]),
+                "test accuracy": measured(row["test_accuracy"]),
+            }
+            for row in report.data["rows"]
+        ],
+    )
+    report.text(report.data["verdict"])
+    draw = partial(
+        online_figure, runs=runs, choices=choices, trained=trained, time_constant=constant
+    )
+    report.figure("online", draw, (9.2, 3.9))
     return report
 
 
@@ -171,7 +182,7 @@ def _tuned(settings: OnlineSettings) -> Choice:
     return Choice("tuned schedule", settings.steps, *map(float, places[best]))
 
 
-def _report(
+def _numbers(
     settings: OnlineSettings,
     runs: dict[float, list[dict[str, Any]]],
     choices: tuple[Choice, ...],
@@ -203,19 +214,3 @@ def _report(
     )
     said = dataclasses.asdict(settings) | {"budget": settings.budget}
     return {**said, "rows": rows, "verdict": verdict}
-
-
-def _table(settings: OnlineSettings, report: dict[str, Any]) -> Table:
-    title = f"{settings.dataset} after {settings.steps} steps, {settings.seeds} initialisations"
-    table = Table(title=title)
-    for heading in ("", "last learning rate", "training loss", "test accuracy"):
-        table.add_column(heading, justify="right" if heading else "left")
-    for row in report["rows"]:
-        values = [np.asarray(row[k]) for k in ("learning_rate", "train_loss", "test_accuracy")]
-        table.add_row(
-            row["name"],
-            f"{values[0].mean():.3g}",
-            f"{values[1].mean():.4g} ± {error_of(values[1]):.2g}",
-            f"{values[2].mean():.4f}",
-        )
-    return table

@@ -1,41 +1,28 @@
-"""The report of short-horizon bias on the noisy quadratic: a table, JSON and a figure."""
+"""The report of short-horizon bias on the noisy quadratic: a table, JSON and figures."""
 
 import time
-from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+import numpy as np
 
-from lopt.analysis import Row, Run, Study, acceptance_rows, paper_study
-from lopt.experiment.files import write_bytes, write_json
-from lopt.experiment.quadratic_figure import draw_quadratic
+from lopt.analysis import Run, Study, acceptance_rows, paper_study
+from lopt.experiment.report import Report, finish, panels, stages
 
 # How many pieces of work `paper_study` and `acceptance_rows` announce.
 _PIECES = 32
+_COLORS = {"greedy": "#1f77b4", "fixed": "#7f7f7f", "Adam": "#d62728", "optimal": "#2ca02c"}
 
 
-def quadratic_report(out_folder: Path, console: Console) -> dict[str, Any]:
-    """Studies the paper's problem, prints its table, writes the files, and returns the numbers.
-
-    Args:
-        out_folder: where `quadratic.json` and `quadratic.png` go.
-        console: where the table is printed.
-    """
+def quadratic_report() -> Report:
+    """Studies the paper's problem, and compares its numbers with references."""
     began = time.perf_counter()
-    columns = (BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=console, transient=True) as bar:
-        piece = bar.add_task("", total=_PIECES)
-
-        def announce(name: str) -> None:
-            bar.update(piece, advance=1, description=name)
-
+    with stages("noisy quadratic", _PIECES) as announce:
         found = paper_study(announce)
         rows = acceptance_rows(found, announce)
-    report = {
-        "seconds": time.perf_counter() - began,
+    seconds = time.perf_counter() - began
+    report = Report("The noisy quadratic: 1000 directions, 250 steps")
+    report.data |= {
+        "seconds": seconds,
         "all_within": all(row.within for row in rows),
         "rows": [vars(row) | {"within": row.within} for row in rows],
         "runs": _runs(found),
@@ -46,14 +33,42 @@ def quadratic_report(out_folder: Path, console: Console) -> dict[str, Any]:
             for h, f in found.fits.items()
         },
     }
-    # Wider than some terminals: a number that is cut off is worse than a line that wraps.
-    Console(file=console.file, width=max(console.width, 100)).print(_table(rows))
-    missed = [row.name for row in rows if not row.within]
-    verdict = f"not within: {', '.join(missed)}" if missed else "all within their tolerance"
-    console.print(f"{len(rows)} numbers in {report['seconds']:.0f} seconds, {verdict}.")
-    write_json(out_folder / "quadratic.json", report)
-    write_bytes(out_folder / "quadratic.png", draw_quadratic(found))
+    report.table(
+        "The noisy quadratic: 1000 directions, 250 steps",
+        [
+            {
+                "quantity": row.quantity,
+                "computed": f"{row.value:.8g}",
+                "reference": row.reference,
+                "within": row.within,
+            }
+            for row in rows
+        ],
+    )
+    missed = [row.quantity for row in rows if not row.within]
+    verdict = f"not within: {'; '.join(missed)}" if missed else "all within their tolerance"
+    report.text(f"{len(rows)} numbers in {seconds:.0f} seconds, {verdict}.")
+    report.figure("quadratic", lambda figure: draw_quadratic(figure, found), (14.0, 7.6))
     return report
+
+
+def draw_quadratic(figure: Any, found: Study) -> list[Any]:
+    """Draws what each schedule of a study does, and how it does it."""
+    axes = panels(figure, 6)
+    runs = {
+        "greedy": ("greedy", found.greedy),
+        "fixed": ("best fixed pair", found.fixed),
+        "Adam": ("whole horizon, Adam", found.adam),
+        "optimal": ("whole horizon, optimum in the box", found.optimal),
+    }
+    _losses(axes[0], runs)
+    _schedules(axes[1], axes[2], runs)
+    _bands(axes[3], runs)
+    _look_aheads(axes[4], found)
+    _fits(axes[5], found)
+    for own in axes:
+        finish(own)
+    return axes
 
 
 def _runs(found: Study) -> dict[str, Any]:
@@ -72,17 +87,61 @@ def _numbers(run: Run) -> dict[str, Any]:
     }
 
 
-def _table(rows: list[Row]) -> Table:
-    table = Table(
-        title="The noisy quadratic: 1000 directions, 250 steps",
-        title_justify="left",
-        box=box.SIMPLE,
-        padding=(0, 1, 0, 0),
+def _losses(axes: Any, runs: dict[str, tuple[str, Run]]) -> None:
+    for name, (label, run) in runs.items():
+        axes.plot(run.losses, color=_COLORS[name], label=f"{label}: {run.final_loss:.2f}")
+    axes.set(yscale="log", xlabel="step", ylabel="expected excess loss", title="Loss")
+
+
+def _schedules(rates: Any, momenta: Any, runs: dict[str, tuple[str, Run]]) -> None:
+    for name, (label, run) in runs.items():
+        steps = np.arange(1, run.losses.size)
+        rates.plot(steps, run.schedule.learning_rates, color=_COLORS[name], label=label)
+        momenta.plot(steps, run.schedule.momenta, color=_COLORS[name])
+    rates.set(yscale="log", xlabel="step", ylabel="learning rate", title="Learning rate")
+    momenta.set(xlabel="step", ylabel="momentum", title="Momentum")
+
+
+def _bands(axes: Any, runs: dict[str, tuple[str, Run]]) -> None:
+    """Draws what is left at the end, and dotted a fifth of the way, of each band's loss."""
+    for name, (_, run) in runs.items():
+        places = (np.arange(run.bands.shape[1]) + 0.5) / run.bands.shape[1]
+        axes.plot(places, run.bands[-1], color=_COLORS[name])
+        axes.plot(places, run.bands[len(run.bands) // 5], color=_COLORS[name], ls=":", lw=1)
+    axes.set(
+        yscale="log",
+        xlabel="directions, from steep to flat",
+        ylabel="expected excess loss",
+        title="Loss by curvature: at the end, dotted at a fifth",
     )
-    for heading in ("", "quantity", "computed", "reference", "within"):
-        side = "right" if heading == "computed" else "left"
-        table.add_column(heading, justify=side, no_wrap=True)  # type: ignore[arg-type]
-    for row in rows:
-        within = "yes" if row.within else "[red]no[/red]"
-        table.add_row(row.name, row.quantity, f"{row.value:.8g}", row.reference, within)
-    return table
+
+
+def _look_aheads(axes: Any, found: Study) -> None:
+    for label, runs, style in (
+        ("learning rate", found.look_ahead_rate, "o--"),
+        ("and momentum", found.look_ahead, "o-"),
+    ):
+        finals = [run.final_loss for run in runs.values()]
+        axes.plot(list(runs), finals, style, color="#9467bd", ms=4, label=label)
+    axes.axhline(found.optimal.final_loss, color=_COLORS["optimal"], lw=1)
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="steps that are looked ahead, and held",
+        ylabel="final loss",
+        title="Chosen by a horizon, again and again",
+    )
+
+
+def _fits(axes: Any, found: Study) -> None:
+    horizons = list(found.fits)
+    finals = [fit.run.final_loss for fit in found.fits.values()]
+    axes.plot(horizons, finals, "o-", color="#8c564b", ms=4, label="final loss")
+    decays = [fit.decay for fit in found.fits.values()]
+    axes.plot(horizons, decays, "s--", color="#e377c2", ms=4, label="fitted decay")
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="horizon that the schedule was fitted to",
+        title="a / (1 + t / K)^decay, fitted once",
+    )

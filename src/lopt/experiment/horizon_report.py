@@ -3,46 +3,52 @@
 import dataclasses
 import itertools
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from lopt.analysis.surface import check_horizons
 from lopt.experiment.cache import check_seed
-from lopt.experiment.files import read_json, read_lines, write_json
+from lopt.experiment.files import read_json, read_lines, write_bytes
 from lopt.experiment.horizon_figures import best_figure, surface_figure
 from lopt.experiment.horizon_offline import Choice, Surface, read_surface, train_to_the_end
 from lopt.experiment.horizon_setting import NETWORKS, check_rates
+from lopt.experiment.report import Cell, Figure, Report, Table, measured
 from lopt.experiment.train import create, reopen, train
 
 # A descent's answer is the mean of its last steps, as in the paper.
 LAST = 20
 
 
-def print_surface(surface: Surface, console: Console) -> None:
-    """Prints what each horizon prefers, and what that costs at the longest."""
-    horizons = surface.settings.horizons
-    table = Table(title=f"What each horizon prefers on {surface.settings.dataset}")
-    for heading in ("horizon", "learning rate", "power of decay", "lowest loss", "at the longest"):
-        table.add_column(heading, justify="right")
-    places = np.exp(surface.places)
-    for i, horizon in enumerate(horizons):
-        rate, power = surface.best(horizon)
-        near = np.argmin(np.sum((np.log([rate, power]) - surface.places) ** 2, axis=1))
-        table.add_row(
-            str(horizon),
-            f"{rate:.3g}",
-            f"{power:.3g}",
-            f"{np.nanmin(surface.losses[i]):.4g}",
-            f"{surface.losses[-1][near]:.4g}",
+def show_surface(surface: Surface, folder: Path, console: Console) -> None:
+    """Prints what each horizon prefers, and what that costs at the longest, and draws it."""
+    rows: list[dict[str, Cell]] = []
+    for horizon, losses in zip(surface.settings.horizons, surface.losses, strict=True):
+        best = surface.best(horizon)
+        near = np.argmin(np.sum((np.log(best) - surface.places) ** 2, axis=1))
+        rows.append(
+            {
+                "horizon": horizon,
+                "learning rate": best[0],
+                "power of decay": best[1],
+                "lowest loss": float(np.nanmin(losses)),
+                "at the longest": float(surface.losses[-1][near]),
+            }
         )
-    console.print(table)
+    Table(f"What each horizon prefers on {surface.settings.dataset}", rows).print(console)
     diverged = int(np.isnan(surface.losses[-1]).sum())
     if diverged:
-        console.print(f"{diverged} of {len(places)} runs diverged.")
+        console.print(f"{diverged} of {len(surface.places)} runs diverged.")
+    _draw_surface(surface, folder)
+
+
+def _draw_surface(surface: Surface, folder: Path) -> None:
+    size = (4.6 * len(surface.settings.horizons), 3.9)
+    draw = partial(surface_figure, surface=surface, paths=descents(folder))
+    write_bytes(folder / "surface.png", Figure("surface", draw, size).png)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,22 +110,19 @@ def descend_all(folder: Path, settings: DescentSettings, console: Console) -> No
         console.print(f"Horizon {horizon}, from rate {rate:g} and power {power:g}")
         said = [f"{name}={value}" for name, value in fields.items()]
         train(open_experiment(run, "horizon_smd", said), run)
-    paths = descents(folder)
-    table = Table(title="Meta-descents")
-    for heading in ("horizon", "from", "to learning rate", "to power", "last meta-loss"):
-        table.add_column(heading, justify="right")
-    for path in paths:
-        rate, power = path["answer"]
-        table.add_row(
-            str(path["horizon"]),
-            f"{path['rates'][0]:.3g}, {path['powers'][0]:.3g}",
-            f"{rate:.3g}",
-            f"{power:.3g}",
-            f"{path['loss']:.4g}",
-        )
-    console.print(table)
+    rows: list[dict[str, Cell]] = [
+        {
+            "horizon": path["horizon"],
+            "from": f"{path['rates'][0]:.3g}, {path['powers'][0]:.3g}",
+            "to learning rate": path["answer"][0],
+            "to power": path["answer"][1],
+            "last meta-loss": path["loss"],
+        }
+        for path in descents(folder)
+    ]
+    Table("Meta-descents", rows).print(console)
     if surface is not None:
-        surface_figure(surface, paths, folder / "surface.png")
+        _draw_surface(surface, folder)
         console.print(f"Drew the paths on {folder / 'surface.png'}.", highlight=False)
 
 
@@ -198,10 +201,8 @@ def smd_answer(run: Path, last: int = LAST) -> tuple[float, float]:
     return rate, power
 
 
-def best_report(
-    folder: Path, dataset: str, steps: int | None, seeds: int, console: Console
-) -> dict[str, Any]:
-    """Trains to the end with what surface and descents chose; writes best.json and best.png."""
+def best_report(folder: Path, dataset: str, steps: int | None, seeds: int) -> Report:
+    """Trains to the end with what surface and descents chose."""
     surface = read_surface(folder)
     settings = surface.settings
     check_study(folder, dataset, settings.time_constant)
@@ -221,48 +222,44 @@ def best_report(
     runs = train_to_the_end(choices, settings.dataset, settings.time_constant, steps, seeds)
     final = runs["train_loss"][:, :, -1]
     reference = len(settings.horizons) - 1
-    rows = []
-    table = Table(title=f"{settings.dataset} after {steps} steps, {seeds} initialisations")
-    headings = ("chosen by", "learning rate", "power", "training loss", "test accuracy", "ratio")
-    for heading in headings:
-        table.add_column(heading, justify="left" if heading == "chosen by" else "right")
+    report = Report(f"{settings.dataset} after {steps} steps, {seeds} initialisations")
+    rows: list[dict[str, Any]] = []
+    shown: list[dict[str, Cell]] = []
     for i, choice in enumerate(choices):
         ratios = final[i] / final[reference]
-        row: dict[str, Any] = {
-            "choice": choice.name,
-            "horizon": choice.horizon,
-            "learning_rate": choice.learning_rate,
-            "power": choice.power,
-            "train_loss": final[i].tolist(),
-            "test_loss": runs["test_loss"][i, :, -1].tolist(),
-            "test_accuracy": runs["test_accuracy"][i, :, -1].tolist(),
-            "loss_over_that_of_longest_horizon": ratios.tolist(),
-        }
-        rows.append(row)
-        table.add_row(
-            choice.name,
-            f"{choice.learning_rate:.3g}",
-            f"{choice.power:.3g}",
-            f"{final[i].mean():.4g} ± {error_of(final[i]):.2g}",
-            f"{np.mean(row['test_accuracy']):.4f}",
-            f"{np.exp(np.mean(np.log(ratios))):.3g}",
+        accuracy = runs["test_accuracy"][i, :, -1]
+        rows.append(
+            {
+                "choice": choice.name,
+                "horizon": choice.horizon,
+                "learning_rate": choice.learning_rate,
+                "power": choice.power,
+                "train_loss": final[i].tolist(),
+                "test_loss": runs["test_loss"][i, :, -1].tolist(),
+                "test_accuracy": accuracy.tolist(),
+                "loss_over_that_of_longest_horizon": ratios.tolist(),
+            }
         )
-    console.print(table)
-    console.print(
+        shown.append(
+            {
+                "chosen by": choice.name,
+                "learning rate": choice.learning_rate,
+                "power": choice.power,
+                "training loss": measured(final[i]),
+                "test accuracy": measured(accuracy),
+                "ratio": float(np.exp(np.mean(np.log(ratios)))),
+            }
+        )
+    report.data |= {"steps": steps, "seeds": seeds, "dataset": settings.dataset, "rows": rows}
+    report.table(report.title, shown)
+    report.text(
         "ratio: training loss over that of the longest horizon's choice, geometric mean over "
         "initialisations."
     )
-    report = {"steps": steps, "seeds": seeds, "dataset": settings.dataset, "rows": rows}
-    write_json(folder / "best.json", report)
-    best_figure(choices, runs, settings.time_constant, folder / "best.png")
-    console.print(f"Wrote best.json and best.png in {folder}.", highlight=False)
+    draw = partial(best_figure, choices=choices, runs=runs, time_constant=settings.time_constant)
+    report.figure("best", draw, (13.8, 3.9))
     return report
 
 
 def _number(value: float | None) -> float:
     return np.nan if value is None else value
-
-
-def error_of(values: np.ndarray) -> float:
-    """Returns the standard error of a mean, zero for a single value."""
-    return float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else 0.0

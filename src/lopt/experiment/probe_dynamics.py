@@ -1,4 +1,4 @@
-"""The inner life of a run's learned optimizer, beside that of SGD, momentum, Adam and Lion.
+"""The dynamics of a run's learned optimizer, beside that of SGD, momentum, Adam and Lion.
 
 All of them train fresh tasks of the run from the same params on the same batches, are asked the
 same scripted gradients, and are let loose in the valley (x - y)^2 / 2.
@@ -45,8 +45,8 @@ from lopt.experiment.probe_dynamics_watch import (
     tuned_rate,
     watched_runs,
 )
-from lopt.experiment.probe_host import stages_of
 from lopt.experiment.record_run import inner_training
+from lopt.experiment.report import stages
 from lopt.experiment.train import reopen
 
 LONGEST = 500
@@ -156,7 +156,7 @@ def probe_dynamics(
     check_length(f"lopt probe dynamics --steps {steps}", steps, learned.max_steps)
     # Two rates for each reference; two parts for each optimizer; the rule.
     total = 2 * len(REFERENCES) + 2 * (1 + len(REFERENCES)) + 1
-    with stages_of(total, show_progress) as say:
+    with stages("probing", total, show=show_progress) as say:
         return _probe(inner, learned, theta, settings, steps, say)
 
 

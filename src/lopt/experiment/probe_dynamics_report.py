@@ -1,102 +1,265 @@
-"""What `lopt probe dynamics` prints, writes and draws: tables, JSON, figures, and one page."""
+"""The report of `lopt probe dynamics`."""
 
-from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from rich.console import Console
-from rich.table import Table
+import numpy as np
 
-from lopt.analysis.dynamics import Alignment, LearningRate, UpdateDistribution
-from lopt.experiment import dynamics_figures as figures
-from lopt.experiment.files import write_bytes, write_json
-from lopt.experiment.page import Picture, Rows, Section, Text, write_page
-from lopt.experiment.probe_dynamics import DynamicsProbe
-from lopt.experiment.probe_dynamics_figures import draw_courses, draw_features, draw_noise
-from lopt.experiment.probe_dynamics_numbers import numbers_of
-from lopt.experiment.probe_dynamics_tables import Grid, tables_of
-from lopt.experiment.probe_dynamics_watch import HISTOGRAM, REFERENCES
+from lopt.analysis.dynamics import Alignment, LearningRate, Portrait, UpdateDistribution
+from lopt.experiment import probe_dynamics_figures as figures
+from lopt.experiment.probe_dynamics import DynamicsProbe, Watched
+from lopt.experiment.probe_dynamics_watch import HISTOGRAM, RATES, REFERENCES
+from lopt.experiment.report import Cell, Report, measured, number, shown_steps
+
+FINAL = 10
 
 
-def write_dynamics_probe(
-    probe: DynamicsProbe, said: dict[str, Any], folder: Path, console: Console
-) -> list[str]:
-    """Prints the tables, writes dynamics.json, the figures and dynamics.html; returns their names.
-
-    Args:
-        probe: what was found out.
-        said: what was asked for, the head of the JSON.
-        folder: where to.
-        console: which tables are printed on.
-    """
-    numbers = {**said, **numbers_of(probe)}
-    tables = tables_of(numbers)
-    for title, headings, rows in tables.values():
-        if rows:
-            console.print(_printed(title, headings, rows))
-    for part, reason in probe.left_out.items():
-        console.print(f"Left out: {part}. {reason}", highlight=False)
-    pictures = _pictures(probe)
-    for name, (content, _) in pictures.items():
-        write_bytes(folder / f"{name}.png", content)
-    write_json(folder / "dynamics.json", numbers)
-    title = f"The inner life of {numbers['run']}"
-    write_page(folder / "dynamics.html", title, _page(probe, numbers, tables, pictures))
-    return ["dynamics.json", "dynamics.html", *(f"{name}.png" for name in pictures)]
-
-
-def _printed(title: str, headings: Sequence[str], rows: list[list[str]]) -> Table:
-    table = Table(title=title, title_justify="left")
-    for i, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if i else "left", no_wrap=i == 0, overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    return table
-
-
-def _pictures(probe: DynamicsProbe) -> dict[str, tuple[bytes, str]]:
-    """Returns each PNG and what it shows, by the name of its file."""
-    aligned = probe.learned.seen.alignment
-    alignments = {name: _mean_over_seeds(aligned[name]) for name in REFERENCES}
-    rate: LearningRate = _mean_over_seeds(probe.learned.seen.rate)
-    pictures = {
-        "courses": (
-            draw_courses(probe.optimizers),
-            "Mean over seeds, and what lies between the least and the largest of them.",
-        )
-    }
+def dynamics_report(probe: DynamicsProbe, settings: dict[str, Any]) -> Report:
+    """Returns the report of what was found; `settings` are what was asked for."""
+    report = Report(f"The dynamics of {settings['run']}", settings, _numbers(probe))
+    report.heading("Training")
+    report.text(
+        f"{settings['seeds']} fresh tasks of the run, {probe.steps} steps each; all optimizers "
+        "begin at the same params and see the same batches. The rates of references are the best "
+        f"of {len(RATES)} for just these runs (mean training loss; * at the grid's edge).",
+        detail=True,
+    )
+    report.figure(
+        "courses",
+        partial(figures.draw_courses, optimizers=probe.optimizers),
+        (13.8, 3.8),
+        "Mean and standard error over seeds.",
+    )
+    title = f"Training ({probe.steps} steps, {settings['seeds']} seeds; * at the grid's edge)"
+    report.table(title, [_training(one) for one in probe.optimizers])
+    report.heading("How large updates are")
     for one in probe.optimizers:
-        pictures[f"updates_{one.name}"] = (
-            figures.draw_histograms(_over_seeds(one.seen.updates), HISTOGRAM, probe.tensors),
+        report.figure(
+            f"updates_{one.name}",
+            partial(
+                figures.draw_histograms,
+                found=_over_seeds(one.seen.updates),
+                histogram=HISTOGRAM,
+                names=probe.tensors,
+            ),
+            figures.grid_size(len(probe.tensors), 4.0, 3.4),
             f"{one.name}: the distribution of |update| in each tensor, of all seeds together. "
             f"Shares of less than {HISTOGRAM.lowest:g}, zeros included, are not drawn.",
         )
-    pictures["alignment"] = (
-        figures.draw_alignment(alignments, rate, probe.tensors),
+    report.heading("Alignment with references")
+    aligned = probe.learned.seen.alignment
+    report.figure(
+        "alignment",
+        partial(
+            figures.draw_alignment,
+            found={name: _mean_over_seeds(aligned[name]) for name in REFERENCES},
+            rate=_mean_over_seeds(probe.learned.seen.rate),
+            names=probe.tensors,
+        ),
+        (13.8, 3.8),
         "The learned optimizer on its own path: what the references would have done there. Means "
         "over seeds.",
     )
-    pictures["noise"] = (draw_noise(probe.optimizers), "Each on its own path, states frozen.")
+    report.table(
+        "The learned optimizer against references, on its own path",
+        [_alignment(name, aligned[name]) for name in REFERENCES],
+    )
+    report.heading("Noise")
+    report.text(
+        f"How gradients of {settings['batches']} batches at one checkpoint vary, and the updates "
+        "made of them. The tail index is that of published studies, over all coordinates "
+        "together: unequal coordinates lower it, as heavy tails do.",
+        detail=True,
+    )
+    report.figure(
+        "noise",
+        partial(figures.draw_noise, optimizers=probe.optimizers),
+        (13.8, 7.0),
+        "Each on its own path, states frozen.",
+    )
+    noise = [row for one in probe.optimizers for row in _noise(one)]
+    report.table("Noise of gradients (g) and updates (u)", noise)
+    report.heading("In the valley")
+    report.text(
+        "f(x, y) = (x - y)^2 / 2. A coordinatewise rule that is odd in gradients and ignores "
+        "params keeps x + y; drift is 1 - |x + y| at the end / at the start. References have the "
+        "best rates for the valley.",
+        detail=True,
+    )
     portraits = {one.name: one.portrait for one in probe.optimizers if one.portrait is not None}
-    pictures["valley"] = (
-        figures.draw_portraits(portraits),
+    report.figure(
+        "valley",
+        partial(figures.draw_portraits, found=portraits),
+        figures.grid_size(len(portraits), 3.7, 4.0),
         "Paths from a grid of starts (arrows: first updates, dots: ends). Every point of the "
         "diagonal is a minimum.",
     )
-    answers = {one.name: one.answers for one in probe.optimizers if one.answers is not None}
-    pictures["signals"] = (
-        figures.draw_signals(probe.signals, answers),
+    valley = [_valley(one, one.portrait) for one in probe.optimizers if one.portrait is not None]
+    report.table("In the valley (x - y)^2 / 2, and after an impulse (steps)", valley)
+    report.heading("Responses to signals")
+    report.text(
+        "The other coordinates of the tensor have random gradients, as large as in training, so "
+        "that rules that normalise over tensors have something to go by.",
+        detail=True,
+    )
+    report.figure(
+        "signals",
+        partial(
+            figures.draw_signals,
+            signals=probe.signals,
+            found={one.name: one.answers for one in probe.optimizers if one.answers is not None},
+        ),
+        (4.4 * len(probe.signals), 3.6),
         "Updates of one coordinate, whose gradient is scripted.",
     )
-    if any(one.curves is not None for one in probe.features):
-        pictures["responses"] = (
-            draw_features(probe.features),
-            "The update as each feature alone is varied, at recorded inputs, and in bold the mean: "
-            "the partial dependence.",
+    drawn = {one.name: (one.values, one.curves) for one in probe.features if one.curves is not None}
+    if drawn:
+        report.heading("Response to each feature")
+        report.text(
+            "Swing is the spread of a feature over recorded inputs times the root mean square "
+            "derivative of the update in it.",
+            detail=True,
         )
-    return pictures
+        report.figure(
+            "responses",
+            partial(figures.draw_responses, curves=drawn),
+            figures.grid_size(len(drawn), 3.5, 2.9),
+            "The update as each feature alone is varied, at recorded inputs, and in bold the "
+            "mean: the partial dependence.",
+        )
+    features: list[dict[str, Cell]] = [
+        {
+            "feature": one.name,
+            "swing": one.swing,
+            "mean slope": one.slope,
+            "spread": one.spread,
+            "range of the mean response": None if one.mean is None else float(np.ptp(one.mean)),
+        }
+        for one in probe.features[:12]
+    ]
+    report.table("What moves the learned rule's updates most", features)
+    for part, reason in probe.left_out.items():
+        report.text(f"Left out: {part}. {reason}")
+    return report
+
+
+def _training(one: Watched) -> dict[str, Cell]:
+    updates, losses = one.seen.updates, np.asarray(one.seen.loss, float)
+    # Of all seeds together: an update that is largest in one of them is the largest.
+    largest = np.max(np.asarray(updates.largest, float), axis=(0, 2))
+    return {
+        "optimizer": one.name,
+        "rate": "-" if one.rate is None else number(one.rate.value) + "*" * one.rate.at_edge,
+        "mean loss": measured(losses.mean(axis=1)),
+        "final loss": measured(losses[:, -FINAL:].mean(axis=1)),
+        "largest |u|, first step": float(largest[0]),
+        "last step": float(largest[-1]),
+        "relative step": float(np.median(updates.overall_relative)),
+        "effective rate": float(np.median(one.seen.rate.overall)),
+    }
+
+
+def _alignment(name: str, found: Alignment) -> dict[str, Cell]:
+    row: dict[str, Cell] = {"reference": name}
+    for label, values in (
+        ("cosine", found.overall_cosine),
+        ("|u| / |ref|", found.overall_relative),
+    ):
+        over_time = np.asarray(values, float)
+        # Angles to an update of zero are NaN, and left out of the mean.
+        mean = np.ma.compressed(np.ma.masked_invalid(over_time).mean(axis=1))
+        row[f"{label}, first"] = measured(over_time[:, 0])
+        row[f"{label}, mean"] = measured(mean)
+        row[f"{label}, last"] = measured(over_time[:, -1])
+    return row
+
+
+def _noise(one: Watched) -> list[dict[str, Cell]]:
+    rows = []
+    for moment in one.noise:
+        row: dict[str, Cell] = {"optimizer": one.name, "step": moment.step}
+        for label, name in (
+            ("tail", "tail_index"),
+            ("trace", "trace"),
+            ("top", "top_eigenvalue"),
+        ):
+            for short, found in (("g", moment.gradients), ("u", moment.updates)):
+                values = [getattr(noise, name) for noise in found if noise is not None]
+                row[f"{label} {short}"] = measured(values) if values else None
+        rows.append(row)
+    return rows
+
+
+def _valley(one: Watched, portrait: Portrait) -> dict[str, Cell]:
+    off = np.abs(np.asarray(portrait.sums)[:, 0]) > 1e-6
+    return {
+        "optimizer": one.name,
+        "rate": None if one.valley_rate is None else one.valley_rate.value,
+        # Opposite starts may drift in opposite directions, which must not cancel.
+        "|drift|": _median(np.abs(np.asarray(portrait.drift, float)[off])),
+        "|change of x+y|": float(np.max(np.abs(portrait.displacement))),
+        "oddness": _median(np.asarray(portrait.oddness, float)),
+        "reflection": _median(np.asarray(portrait.reflection, float)),
+        "final loss": float(np.max(portrait.losses[:, -1])),
+        "impulse half after": _half_of_impulse(one),
+    }
+
+
+def _half_of_impulse(one: Watched) -> int | None:
+    """Returns the steps until half of what an impulse adds to updates was added."""
+    if one.answers is None:
+        return None
+    added = np.abs(np.asarray(one.answers["impulse"], float) - np.asarray(one.answers["quiet"]))
+    total = np.cumsum(added)
+    if not (np.isfinite(total[-1]) and total[-1] > 0):
+        return None
+    return int(np.argmax(total >= total[-1] / 2) - np.argmax(added > 0))
+
+
+def _numbers(probe: DynamicsProbe) -> dict[str, Any]:
+    """Returns what the JSON has besides the tables: courses, by optimizer and tensor."""
+    at = np.array(shown_steps(probe.steps)) - 1
+
+    def course(values: Any) -> list[Any]:
+        return np.mean(np.asarray(values, float), axis=0)[at].tolist()
+
+    def optimizer(one: Watched) -> dict[str, Any]:
+        updates, rate = one.seen.updates, one.seen.rate
+        # Tensors such as biases begin at zero: of these no step has a size.
+        with np.errstate(divide="ignore", invalid="ignore"):
+            relative = np.asarray(updates.update_norm, float) / np.asarray(updates.param_norm)
+        answers = one.answers or {}
+        return {
+            "loss": course(one.seen.loss),
+            "relative_step": course(updates.overall_relative),
+            "effective_rate": course(rate.overall),
+            "tensors": {
+                tensor: {
+                    "counts": np.sum(np.asarray(updates.counts), axis=0)[at, i].tolist(),
+                    "largest": np.max(np.asarray(updates.largest), axis=0)[at, i].tolist(),
+                    "relative_step": course(relative[..., i]),
+                    "effective_rate": course(rate.per_tensor[..., i]),
+                }
+                for i, tensor in enumerate(probe.tensors)
+            },
+            "signals": {name: np.asarray(v, float).tolist() for name, v in answers.items()},
+        }
+
+    return {
+        "tensors": dict(zip(probe.tensors, probe.coordinates, strict=True)),
+        "curve_steps": (at + 1).tolist(),
+        "rates_tried": list(RATES),
+        "histogram_edges": HISTOGRAM.edges.tolist(),
+        "optimizers": {one.name: optimizer(one) for one in probe.optimizers},
+        "alignment": {
+            name: {"cosine": course(one.overall_cosine), "relative": course(one.overall_relative)}
+            for name, one in probe.learned.seen.alignment.items()
+        },
+        "signals": {name: np.asarray(v, float).tolist() for name, v in probe.signals.items()},
+        "left_out": probe.left_out,
+    }
 
 
 def _mean_over_seeds(found: Alignment | LearningRate) -> Any:
@@ -113,81 +276,6 @@ def _over_seeds(found: UpdateDistribution) -> UpdateDistribution:
     )
 
 
-def _page(
-    probe: DynamicsProbe,
-    numbers: dict[str, Any],
-    tables: dict[str, Grid],
-    pictures: dict[str, tuple[bytes, str]],
-) -> list[Section]:
-    def table(name: str) -> Rows:
-        _, headings, rows = tables[name]
-        return Rows(headings, rows)
-
-    def picture(name: str) -> Picture:
-        return Picture(*pictures[name])
-
-    sections = [
-        Section(
-            "Training",
-            [
-                Text(
-                    f"{numbers['seeds']} fresh tasks of the run, {numbers['steps']} steps each; "
-                    "all optimizers begin at the same params and see the same batches. The rates "
-                    "of references are the best of "
-                    f"{len(numbers['rates_tried'])} for just these runs (mean training loss)."
-                ),
-                picture("courses"),
-                table("courses"),
-            ],
-        ),
-        Section(
-            "How large updates are",
-            [picture(f"updates_{one.name}") for one in probe.optimizers],
-        ),
-        Section("Whom it resembles", [picture("alignment"), table("alignment")]),
-        Section(
-            "Noise",
-            [
-                Text(
-                    f"How gradients of {numbers['batches']} batches at one checkpoint vary, and "
-                    "the updates made of them. The tail index is that of published studies, over "
-                    "all coordinates together: unequal coordinates lower it, as heavy tails do."
-                ),
-                picture("noise"),
-                table("noise"),
-            ],
-        ),
-        Section(
-            "In the valley",
-            [
-                Text(
-                    "f(x, y) = (x - y)^2 / 2. A coordinatewise rule that is odd in gradients and "
-                    "ignores params keeps x + y; drift is 1 - |x + y| at the end / at the start. "
-                    "References have the best rates for the valley."
-                ),
-                picture("valley"),
-                table("valley"),
-            ],
-        ),
-        Section(
-            "What it answers to signals",
-            [
-                Text(
-                    "The other coordinates of the tensor have random gradients, as large as in "
-                    "training, so that rules that normalise over tensors have something to go by."
-                ),
-                picture("signals"),
-            ],
-        ),
-    ]
-    if "responses" in pictures:
-        explained = Text(
-            "Swing is the spread of a feature over recorded inputs times the root mean square "
-            "derivative of the update in it."
-        )
-        parts: list[Text | Rows | Picture] = [explained, picture("responses"), table("features")]
-        sections.append(Section("What the rule does with each feature", parts))
-    if probe.left_out:
-        lines = [Text(f"{part}: {reason}") for part, reason in probe.left_out.items()]
-        sections.append(Section("Left out", lines))
-    return sections
+def _median(values: np.ndarray) -> float | None:
+    finite = values[np.isfinite(values)]
+    return float(np.median(finite)) if finite.size else None

@@ -1,38 +1,60 @@
-"""What `lopt probe horizon` prints, writes and draws, and the sentence that it ends in."""
+"""The report of `lopt probe horizon`, and the sentence that it ends in."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
-from lopt.experiment.figures import figure_of, png
-from lopt.experiment.files import write_bytes, write_json
 from lopt.experiment.probe_horizon import HorizonProbe, KnobResult
+from lopt.experiment.report import Measured, Report, finish, number, panels
 
 
-def write_horizon_probe(
-    probe: HorizonProbe, said: dict[str, Any], tolerance: float, folder: Path, console: Console
-) -> dict[str, Any]:
-    """Prints tables and the verdict, writes horizon.json and horizon.png; returns the numbers."""
+def horizon_report(probe: HorizonProbe, settings: dict[str, Any]) -> Report:
+    """Returns the report of what was found; `settings`, with the tolerance, were asked for."""
+    tolerance = settings["tolerance"]
     rows = whole_rows(probe)
     knobs = [_knob_rows(probe, knob, tolerance) for knob in probe.knobs]
-    console.print(_whole_table(rows, probe))
-    for knob, content in zip(probe.knobs, knobs, strict=True):
-        console.print(_knob_table(knob, content))
     within = unbiased_from(rows, tolerance)
-    console.print(
+    report = Report(f"How long truncations of {settings['name']} have to be", settings)
+    report.data |= {"truncations": rows, "knobs": knobs, "bias_within_tolerance_from": within}
+    report.data["verdict"] = verdict(probe, knobs, tolerance)
+    report.table(
+        f"Gradient by all of theta ({probe.gradients.shape[2]} weights)",
+        [
+            {
+                "truncation": row["truncation"],
+                "bias": row["bias"],
+                "cosine": row["cosine"],
+                "noise": row["noise"],
+                "ms per estimate": 1000 * row["seconds"],
+                "memory, MB": None if row["memory"] is None else row["memory"] / 1e6,
+            }
+            for row in rows
+        ],
+    )
+    bounds = {"below": "< ", "above": "> ", "inside": "", "nowhere": "", "diverged": ""}
+    for knob in knobs:
+        report.table(
+            f"{knob['name']}, times a factor",
+            [
+                {
+                    "truncation": row["truncation"],
+                    "slope here": f"{Measured(row['slope'], row['slope_error'])}"
+                    + " wrong sign" * row["wrong_sign"],
+                    "rests at": bounds[row["optimum_is"]] + number(row["optimum"]),
+                    "off by": row["off_by"],
+                    "meta-loss there": row["meta_loss_there"],
+                    "excess": f"{row['excess']:.1%}",
+                }
+                for row in knob["rows"]
+            ],
+        )
+    report.text(
         f"The bias of the gradient falls below {tolerance:.0%} of its norm at a truncation of "
         f"{within}."
     )
-    sentence = verdict(probe, knobs, tolerance)
-    console.print(sentence)
-    report = {**said, "tolerance": tolerance, "truncations": rows, "knobs": knobs}
-    report["bias_within_tolerance_from"] = within
-    report["verdict"] = sentence
-    write_json(folder / "horizon.json", report)
-    _draw(probe, rows, folder / "horizon.png")
+    report.text(report.data["verdict"])
+    size = (4.6 * (len(probe.knobs) + 1), 3.9)
+    report.figure("horizon", lambda figure: _draw(figure, probe, rows), size)
     return report
 
 
@@ -151,76 +173,26 @@ def unbiased_from(rows: list[dict[str, Any]], tolerance: float) -> int:
     return found
 
 
-def _whole_table(rows: list[dict[str, Any]], probe: HorizonProbe) -> Table:
-    table = Table(title=f"Gradient by all of theta ({probe.gradients.shape[2]} weights)")
-    for heading in ("truncation", "bias", "cosine", "noise", "ms per estimate", "memory"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in rows:
-        memory = "-" if row["memory"] is None else f"{row['memory'] / 1e6:.2f} MB"
-        table.add_row(
-            str(row["truncation"]),
-            *(_text(row[name], ".3g") for name in ("bias", "cosine", "noise")),
-            f"{1000 * row['seconds']:.3g}",
-            memory,
-        )
-    return table
-
-
-def _knob_table(knob: KnobResult, content: dict[str, Any]) -> Table:
-    table = Table(title=f"{knob.name}, times a factor")
-    for heading in ("truncation", "slope here", "rests at", "off by", "meta-loss there", "excess"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    bounds = {"below": "< ", "above": "> ", "inside": "", "nowhere": "", "diverged": ""}
-    for row in content["rows"]:
-        mark = " wrong sign" if row["wrong_sign"] else ""
-        table.add_row(
-            str(row["truncation"]),
-            f"{row['slope']:.3g} ± {row['slope_error']:.1g}{mark}",
-            f"{bounds[row['optimum_is']]}{_text(row['optimum'], '.3g')}",
-            _text(row["off_by"], ".3g"),
-            _text(row["meta_loss_there"], ".4g"),
-            _text(row["excess"], ".1%"),
-        )
-    return table
-
-
-def _text(value: float, form: str) -> str:
-    return "-" if np.isnan(value) else f"{value:{form}}"
-
-
-def _draw(probe: HorizonProbe, rows: list[dict[str, Any]], path: Path) -> None:
+def _draw(figure: Any, probe: HorizonProbe, rows: list[dict[str, Any]]) -> None:
     import matplotlib
 
-    figure = figure_of(4.6 * (len(probe.knobs) + 1), 3.9)
     colors = matplotlib.colormaps["plasma"](np.linspace(0, 0.85, len(probe.truncations)))
-    for k, knob in enumerate(probe.knobs):
-        axes = figure.add_subplot(1, len(probe.knobs) + 1, k + 1)
+    *each, axes = panels(figure, len(probe.knobs) + 1, len(probe.knobs) + 1)
+    for own, knob in zip(each, probe.knobs, strict=True):
         means, errors = knob.mean_slopes()
         for i, truncation in enumerate(probe.truncations):
-            axes.plot(knob.factors, means[:, i], color=colors[i], label=f"{truncation}")
+            own.plot(knob.factors, means[:, i], color=colors[i], label=f"{truncation}")
             low, high = means[:, i] - errors[:, i], means[:, i] + errors[:, i]
-            axes.fill_between(knob.factors, low, high, color=colors[i], alpha=0.2, lw=0)
+            own.fill_between(knob.factors, low, high, color=colors[i], alpha=0.2, lw=0)
             optimum, where = knob.rest(i)
             if where == "inside":
-                axes.plot([optimum], [0], "o", color=colors[i], mec="black", ms=7, zorder=3)
+                own.plot([optimum], [0], "o", color=colors[i], mec="black", ms=7, zorder=3)
         top = np.nanquantile(np.abs(means), 0.85) or 1.0
-        axes.axhline(0, color="black", lw=0.8)
-        axes.set(
-            xscale="log",
-            title=f"{knob.name}: slope of the meta-loss",
-            xlabel="factor",
-            ylim=(-top, top),
-        )
-        axes.legend(title="truncation", fontsize=8, frameon=False)
-    axes = figure.add_subplot(1, len(probe.knobs) + 1, len(probe.knobs) + 1)
+        own.axhline(0, color="black", lw=0.8)
+        finish(own, log="x", title=f"{knob.name}: slope of the meta-loss", xlabel="factor")
+        own.set(ylim=(-top, top))
+        own.get_legend().set_title("truncation")
     lengths = probe.truncations[:-1]
-    biases = np.array([row["bias"] for row in rows[:-1]])
-    angles = np.array([1 - row["cosine"] for row in rows[:-1]])
-    axes.plot(lengths, biases, "o-", label="bias, all of theta")
-    axes.plot(lengths, angles, "s--", label="1 - cosine")
-    positive = np.any(biases > 0)
-    axes.set(xscale="log", xlabel="truncation", title="against the whole gradient")
-    axes.set_yscale("log" if positive else "linear")
-    axes.grid(alpha=0.25, which="both", lw=0.5)
-    axes.legend(fontsize=8, frameon=False)
-    write_bytes(path, png(figure))
+    axes.plot(lengths, [row["bias"] for row in rows[:-1]], "o-", label="bias, all of theta")
+    axes.plot(lengths, [1 - row["cosine"] for row in rows[:-1]], "s--", label="1 - cosine")
+    finish(axes, log="xy", xlabel="truncation", title="against the whole gradient")

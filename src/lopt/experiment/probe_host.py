@@ -1,10 +1,6 @@
-"""What all probes share on the host: where results go, and a bar of named stages."""
+"""Where the results of probes go."""
 
-import contextlib
-from collections.abc import Callable, Iterator
 from pathlib import Path
-
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from lopt.experiment.files import check_writable
 
@@ -29,19 +25,3 @@ def folder_of(name: str, out: Path | None, files: tuple[str, ...]) -> Path:
         folder, number = base.with_name(f"{base.name}-{number}"), number + 1
     check_writable(folder / files[0])
     return folder
-
-
-@contextlib.contextmanager
-def stages_of(total: int, show: bool) -> Iterator[Callable[[str], None]]:
-    """Draws a progress bar; each call of what it yields ends a stage and names the next."""
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        disable=not show,
-        transient=True,
-    )
-    task = bar.add_task("tracing", total=total)
-    with bar:
-        yield lambda text: bar.update(task, advance=1, description=text)

@@ -1,31 +1,20 @@
-"""The report of a probe: a table in the terminal, `probe.json` and `probe.png`."""
+"""The report of `lopt probe estimators`: a table, and what estimates and meta-losses look like."""
 
 from collections.abc import Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
-from lopt.experiment.figures import figure_of, png
-from lopt.experiment.files import write_bytes, write_json
 from lopt.experiment.probe import EstimatorProbe, Row
 from lopt.experiment.probe_slices import Slices
+from lopt.experiment.report import Measured, Report, finish, number
 
 
-def write_probe(
-    probe: EstimatorProbe,
-    slices: Slices,
-    settings: dict[str, Any],
-    folder: Path,
-    console: Console,
-) -> dict[str, Any]:
-    """Prints the table, writes the files, and returns what is in the JSON."""
-    report = {
-        "settings": settings,
+def estimators_report(probe: EstimatorProbe, slices: Slices, settings: dict[str, Any]) -> Report:
+    """Returns the report of what was found; `settings` are what was asked for."""
+    report = Report(f"Estimators of the meta-gradient of {settings['name']}", settings)
+    report.data |= {
         "versions": {name: version(name) for name in ("lopt", "jax", "equinox", "optax")},
         "weights": probe.weights,
         "budget_of_inner_steps": probe.budget,
@@ -41,34 +30,25 @@ def write_probe(
             "surfaces": None if slices.surfaces is None else slices.surfaces.tolist(),
         },
     }
-    # Wider than some terminals: a number that is cut off is worse than a line that wraps.
-    Console(file=console.file, width=max(console.width, 110)).print(_table(probe))
-    console.print(_legend(probe))
-    write_json(folder / "probe.json", report)
-    write_bytes(folder / "probe.png", _picture(probe, slices, str(settings.get("name", ""))))
+    report.table(
+        f"Estimators at {probe.weights} weights, {probe.budget} inner steps each",
+        [
+            {
+                "estimator": _label(row),
+                "bias": number(row.bias, 2) + "*" * bool(row.biased),
+                "chance": number(row.bias_by_chance, 2),
+                "along truth": str(Measured(row.along, row.along_error)),
+                "variance": number(row.variance, 2),
+                "S/N": number(row.signal_to_noise, 2),
+                "us/step": number(row.seconds * 1e6, 2),
+                "MiB": number(None if row.memory is None else row.memory / 2**20, 2),
+            }
+            for row in probe.rows
+        ],
+    )
+    report.text(_legend(probe))
+    report.figure("probe", lambda figure: _picture(figure, probe, slices), (13.0, 9.6))
     return report
-
-
-def _table(probe: EstimatorProbe) -> Table:
-    title = f"Estimators at {probe.weights} weights, {probe.budget} inner steps each"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
-    table.add_column("estimator", no_wrap=True)
-    headings = ("bias", "chance", "along truth", "variance", "S/N", "us/step", "MiB")
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in probe.rows:
-        along = "-" if row.along is None else f"{row.along:.2f}±{row.along_error:.2f}"
-        table.add_row(
-            _label(row),
-            _text(row.bias, ".2g") + ("*" if row.biased else ""),
-            _text(row.bias_by_chance, ".2g"),
-            along,
-            _text(row.variance, ".1e"),
-            _text(row.signal_to_noise, ".2g" if (row.signal_to_noise or 0) < 10 else ".0f"),
-            _text(row.seconds * 1e6, ".0f"),
-            _text(None if row.memory is None else row.memory / 2**20, ".1f"),
-        )
-    return table
 
 
 def _legend(probe: EstimatorProbe) -> str:
@@ -91,22 +71,14 @@ def _legend(probe: EstimatorProbe) -> str:
     )
 
 
-def _text(value: float | None, form: str) -> str:
-    return "-" if value is None else f"{value:{form}}"
-
-
-def _picture(probe: EstimatorProbe, slices: Slices, name: str) -> bytes:
-    figure = figure_of(13.0, 9.6)
-    subfigures: Any = figure.subfigures(2, 1, height_ratios=(1.15, 1))
-    above, below = subfigures
+def _picture(figure: Any, probe: EstimatorProbe, slices: Slices) -> None:
+    above, below = figure.subfigures(2, 1, height_ratios=(1.15, 1))
     above.suptitle(
-        f"{name}: estimators at {probe.weights} weights, {probe.budget:,} inner steps each",
-        fontsize=12,
+        f"estimators at {probe.weights} weights, {probe.budget:,} inner steps each", fontsize=12
     )
     _bars(above, probe)
     below.suptitle("the meta-loss of one episode around theta", fontsize=12)
     _curves(below, slices)
-    return png(figure)
 
 
 def _bars(figure: Any, probe: EstimatorProbe) -> None:
@@ -159,15 +131,17 @@ def _curves(figure: Any, slices: Slices) -> None:
     panels = figure.subplots(1, 1 if surfaces is None else 3, squeeze=False)[0]
     axes = panels[0]
     shades = np.linspace(0.25, 0.9, len(slices.lengths))
-    positive = all(np.nanmin(losses, initial=np.inf) > 0 for losses in _finite(slices.losses))
     for length, losses, shade in zip(slices.lengths, _finite(slices.losses), shades, strict=True):
         color = colormaps["viridis"](1 - shade)
         axes.plot(slices.line, losses, color=color, label=f"{length} steps", lw=1.6)
-    axes.set(xlabel="along one direction [norms of theta]", ylabel="meta-loss")
-    axes.set_yscale("log" if positive else "linear")
-    axes.set_title("one random direction", fontsize=10)
-    axes.grid(alpha=0.3, lw=0.5, which="both")
-    axes.legend(fontsize=8, frameon=False)
+    positive = all(np.nanmin(losses, initial=np.inf) > 0 for losses in _finite(slices.losses))
+    finish(
+        axes,
+        log=positive,
+        xlabel="along one direction [norms of theta]",
+        ylabel="meta-loss",
+        title="one random direction",
+    )
     if surfaces is None:
         return
     for axes, i in zip(panels[1:], (0, -1), strict=True):

@@ -26,9 +26,9 @@ from lopt.estimators import particle_mesh
 from lopt.experiment import storage
 from lopt.experiment.experiment import Experiment
 from lopt.experiment.probe_dynamics_watch import REFERENCES, Keys, Rate, tuned_rate
-from lopt.experiment.probe_host import stages_of
 from lopt.experiment.probe_symmetry_watch import Course, EachTheta, Watch, watched
 from lopt.experiment.record_run import inner_training
+from lopt.experiment.report import stages
 from lopt.experiment.train import guarded, reopen
 
 LONGEST = 500
@@ -128,22 +128,22 @@ def probe_symmetry(
     again = min(settings.outer_steps, experiment.outer_steps)
     thetas = kept_thetas(experiment, folder)
     total = 2 + 2 * len(REFERENCES) + len(thetas) + len(_chunks(again))
-    with stages_of(total, show_progress) as say:
+    with stages("probing", total, show=show_progress) as say:
         say("finding symmetries")
         found = find_symmetries(inner.tasks, find_key, folder)
         watch = Watch((*found.generators, *found.nearly))
         optimizers = _trained(inner.tasks, learned, theta, keys, steps, watch, say)
-        stages = {}
+        kept = {}
         for number, weights in thetas.items():
             say(f"the weights of outer step {number}")
             optimizer = learned.optimizer(weights, steps)
-            stages[number] = jax.device_get(watched(inner.tasks, optimizer, keys, steps, watch))
+            kept[number] = jax.device_get(watched(inner.tasks, optimizer, keys, steps, watch))
         short = min(SHORT, steps)
         each = EachTheta(inner.tasks, learned, keys, short, watch)
         replay = _replayed(experiment, again, each, say)
     leaves = jax.tree.leaves(jax.eval_shape(lambda k: inner.tasks.draw(k).init(k), find_key))
     precision = float(jnp.finfo(jnp.result_type(*leaves)).eps)
-    return SymmetryProbeResult(found, precision, steps, short, optimizers, stages, again, replay)
+    return SymmetryProbeResult(found, precision, steps, short, optimizers, kept, again, replay)
 
 
 def find_symmetries(tasks: AbstractTaskFamily, key: Key, folder: Path) -> Symmetries:

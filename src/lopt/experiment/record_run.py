@@ -1,7 +1,6 @@
 """Recording a trained run: fresh tasks of its own inner training, and the table cut from them."""
 
 import dataclasses
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from lopt.core.checks import check_integer, check_length
 from lopt.core.coordinatewise import Coordinatewise
@@ -20,6 +18,7 @@ from lopt.core.inner import InnerTraining
 from lopt.core.types import Key, Theta
 from lopt.experiment import storage
 from lopt.experiment.experiment import Experiment
+from lopt.experiment.report import progress
 from lopt.experiment.train import reopen
 from lopt.learned import MomentFeatures, with_features
 from lopt.learned.averages import check_decays
@@ -198,8 +197,7 @@ def record_series(
     """
     recorded: list[Recorded] = []
     found, runs, wanted = 0, 0, settings.rows * SPACING
-    with _progress(show_progress) as bar:
-        bar_task = bar.add_task("", total=None)
+    with progress("recording rows", wanted, show=show_progress) as at:
         for some in _recordings(inner, theta, key, settings):
             recorded.append(some)
             part = to_series([some])
@@ -212,7 +210,7 @@ def record_series(
                     f"{stayed} of them stayed finite, and those have no coordinate with a "
                     "gradient, or are no longer than the lags; try more steps or fewer."
                 )
-            bar.update(bar_task, completed=runs, total=max(runs, math.ceil(wanted / found * runs)))
+            at(min(found, wanted), f"{runs} runs")
             if found >= wanted:
                 break
     series = to_series(recorded)
@@ -250,14 +248,3 @@ def _count_rows(part: Series, settings: RecordSettings) -> int:
         check_output(part, settings.output)
     usable = usable_rows(part, columns, settings.padded, drop_dead=not settings.keep_dead)
     return int(usable.sum())
-
-
-def _progress(show: bool) -> Progress:
-    return Progress(
-        TextColumn("recording runs"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        disable=not show,
-        transient=True,
-    )

@@ -5,10 +5,9 @@ per outer step), `checkpoints/`, and `weights.safetensors`, the latest theta. It
 any moment; resumed, it continues as if nothing had happened, bit for bit.
 """
 
-import contextlib
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,14 +19,6 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from lopt.core.types import State, Theta
 from lopt.core.unroll import Step, TrainState, start, unroll
@@ -37,6 +28,7 @@ from lopt.experiment.cache import release_memory
 from lopt.experiment.experiment import Experiment
 from lopt.experiment.files import digest, read_json, read_lines, to_line, write_bytes, write_json
 from lopt.experiment.registry import build
+from lopt.experiment.report import progress
 
 
 def create(folder: Path, recipe: str, settings: Sequence[str] = ()) -> Experiment:
@@ -157,7 +149,7 @@ def train(experiment: Experiment, folder: Path, *, show_progress: bool = True) -
         write_bytes(metrics, "".join(map(to_line, kept)).encode())
         with (
             metrics.open("a") as log,
-            _progress(experiment.outer_steps, done, show_progress) as advance,
+            progress("meta-training", experiment.outer_steps, done=done, show=show_progress) as at,
         ):
             while done < experiment.outer_steps:
                 num_steps = min(experiment.steps_per_chunk, experiment.outer_steps - done)
@@ -186,7 +178,9 @@ def train(experiment: Experiment, folder: Path, *, show_progress: bool = True) -
                 storage.save_checkpoint(folder / "checkpoints", done, state)
                 skipped = int(state.opt_state.total_notfinite)
                 dropped += int(record["dropped"].sum())
-                advance(num_steps, float(np.mean(record["meta_loss"])), skipped, dropped)
+                text = f"meta-loss {np.mean(record['meta_loss']):.3f}, {1 / seconds:.1f} steps/s"
+                text += f", {dropped} particles dropped (not finite)" * bool(dropped)
+                at(done, text + f", {skipped} skipped (not finite)" * bool(skipped))
         storage.save_weights(folder / "weights.safetensors", experiment.learned, state.params)
         return state.params
 
@@ -256,31 +250,3 @@ def _latest_state(
         return begin()
     like = eqx.filter_eval_shape(begin)
     return storage.load_checkpoint(folder / "checkpoints", numbers[-1], like)
-
-
-@contextlib.contextmanager
-def _progress(
-    total: int, done: int, show: bool
-) -> Iterator[Callable[[int, float, int, int], None]]:
-    """Draws a progress bar with meta-loss, speed and skipped steps; or none."""
-    bar = Progress(
-        TextColumn("meta-training"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[text]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        disable=not show,
-    )
-    task = bar.add_task("", total=total, completed=done, text="compiling")
-    began = time.perf_counter()
-
-    def advance(steps: int, meta_loss: float, skipped: int, dropped: int) -> None:
-        bar.advance(task, steps)
-        speed = (bar.tasks[0].completed - done) / (time.perf_counter() - began)
-        text = f"meta-loss {meta_loss:.3f}, {speed:.1f} steps/s"
-        text += f", {dropped} particles dropped (not finite)" if dropped else ""
-        bar.update(task, text=text + (f", {skipped} skipped (not finite)" if skipped else ""))
-
-    with bar:
-        yield advance

@@ -95,7 +95,7 @@ LINEAR = {
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] * ("few" not in n)) for n in LINEAR]
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n != "few inputs")) for n in LINEAR]
 )
 def test_of_more_linear_units_all_of_the_null_space(name, key):
     (inputs, width, depth, outputs), nullity, more = LINEAR[name]

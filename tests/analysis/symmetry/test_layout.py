@@ -193,6 +193,7 @@ def test_where_nothing_tells_both_are_tried(right, rows, key):
         check_follows(generator, random_like(double(model), 0))
 
 
+@pytest.mark.slow
 @pytest.mark.standard_promotion
 def test_flax_networks_are_understood(key):
     linen = pytest.importorskip("flax.linen")

@@ -1,0 +1,93 @@
+"""Means over seeds with their errors, and how all reports show numbers and text."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import ArrayLike
+from scipy import stats
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """A mean over seeds and its standard error, which is None for fewer than two seeds."""
+
+    mean: float | None
+    error: float | None = None
+
+    def __str__(self) -> str:
+        if self.mean is None or self.error is None or not math.isfinite(self.mean + self.error):
+            return number(self.mean)
+        places = 1 - math.floor(math.log10(self.error)) if self.error > 0 else 9
+        if 0 <= places <= 6 and abs(self.mean) < 1e6:
+            return f"{self.mean:.{places}f} ± {self.error:.{places}f}"
+        return f"{number(self.mean)} ± {number(self.error, 2)}"
+
+
+Cell = str | bool | int | float | Measured | None
+
+
+def measured(values: ArrayLike) -> Measured:
+    """Returns mean and standard error of one number for each seed."""
+    seeds = np.asarray(values, float)
+    mean, error = mean_and_error(seeds)
+    return Measured(float(mean) if len(seeds) else None, None if error is None else float(error))
+
+
+def mean_and_error(values: Float[np.ndarray, "seed ..."]) -> tuple[Any, Any]:
+    """Returns mean and standard error over the first axis; no error of fewer than two seeds."""
+    if not len(values):
+        return np.full(values.shape[1:], np.nan), None
+    return values.mean(axis=0), stats.sem(values, axis=0) if len(values) > 1 else None
+
+
+def number(value: Any, digits: int = 3) -> str:
+    """Returns a number, if any, with so many significant digits; "-" for None."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool | np.bool_):
+        return "yes" if value else "no"
+    if isinstance(value, int | np.integer):
+        return f"{value:,}"
+    if not math.isfinite(value):
+        return "NaN" if math.isnan(value) else f"{value}"
+    if value == 0 or 1e-4 <= abs(value) < 1e6:
+        # All digits of an integer part are shown.
+        whole = len(str(int(abs(value))))
+        return np.format_float_positional(
+            value, max(digits, whole) if abs(value) >= 1 else digits, fractional=False, trim="-"
+        )
+    return f"{value:.{digits - 1}e}"
+
+
+def plain(text: object) -> str:
+    """Returns text without escape sequences and control characters."""
+    return re.sub(
+        r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\].*?(?:\x07|\x1b\\)|[\x00-\x08\x0b-\x1f\x7f-\x9f]",
+        "",
+        str(text),
+    )
+
+
+def cell_text(cell: Cell) -> str:
+    """Returns a cell of a table as text."""
+    return str(cell) if isinstance(cell, str | Measured) else number(cell)
+
+
+def running_mean(
+    values: Float[np.ndarray, "... step"], width: int
+) -> Float[np.ndarray, "... step"]:
+    """Returns means over up to `width` steps back."""
+    sums = np.cumsum(np.concatenate([np.zeros_like(values[..., :1]), values], axis=-1), axis=-1)
+    ends = np.arange(1, values.shape[-1] + 1)
+    starts = np.maximum(0, ends - width)
+    return (sums[..., ends] - sums[..., starts]) / (ends - starts)
+
+
+def shown_steps(steps: int, most: int = 40) -> Sequence[int]:
+    """Returns at most so many steps, evenly, counted from one; the last is among them."""
+    return np.unique(np.linspace(1, steps, min(most, steps)).round().astype(int)).tolist()
