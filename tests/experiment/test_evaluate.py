@@ -8,7 +8,8 @@ import pytest
 from rich.console import Console
 
 import lopt
-from lopt.experiment.evaluate import BASELINES, Runs, compare, evaluation_report
+from lopt.experiment.baselines import BASELINES
+from lopt.experiment.evaluate import Runs, compare, evaluation_report
 from lopt.experiment.files import read_json, to_line, write_bytes
 
 # Adam.
@@ -20,7 +21,7 @@ def comparison():
     """Adam at one of the rates of the grid in the place of the learned optimizer."""
     task = lopt.tasks.mlp_classification(lopt.load_images("digits"), (8,), batch_size=32)
     evaluation = lopt.Evaluation("digits", task, horizon=30, trained_on=True)
-    learned = lopt.learnable(optax.adam, learning_rate=float(BASELINES["Adam"][1][5]))
+    learned = lopt.learnable(optax.adam, learning_rate=float(BASELINES["Adam"].rates[5]))
     theta = learned.init(jax.random.key(0))
     return compare(evaluation, learned, theta, jax.random.key(1))
 
@@ -40,7 +41,7 @@ def test_the_tuned_rate_is_the_best_of_the_grid(comparison):
     adam, learned = comparison.of("Adam"), comparison.of("learned")
     assert not adam.at_edge
     assert adam.final_loss.mean() <= learned.final_loss.mean() + 1e-12
-    if adam.learning_rate == BASELINES["Adam"][1][5]:
+    if adam.learning_rate == BASELINES["Adam"].rates[5]:
         np.testing.assert_allclose(adam.losses, learned.losses, rtol=1e-9)
 
 
@@ -48,7 +49,7 @@ def test_an_evaluated_run_is_a_plain_training_loop(comparison):
     """The twin: a Python loop with Optax for the first seed."""
     task, key = comparison.evaluation.task, jax.random.split(jax.random.key(1), 5)[0]
     init_key, run_key = jax.random.split(key)
-    optimizer, params = optax.adam(float(BASELINES["Adam"][1][5])), task.init(init_key)
+    optimizer, params = optax.adam(float(BASELINES["Adam"].rates[5])), task.init(init_key)
     state, losses = optimizer.init(params), []
     step = jax.jit(lambda p, b: jax.value_and_grad(task.loss)(p, b))
     for i in range(30):

@@ -12,15 +12,10 @@ import pytest
 
 import lopt
 from lopt.experiment import cli, cli_dynamics, storage
+from lopt.experiment.baselines import BASELINES
 from lopt.experiment.probe_dynamics_answers import MOST_FEATURES, features_of, unfit
 from lopt.experiment.probe_dynamics_figures import draw_responses
-from lopt.experiment.probe_dynamics_watch import (
-    RATES,
-    REFERENCES,
-    noise_at,
-    tuned_rate,
-    watched_runs,
-)
+from lopt.experiment.probe_dynamics_watch import noise_at, tuned_references, watched_runs
 from lopt.experiment.recipes import l2o
 from lopt.experiment.report import new_figure
 from lopt.experiment.train import create, train
@@ -102,7 +97,7 @@ def test_the_page_needs_no_other_file(written):
     assert re.findall(r'(?:src|href)="(?!data:)', page) == []
     pictures = sorted(path.name for path in written.glob("*.png"))
     assert page.count("data:image/png;base64,") == len(pictures)
-    histograms = {f"updates_{name}.png" for name in ("learned", *REFERENCES)}
+    histograms = {f"updates_{name}.png" for name in ("learned", *BASELINES)}
     assert {*histograms, "courses.png", "alignment.png", "noise.png"} < set(pictures)
     for path in written.glob("*.png"):
         assert path.read_bytes().startswith(b"\x89PNG")
@@ -156,8 +151,8 @@ def test_in_the_valley_odd_rules_keep_to_their_line(valley):
         assert row["|change of x+y|"] < 1e-5
         assert abs(row["|drift|"]) < 1e-5
         assert row["oddness"] < 1e-5
-    # The curvature is 2, and 1/2 of the grid gets there in one step.
-    assert valley["SGD"]["rate"] == 0.5
+    # The curvature is 2: a rate of 10^-0.5 leaves 1 - 0.63 of it at each step.
+    assert valley["SGD"]["rate"] == pytest.approx(10**-0.5)
     assert valley["SGD"]["final loss"] < 1e-12
 
 
@@ -222,11 +217,11 @@ def test_of_a_coordinatewise_run_nothing_is_left_out(tmp_path, monkeypatch):
 def test_the_best_rate_of_the_grid_is_found(key):
     # One step of rate 1 solves it.
     task = lopt.tasks.Quadratic(jnp.ones(3), jnp.array([1.0, 2.0, 3.0]))
-    found = tuned_rate(task, "SGD", jax.random.split(key, 2), 10)
+    found = tuned_references(task, jax.random.split(key, 2), 10, "SGD")
     assert (found.value, found.at_edge) == (1.0, False)
     steep = lopt.tasks.Quadratic(1e6 * jnp.ones(3), jnp.array([1.0, 2.0, 3.0]))
-    found = tuned_rate(steep, "SGD", jax.random.split(key, 2), 200)
-    assert (found.value, found.at_edge) == (RATES[0], True)
+    found = tuned_references(steep, jax.random.split(key, 2), 200, "SGD")
+    assert (found.value, found.at_edge) == (BASELINES["SGD"].rates[0], True)
 
 
 def test_where_batches_do_not_differ_there_is_no_noise(key):

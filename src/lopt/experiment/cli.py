@@ -132,14 +132,14 @@ def _evaluate(experiment: "Experiment", folder: Path, console: Console) -> None:
     from lopt.experiment.evaluate import compare, evaluation_report
     from lopt.experiment.report import stages
     from lopt.experiment.storage import load
+    from lopt.experiment.trainings import stream
 
     learned, theta = load(folder, experiment.learned)
     before = None if experiment.initial is None else {"before": (learned, experiment.initial)}
     if not experiment.evaluations:
         console.print(f"Trained; weights in {folder / 'weights.safetensors'}.", highlight=False)
         return
-    # Far from the keys of meta-training: these initialisations and batches were never seen.
-    key = jax.random.fold_in(jax.random.key(experiment.seed), 2**32 - 1)
+    key = stream("evaluation", experiment.seed)
     comparisons = []
     with stages("evaluating", len(experiment.evaluations)) as announce:
         for i, evaluation in enumerate(experiment.evaluations):

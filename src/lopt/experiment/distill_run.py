@@ -33,6 +33,7 @@ from lopt.experiment.record_run import RecordSettings, record_run
 from lopt.experiment.report import progress
 from lopt.experiment.tables import load_table, save_table
 from lopt.experiment.train import reopen
+from lopt.experiment.trainings import stream
 from lopt.learned import MomentFeatures, with_features
 from lopt.symbolic import Output, in_place_of, symbolic_optimizer
 from lopt.symbolic.distill import Distillation, distill
@@ -258,8 +259,7 @@ def roll_out(
     weights: Theta,
 ) -> tuple[Comparison, ...]:
     """Trains the run's evaluations with network, equation and tuned baselines, side by side."""
-    # Neither the keys of the run's own evaluation nor those of recording.
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(experiment.seed), 2**32 - 1), 0xD157)
+    key = stream("roll-out", experiment.seed)
     return tuple(
         compare(
             evaluation,

@@ -5,7 +5,6 @@ steps; each baseline's learning rate is the best of 11 for just these runs, whic
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,28 +15,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float
-from jaxtyping import Key as KeyArray
 
 from lopt.core.learned import AbstractLearnedOptimizer
 from lopt.core.task import AbstractTask, judge
-from lopt.core.types import Key, Scalar, Theta
-from lopt.core.unroll import start, unroll
+from lopt.core.types import Key, Scalar, Split, Theta
+from lopt.core.unroll import TrainState
+from lopt.experiment.baselines import BASELINES, DEFAULT_ADAM, tune
 from lopt.experiment.experiment import Evaluation, Experiment
 from lopt.experiment.files import read_lines
 from lopt.experiment.report import Cell, Report, bands, color_of, finish, measured, panels
 from lopt.experiment.train import dropped_particles, skipped_steps
-from lopt.learned.hyperparameters import learnable
+from lopt.experiment.trainings import Keys, dtype_of, trainings
 
-# Half decades, wide enough that the best is never at an end on the tasks of the recipes.
-BASELINES = {
-    "SGD": (optax.sgd, 10.0 ** np.linspace(-3, 2, 11)),
-    "momentum": (functools.partial(optax.sgd, momentum=0.9), 10.0 ** np.linspace(-4, 1, 11)),
-    "Adam": (optax.adam, 10.0 ** np.linspace(-4.5, 0.5, 11)),
-}
-DEFAULT_ADAM = 1e-3
 SMOOTHING = 10
-
-Keys = KeyArray[Array, " seed"]
+# Those of the evaluation of a run; symmetry studies have Lion as well.
+NAMES = ("SGD", "momentum", "Adam")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,66 +162,40 @@ def compare(
     `others` are further learned optimizers and their weights, by name.
     """
     keys = jax.random.split(key, evaluation.num_seeds)
-    results = [_learned_runs(evaluation, "learned", learned, theta, keys)]
-    for name, (other, weights) in (others or {}).items():
-        results.append(_learned_runs(evaluation, name, other, weights, keys))
-    for name, (factory, rates) in BASELINES.items():
-        results += _tuned_runs(evaluation, name, factory, rates, keys)
+    task, horizon, dtype = evaluation.task, evaluation.horizon, dtype_of(evaluation.task)
+    results = []
+    for name, (own, weights) in {"learned": (learned, theta), **(others or {})}.items():
+        found = _trained(task, own.optimizer(weights, num_steps=horizon), horizon, keys)
+        results.append(Runs(name, None, False, *jax.device_get(found)))
+
+    def train(optimizer: optax.GradientTransformation) -> tuple[Scalar, Any]:
+        found = _trained(task, optimizer, horizon, keys)
+        return jnp.mean(found[1]), found
+
+    for name in NAMES:
+        baseline, is_adam = BASELINES[name], name == "Adam"
+        default = np.array([DEFAULT_ADAM], dtype) if is_adam else None
+        tuned = tune(baseline.factory, baseline.rates.astype(dtype), train, default)
+        results.append(Runs(name, tuned.value, tuned.at_edge, *tuned.result))
+        if is_adam:
+            last = jax.tree.map(lambda leaf: leaf[-1], tuned.results)
+            results.append(Runs(f"Adam {DEFAULT_ADAM:g}", DEFAULT_ADAM, False, *last))
     return Comparison(evaluation, tuple(results))
 
 
-def _learned_runs(
-    evaluation: Evaluation,
-    name: str,
-    learned: AbstractLearnedOptimizer,
-    theta: Theta,
-    keys: Keys,
-) -> Runs:
-    arrays = _train_all(evaluation.task, learned, theta, evaluation.horizon, keys)
-    return Runs(name, None, False, *jax.tree.map(np.asarray, arrays))
-
-
-def _tuned_runs(
-    evaluation: Evaluation, name: str, factory: Any, rates: np.ndarray, keys: Keys
-) -> list[Runs]:
-    """Returns the runs at the best of `rates`; for Adam also those at its default rate."""
-    learned = learnable(factory, learning_rate=1.0)
-    tried = np.append(rates, DEFAULT_ADAM) if name == "Adam" else rates
-    thetas = {"learning_rate": jnp.log(jnp.asarray(tried, float))}
-    many = eqx.filter_jit(eqx.filter_vmap(_train_all, in_axes=(None, None, 0, None, None)))
-    trained = many(evaluation.task, learned, thetas, evaluation.horizon, keys)
-    losses, final, metrics = jax.tree.map(np.asarray, trained)
-    means = final[: len(rates)].mean(axis=1)
-    best = int(np.argmin(np.where(np.isfinite(means), means, np.inf)))
-
-    def runs(i: int, name: str) -> Runs:
-        at_edge = i in (0, len(rates) - 1)
-        measured = {name: values[i] for name, values in metrics.items()}
-        return Runs(name, float(tried[i]), at_edge, losses[i], final[i], measured)
-
-    default = [runs(i, f"Adam {tried[i]:g}") for i in range(len(rates), len(tried))]
-    return [runs(best, name), *default]
-
-
 @eqx.filter_jit
-def _train_all(
-    task: AbstractTask,
-    learned: AbstractLearnedOptimizer,
-    theta: Theta,
-    horizon: int,
-    keys: Keys,
+def _trained(
+    task: AbstractTask, optimizer: optax.GradientTransformation, horizon: int, keys: Keys
 ) -> tuple[Float[Array, "seed step"], Float[Array, " seed"], dict[str, Float[Array, " seed"]]]:
-    def train_one(key: Key) -> tuple[Array, Scalar, dict[str, Scalar]]:
-        init_key, run_key = jax.random.split(key)
-        optimizer = learned.optimizer(theta, num_steps=horizon)
-        state = start(task, optimizer, task.init(init_key), run_key)
-        state, losses = unroll(task, optimizer, state, horizon)
-        judge_key = jax.random.fold_in(run_key, 2**32 - 2)  # none of the run's own keys
-        final = judge(task, state.params, state.estimator_state, judge_key, "train")
-        metrics = judge(task, state.params, state.estimator_state, judge_key, "test")
-        return losses, final["loss"], metrics
+    """Returns training losses, final losses and metrics of the test split."""
+    states, losses = trainings(task, optimizer, keys, horizon)
 
-    return jax.vmap(train_one)(keys)
+    def judged(state: TrainState, split: Split) -> dict[str, Scalar]:
+        key = jax.random.fold_in(state.key, 2**32 - 2)  # none of the run's own keys
+        return judge(task, state.params, state.estimator_state, key, split)
+
+    final = jax.vmap(lambda state: judged(state, "train"))(states)
+    return losses, final["loss"], jax.vmap(lambda state: judged(state, "test"))(states)
 
 
 def evaluation_report(

@@ -9,12 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from lopt.analysis.surface import losses_after
+from lopt.core.types import Scalar, Theta
+from lopt.experiment.baselines import tune
 from lopt.experiment.files import read_lines
 from lopt.experiment.horizon_figures import online_figure
 from lopt.experiment.horizon_offline import Choice, train_to_the_end
@@ -167,19 +168,12 @@ def _tuned(settings: OnlineSettings) -> Choice:
     places = np.stack(np.meshgrid(rates, powers, indexing="ij"), -1).reshape(-1, 2)
     key = jax.random.fold_in(jax.random.key(0), 3)
     inner = chosen.inner(settings.steps)
-    logs = jnp.log(jnp.asarray(places, jnp.float32))
 
-    @eqx.filter_jit
-    def all_losses(inner: Any, logs: Any) -> Any:
-        def one(place: Any) -> Any:
-            theta = theta_at(place[0], place[1])
-            return losses_after(inner, theta, key, (settings.steps,), 20)[0]
+    def train(theta: Theta) -> tuple[Scalar, tuple[()]]:
+        return losses_after(inner, theta, key, (settings.steps,), 20)[0], ()
 
-        return jax.vmap(one)(logs)
-
-    losses = np.asarray(all_losses(inner, logs), float)
-    best = int(np.argmin(np.where(np.isfinite(losses), losses, np.inf)))
-    return Choice("tuned schedule", settings.steps, *map(float, places[best]))
+    tuned = tune(lambda place: theta_at(*jnp.log(place)), places.astype(np.float32), train)
+    return Choice("tuned schedule", settings.steps, *map(float, tuned.value))
 
 
 def _numbers(

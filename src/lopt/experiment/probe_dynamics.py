@@ -27,6 +27,7 @@ from lopt.core.learned import AbstractLearnedOptimizer
 from lopt.core.task import AbstractTaskFamily
 from lopt.core.types import Theta
 from lopt.experiment import storage
+from lopt.experiment.baselines import BASELINES, Tuned
 from lopt.experiment.probe_dynamics_answers import (
     SIGNALS,
     Feature,
@@ -35,19 +36,16 @@ from lopt.experiment.probe_dynamics_answers import (
     unfit,
 )
 from lopt.experiment.probe_dynamics_watch import (
-    REFERENCES,
     Checkpoint,
-    Keys,
-    Rate,
     Seen,
-    fresh_run,
     noise_at,
-    tuned_rate,
+    tuned_references,
     watched_runs,
 )
 from lopt.experiment.record_run import inner_training
 from lopt.experiment.report import stages
 from lopt.experiment.train import reopen
+from lopt.experiment.trainings import Keys, begin, stream
 
 LONGEST = 500
 SHORTEST = 10
@@ -99,10 +97,10 @@ class Watched:
     """
 
     name: str
-    rate: Rate | None
+    rate: Tuned | None
     seen: Seen
     noise: tuple[Checkpoint, ...]
-    valley_rate: Rate | None
+    valley_rate: Tuned | None
     portrait: Portrait | None
     answers: dict[str, Float[Array, " time"]] | None
 
@@ -155,7 +153,7 @@ def probe_dynamics(
     steps = settings.steps or max(SHORTEST, min(inner.horizon, LONGEST))
     check_length(f"lopt probe dynamics --steps {steps}", steps, learned.max_steps)
     # Two rates for each reference; two parts for each optimizer; the rule.
-    total = 2 * len(REFERENCES) + 2 * (1 + len(REFERENCES)) + 1
+    total = 2 * len(BASELINES) + 2 * (1 + len(BASELINES)) + 1
     with stages("probing", total, show=show_progress) as say:
         return _probe(inner, learned, theta, settings, steps, say)
 
@@ -168,15 +166,14 @@ def _probe(
     steps: int,
     say: Callable[[str], None],
 ) -> DynamicsProbe:
-    # Far from the keys of meta-training, of evaluations and of recordings.
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(settings.seed), 2**32 - 1), 0xD1A)
-    run_key, valley_key, signal_key, input_key = jax.random.split(key, 4)
+    streams = jax.random.split(stream("dynamics", settings.seed), 4)
+    run_key, valley_key, signal_key, input_key = streams
     keys = jax.random.split(run_key, settings.seeds)
     # A rate suits a curvature: that of the valley is 2, whatever the run's tasks have.
     rates = _tuned(inner.tasks, keys, steps, say)
     valley_keys = jax.random.split(valley_key, settings.starts**2)
     valley_rates = _tuned(Valley(), valley_keys, steps, say, " in the valley")
-    references = {name: REFERENCES[name](rate.value) for name, rate in rates.items()}
+    references = {name: BASELINES[name].factory(rate.value) for name, rate in rates.items()}
     alone = {"learned": learned.optimizer(theta, steps), **references}
     companions = Companions(alone["learned"], references)
     trained = {}
@@ -184,7 +181,7 @@ def _probe(
         say(f"training with {name}, and its noise")
         looking_on = companions if name == "learned" else None
         trained[name] = _trained(inner, optimizer, looking_on, keys, steps, settings)
-    _, params, _ = fresh_run(inner.tasks, keys[0])
+    params = begin(inner.tasks, optax.set_to_zero(), keys[0]).params
     sizes = tuple(leaf.size for leaf in jax.tree.leaves(params))
     scripts = scripts_like(trained["learned"][0], sum(sizes), steps, signal_key)
     starts = valley_starts(2.0, settings.starts)
@@ -196,7 +193,7 @@ def _probe(
         say(f"{name} in the valley, and signals to it")
         rate, portrait, answers = valley_rates.get(name), None, None
         if name != "learned" or not misfit:
-            there = optimizer if rate is None else REFERENCES[name](rate.value)
+            there = optimizer if rate is None else BASELINES[name].factory(rate.value)
             portrait = valley_portrait(there, starts, steps)
             answers = {kind: scripts.answer(optimizer, kind) for kind in scripts.signals}
         found = (rates.get(name), *trained[name], rate, portrait, answers)
@@ -221,11 +218,11 @@ def _probe(
 
 def _tuned(
     tasks: AbstractTaskFamily, keys: Keys, steps: int, say: Callable[[str], None], where: str = ""
-) -> dict[str, Rate]:
+) -> dict[str, Tuned]:
     rates = {}
-    for name in REFERENCES:
+    for name in BASELINES:
         say(f"tuning {name}{where}")
-        rates[name] = tuned_rate(tasks, name, keys, steps)
+        rates[name] = tuned_references(tasks, keys, steps, name)
     return rates
 
 

@@ -22,7 +22,8 @@ from lopt.core.coordinatewise import Coordinatewise
 from lopt.core.learned import AbstractLearnedOptimizer
 from lopt.core.task import AbstractTaskFamily
 from lopt.core.types import Key, Theta
-from lopt.experiment.probe_dynamics_watch import Seen, fresh_run
+from lopt.experiment.probe_dynamics_watch import Seen
+from lopt.experiment.trainings import begin, drawn
 
 # Of the tensor in which a coordinate is sent signals: rules that normalise need others to go by.
 COMPANY = 63
@@ -125,8 +126,9 @@ def features_of(
     rows: int,
 ) -> tuple[Feature, ...]:
     """Returns what the rule does with each feature that differs between recorded inputs."""
-    task, params, key_of_run = fresh_run(tasks, run_key)
-    inputs = recorded_inputs(task, learned, theta, params, key_of_run, steps, coordinates=32)
+    state = begin(tasks, optax.set_to_zero(), run_key)
+    task, params = drawn(tasks, run_key), state.params
+    inputs = recorded_inputs(task, learned, theta, params, state.key, steps, coordinates=32)
     chosen = jax.random.permutation(key, len(inputs.columns))
     # For slopes and spreads more than for curves, of which one sees no thousand.
     many, few = (

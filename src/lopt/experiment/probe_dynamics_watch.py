@@ -1,12 +1,11 @@
 """Runs that are watched from inside: one optimizer, several fresh tasks, a record of every step.
 
-Learning rates of the references are the best of the published grid by the published criterion, the
-mean training loss of the whole run (Sobotka et al. 2024, arXiv:2312.07174), for just these runs.
+Learning rates of the references are the best of a grid for just these runs, by the published
+criterion: the mean training loss of the whole run (Sobotka et al. 2024, arXiv:2312.07174).
 """
 
 import dataclasses
-import functools
-from typing import Any
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
@@ -14,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float
-from jaxtyping import Key as KeyArray
 
 from lopt.analysis.dynamics import (
     Alignment,
@@ -28,21 +26,15 @@ from lopt.analysis.dynamics import (
     noise_of,
     noise_samples,
 )
-from lopt.core.task import AbstractTask, AbstractTaskFamily
-from lopt.core.types import Key, Params, Scalar
-from lopt.core.unroll import Step, TrainState, start, unroll
-from lopt.experiment.recorded import recorded_together
+from lopt.core.task import AbstractTaskFamily
+from lopt.core.types import Params, Scalar
+from lopt.core.unroll import Step, TrainState
+from lopt.experiment.baselines import BASELINES, Tuned, tune
+from lopt.experiment.trainings import Keys, begin, drawn, dtype_of, trainings
 
-Keys = KeyArray[Array, " seed"]
-
-REFERENCES: dict[str, Any] = {
-    "SGD": optax.sgd,
-    "momentum": functools.partial(optax.sgd, momentum=0.9),
-    "Adam": optax.adam,
-    "Lion": functools.partial(optax.lion, weight_decay=0.0),
-}
-RATES = (1e-4, 5e-4, 1e-3, 5e-3, 1e-2, 5e-2, 1e-1, 5e-1, 1.0, 3.0)
 HISTOGRAM = UpdateHistogram()
+# Records of so many numbers are computed at once: of fewer steps of large networks.
+RECORD_SIZE = 2**22
 
 
 class Seen(eqx.Module):
@@ -90,55 +82,17 @@ class Checkpoint:
     updates: tuple[Noise | None, ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class Rate:
-    """A learning rate that was chosen, and whether it lies at an end of the grid."""
-
-    value: float
-    at_edge: bool
-
-
-def fresh_run(tasks: AbstractTaskFamily, key: Key) -> tuple[AbstractTask, Params, Key]:
-    """Draws a task; returns it, its initial params, and the key of the run."""
-    task_key, init_key, run_key = jax.random.split(key, 3)
-    task = tasks.draw(task_key)
-    return task, task.init(init_key), run_key
+def mean_training_loss(
+    tasks: AbstractTaskFamily, keys: Keys, steps: int
+) -> Callable[[optax.GradientTransformation], tuple[Scalar, tuple[()]]]:
+    """Returns the published criterion of tuning: the mean loss over all steps and runs."""
+    return lambda optimizer: (jnp.mean(trainings(tasks, optimizer, keys, steps)[1]), ())
 
 
-def together(params: Params, runs: int) -> int:
-    """Returns of how many steps records are computed at once: fewer of large networks.
-
-    Args:
-        params: of one run.
-        runs: how many are watched side by side.
-    """
-    size = runs * sum(leaf.size for leaf in jax.tree.leaves(params))
-    return max(1, min(50, 2**22 // size))
-
-
-def tuned_rate(tasks: AbstractTaskFamily, name: str, keys: Keys, steps: int) -> Rate:
-    """Returns the rate of a reference with the lowest mean training loss, over all steps and runs.
-
-    Where all rates diverge it is the smallest.
-    """
-    means = np.asarray(_mean_losses(tasks, REFERENCES[name], jnp.asarray(RATES), keys, steps))
-    best = int(np.argmin(np.where(np.isfinite(means), means, np.inf)))
-    return Rate(RATES[best], best in (0, len(RATES) - 1))
-
-
-@eqx.filter_jit
-def _mean_losses(
-    tasks: AbstractTaskFamily, factory: Any, rates: Float[Array, " rate"], keys: Keys, steps: int
-) -> Float[Array, " rate"]:
-    def train(rate: Scalar, key: Key) -> Scalar:
-        task, params, run_key = fresh_run(tasks, key)
-        # Of the precision of the params, which Optax would otherwise leave after one step.
-        optimizer = factory(rate.astype(jax.tree.leaves(params)[0].dtype))
-        state = start(task, optimizer, params, run_key)
-        return jnp.mean(unroll(task, optimizer, state, steps)[1])
-
-    over_seeds = jax.vmap(train, in_axes=(None, 0))
-    return jnp.mean(jax.vmap(over_seeds, in_axes=(0, None))(rates, keys), axis=1)
+def tuned_references(tasks: AbstractTaskFamily, keys: Keys, steps: int, name: str) -> Tuned:
+    """Returns the learning rate of a reference that is best for just these runs."""
+    baseline, train = BASELINES[name], mean_training_loss(tasks, keys, steps)
+    return tune(baseline.factory, baseline.rates.astype(dtype_of(tasks)), train)
 
 
 def watched_runs(
@@ -160,41 +114,16 @@ def watched_runs(
     Returns:
         What was seen, by run and step, and the states of all runs at each moment.
     """
-    states, seen = [_begin(tasks, optimizer, keys)], []
+    begun = jax.vmap(lambda key: begin(tasks, optimizer, key))(keys)
+    states, seen, watch = [begun], [], Watch(companions)
     for i in range(1, len(moments)):
         steps = moments[i] - moments[i - 1]
-        state, part = _advance(tasks, optimizer, keys, states[-1], steps, Watch(companions))
+        state, part = trainings(
+            tasks, optimizer, keys, steps, watch, states=states[-1], record_size=RECORD_SIZE
+        )
         states.append(state)
         seen.append(part)
     return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *seen), states
-
-
-@eqx.filter_jit
-def _begin(
-    tasks: AbstractTaskFamily, optimizer: optax.GradientTransformation, keys: Keys
-) -> TrainState:
-    def begin(key: Key) -> TrainState:
-        task, params, run_key = fresh_run(tasks, key)
-        return start(task, optimizer, params, run_key)
-
-    return jax.vmap(begin)(keys)
-
-
-@eqx.filter_jit
-def _advance(
-    tasks: AbstractTaskFamily,
-    optimizer: optax.GradientTransformation,
-    keys: Keys,
-    states: TrainState,
-    steps: int,
-    watch: Watch,
-) -> tuple[TrainState, Seen]:
-    def advance(key: Key, state: TrainState) -> tuple[TrainState, Seen]:
-        task = tasks.draw(jax.random.split(key, 3)[0])
-        at_once = together(state.params, len(keys))
-        return recorded_together(task, optimizer, state, steps, watch, at_once)
-
-    return jax.vmap(advance)(keys, states)
 
 
 def noise_at(
@@ -208,7 +137,7 @@ def noise_at(
     """Returns the noise of gradients and updates at a moment of all runs, one after another."""
     gradients, updates = [], []
     for i in range(len(keys)):
-        task = tasks.draw(jax.random.split(keys[i], 3)[0])
+        task = drawn(tasks, keys[i])
         state = jax.tree.map(lambda leaf, i=i: leaf[i], states)
         # Steps fold their numbers into the run's key, and preparation the largest of 32 bits.
         key = jax.random.fold_in(state.key, 2**32 - 2)

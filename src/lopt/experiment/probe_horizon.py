@@ -20,9 +20,10 @@ from jaxtyping import Array, Float
 from lopt.analysis.truncation import Knob, TruncationSweep, truncations_of
 from lopt.core.devices import device_mesh, round_up, spread
 from lopt.core.inner import InnerTraining
-from lopt.core.types import Key, Theta
+from lopt.core.types import Key, Scalar, Theta
 from lopt.core.unroll import start, unroll
 from lopt.estimators import TruncatedBackprop
+from lopt.experiment.trainings import over_devices
 from lopt.learned import Learnable
 
 MOST_KNOBS = 6
@@ -192,12 +193,10 @@ def _knobs(inner: InnerTraining, theta: Theta) -> list[tuple[str, Knob, float]]:
 def _sweep(
     inner: InnerTraining, lengths: tuple[int, ...], places: np.ndarray, key: Key, episodes: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    sweep = TruncationSweep(inner, lengths)
-    arrays, static = eqx.partition(sweep, eqx.is_array)
     still = optax.set_to_zero()
 
-    def run(arrays: Any, place: Float[Array, ""], number: Array) -> tuple[Array, Array]:
-        sweep = eqx.combine(arrays, static)
+    def run(sweep: TruncationSweep, item: tuple[Scalar, Array]) -> tuple[Array, Array]:
+        place, number = item
         begin = start(sweep, still, place, jax.random.fold_in(key, number))
         _, (losses, slopes) = unroll(
             sweep,
@@ -209,23 +208,12 @@ def _sweep(
         return losses.mean(), slopes.mean(0)
 
     dtype = jax.tree.leaves(inner.learned.theta)[0].dtype  # type: ignore[attr-defined]
-    pairs = [(place, number) for place in places for number in range(episodes)]
-    mesh = device_mesh()
-    count, batch = len(pairs), round_up(min(len(pairs), 32), mesh.size)
-    program = jax.jit(jax.vmap(run, (None, 0, 0)))
-    losses, slopes = [], []
-    for i in range(0, count, batch):
-        part = [pairs[j % count] for j in range(i, i + batch)]
-        placed = spread(jnp.asarray([place for place, _ in part], dtype), mesh)
-        numbers = spread(jnp.asarray([number for _, number in part], jnp.uint32), mesh)
-        loss, slope = program(arrays, placed, numbers)
-        losses.append(np.asarray(loss, float))
-        slopes.append(np.asarray(slope, float))
     shape = (len(places), episodes)
-    return (
-        np.concatenate(losses)[:count].reshape(shape),
-        np.concatenate(slopes)[:count].reshape(*shape, len(lengths)),
-    )
+    each = np.repeat(places, episodes).astype(dtype)
+    numbers = np.tile(np.arange(episodes, dtype=np.uint32), len(places))
+    sweep = TruncationSweep(inner, lengths)
+    losses, slopes = over_devices(run, sweep, min(len(each), 32))((each, numbers))
+    return losses.astype(float).reshape(shape), slopes.astype(float).reshape(*shape, len(lengths))
 
 
 def _truncated(

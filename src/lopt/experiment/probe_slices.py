@@ -4,18 +4,16 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
-from lopt.core.devices import device_mesh, round_up, spread
 from lopt.core.inner import InnerTraining
 from lopt.core.types import Key, Theta
 from lopt.core.unroll import Step, unroll
+from lopt.experiment.trainings import over_devices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,10 +60,10 @@ def loss_slices(
     direction_key, episode_key = jax.random.split(key)
     flat, unravel = ravel_pytree(theta)
     directions = _directions(direction_key, flat)
-    arrays, static = eqx.partition(inner, eqx.is_array)
 
-    def losses(arrays: Any, flat: Any, place: Float[Array, " axis"]) -> Float[Array, " length"]:
-        inner, theta = eqx.combine(arrays, static), unravel(flat + place @ directions)
+    def losses(shared: Any, place: Float[Array, " axis"]) -> Float[Array, " length"]:
+        inner, flat = shared
+        theta = unravel(flat + place @ directions)
         ends = jnp.asarray(lengths, jnp.int32)
         episode = inner.begin(theta, episode_key, ends[-1])
         task = inner.tasks.draw(episode.task_key)
@@ -77,18 +75,10 @@ def loss_slices(
         _, run = unroll(task, optimizer, episode.train, lengths[-1], record=record)
         return jnp.stack([run[:n, i].mean() for i, n in enumerate(lengths)])
 
-    mesh = device_mesh()
-    batch = round_up(64, mesh.size)
-    everywhere = jax.device_put((arrays, flat), NamedSharding(mesh, PartitionSpec()))
-    program = jax.jit(jax.vmap(losses, (None, None, 0)))
+    run = over_devices(losses, (inner, flat), 64)
 
     def at(places: np.ndarray) -> np.ndarray:
-        filled = np.resize(places, (round_up(len(places), batch), len(directions)))
-        results = [
-            np.asarray(program(*everywhere, spread(jnp.asarray(part, flat.dtype), mesh)))
-            for part in np.split(filled, len(filled) // batch)
-        ]
-        return np.concatenate(results)[: len(places)].astype(float).T
+        return run(places.astype(flat.dtype)).astype(float).T
 
     line, plane = np.linspace(-1, 1, points), np.linspace(-1, 1, grid)
     on_line = np.zeros((points, len(directions)))

@@ -24,12 +24,14 @@ from lopt.core.types import Key, Theta
 from lopt.core.unroll import TrainState, start, unroll
 from lopt.estimators import particle_mesh
 from lopt.experiment import storage
+from lopt.experiment.baselines import BASELINES, Tuned
 from lopt.experiment.experiment import Experiment
-from lopt.experiment.probe_dynamics_watch import REFERENCES, Keys, Rate, tuned_rate
+from lopt.experiment.probe_dynamics_watch import tuned_references
 from lopt.experiment.probe_symmetry_watch import Course, EachTheta, Watch, watched
 from lopt.experiment.record_run import inner_training
 from lopt.experiment.report import stages
 from lopt.experiment.train import guarded, reopen
+from lopt.experiment.trainings import Keys, stream
 
 LONGEST = 500
 SHORT = (
@@ -72,7 +74,7 @@ class Trained:
     """
 
     name: str
-    rate: Rate | None
+    rate: Tuned | None
     course: Course
 
 
@@ -121,13 +123,11 @@ def probe_symmetry(
     inner = inner_training(experiment, folder)
     steps = settings.steps or max(2, min(inner.horizon, LONGEST))
     check_length(f"lopt probe symmetry --steps {steps}", steps, learned.max_steps)
-    # Far from the keys of meta-training, of evaluations and of other probes.
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(settings.seed), 2**32 - 1), 0x517)
-    find_key, run_key = jax.random.split(key)
+    find_key, run_key = jax.random.split(stream("symmetry", settings.seed))
     keys = jax.random.split(run_key, settings.seeds)
     again = min(settings.outer_steps, experiment.outer_steps)
     thetas = kept_thetas(experiment, folder)
-    total = 2 + 2 * len(REFERENCES) + len(thetas) + len(_chunks(again))
+    total = 2 + 2 * len(BASELINES) + len(thetas) + len(_chunks(again))
     with stages("probing", total, show=show_progress) as say:
         say("finding symmetries")
         found = find_symmetries(inner.tasks, find_key, folder)
@@ -194,11 +194,11 @@ def _trained(
     say("training with the learned optimizer")
     course = watched(tasks, learned.optimizer(theta, steps), keys, steps, watch)
     trained = [Trained("learned", None, jax.device_get(course))]
-    for name, factory in REFERENCES.items():
+    for name, baseline in BASELINES.items():
         say(f"tuning {name}")
-        rate = tuned_rate(tasks, name, keys, steps)
+        rate = tuned_references(tasks, keys, steps, name)
         say(f"training with {name}")
-        course = watched(tasks, factory(rate.value), keys, steps, watch)
+        course = watched(tasks, baseline.factory(rate.value), keys, steps, watch)
         trained.append(Trained(name, rate, jax.device_get(course)))
     return tuple(trained)
 

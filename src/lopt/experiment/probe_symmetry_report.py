@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from lopt.analysis.symmetry.generators import AbstractGenerator
-from lopt.experiment.probe_dynamics_watch import RATES
+from lopt.experiment.baselines import BASELINES
 from lopt.experiment.probe_symmetry import SymmetryProbeResult, Trained
 from lopt.experiment.probe_symmetry_watch import MEASURES, Course, Kept
 from lopt.experiment.report import (
@@ -40,7 +40,7 @@ def symmetry_report(probe: SymmetryProbeResult, settings: dict[str, Any]) -> Rep
     report.heading("Meta-testing")
     report.text(
         f"{settings['seeds']} fresh tasks of the run, {probe.steps} steps each, the same params "
-        f"and batches for all optimizers. Rates are the best of {len(RATES)} for just these runs "
+        f"and batches for all optimizers. Rates are the best of half decades for just these runs "
         "(mean training loss; * at the grid's edge). Tables have means over steps, and drift and "
         "loss at the end. Signed sums are those published: units cancel in them. Absolute sums do "
         "not cancel; the normalised measure is the length of the cosines between the update and "
@@ -155,7 +155,7 @@ def _numbers(probe: SymmetryProbeResult) -> dict[str, Any]:
         "steps": probe.steps,
         "short_steps": probe.short,
         "outer_steps_again": probe.outer_steps,
-        "rates_tried": list(RATES),
+        "rates_tried": {name: one.rates.tolist() for name, one in BASELINES.items()},
         "curve_steps": (points + 1).tolist(),
         "symmetries": symmetries,
         "discrete": [each.name for each in probe.found.maps],

@@ -17,10 +17,9 @@ from lopt.analysis.symmetry import Deviation, SymmetryProbe, SymmetryReading, dr
 from lopt.analysis.symmetry.generators import AbstractGenerator
 from lopt.core.learned import AbstractLearnedOptimizer
 from lopt.core.task import AbstractTaskFamily
-from lopt.core.types import Key
-from lopt.core.unroll import Step, start
-from lopt.experiment.probe_dynamics_watch import Keys, fresh_run, together
-from lopt.experiment.recorded import recorded_together
+from lopt.core.unroll import Step
+from lopt.experiment.probe_dynamics_watch import RECORD_SIZE
+from lopt.experiment.trainings import Keys, trainings
 
 Measured = Float[Array, "*time"]
 
@@ -81,17 +80,10 @@ def watched(
     watch: Watch,
 ) -> Course:
     """Returns what is kept of training a fresh task for each key, by seed and step."""
-
-    def one(key: Key) -> Course:
-        task, params, run_key = fresh_run(tasks, key)
-        state = start(task, optimizer, params, run_key)
-        at_once = together(params, len(keys))
-        _, (losses, readings) = recorded_together(
-            task, optimizer, state, steps, watch.record, at_once
-        )
-        return Course(losses, {name: _kept(reading) for name, reading in readings.items()})
-
-    return jax.vmap(one)(keys)
+    _, (losses, readings) = trainings(
+        tasks, optimizer, keys, steps, watch.record, record_size=RECORD_SIZE
+    )
+    return Course(losses, {n: jax.vmap(_kept)(reading) for n, reading in readings.items()})
 
 
 class EachTheta(eqx.Module):

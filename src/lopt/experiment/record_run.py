@@ -1,25 +1,25 @@
 """Recording a trained run: fresh tasks of its own inner training, and the table cut from them."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from lopt.core.checks import check_integer, check_length
 from lopt.core.coordinatewise import Coordinatewise
-from lopt.core.devices import device_mesh, round_up, spread
+from lopt.core.devices import num_devices, round_up
 from lopt.core.inner import InnerTraining
 from lopt.core.types import Key, Theta
 from lopt.experiment import storage
 from lopt.experiment.experiment import Experiment
 from lopt.experiment.report import progress
 from lopt.experiment.train import reopen
+from lopt.experiment.trainings import over_devices, stream
 from lopt.learned import MomentFeatures, with_features
 from lopt.learned.averages import check_decays
 from lopt.symbolic.expression import Variable
@@ -140,8 +140,7 @@ def record_run(
         learned, theta = with_features(learned, theta, more, settings.decays)
     inner = dataclasses.replace(inner_training(experiment, folder), learned=learned)
     check_length(f"lopt record --steps {settings.steps}", settings.steps, learned.max_steps)
-    # Far from the keys of meta-training and of evaluations.
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 2**32 - 1), 0x5EC)
+    key = stream("record", seed)
     series, dropped = record_series(inner, theta, key, settings, show_progress=show_progress)
     table = make_table(
         series,
@@ -222,22 +221,16 @@ def _recordings(
     inner: InnerTraining, theta: Theta, key: Key, settings: RecordSettings
 ) -> Iterator[Recorded]:
     """Yields recorded runs, some at once, without an end; compiled once."""
-    mesh = device_mesh()
-    batch = round_up(settings.at_once, mesh.size)
-    arrays, static = eqx.partition((inner.tasks, inner.learned), eqx.is_array)
+    batch = round_up(settings.at_once, num_devices())
 
-    def one(arrays: Any, theta: Theta, key: Key) -> Recorded:
-        tasks, learned = eqx.combine(arrays, static)
+    def one(shared: Any, key: Key) -> Recorded:
+        tasks, learned, theta = shared
         return record_episode(tasks, learned, theta, key, settings.steps, settings.per_tensor)
 
-    program = jax.jit(jax.vmap(one, (None, None, 0)))
-    everywhere = jax.device_put((arrays, theta), NamedSharding(mesh, PartitionSpec()))
-    first = 0
-    while True:
+    run = over_devices(one, (inner.tasks, inner.learned, theta), batch)
+    for first in itertools.count(0, batch):
         numbers = jnp.arange(first, first + batch, dtype=jnp.uint32)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
-        yield jax.device_get(program(*everywhere, spread(keys, mesh)))
-        first += batch
+        yield run(jax.vmap(jax.random.fold_in, (None, 0))(key, numbers))
 
 
 def _count_rows(part: Series, settings: RecordSettings) -> int:
