@@ -75,7 +75,8 @@ def seconds(program, *arguments) -> float:
 
 def surface() -> None:
     use_all_cores()
-    from lopt.experiment.horizon_offline import SurfaceSettings, compute_surface
+    from lopt.experiment.horizon_offline import compute_surface
+    from lopt.experiment.horizon_settings import SurfaceSettings
 
     settings = SurfaceSettings("digits", (10, 100, 1000), 400, "grid", 250.0, batches=20)
     times = []

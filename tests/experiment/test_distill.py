@@ -14,9 +14,10 @@ import pytest
 
 import lopt
 from lopt.experiment.cli import app
-from lopt.experiment.distill_settings import DistillSettings, check_settings, odd_columns
+from lopt.experiment.distill_settings import check_settings, odd_columns
 from lopt.experiment.files import read_json
 from lopt.experiment.registry import build
+from lopt.experiment.settings import DistillSettings
 from lopt.experiment.train import create
 from lopt.experiment.train import train as meta_train
 from lopt.symbolic.serial import from_json
@@ -101,7 +102,7 @@ def test_a_second_start_uses_what_was_found(run, distilled):
 def other_settings_need_another_folder(run, distilled):
     features = tuple(read_json(distilled / "distill.json")["features"])
     settings = DistillSettings(
-        900, 30, 1, ("time",), searches=("template",), seeds=1, search_rows=300
+        900, 30, 1, ("time",), search=("template",), seeds=1, search_rows=300
     )
     with pytest.raises(ValueError, match="another search_rows"):
         check_settings(distilled, run, settings, features)
@@ -113,7 +114,7 @@ def a_setting_that_there_was_not_yet_is_its_default(run, distilled, tmp_path):
     del kept["decays"]
     out.write_text(json.dumps(kept | {"features": features}))
     settings = DistillSettings(
-        900, 30, 1, ("time",), searches=("template",), seeds=1, search_rows=200
+        900, 30, 1, ("time",), search=("template",), seeds=1, search_rows=200
     )
     check_settings(tmp_path, run, settings, features)
 

@@ -12,13 +12,10 @@ import lopt
 from lopt.analysis.surface import losses_after
 from lopt.experiment import cli_horizon, cli_probe
 from lopt.experiment.cli import app
-from lopt.experiment.horizon_offline import (
-    SurfaceSettings,
-    compute_surface,
-    read_surface,
-)
+from lopt.experiment.horizon_offline import compute_surface, read_surface
 from lopt.experiment.horizon_report import check_study
 from lopt.experiment.horizon_setting import setting, theta_at, values_of, within_ranges
+from lopt.experiment.horizon_settings import SurfaceSettings
 from lopt.experiment.probe_horizon import KnobResult, probe_horizon
 from lopt.experiment.probe_horizon_report import verdict, whole_rows
 from lopt.experiment.probe_subject import subject
@@ -90,7 +87,7 @@ def test_a_folder_holds_one_surface(surface, tmp_path):
         ({"horizons": ()}, "in increasing order"),
         ({"points": 10}, "a square for a grid; try 9"),
         ({"points": 1, "sample": "random"}, "must be at least 4"),
-        ({"sample": "sobol"}, "must be grid or random"),
+        ({"sample": "sobol"}, "must be one of grid, random"),
         ({"time_constant": 0.0}, "--time-constant 0.0 must be positive"),
     ],
 )
@@ -257,11 +254,11 @@ def test_a_probe_out_of_range_is_refused(arguments, message):
         (["horizon", "online", "--steps", "250"], "try --steps 200"),
         (["horizon", "online", "--learning-rate", "5.0"], "between 0.0001 and 1"),
         (["horizon", "online", "--learning-rate", "0.1", "0.1"], "different numbers"),
-        (["horizon", "surface", "--batches", "0"], "--batches 0 must be positive"),
+        (["horizon", "surface", "--batches", "0"], "batches=0. must be an integer of at least 1"),
         (["horizon", "surface", "--seed", "-1"], "--seed -1 must be between"),
         (["horizon", "smd", "--learning-rate", "100.0"], "between 0.0001 and 10"),
         (["horizon", "smd", "--meta-learning-rate", "-1"], "must be positive"),
-        (["horizon", "smd", "--num-meta-steps", "0"], "must be positive"),
+        (["horizon", "smd", "--num-meta-steps", "0"], "num_meta_steps=0. must be"),
         (["horizon", "best", "--out", "nowhere"], "holds no surface"),
         (["horizon", "smd", "--horizons", "0"], "horizon"),
         (["probe", "horizon", "Rosenbrok"], "There is no recipe or task"),
@@ -316,8 +313,8 @@ def test_every_data_set_has_its_network(tmp_path, monkeypatch):
         (folder / name).write_bytes(b"".join(rows))
     monkeypatch.setenv("LOPT_DATA_DIR", str(tmp_path))
     monkeypatch.setattr("lopt.experiment.horizon_setting.WARM_STEPS", 1)
-    chosen = setting("cifar10", 10.0)
-    assert sum(leaf.size for leaf in jax.tree.leaves(chosen.task.params)) == 182_838
-    key = jax.random.key(0)
+    chosen, key = setting("cifar10", 10.0), jax.random.key(0)
+    params = chosen.task.init(key)
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 182_838
     loss = losses_after(chosen.inner(1), theta_at(jnp.zeros(()), jnp.zeros(())), key, (1,), 1)
     assert np.isfinite(loss).all()

@@ -12,11 +12,11 @@ from toys import Faulty, linear_toy
 
 import lopt
 from lopt.experiment import cli, cli_probe
-from lopt.experiment.probe import ProbeSettings, probe_estimators
-from lopt.experiment.probe_host import folder_of
+from lopt.experiment.probe import probe_estimators
 from lopt.experiment.probe_report import estimators_report
 from lopt.experiment.probe_slices import loss_slices
 from lopt.experiment.probe_subject import default_truncation, subject, task_names
+from lopt.experiment.settings import ProbeSettings
 
 RECIPE = Path(__file__).with_name("tiny_recipe.py")
 
@@ -170,7 +170,7 @@ def test_the_command_writes_a_probe_and_never_over_one(monkeypatch, tmp_path, ca
     assert report["settings"]["truncation"] == 2
     names = [row["name"] for row in report["estimators"]]
     assert names == ["full backprop", "PES", "InverseVariance"]
-    assert cli_probe.folder_of(str(RECIPE), None, cli_probe.ESTIMATOR_FILES).name == "tiny_recipe-2"
+    assert cli_probe._probe_folder(str(RECIPE), None, "estimators").name == "tiny_recipe-2"
     with pytest.raises(SystemExit):
         run(monkeypatch, tmp_path, *arguments, "--out", folder)
     assert "already holds a probe" in capsys.readouterr().err
@@ -229,6 +229,6 @@ def test_a_recipes_ramped_loss_is_ramped_to_the_new_horizon():
 def test_a_probe_replaces_no_figure_of_a_run_and_wants_a_folder(tmp_path):
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(FileExistsError, match="holds a run"):
-        folder_of("run", tmp_path, ("symmetry.json",))
+        cli_probe._probe_folder("run", tmp_path, "symmetry")
     with pytest.raises(FileExistsError, match="is a file"):
-        folder_of("run", tmp_path / "run.json", ("symmetry.json",))
+        cli_probe._probe_folder("run", tmp_path / "run.json", "symmetry")

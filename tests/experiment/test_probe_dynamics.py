@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import lopt
-from lopt.experiment import cli, cli_dynamics, storage
+from lopt.experiment import cli, cli_probe, storage
 from lopt.experiment.baselines import BASELINES
 from lopt.experiment.probe_dynamics_answers import MOST_FEATURES, features_of, unfit
 from lopt.experiment.probe_dynamics_figures import draw_responses
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.standard_promotion
 
 def command(monkeypatch, folder, *arguments):
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(cli_dynamics, "prepare_jax", lambda: None)
+    monkeypatch.setattr(cli_probe, "prepare_jax", lambda: None)
     monkeypatch.setattr("sys.argv", ["lopt", "probe", "dynamics", *map(str, arguments)])
     cli.main()
 

@@ -10,9 +10,10 @@ import equinox as eqx
 import numpy as np
 import pytest
 
-from lopt.experiment import cli, cli_symmetry, probe_symmetry_report, storage
-from lopt.experiment.probe_symmetry import SymmetrySettings, kept_thetas, probe_symmetry
+from lopt.experiment import cli, cli_probe, probe_symmetry_report, storage
+from lopt.experiment.probe_symmetry import kept_thetas, probe_symmetry
 from lopt.experiment.probe_symmetry_report import over_steps, symmetry_report
+from lopt.experiment.settings import SymmetrySettings
 from lopt.experiment.train import create, reopen, train
 
 QUADRATIC = Path(__file__).with_name("tiny_recipe.py")
@@ -36,7 +37,7 @@ pytestmark = pytest.mark.standard_promotion
 
 def command(monkeypatch, folder, *arguments):
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(cli_symmetry, "prepare_jax", lambda: None)
+    monkeypatch.setattr(cli_probe, "prepare_jax", lambda: None)
     monkeypatch.setattr("sys.argv", ["lopt", "probe", "symmetry", *map(str, arguments)])
     cli.main()
 

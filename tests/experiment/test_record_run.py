@@ -1,13 +1,15 @@
 """Recording trained runs: what the table says is true of the run, and mistakes cost no time."""
 
-from pathlib import Path
+from pathlib import dataclasses
 
 import numpy as np
+import Path
 import pytest
 import tyro
 
-from lopt.experiment import cli_symbolic, storage
-from lopt.experiment.record_run import RecordSettings, parse_variable, record_run
+from lopt.experiment import cli, storage
+from lopt.experiment.record_run import record_run
+from lopt.experiment.settings import RecordSettings, split_lag
 from lopt.experiment.tables import load_table
 from lopt.experiment.train import create, train
 from lopt.symbolic.expression import Variable
@@ -69,7 +71,10 @@ def test_a_network_with_memory_is_recorded_on_fresh_tasks(network_run):
     np.testing.assert_allclose(table.column(Variable("time")), (table.step + 1) / 1000, rtol=1e-6)
     # Every run drew a task of its own.
     assert len(set(table.task)) == len(set(table.run)) > 2
-    same, other = (record_run(network_run, settings, s, show_progress=False) for s in (0, 1))
+    same, other = (
+        record_run(network_run, dataclasses.replace(settings, seed=seed), show_progress=False)
+        for seed in (0, 1)
+    )
     np.testing.assert_array_equal(same.values, table.values)
     assert not np.isin(other.column(Variable("gradient")), table.column(Variable("gradient"))).any()
 
@@ -90,9 +95,9 @@ def test_a_run_is_recorded_through_averages_of_what_its_rule_sees(network_run):
 
 
 def test_the_command_writes_a_table_of_lags_and_never_over_one(network_run, monkeypatch, capsys):
-    monkeypatch.setattr(cli_symbolic, "prepare_jax", lambda: None)
+    monkeypatch.setattr(cli, "prepare_jax", lambda: None)
     arguments = [str(network_run), "--rows", "30", "--steps", "6", "--lags", "3", "--target"]
-    tyro.cli(cli_symbolic.record, args=[*arguments, "update", "--padded"])
+    tyro.cli(cli.record, args=[*arguments, "update", "--padded"])
     said = " ".join(capsys.readouterr().out.split())
     assert "30 rows, 3 columns, output update" in said
     table = load_table(network_run / "table.npz")
@@ -104,21 +109,21 @@ def test_the_command_writes_a_table_of_lags_and_never_over_one(network_run, monk
     assert (table.values[~early] != 0).all()
     assert table.about["steps"] == 6
     with pytest.raises(FileExistsError, match="already exists; give another"):
-        tyro.cli(cli_symbolic.record, args=[*arguments, "update"])
+        tyro.cli(cli.record, args=[*arguments, "update"])
     inside_a_file = str(network_run / "run.json" / "table.npz")
     with pytest.raises(NotADirectoryError, match=r"run\.json is a file, not a folder"):
-        tyro.cli(cli_symbolic.record, args=[*arguments, "output", "--output", inside_a_file])
+        tyro.cli(cli.record, args=[*arguments, "output", "--output", inside_a_file])
     other = network_run / "other.npy"
-    tyro.cli(cli_symbolic.record, args=[*arguments, "output", "--output", str(other)])
+    tyro.cli(cli.record, args=[*arguments, "output", "--output", str(other)])
     assert np.load(other).shape == (30, 4)
 
 
 def test_features_are_read_as_they_are_printed():
     for variable in (Variable("m"), Variable("momentum_0.9", 12)):
-        assert parse_variable(str(variable)) == variable
+        assert Variable(*split_lag(str(variable))) == variable
     for text in ("", "m[t]", "m[t-x]", "m[t-1", "[t-1]", "m[t--1]", "m[t-1]]"):
         with pytest.raises(ValueError, match="is no feature"):
-            parse_variable(text)
+            split_lag(text)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +148,7 @@ def test_settings_that_make_no_sense_are_refused(settings, words):
     [
         ({"features": ("momentum",)}, "no feature 'momentum'.*gradient, parameter"),
         ({"features": ("gradient[t-9]",)}, "must be from 0 to 3"),
-        ({"output": "output"}, "no output 'output'.*update"),
+        ({"target": "output"}, "no output 'output'.*update"),
     ],
 )
 def test_what_was_not_recorded_is_named(settings, words, rate_run):
@@ -155,9 +160,9 @@ def test_folders_and_files_are_checked_first(rate_run, tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no run"):
         record_run(tmp_path, RecordSettings(), show_progress=False)
     with pytest.raises(ValueError, match=r"ends in .npz"):
-        cli_symbolic.record(rate_run, output=tmp_path / "table.txt")
+        cli.record(rate_run, output=tmp_path / "table.txt")
     with pytest.raises(ValueError, match="--seed -1"):
-        cli_symbolic.record(rate_run, seed=-1)
+        cli.record(rate_run, seed=-1)
     create(tmp_path / "untrained", str(RECIPE))
     with pytest.raises(FileNotFoundError, match=r"weights\.safetensors"):
         record_run(tmp_path / "untrained", RecordSettings(), show_progress=False)

@@ -2,36 +2,36 @@
 
 import os
 import sys
+import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.console import Console
 from rich.text import Text
+from tyro.conf import Positional
 
 from lopt.experiment.cache import prepare_jax
 from lopt.experiment.cli_horizon import horizon
+from lopt.experiment.cli_options import finish, options, say
 from lopt.experiment.cli_probe import probe
-from lopt.experiment.cli_symbolic import distill, record
+from lopt.experiment.files import check_writable
+from lopt.experiment.settings import DistillSettings, Fields, RecordSettings
 
 if TYPE_CHECKING:
     from lopt.experiment.experiment import Experiment
 
 app = tyro.extras.SubcommandApp()
-app.command(name="record", help="Record what a run's optimizer sees and does.")(record)
-app.command(name="distill", help="Distil a run's optimizer into a short equation.")(distill)
 app.command(probe, name="probe", help="Measure what happens inside of meta-training.")
 app.command(horizon, name="horizon", help="See what short horizons do to hyperparameters.")
 
 
 @app.command
 def train(
-    recipe: Annotated[str | None, tyro.conf.Positional] = None,
+    recipe: Annotated[str | None, Positional] = None,
     *,
-    settings: Annotated[
-        tyro.conf.UseAppendAction[tuple[str, ...]],
-        tyro.conf.arg(name="set", metavar="FIELD=VALUE"),
-    ] = (),
+    settings: Fields = (),
     start: Annotated[Path | None, tyro.conf.arg(name="from")] = None,
     task: str | None = None,
     run: Path | None = None,
@@ -62,13 +62,10 @@ def train(
 
 @app.command
 def tune(
-    rule: tyro.conf.Positional[Path],
+    rule: Positional[Path],
     *,
     task: str = "digits_conv",
-    settings: Annotated[
-        tyro.conf.UseAppendAction[tuple[str, ...]],
-        tyro.conf.arg(name="set", metavar="FIELD=VALUE"),
-    ] = (),
+    settings: Fields = (),
     run: Path | None = None,
 ) -> None:
     """Meta-train the constants of a distilled rule, and a multiplier per type of tensor.
@@ -103,18 +100,26 @@ def _train(
     else:
         folder = run if run is not None else _unused_folder(str(recipe))
         experiment = create(folder, str(recipe), settings)
-    console = Console()
-    console.print(f"Run {folder}", highlight=False)
+    say(f"Run {folder}")
     try:
         meta_train(experiment, folder)
     except KeyboardInterrupt:
-        console.print(f"Stopped. Continue with: lopt train --resume {folder}", highlight=False)
+        say(f"Stopped. Continue with: lopt train --resume {folder}")
         raise
-    _evaluate(experiment, folder, console)
+    _evaluate(experiment, folder)
 
 
 @app.command
-def evaluate(run: tyro.conf.Positional[Path]) -> None:
+def recipes() -> None:
+    """List the recipes that come with lopt."""
+    from lopt.experiment.registry import recipe_names
+
+    for name in recipe_names():
+        print(name)
+
+
+@app.command
+def evaluate(run: Positional[Path]) -> None:
     """Evaluate a run's latest weights against tuned SGD, momentum and Adam.
 
     Args:
@@ -123,10 +128,10 @@ def evaluate(run: tyro.conf.Positional[Path]) -> None:
     prepare_jax()
     from lopt.experiment.train import reopen
 
-    _evaluate(reopen(run), run, Console())
+    _evaluate(reopen(run), run)
 
 
-def _evaluate(experiment: "Experiment", folder: Path, console: Console) -> None:
+def _evaluate(experiment: "Experiment", folder: Path) -> None:
     import jax
 
     from lopt.experiment.evaluate import compare, evaluation_report
@@ -137,7 +142,7 @@ def _evaluate(experiment: "Experiment", folder: Path, console: Console) -> None:
     learned, theta = load(folder, experiment.learned)
     before = None if experiment.initial is None else {"before": (learned, experiment.initial)}
     if not experiment.evaluations:
-        console.print(f"Trained; weights in {folder / 'weights.safetensors'}.", highlight=False)
+        say(f"Trained; weights in {folder / 'weights.safetensors'}.")
         return
     key = stream("evaluation", experiment.seed)
     comparisons = []
@@ -146,10 +151,79 @@ def _evaluate(experiment: "Experiment", folder: Path, console: Console) -> None:
             announce(evaluation.name)
             own = jax.random.fold_in(key, i)
             comparisons.append(compare(evaluation, learned, theta, own, before))
-    report = evaluation_report(experiment, comparisons, folder)
-    report.show(console)
-    names = [*report.save(folder), "weights.safetensors"]
-    console.print(f"Wrote {', '.join(names)} in {folder}.", highlight=False, markup=False)
+    finish(evaluation_report(experiment, comparisons, folder), folder, "report")
+
+
+@app.command
+@options(RecordSettings)
+def record(
+    run: Positional[Path],
+    *,
+    settings: RecordSettings,
+    output: Path | None = None,
+) -> None:
+    """Record what a run's optimizer sees and does, as a table for symbolic regression.
+
+    Args:
+        run: the folder of a run.
+        output: the file, ending in .npz, .parquet or .npy; RUN/table.npz by default.
+    """
+    from lopt.experiment.tables import check_path, save_table
+
+    path = run / "table.npz" if output is None else output
+    check_path(path)
+    check_writable(path)
+    if path.exists():
+        raise FileExistsError(f"{path} already exists; give another file with --output.")
+    prepare_jax()
+    from lopt.experiment.record_run import record_run
+
+    began = time.perf_counter()
+    table = record_run(run, settings)
+    save_table(path, table)
+    about = table.about
+    say(
+        f"Wrote {path}: {len(table)} rows, {len(table.columns)} columns, output "
+        f"{about['output']}, from {about['runs']} runs of {settings.steps} steps on "
+        f"{len(set(table.task.tolist()))} tasks, in {time.perf_counter() - began:.0f} s."
+    )
+    if about["diverged_runs"]:
+        say(f"{about['diverged_runs']} runs became not finite and were left out.")
+
+
+@app.command
+@options(DistillSettings)
+def distill(
+    run: Annotated[Path | None, Positional] = None,
+    *,
+    settings: DistillSettings,
+    out: Path | None = None,
+    sanity: bool = False,
+) -> None:
+    """Distil a run's optimizer into a short equation, score it, and train with it.
+
+    Killed and started again, it goes on with what it has recorded and found.
+
+    Args:
+        run: the folder of a run.
+        out: the folder of the results; RUN/distilled by default.
+        sanity: distil known optimizers from 20 raw gradients instead of a run.
+    """
+    if (run is None) != sanity:
+        raise ValueError("lopt distill takes a run, or --sanity: one of the two.")
+    prepare_jax()
+    if run is None:
+        from lopt.experiment.distill_report import sanity_table
+
+        sanity_table(settings.seed).print(Console())
+        return
+    from lopt.experiment.distill_report import distillation_report, write_equation
+    from lopt.experiment.distill_run import distill_run
+
+    folder = run / "distilled" if out is None else out
+    found = distill_run(run, folder, settings)
+    write_equation(found, folder, settings.digits)
+    finish(distillation_report(found, folder, settings.digits), folder, "report")
 
 
 def _unused_folder(recipe: str) -> Path:
@@ -164,6 +238,9 @@ def _unused_folder(recipe: str) -> Path:
 
 def main() -> None:
     """Runs the command line; what a user can mend is said in one line, with exit status 2."""
+    if sys.argv[1:] == ["--version"]:
+        print(f"lopt {version('lopt')}")
+        return
     try:
         app.cli(prog="lopt", description=_ABOUT)
     except KeyboardInterrupt:

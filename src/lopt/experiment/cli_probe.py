@@ -3,170 +3,153 @@
 import dataclasses
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Any
 
 import tyro
-from rich.console import Console
+from tyro.conf import Positional
 
-from lopt.experiment.cache import check_seed, prepare_jax
-from lopt.experiment.cli_dynamics import dynamics
-from lopt.experiment.cli_symmetry import symmetry
-from lopt.experiment.probe_host import folder_of
+from lopt.experiment.cache import prepare_jax
+from lopt.experiment.cli_options import finish, options
+from lopt.experiment.files import check_writable
+from lopt.experiment.settings import (
+    DynamicsSettings,
+    HorizonSettings,
+    ProbeSettings,
+    SymmetrySettings,
+)
 
 probe = tyro.extras.SubcommandApp()
-probe.command(dynamics)
-probe.command(symmetry)
+# What tells that a folder holds a probe.
+PROBE_FILES = {
+    "estimators": "probe.json",
+    "horizon": "horizon.json",
+    "dynamics": "dynamics.json",
+    "symmetry": "symmetry.json",
+}
 
 
 @probe.command
+@options(ProbeSettings)
 def estimators(
-    name: tyro.conf.Positional[str],
+    name: Positional[str],
     *,
-    settings: Annotated[
-        tyro.conf.UseAppendAction[tuple[str, ...]],
-        tyro.conf.arg(name="set", metavar="FIELD=VALUE"),
-    ] = (),
-    horizon: int | None = None,
-    truncation: int | None = None,
-    particles: int = 8,
-    sigma: float = 0.01,
-    directions: int = 1,
-    samples: int = 64,
-    only: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
-    seed: int = 0,
-    weights: Path | None = None,
+    settings: ProbeSettings,
     out: Path | None = None,
 ) -> None:
     """Measure bias, noise and cost of every estimator, and draw slices of the meta-loss.
 
     Args:
         name: a recipe, by name or as a Python file, or a task such as Rosenbrock.
-        settings: change a field of the recipe; may be repeated.
-        horizon: inner steps per episode; the recipe's, but at most 40, by default.
-        truncation: inner steps per window; divides the horizon, a quarter of it by default.
-        particles: pairs of episodes that variances are given for; even.
-        sigma: perturbation of theta.
-        directions: random directions of forward mode, for more than 8 weights.
-        samples: pairs of episodes that each estimator is measured on.
-        only: an estimator to measure, or how its name begins; may be repeated; all
-            that give a gradient by default, so not RankedES and RandomSearch.
-        seed: of everything random.
-        weights: a file of weights or a run's folder; initial weights by default.
         out: the folder of the results; probes/NAME, numbered if need be, by default.
     """
-    folder = folder_of(name, out, ESTIMATOR_FILES)
-    check_seed(seed)
+    folder = _probe_folder(name, out, "estimators")
     prepare_jax()
-    import jax
+    from lopt.experiment.probe_report import probe_subject
 
-    from lopt.experiment.probe import ProbeSettings, probe_estimators
-    from lopt.experiment.probe_report import estimators_report
-    from lopt.experiment.probe_slices import loss_slices
-    from lopt.experiment.probe_subject import default_truncation, subject
-
-    began = time.perf_counter()
-    inner, theta = subject(name, settings, horizon, weights, seed)
-    horizon = inner.horizon
-    truncation = default_truncation(horizon) if truncation is None else truncation
-    chosen = ProbeSettings(truncation, sigma, particles, directions, samples)
-    lengths = (truncation, horizon, 3 * horizon)
-    key, slices_key = jax.random.split(jax.random.key(seed))
-    console = Console()
-    with console.status("tracing") as status:
-        result = probe_estimators(inner, theta, key, chosen, only, status.update)
-        status.update("slices of the meta-loss")
-        slices = loss_slices(inner, theta, slices_key, lengths)
-    said = {
-        "name": name,
-        "set": list(settings),
-        "horizon": horizon,
-        "seed": seed,
-        "weights": None if weights is None else str(weights),
-        **dataclasses.asdict(chosen),
-        "devices": len(jax.local_devices()),
-        "platform": jax.default_backend(),
-        "seconds": time.perf_counter() - began,
-    }
-    report = estimators_report(result, slices, said)
-    report.show(console)
-    names = report.save(folder, "probe")
-    console.print(f"Wrote {', '.join(names)} in {folder}.", highlight=False, markup=False)
+    finish(probe_subject(name, settings), folder, "probe")
 
 
-@probe.command
-def horizon(
-    name: tyro.conf.Positional[str],
+@probe.command(name="horizon")
+@options(HorizonSettings)
+def probe_horizon(
+    name: Positional[str],
     *,
-    settings: Annotated[
-        tyro.conf.UseAppendAction[tuple[str, ...]],
-        tyro.conf.arg(name="set", metavar="FIELD=VALUE"),
-    ] = (),
-    horizon: int | None = None,
-    truncations: Annotated[tuple[int, ...] | None, tyro.conf.arg(metavar="STEPS ...")] = None,
-    episodes: int = 8,
-    positions: int = 13,
-    reach: float = 30.0,
-    tolerance: float = 0.1,
-    seed: int = 0,
-    weights: Path | None = None,
+    settings: HorizonSettings,
     out: Path | None = None,
 ) -> None:
     """Find out how long a truncation has to be, and what shorter ones would do.
 
     Args:
         name: a recipe, by name or as a Python file, or a task such as Rosenbrock.
-        settings: change a field of the recipe; may be repeated.
-        horizon: inner steps that count as the truth; the recipe's, but at most 200, by default.
-        truncations: inner steps, increasing, ending with the horizon; chosen by default.
-        episodes: over how many the means are.
-        positions: of each hyperparameter, or of the scale of a rule's updates, odd.
-        reach: the largest factor on each hyperparameter; the smallest is its inverse.
-        tolerance: share of the gradient's norm that its bias, and of the meta-loss that its excess,
-            may be.
-        seed: of everything random.
-        weights: a file of weights or a run's folder; initial weights by default.
         out: the folder of the results; probes/NAME, numbered if need be, by default.
     """
-    folder = folder_of(name, out, HORIZON_FILES)
-    check_seed(seed)
-    if not 0 < tolerance < float("inf"):
-        raise ValueError(f"--tolerance {tolerance} must be positive; try 0.1.")
+    folder = _probe_folder(name, out, "horizon")
     prepare_jax()
+    from lopt.experiment.probe_horizon_report import probe_truncations
+
+    finish(probe_truncations(name, settings), folder, "horizon")
+
+
+@probe.command
+@options(DynamicsSettings)
+def dynamics(
+    run: Positional[Path],
+    *,
+    settings: DynamicsSettings,
+    out: Path | None = None,
+) -> None:
+    """Watch a run's optimizer from inside, beside SGD, momentum, Adam and Lion.
+
+    Args:
+        run: the folder of a run.
+        out: the folder of the results; probes/RUN, numbered if need be, by default.
+    """
+    folder = _probe_folder(run.resolve().name, out, "dynamics")
+    prepare_jax()
+    from lopt.experiment.probe_dynamics import probe_dynamics
+    from lopt.experiment.probe_dynamics_report import dynamics_report
+
+    result, head = _timed(run, settings, probe_dynamics)
+    finish(dynamics_report(result, head | {"steps": result.steps}), folder, "dynamics")
+
+
+@probe.command
+@options(SymmetrySettings)
+def symmetry(
+    run: Positional[Path],
+    *,
+    settings: SymmetrySettings,
+    out: Path | None = None,
+) -> None:
+    """See which symmetries of its networks a run's optimizer breaks, beside SGD, Adam and Lion.
+
+    Args:
+        run: the folder of a run.
+        out: the folder of the results; probes/RUN, numbered if need be, by default.
+    """
+    folder = _probe_folder(run.resolve().name, out, "symmetry")
+    prepare_jax()
+    from lopt.experiment.probe_symmetry import probe_symmetry
+    from lopt.experiment.probe_symmetry_report import symmetry_report
+
+    result, head = _timed(run, settings, probe_symmetry)
+    finish(symmetry_report(result, head), folder, "symmetry")
+
+
+def _timed(run: Path, settings: Any, measure: Any) -> tuple[Any, dict[str, Any]]:
+    """Returns what was measured of a run, and the head of its report."""
     import jax
 
-    from lopt.experiment.probe_horizon import probe_horizon
-    from lopt.experiment.probe_horizon_report import horizon_report
-    from lopt.experiment.probe_subject import subject
-
     began = time.perf_counter()
-    inner, theta = subject(name, settings, horizon, weights, seed, longest=200)
-    console = Console()
-    with console.status("tracing") as status:
-        result = probe_horizon(
-            inner,
-            theta,
-            jax.random.key(seed),
-            truncations,
-            episodes,
-            positions,
-            reach,
-            status.update,
-        )
-    said = {
-        "name": name,
-        "set": list(settings),
-        "horizon": inner.horizon,
-        "episodes": episodes,
-        "tolerance": tolerance,
-        "seed": seed,
-        "weights": None if weights is None else str(weights),
+    result = measure(run, settings)
+    head = {
+        "run": run.resolve().name,
+        **dataclasses.asdict(settings),
+        "devices": len(jax.local_devices()),
+        "platform": jax.default_backend(),
         "seconds": time.perf_counter() - began,
     }
-    report = horizon_report(result, said)
-    report.show(console)
-    names = report.save(folder, "horizon")
-    console.print(f"Wrote {', '.join(names)} in {folder}.", highlight=False, markup=False)
+    return result, head
 
 
-ESTIMATOR_FILES = ("probe.json", "probe.html")
-HORIZON_FILES = ("horizon.json", "horizon.html")
+def _probe_folder(name: str, out: Path | None, kind: str) -> Path:
+    """Returns where the results of a probe go: a folder given, or one that holds none yet."""
+    file = PROBE_FILES[kind]
+    if out is not None:
+        if out.is_file():
+            raise FileExistsError(f"{out} is a file; give a folder with --out.")
+        if (out / "run.json").exists():
+            raise FileExistsError(
+                f"{out} holds a run, whose figures a probe would replace; give another folder "
+                "with --out."
+            )
+        if (out / file).exists():
+            raise FileExistsError(f"{out} already holds a probe; give another folder with --out.")
+        check_writable(out / file)
+        return out
+    base = Path("probes") / Path(name).stem
+    folder, number = base, 2
+    while (folder / file).exists():
+        folder, number = base.with_name(f"{base.name}-{number}"), number + 1
+    check_writable(folder / file)
+    return folder

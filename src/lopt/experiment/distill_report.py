@@ -7,10 +7,22 @@ import numpy as np
 
 from lopt.experiment.distill_run import ENOUGH, DistilledRun, loss_ratios
 from lopt.experiment.evaluate import Comparison, curves_of
-from lopt.experiment.report import Cell, Equation, Report, finish, measured, number, panels
+from lopt.experiment.files import write_bytes, write_json
+from lopt.experiment.report import (
+    Cell,
+    Equation,
+    Report,
+    Table,
+    finish,
+    measured,
+    number,
+    panels,
+    progress,
+)
 from lopt.symbolic.export import to_latex, to_numpy_source, to_text, to_torch_source
 from lopt.symbolic.expression import Expression
 from lopt.symbolic.response import partial_dependence
+from lopt.symbolic.sanity import SUITE, run_sanity
 from lopt.symbolic.search import predict
 from lopt.symbolic.select import output_variance
 from lopt.symbolic.serial import to_json
@@ -18,6 +30,37 @@ from lopt.symbolic.simplify import rounded
 
 SPLITS = ("train", "validation", "test")
 _POINTS, _BINS, _MOST = 2000, 24, 6
+
+
+def sanity_table(seed: int) -> Table:
+    """Distils known optimizers from raw gradients; returns what was found."""
+    with progress("distilling", len(SUITE)) as at:
+        rows = run_sanity(seed=seed, progress=lambda done, of, what: at(done, what))
+    return Table(
+        "Known optimizers, distilled from raw gradients",
+        [
+            {
+                "optimizer": row.name,
+                "held-out R2": f"{row.r_squared:.5f}",
+                "asked": row.required,
+                "nodes": row.nodes,
+                "CPU s": row.seconds,
+                "equation": to_text(row.expression, 3)[:60],
+            }
+            for row in rows
+        ],
+    )
+
+
+def write_equation(run: DistilledRun, out: Path, digits: int) -> None:
+    """Writes equation.tex, with so many digits, and equation.json."""
+    write_bytes(out / "equation.tex", (to_latex(_rounded(run, digits)) + "\n").encode())
+    write_json(out / "equation.json", to_json(run.found.chosen.expression))
+
+
+def _rounded(run: DistilledRun, digits: int) -> Expression:
+    test = run.found.splits.test
+    return rounded(run.found.chosen.expression, test.mapping(), test.output, digits)
 
 
 def distillation_report(run: DistilledRun, out: Path, digits: int = 3) -> Report:
@@ -29,7 +72,7 @@ def distillation_report(run: DistilledRun, out: Path, digits: int = 3) -> Report
         digits: significant ones of printed constants, more where they are needed.
     """
     chosen, test = run.found.chosen, run.found.splits.test
-    shown = rounded(chosen.expression, test.mapping(), test.output, digits)
+    shown = _rounded(run, digits)
     numbers = _numbers(run, shown)
     report = Report(f"Distilled from {numbers['run']}", data=numbers)
     report.heading("The front")

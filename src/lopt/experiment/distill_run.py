@@ -18,9 +18,8 @@ from lopt.core.learned import AbstractFeatures
 from lopt.core.types import Theta
 from lopt.experiment import storage
 from lopt.experiment.distill_settings import (
-    SEARCHES,
+    BACKENDS,
     SETTINGS,
-    DistillSettings,
     check_settings,
     extra_features,
     odd_columns,
@@ -29,8 +28,9 @@ from lopt.experiment.distill_settings import (
 from lopt.experiment.evaluate import Comparison, compare
 from lopt.experiment.experiment import Experiment
 from lopt.experiment.files import check_writable, read_json, write_json
-from lopt.experiment.record_run import RecordSettings, record_run
+from lopt.experiment.record_run import record_run
 from lopt.experiment.report import progress
+from lopt.experiment.settings import DistillSettings, RecordSettings
 from lopt.experiment.tables import load_table, save_table
 from lopt.experiment.train import reopen
 from lopt.experiment.trainings import stream
@@ -154,13 +154,13 @@ def distill_run(
     also, decays = extra_features(learned, theta, settings)
     more = MomentFeatures(also) if also else None
     learned, theta = with_features(learned, theta, more, decays)
-    searches = [Kept(SEARCHES[name](), out / "searches" / name) for name in settings.searches]
+    searches = [Kept(BACKENDS[name](), out / "searches" / name) for name in settings.searches]
     for search in searches:
         search.require()
     asked = record_settings(learned, theta, settings, also, decays)
     check_writable(out / SETTINGS)
     check_settings(out, run, settings, asked.features)
-    table = recorded(run, out, asked, settings.seed, show_progress)
+    table = recorded(run, out, asked, show_progress)
     total = len(searches) * settings.seeds + 5
     with progress("distilling", total, show=show_progress) as at:
         found = distill(
@@ -222,13 +222,11 @@ def _check_rule(found: Distillation) -> None:
     )
 
 
-def recorded(
-    run: Path, out: Path, settings: RecordSettings, seed: int, show_progress: bool
-) -> Table:
+def recorded(run: Path, out: Path, settings: RecordSettings, show_progress: bool) -> Table:
     """Returns the table of the run, recorded now or before."""
     path = out / TABLE
     if not path.exists():
-        save_table(path, record_run(run, settings, seed, show_progress=show_progress))
+        save_table(path, record_run(run, settings, show_progress=show_progress))
     return load_table(path)
 
 

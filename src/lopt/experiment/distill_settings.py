@@ -6,14 +6,13 @@ from pathlib import Path
 
 import jax
 
-from lopt.core.checks import check_integer
 from lopt.core.coordinatewise import Coordinatewise
 from lopt.core.types import Theta
 from lopt.experiment import storage
 from lopt.experiment.files import digest, read_json, write_json
-from lopt.experiment.record_run import RecordSettings, parse_variable
+from lopt.experiment.settings import DistillSettings, RecordSettings, split_lag
 from lopt.learned import MomentFeatures
-from lopt.learned.averages import averaged_column, check_decays, is_average
+from lopt.learned.averages import averaged_column, is_average
 from lopt.symbolic.expression import Variable
 from lopt.symbolic.gplearn_search import GplearnSearch
 from lopt.symbolic.operon import OperonSearch
@@ -22,7 +21,7 @@ from lopt.symbolic.record import RAW_GRADIENT
 from lopt.symbolic.search import AbstractSearch
 from lopt.symbolic.template import TemplateSearch
 
-SEARCHES: dict[str, type[AbstractSearch]] = {
+BACKENDS: dict[str, type[AbstractSearch]] = {
     "template": TemplateSearch,
     "operon": OperonSearch,
     "gplearn": GplearnSearch,
@@ -31,60 +30,6 @@ SEARCHES: dict[str, type[AbstractSearch]] = {
 # What a rule with a memory is seen through besides its own features.
 ALSO, DECAYS = ("warmup_0.98",), (0.5, 0.9, 0.98)
 SETTINGS = "distill.json"
-
-
-@dataclasses.dataclass(frozen=True)
-class DistillSettings:
-    """How a run is distilled.
-
-    Attributes:
-        rows, steps: of the recorded table, see `RecordSettings`.
-        history: how many steps back each feature is looked at, for rules with a memory; others
-            see the present alone.
-        also: features of `lopt.learned.MomentFeatures` besides those that the rule sees; `None`
-            takes `ALSO` for rules with a memory, and none for others.
-        decays: of exponential averages of what the rule sees, which memories are much like; `None`
-            takes `DECAYS` for rules with a memory, and none for others.
-        lags: raw gradients of so many steps in place of features.
-        searches: names of backends.
-        seeds: of each.
-        search_rows: rows that a search sees.
-        odd: names of features that change sign with the gradient, and with them their averages; if
-            any, u(-g) = -u(g).
-        longest: the most nodes of the equation that is chosen; any number by default.
-        seed: of everything random.
-    """
-
-    rows: int = 20_000
-    steps: int = 200
-    history: int = 2
-    also: tuple[str, ...] | None = None
-    decays: tuple[float, ...] | None = None
-    lags: int | None = None
-    searches: tuple[str, ...] = ("template", "operon")
-    seeds: int = 3
-    search_rows: int = 2000
-    odd: tuple[str, ...] = ()
-    longest: int | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, least, hint in (
-            ("rows", 100, 20_000),
-            ("steps", 1, 200),
-            ("history", 0, 2),
-            ("seeds", 1, 3),
-            ("search_rows", 10, 2000),
-        ):
-            check_integer("DistillSettings", name, getattr(self, name), least, hint=hint)
-        if self.longest is not None:
-            check_integer("DistillSettings", "longest", self.longest, 1, hint=50)
-        check_decays("DistillSettings(decays)", self.decays or ())
-        for name in self.searches:
-            if name not in SEARCHES:
-                raise ValueError(
-                    f"DistillSettings(searches) has {name!r}; known are {', '.join(SEARCHES)}."
-                )
 
 
 def record_settings(
@@ -97,18 +42,13 @@ def record_settings(
     """Returns what is recorded of an optimizer that is seen through further features.
 
     Raises:
-        ValueError: if there are fewer steps than are looked back, or `odd` names no feature.
+        ValueError: if `odd` names no feature.
     """
     features: tuple[str, ...] = ()
     names = {"gradient", RAW_GRADIENT}
     if settings.lags is None:
         columns = columns_of(learned, theta, settings.history)
         features, names = tuple(map(str, columns)), {column.name for column in columns}
-    if settings.history >= settings.steps:
-        raise ValueError(
-            f"DistillSettings(history={settings.history}, steps={settings.steps}) looks back "
-            f"further than a training goes; try --history 2 or --steps {10 * settings.history}."
-        )
     if unknown := sorted(set(settings.odd) - names):
         raise ValueError(
             f"DistillSettings(odd) names {', '.join(unknown)}; there are "
@@ -122,6 +62,7 @@ def record_settings(
         padded=True,
         also=also,
         decays=decays,
+        seed=settings.seed,
     )
 
 
@@ -132,7 +73,7 @@ def odd_columns(odd: tuple[str, ...], features: tuple[str, ...]) -> tuple[str, .
         odd: names.
         features: columns as they are printed, with their lags.
     """
-    names = [parse_variable(feature).name for feature in features]
+    names = [split_lag(feature)[0] for feature in features]
     return odd + tuple(
         dict.fromkeys(
             name
@@ -155,8 +96,9 @@ def check_settings(
         "features": features,
         **dataclasses.asdict(settings),
     }
-    # The choice is made anew, from what is kept.
-    del asked["longest"]
+    # The choice is made anew, from what is kept, and so are texts.
+    del asked["longest"], asked["digits"]
+    asked["search"] = settings.searches
     asked = json.loads(json.dumps(asked))
     if (out / SETTINGS).exists():
         kept = read_json(out / SETTINGS)

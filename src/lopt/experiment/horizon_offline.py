@@ -16,81 +16,35 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from lopt.analysis.surface import check_horizons, losses_after, measure_after
+from lopt.analysis.surface import losses_after, measure_after
 from lopt.core.devices import device_mesh, round_up, spread
 from lopt.core.types import Key, Params, State, Theta
-from lopt.experiment.cache import check_seed
 from lopt.experiment.files import read_json, read_lines, to_line, write_bytes, write_json
 from lopt.experiment.horizon_setting import (
     LEARNING_RATES,
-    NETWORKS,
     POWERS,
     Setting,
     measure,
     setting,
     theta_at,
 )
+from lopt.experiment.horizon_settings import SurfaceSettings
 from lopt.experiment.report import progress
 
 # Wu et al. average the lowest 50 of 2,500.
 LOWEST = 0.02
 
 
-@dataclasses.dataclass(frozen=True)
-class SurfaceSettings:
-    """What a surface is of; two of the same settings are the same surface.
-
-    Attributes:
-        dataset: "digits", "mnist", "fashion_mnist" or "cifar10".
-        horizons: inner steps, increasing.
-        points: pairs of learning rate and power; a square number for a grid.
-        sample: "grid" or "random".
-        time_constant: K of the decay, inner steps.
-        batches: over how many the final loss is averaged.
-        seed: of the warm start, of minibatches, and of random points.
-    """
-
-    dataset: str
-    horizons: tuple[int, ...]
-    points: int
-    sample: str
-    time_constant: float
-    batches: int = 50
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.dataset not in NETWORKS:
-            raise ValueError(f"--dataset {self.dataset} must be one of {', '.join(NETWORKS)}.")
-        check_horizons("lopt horizon surface (--horizons", self.horizons)
-        if self.sample not in ("grid", "random"):
-            raise ValueError(f"--sample {self.sample} must be grid or random.")
-        side = math.isqrt(max(0, self.points))
-        if self.points < 4 or (self.sample == "grid" and side**2 != self.points):
-            raise ValueError(
-                f"--points {self.points} must be at least 4, and a square for a grid; "
-                f"try {max(2, side) ** 2}."
-            )
-        if not 0 < self.time_constant < math.inf:
-            raise ValueError(f"--time-constant {self.time_constant} must be positive.")
-        if self.batches < 1:
-            raise ValueError(f"--batches {self.batches} must be positive; try 20.")
-        check_seed(self.seed)
-
-    @property
-    def field_horizons(self) -> tuple[int, ...]:
-        """The horizons that have a field."""
-        return self.horizons[:-1] or self.horizons
-
-    def places(self) -> Float[np.ndarray, "point 2"]:
-        """Returns logarithms (base e) of learning rates and powers."""
-        low, high = np.log([LEARNING_RATES, POWERS]).T
-        if self.sample == "grid":
-            side = np.linspace(0, 1, math.isqrt(self.points))
-            unit = np.stack(np.meshgrid(side, side, indexing="ij"), axis=-1).reshape(-1, 2)
-        else:
-            drawn = jax.random.uniform(jax.random.key(self.seed), (self.points, 2))
-            unit = np.asarray(drawn, float)
-        return low + unit * (high - low)
+def places_of(settings: SurfaceSettings) -> Float[np.ndarray, "point 2"]:
+    """Returns logarithms (base e) of learning rates and powers."""
+    low, high = np.log([LEARNING_RATES, POWERS]).T
+    if settings.sample == "grid":
+        side = np.linspace(0, 1, math.isqrt(settings.points))
+        unit = np.stack(np.meshgrid(side, side, indexing="ij"), axis=-1).reshape(-1, 2)
+    else:
+        drawn = jax.random.uniform(jax.random.key(settings.seed), (settings.points, 2))
+        unit = np.asarray(drawn, float)
+    return low + unit * (high - low)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,11 +89,11 @@ def compute_surface(settings: SurfaceSettings, folder: Path, *, show: bool = Tru
     """
     if (folder / "surface.json").exists():
         return read_surface(folder, settings)
-    chosen = setting(settings.dataset, settings.time_constant, seed=settings.seed)
+    chosen = setting(settings.dataset, settings.decay_time, seed=settings.seed)
     log = folder / "surface.jsonl"
     said = {**dataclasses.asdict(settings), "horizons": list(settings.horizons)}
     _claim(folder / "surface_settings.json", said)
-    places, field_places = settings.places(), _field_places()
+    places, field_places = places_of(settings), _field_places()
     inner = chosen.inner(settings.horizons[-1])
     key = jax.random.fold_in(jax.random.key(settings.seed), 1)
 

@@ -22,80 +22,22 @@ from lopt.experiment.horizon_offline import Choice, train_to_the_end
 from lopt.experiment.horizon_report import open_experiment, smd_answer
 from lopt.experiment.horizon_setting import (
     LEARNING_RATES,
-    MOMENTUM,
-    NETWORKS,
-    check_rates,
     setting,
     theta_at,
 )
+from lopt.experiment.horizon_settings import OnlineSettings
 from lopt.experiment.report import Report, measured
 from lopt.experiment.train import train
 
-# What a step of forward mode with k directions costs at most, in plain steps: 1 + 2 k.
-HYPERPARAMETERS = 2
-# The escape looks ahead over this share of the whole run, and its outer Adam steps this far.
-LONG = 5
+# The outer Adam of the escape steps this far.
 LONG_RATE = 0.3
-
-
-@dataclasses.dataclass(frozen=True)
-class OnlineSettings:
-    """What is run; see `lopt horizon online --help`."""
-
-    dataset: str
-    steps: int
-    num_meta_steps: int
-    steps_per_update: int
-    look_ahead: int
-    learning_rates: tuple[float, ...]
-    seeds: int
-
-    def __post_init__(self) -> None:
-        if self.dataset not in NETWORKS:
-            raise ValueError(f"--dataset {self.dataset} must be one of {', '.join(NETWORKS)}.")
-        for name in ("steps", "num_meta_steps", "steps_per_update", "look_ahead", "seeds"):
-            if getattr(self, name) < 1:
-                option = name.replace("_", "-")
-                raise ValueError(f"--{option} {getattr(self, name)} must be positive; try 10.")
-        if self.steps % self.steps_per_update:
-            near = max(1, self.steps // self.steps_per_update) * self.steps_per_update
-            raise ValueError(
-                f"--steps-per-update {self.steps_per_update} must divide --steps {self.steps}; "
-                f"try --steps {near}."
-            )
-        # Effective rates are learned, between 1e-4 and 10.
-        check_rates("learning-rate", self.learning_rates, 1e-4, 10 * (1 - MOMENTUM))
-        if self.long_outer_steps < 1:
-            raise ValueError(
-                f"--steps {self.steps} with {len(self.learning_rates)} initial learning rates is "
-                f"too small a budget for a meta-descent over {self.long_horizon} of them; try more."
-            )
-
-    @property
-    def budget(self) -> int:
-        """Plain inner steps that all initial rates cost together, for one seed."""
-        ahead = self.look_ahead * (1 + 2 * HYPERPARAMETERS) + self.look_ahead
-        updates = self.steps // self.steps_per_update
-        one = self.steps + updates * self.num_meta_steps * ahead
-        return len(self.learning_rates) * one
-
-    @property
-    def long_horizon(self) -> int:
-        """The horizon of the escape, inner steps."""
-        return max(1, self.steps // LONG)
-
-    @property
-    def long_outer_steps(self) -> int:
-        """How many steps of meta-descent over the long horizon the budget pays for."""
-        one = self.long_horizon * (1 + 2 * HYPERPARAMETERS)
-        return (self.budget - self.steps) // one
 
 
 def online_report(folder: Path, settings: OnlineSettings) -> Report:
     """Runs everything that is not there yet, and compares it."""
     runs = {
         rate: [_online_run(folder, settings, rate, seed) for seed in range(settings.seeds)]
-        for rate in settings.learning_rates
+        for rate in settings.learning_rate
     }
     choices = (_tuned(settings), _escape(folder, settings))
     constant = settings.steps / 4

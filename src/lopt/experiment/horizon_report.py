@@ -1,6 +1,5 @@
 """The offline study of short horizons: descents, runs to the end, tables, and what they say."""
 
-import dataclasses
 import itertools
 import math
 from functools import partial
@@ -10,12 +9,10 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from lopt.analysis.surface import check_horizons
-from lopt.experiment.cache import check_seed
 from lopt.experiment.files import read_json, read_lines, write_bytes
 from lopt.experiment.horizon_figures import best_figure, surface_figure
 from lopt.experiment.horizon_offline import Choice, Surface, read_surface, train_to_the_end
-from lopt.experiment.horizon_setting import NETWORKS, check_rates
+from lopt.experiment.horizon_settings import DescentSettings
 from lopt.experiment.report import Cell, Figure, Report, Table, measured
 from lopt.experiment.train import create, reopen, train
 
@@ -51,37 +48,6 @@ def _draw_surface(surface: Surface, folder: Path) -> None:
     write_bytes(folder / "surface.png", Figure("surface", draw, size).png)
 
 
-@dataclasses.dataclass(frozen=True)
-class DescentSettings:
-    """Which meta-descents are run; see `lopt horizon smd --help`."""
-
-    dataset: str
-    horizons: tuple[int, ...]
-    learning_rates: tuple[float, ...]
-    powers: tuple[float, ...]
-    time_constant: float | None
-    num_meta_steps: int
-    meta_learning_rate: float
-    particles: int
-    seed: int
-
-    def __post_init__(self) -> None:
-        if self.dataset not in NETWORKS:
-            raise ValueError(f"--dataset {self.dataset} must be one of {', '.join(NETWORKS)}.")
-        check_horizons("lopt horizon smd (--horizons", self.horizons)
-        check_rates("learning-rate", self.learning_rates, 1e-4, 10.0)
-        check_rates("power", self.powers, 1e-4, 1e3)
-        for name in ("num_meta_steps", "particles"):
-            if getattr(self, name) < 1:
-                option = name.replace("_", "-")
-                raise ValueError(f"--{option} {getattr(self, name)} must be positive; try 10.")
-        for name in ("meta_learning_rate", "time_constant"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"--{name.replace('_', '-')} {value} must be positive; try 0.05.")
-        check_seed(self.seed)
-
-
 def descend_all(folder: Path, settings: DescentSettings, console: Console) -> None:
     """Runs, or goes on with, one meta-descent for each horizon and each beginning.
 
@@ -91,9 +57,9 @@ def descend_all(folder: Path, settings: DescentSettings, console: Console) -> No
     surface = read_surface(folder) if (folder / "surface.json").exists() else None
     constant = settings.time_constant
     if constant is None:
-        constant = surface.settings.time_constant if surface else max(settings.horizons) / 4
+        constant = surface.settings.decay_time if surface else max(settings.horizons) / 4
     check_study(folder, settings.dataset, constant)
-    beginnings = (settings.horizons, settings.learning_rates, settings.powers)
+    beginnings = (settings.horizons, settings.learning_rate, settings.power)
     for horizon, rate, power in itertools.product(*beginnings):
         run = folder / "smd" / f"horizon-{horizon}-rate-{rate:g}-power-{power:g}"
         fields = {
@@ -148,7 +114,7 @@ def check_study(folder: Path, dataset: str, time_constant: float) -> None:
     }
     if (folder / "surface.json").exists():
         settings = read_surface(folder).settings
-        found[folder / "surface.json"] = (settings.dataset, settings.time_constant)
+        found[folder / "surface.json"] = (settings.dataset, settings.decay_time)
     for path, (name, constant) in found.items():
         if name != dataset or not math.isclose(constant, time_constant):
             raise FileExistsError(
@@ -205,7 +171,7 @@ def best_report(folder: Path, dataset: str, steps: int | None, seeds: int) -> Re
     """Trains to the end with what surface and descents chose."""
     surface = read_surface(folder)
     settings = surface.settings
-    check_study(folder, dataset, settings.time_constant)
+    check_study(folder, dataset, settings.decay_time)
     steps = settings.horizons[-1] if steps is None else steps
     choices = [
         Choice(f"surface, horizon {horizon}", horizon, *surface.best(horizon))
@@ -219,7 +185,7 @@ def best_report(folder: Path, dataset: str, steps: int | None, seeds: int) -> Re
         )
         for path in descents(folder)
     ]
-    runs = train_to_the_end(choices, settings.dataset, settings.time_constant, steps, seeds)
+    runs = train_to_the_end(choices, settings.dataset, settings.decay_time, steps, seeds)
     final = runs["train_loss"][:, :, -1]
     reference = len(settings.horizons) - 1
     report = Report(f"{settings.dataset} after {steps} steps, {seeds} initialisations")
@@ -256,7 +222,7 @@ def best_report(folder: Path, dataset: str, steps: int | None, seeds: int) -> Re
         "ratio: training loss over that of the longest horizon's choice, geometric mean over "
         "initialisations."
     )
-    draw = partial(best_figure, choices=choices, runs=runs, time_constant=settings.time_constant)
+    draw = partial(best_figure, choices=choices, runs=runs, time_constant=settings.decay_time)
     report.figure("best", draw, (13.8, 3.9))
     return report
 

@@ -18,11 +18,11 @@ import lopt
 from lopt.core.task import AbstractTask
 from lopt.core.types import Key, Params, State, Theta
 from lopt.experiment.datasets import load_images
+from lopt.experiment.horizon_settings import MOMENTUM
 from lopt.learned import Learnable, inverse_time_momentum, momentum_sgd
 from lopt.learned.forms import Form
 from lopt.tasks import conv_classification, mlp_classification, warm_start
 
-MOMENTUM = 0.9
 WARM_STEPS = 50
 
 # The ranges of learning rate and power that surfaces cover.
@@ -105,15 +105,6 @@ def setting(
     return Setting(
         task, warm_start(task, params), momentum_with_decay(learning_rate, power, time_constant)
     )
-
-
-def check_rates(option: str, values: tuple[float, ...], low: float, high: float) -> None:
-    """Refuses an empty list of numbers, repeated ones, and any outside of a range."""
-    if not values or len(set(values)) < len(values) or not all(low <= v <= high for v in values):
-        raise ValueError(
-            f"--{option} {' '.join(map(str, values)) or '(none)'} must be different numbers "
-            f"between {low:g} and {high:g}."
-        )
 
 
 def momentum_with_decay(learning_rate: float, power: float, time_constant: float) -> Learnable:

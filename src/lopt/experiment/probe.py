@@ -25,47 +25,14 @@ from lopt.core.estimator import AbstractGradientEstimator
 from lopt.core.inner import InnerTraining, MetaTask
 from lopt.core.types import Key, Theta
 from lopt.core.unroll import start, unroll
+from lopt.experiment.probe_subject import default_truncation
+from lopt.experiment.settings import ProbeSettings
 
 # Differences below this, relative to the truth, are called rounding.
 ROUNDING = 1e-4
 SIGNIFICANT = 1e-3
 # Of larger thetas the report has only the mean of the variances, so that it stays readable.
 MOST_LISTED = 10_000
-
-
-@dataclasses.dataclass(frozen=True)
-class ProbeSettings:
-    """What an estimator is measured with.
-
-    Attributes:
-        truncation: inner steps per window.
-        sigma: perturbation of theta.
-        particles: pairs of episodes in the budget that variances are given for; even.
-        directions: random directions of forward mode, for theta of more weights than `exact_below`.
-        samples: pairs of episodes that each estimator is measured on; the truth takes twice these.
-        at_once: pairs of episodes computed side by side.
-        exact_below: weights up to which forward mode takes all directions.
-    """
-
-    truncation: int = 10
-    sigma: float = 0.01
-    particles: int = 8
-    directions: int = 1
-    samples: int = 64
-    at_once: int = 8
-    exact_below: int = 8
-
-    def __post_init__(self) -> None:
-        if self.particles < 4 or self.particles % 2:
-            raise ValueError(f"particles={self.particles} must be even, and at least 4; try 8.")
-        if self.samples < 2 * self.particles:
-            raise ValueError(
-                f"samples={self.samples} must be at least twice particles={self.particles}."
-            )
-        if self.directions < 1 or self.at_once < 1:
-            raise ValueError(
-                f"directions={self.directions} and at_once={self.at_once} must be at least 1."
-            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +118,8 @@ def entries(inner: InnerTraining, settings: ProbeSettings, weights: int) -> list
     Raises:
         ValueError: if a setting does not fit the horizon.
     """
-    window, sigma = settings.truncation, settings.sigma
+    sigma = settings.sigma
+    window = settings.truncation or default_truncation(inner.horizon)
     number = None if weights <= settings.exact_below else settings.directions
     along = "all" if number is None else number
     full, es = MetaTask(inner), est.ES(inner, sigma)

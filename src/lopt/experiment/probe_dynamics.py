@@ -20,7 +20,7 @@ from lopt.analysis.dynamics import (
     valley_portrait,
     valley_starts,
 )
-from lopt.core.checks import check_integer, check_length
+from lopt.core.checks import check_length
 from lopt.core.coordinatewise import Coordinatewise
 from lopt.core.inner import InnerTraining
 from lopt.core.learned import AbstractLearnedOptimizer
@@ -44,42 +44,12 @@ from lopt.experiment.probe_dynamics_watch import (
 )
 from lopt.experiment.record_run import inner_training
 from lopt.experiment.report import stages
+from lopt.experiment.settings import DynamicsSettings
 from lopt.experiment.train import reopen
 from lopt.experiment.trainings import Keys, begin, stream
 
 LONGEST = 500
 SHORTEST = 10
-
-
-@dataclasses.dataclass(frozen=True)
-class DynamicsSettings:
-    """What is measured.
-
-    Attributes:
-        steps: of each training; None for the run's horizon, but at most 500.
-        seeds: fresh tasks, each with initial params and batches of its own.
-        seed: of everything random.
-        batches: at each moment that noise is measured at.
-        moments: at which it is, besides the beginning.
-        starts: along each side of the valley; even, so that none is the origin.
-        rows: of recorded inputs, at which response curves are drawn.
-    """
-
-    steps: int | None = None
-    seeds: int = 3
-    seed: int = 0
-    batches: int = 64
-    moments: int = 4
-    starts: int = 6
-    rows: int = 200
-
-    def __post_init__(self) -> None:
-        least = {"seeds": 1, "batches": 4, "moments": 1, "starts": 2, "rows": 2}
-        for name, hint in (("seeds", 3), ("batches", 64), ("moments", 4), ("starts", 6)):
-            check_integer("DynamicsSettings", name, getattr(self, name), least[name], hint=hint)
-        check_integer("DynamicsSettings", "rows", self.rows, least["rows"], hint=200)
-        if self.steps is not None:
-            check_integer("DynamicsSettings", "steps", self.steps, SHORTEST, hint=200)
 
 
 @dataclasses.dataclass(frozen=True)

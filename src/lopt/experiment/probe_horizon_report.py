@@ -1,11 +1,44 @@
 """The report of `lopt probe horizon`, and the sentence that it ends in."""
 
+import dataclasses
+import time
 from typing import Any
 
+import jax
 import numpy as np
+from rich.console import Console
 
-from lopt.experiment.probe_horizon import HorizonProbe, KnobResult
+from lopt.experiment.probe_horizon import HorizonProbe, KnobResult, probe_horizon
+from lopt.experiment.probe_subject import subject
 from lopt.experiment.report import Measured, Report, finish, number, panels
+from lopt.experiment.settings import HorizonSettings
+
+
+def probe_truncations(name: str, settings: HorizonSettings) -> Report:
+    """Measures what truncations of a recipe or a task do."""
+    began = time.perf_counter()
+    inner, theta = subject(
+        name, settings.settings, settings.horizon, settings.weights, settings.seed, longest=200
+    )
+    with Console(stderr=True).status("tracing") as status:
+        result = probe_horizon(
+            inner,
+            theta,
+            jax.random.key(settings.seed),
+            settings.truncations,
+            settings.episodes,
+            settings.positions,
+            settings.reach,
+            status.update,
+        )
+    head = {
+        "name": name,
+        **dataclasses.asdict(settings),
+        "horizon": inner.horizon,
+        "weights": None if settings.weights is None else str(settings.weights),
+        "seconds": time.perf_counter() - began,
+    }
+    return horizon_report(result, head)
 
 
 def horizon_report(probe: HorizonProbe, settings: dict[str, Any]) -> Report:

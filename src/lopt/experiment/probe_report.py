@@ -1,14 +1,45 @@
 """The report of `lopt probe estimators`: a table, and what estimates and meta-losses look like."""
 
+import dataclasses
+import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
+import jax
 import numpy as np
+from rich.console import Console
 
-from lopt.experiment.probe import EstimatorProbe, Row
-from lopt.experiment.probe_slices import Slices
+from lopt.experiment.probe import EstimatorProbe, Row, probe_estimators
+from lopt.experiment.probe_slices import Slices, loss_slices
+from lopt.experiment.probe_subject import default_truncation, subject
 from lopt.experiment.report import Measured, Report, finish, number
+from lopt.experiment.settings import ProbeSettings
+
+
+def probe_subject(name: str, settings: ProbeSettings) -> Report:
+    """Measures the estimators of a recipe or a task."""
+    began = time.perf_counter()
+    inner, theta = subject(
+        name, settings.settings, settings.horizon, settings.weights, settings.seed
+    )
+    length = settings.truncation or default_truncation(inner.horizon)
+    settings = dataclasses.replace(settings, horizon=inner.horizon, truncation=length)
+    key, slices_key = jax.random.split(jax.random.key(settings.seed))
+    with Console(stderr=True).status("tracing") as status:
+        result = probe_estimators(inner, theta, key, settings, settings.only, status.update)
+        status.update("slices of the meta-loss")
+        lengths = (length, inner.horizon, 3 * inner.horizon)
+        slices = loss_slices(inner, theta, slices_key, lengths)
+    head = {
+        "name": name,
+        **dataclasses.asdict(settings),
+        "weights": None if settings.weights is None else str(settings.weights),
+        "devices": len(jax.local_devices()),
+        "platform": jax.default_backend(),
+        "seconds": time.perf_counter() - began,
+    }
+    return estimators_report(result, slices, head)
 
 
 def estimators_report(probe: EstimatorProbe, slices: Slices, settings: dict[str, Any]) -> Report:

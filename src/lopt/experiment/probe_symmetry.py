@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lopt.analysis.symmetry import Symmetries, symmetries
-from lopt.core.checks import check_integer, check_length
+from lopt.core.checks import check_length
 from lopt.core.learned import AbstractLearnedOptimizer
 from lopt.core.task import AbstractTaskFamily
 from lopt.core.types import Key, Theta
@@ -30,6 +30,7 @@ from lopt.experiment.probe_dynamics_watch import tuned_references
 from lopt.experiment.probe_symmetry_watch import Course, EachTheta, Watch, watched
 from lopt.experiment.record_run import inner_training
 from lopt.experiment.report import stages
+from lopt.experiment.settings import SymmetrySettings
 from lopt.experiment.train import guarded, reopen
 from lopt.experiment.trainings import Keys, stream
 
@@ -38,29 +39,6 @@ SHORT = (
     20  # inner steps of the truncations of the study, after which learned optimizers are fastest
 )
 MOST_PER_CALL = 10
-
-
-@dataclasses.dataclass(frozen=True)
-class SymmetrySettings:
-    """What is measured.
-
-    Attributes:
-        steps: of each training; None for the run's horizon, but at most 500.
-        seeds: fresh tasks, each with initial params and batches of its own.
-        seed: of everything random, but for the meta-training, which has the run's.
-        outer_steps: of the run's meta-training that are done again; at most those it has.
-    """
-
-    steps: int | None = None
-    seeds: int = 3
-    seed: int = 0
-    outer_steps: int = 40
-
-    def __post_init__(self) -> None:
-        check_integer("SymmetrySettings", "seeds", self.seeds, hint=3)
-        check_integer("SymmetrySettings", "outer_steps", self.outer_steps, 0, hint=40)
-        if self.steps is not None:
-            check_integer("SymmetrySettings", "steps", self.steps, 2, hint=200)
 
 
 @dataclasses.dataclass(frozen=True)
