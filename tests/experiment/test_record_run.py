@@ -1,9 +1,9 @@
 """Recording trained runs: what the table says is true of the run, and mistakes cost no time."""
 
-from pathlib import dataclasses
+import dataclasses
+from pathlib import Path
 
 import numpy as np
-import Path
 import pytest
 import tyro
 

@@ -15,7 +15,7 @@ import pytest
 import safetensors.numpy
 
 from lopt.experiment import storage
-from lopt.experiment.files import read_json, read_lines, write_json
+from lopt.experiment.files import locked, read_json, read_lines, write_json, write_new_json
 from lopt.experiment.registry import build, recipe_names
 from lopt.experiment.train import (
     create,
@@ -198,6 +198,76 @@ def test_a_gradient_whose_norm_overflows_counts_as_not_finite():
     assert sizes[2] > 0.01
 
 
+@pytest.mark.parametrize("size", [1e20, -1e38])
+def test_a_square_that_overflows_freezes_nothing(size):
+    """Of one weight the norm is |g|, compiled: finite, where Adam's second moment is not."""
+    optimizer = guarded(build(str(RECIPE)))
+    theta = {"learning_rate": jnp.zeros((), jnp.float32)}
+    state, sizes = optimizer.init(theta), []
+    update = jax.jit(optimizer.update)
+    for g in (1.0, size, 1.0, 1.0):
+        updates, state = update({"learning_rate": jnp.float32(g)}, state, theta)
+        sizes.append(abs(float(updates["learning_rate"])))
+    assert int(state.total_notfinite) == 1
+    assert sizes[1] == 0
+    assert min(sizes[2:]) > 0.01
+
+
+def test_updates_that_are_not_finite_are_skipped_and_counted(tmp_path):
+    folder = tmp_path / "run"
+    experiment = create(folder, str(RECIPE), ["outer_steps=4", "learning_rate=1e309"])
+    train(experiment, folder, show_progress=False)
+    assert skipped_steps(folder) == 4
+    assert storage.load(folder)[1] == experiment.learned.init(jax.random.key(0))
+
+
+def test_a_log_that_is_shorter_than_the_checkpoint_falls_back(run):
+    expected = values(run)
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text("".join(lines[:9]))
+    train(reopen(run), run, show_progress=False)
+    assert values(run) == expected
+    (run / "metrics.jsonl").write_text("".join(lines[:3]))
+    with pytest.raises(ValueError, match="holds 3 whole lines, and the first of the checkpoints"):
+        train(reopen(run), run, show_progress=False)
+
+
+def test_files_of_others_stay(run):
+    kept = [run / ".env", run / ".gitignore", run / "checkpoints" / ".note.1", run / ".folder"]
+    for path in kept[:3]:
+        path.write_text("mine")
+    kept[3].mkdir()
+    train(reopen(run), run, show_progress=False)
+    assert all(path.exists() for path in kept)
+
+
+def test_a_run_is_written_by_one_process(run):
+    expected = values(run)
+    with locked(run), pytest.raises(FileExistsError, match="being trained by another process"):
+        train(reopen(run), run, show_progress=False)
+    assert values(run) == expected
+    with pytest.raises(FileExistsError):
+        write_new_json(run / "run.json", {})
+    assert read_json(run / "run.json")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_signals_end_a_run_as_ctrl_c_does(number, code, tmp_path, environment):
+    folder = tmp_path / "run"
+    arguments = ("train", RECIPE, "--set", "outer_steps=1000000", "--run", folder)
+    process = subprocess.Popen(
+        command(*arguments), env=environment, stdout=subprocess.PIPE, text=True
+    )
+    while not storage.checkpoints(folder / "checkpoints"):
+        time.sleep(0.1)
+        assert process.poll() is None
+    process.send_signal(number)
+    out, _ = process.communicate(timeout=10)
+    assert process.returncode == code
+    assert f"Continue with: lopt train --resume {folder}" in out
+    assert storage.checkpoints(folder / "checkpoints")
+
+
 def test_a_damaged_checkpoint_is_named(run):
     path = run / "checkpoints" / "00000010.safetensors"
     content = bytearray(path.read_bytes())
@@ -238,7 +308,8 @@ def test_particles_that_are_not_finite_are_dropped_and_counted(tmp_path):
     assert dropped_particles(folder) == sum(line["dropped"] for line in lines) > 0
     bad = [line for line in lines if line["finite"] == 0]
     assert skipped_steps(folder) == len(bad)
-    assert all(line["update_norm"] == 0 and line["meta_loss"] is None for line in bad)
+    assert all(line["update_norm"] == 0 for line in bad)
+    assert all(line["finite"] == 0 for line in lines if line["meta_loss"] is None)
     _, theta = storage.load(folder)
     assert np.isfinite(theta["learning_rate"])
 

@@ -1,6 +1,7 @@
 """The command line. JAX is imported by the commands, not by their help."""
 
 import os
+import signal
 import sys
 import time
 from importlib.metadata import version
@@ -98,15 +99,21 @@ def _train(
     if resume is not None:
         folder, experiment = resume, reopen(resume)
     else:
-        folder = run if run is not None else _unused_folder(str(recipe))
-        experiment = create(folder, str(recipe), settings)
+        for attempt in range(10):
+            folder = run if run is not None else _unused_folder(str(recipe))
+            try:
+                experiment = create(folder, str(recipe), settings)
+                break
+            except FileExistsError:  # by a run that began at the same moment
+                if run is not None or attempt == 9:
+                    raise
     say(f"Run {folder}")
     try:
         meta_train(experiment, folder)
+        _evaluate(experiment, folder)
     except KeyboardInterrupt:
         say(f"Stopped. Continue with: lopt train --resume {folder}")
         raise
-    _evaluate(experiment, folder)
 
 
 @app.command
@@ -241,15 +248,23 @@ def main() -> None:
     if sys.argv[1:] == ["--version"]:
         print(f"lopt {version('lopt')}")
         return
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):  # Windows has no SIGHUP
+            signal.signal(getattr(signal, name), _interrupt)
     try:
         app.cli(prog="lopt", description=_ABOUT)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except KeyboardInterrupt as stop:
+        sys.exit(128 + (stop.args[0] if stop.args else signal.SIGINT))
     except (ValueError, TypeError, OSError, ImportError) as error:
         if os.environ.get("LOPT_TRACEBACK"):
             raise
         Console(stderr=True).print(Text(f"lopt: {error}", style="red"), soft_wrap=True)
         sys.exit(2)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    """Ends a command as Ctrl-C does."""
+    raise KeyboardInterrupt(number)
 
 
 _ABOUT = """Learned optimizers: meta-train, evaluate, use.

@@ -1,10 +1,18 @@
 """Files that are whole or not there: every write goes to a temporary file that is then renamed."""
 
+import contextlib
 import hashlib
 import json
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # not on Windows, where files are not locked
+    fcntl = None  # type: ignore[assignment]
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -21,6 +29,32 @@ def write_bytes(path: Path, content: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def temporary_files(folder: Path) -> list[Path]:
+    """Returns what `write_bytes` was writing to a folder when it was killed, and nothing else."""
+    known = r"\.[^.].*\.(json|jsonl|safetensors|png|html|npz)\.[0-9]+"
+    return [path for path in folder.glob(".*") if re.fullmatch(known, path.name) and path.is_file()]
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds a run's folder, whose run.json nobody writes again, against other writers.
+
+    Raises:
+        FileExistsError: if another process holds it.
+    """
+    if fcntl is None:
+        yield
+        return
+    with (folder / "run.json").open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FileExistsError(
+                f"{folder} is being trained by another process; wait for it, or stop it."
+            ) from None
+        yield
 
 
 def check_writable(path: Path) -> None:
@@ -46,6 +80,20 @@ def write_json(path: Path, content: Any) -> None:
     """Writes JSON atomically. Numbers that are not finite become null, as JSON has none."""
     text = json.dumps(_finite(content), indent=2, allow_nan=False)
     write_bytes(path, (text + "\n").encode())
+
+
+def write_new_json(path: Path, content: Any) -> None:
+    """Writes JSON to a file that must not be there yet: of two writers, one succeeds.
+
+    Raises:
+        FileExistsError: if it is there.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    write_json(temporary, content)
+    try:
+        os.link(temporary, path)
+    finally:
+        temporary.unlink()
 
 
 def read_json(path: Path) -> Any:

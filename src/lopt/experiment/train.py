@@ -5,6 +5,7 @@ per outer step), `checkpoints/`, and `weights.safetensors`, the latest theta. It
 any moment; resumed, it continues as if nothing had happened, bit for bit.
 """
 
+import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,13 +21,22 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
-from lopt.core.types import State, Theta
+from lopt.core.types import Theta
 from lopt.core.unroll import Step, TrainState, start, unroll
 from lopt.estimators import particle_mesh
 from lopt.experiment import storage
 from lopt.experiment.cache import release_memory
 from lopt.experiment.experiment import Experiment
-from lopt.experiment.files import digest, read_json, read_lines, to_line, write_bytes, write_json
+from lopt.experiment.files import (
+    digest,
+    locked,
+    read_json,
+    read_lines,
+    temporary_files,
+    to_line,
+    write_bytes,
+    write_new_json,
+)
 from lopt.experiment.registry import build
 from lopt.experiment.report import progress
 
@@ -53,7 +63,9 @@ def create(folder: Path, recipe: str, settings: Sequence[str] = ()) -> Experimen
     }
     try:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        write_json(folder / "run.json", config)
+        write_new_json(folder / "run.json", config)
+    except FileExistsError:
+        raise FileExistsError(f"{folder} was taken by another run at this moment.") from None
     except OSError as error:
         raise type(error)(f"The folder {folder} cannot be made ({error}); try another.") from error
     return experiment
@@ -127,23 +139,19 @@ def train(experiment: Experiment, folder: Path, *, show_progress: bool = True) -
     Raises:
         ValueError: if the last checkpoint is damaged or does not fit.
     """
-    for torn in [*folder.glob(".*"), *(folder / "checkpoints").glob(".*")]:
-        torn.unlink()  # what a killed run was writing
     optimizer = guarded(experiment)
     mesh = particle_mesh(experiment.meta)
     # A compiled program takes arguments placed as those it was compiled for.
     everywhere = NamedSharding(mesh, PartitionSpec())
-    with jax.set_mesh(mesh):
-        state = _latest_state(experiment, optimizer, folder)
-        done = int(state.step)
+    with locked(folder), jax.set_mesh(mesh):
+        for torn in [*temporary_files(folder), *temporary_files(folder / "checkpoints")]:
+            torn.unlink()  # what a killed run was writing
         metrics = folder / "metrics.jsonl"
+        lines = read_lines(metrics)
+        state = _latest_state(experiment, optimizer, folder, len(lines))
+        done = int(state.step)
         # What was logged after the checkpoint will be computed, and logged, again.
-        kept = [line for line in read_lines(metrics) if line["step"] < done]
-        if len(kept) < done:
-            raise ValueError(
-                f"{metrics} holds {len(kept)} whole lines for {done} outer steps that are done; "
-                "restore it from a copy, or begin a new run."
-            )
+        kept = lines[:done]
         dropped = sum(int(line.get("dropped", 0)) for line in kept)
         logged, programs = _Log(experiment.record), dict[int, Any]()
         write_bytes(metrics, "".join(map(to_line, kept)).encode())
@@ -165,18 +173,20 @@ def train(experiment: Experiment, folder: Path, *, show_progress: bool = True) -
                     experiment.meta, optimizer, state, num_steps, record=logged
                 )
                 record = {name: np.asarray(value) for name, value in record.items()}
+                skipped = int(state.opt_state.total_notfinite)
+                record["finite"] = 1.0 - np.diff(record.pop("skipped"), append=skipped)
                 seconds = (time.perf_counter() - began) / num_steps
                 for i in range(num_steps):
                     values = {name: float(value[i]) for name, value in record.items()}
                     log.write(to_line({"step": done + i, **values, "seconds": seconds}))
                 log.flush()
+                os.fsync(log.fileno())
                 done += num_steps
                 # In this order: neither what has a checkpoint nor weights are computed again.
                 storage.save_weights(
                     folder / "weights.safetensors", experiment.learned, state.params
                 )
                 storage.save_checkpoint(folder / "checkpoints", done, state)
-                skipped = int(state.opt_state.total_notfinite)
                 dropped += int(record["dropped"].sum())
                 text = f"meta-loss {np.mean(record['meta_loss']):.3f}, {1 / seconds:.1f} steps/s"
                 text += f", {dropped} particles dropped (not finite)" * bool(dropped)
@@ -186,22 +196,33 @@ def train(experiment: Experiment, folder: Path, *, show_progress: bool = True) -
 
 
 def guarded(experiment: Experiment) -> optax.GradientTransformation:
-    """Returns the outer optimizer, skipping (and counting) steps with a gradient not finite.
+    """Returns the outer optimizer, which skips, and counts, steps that are not finite.
 
-    A loss that is not finite counts as well: all particles were dropped then.
-
-    A gradient whose norm overflows counts as not finite: its square would stay in Adam's second
-    moments as an infinity, and no step would be taken any more.
+    Not only gradient and loss have to be: the square of a gradient of 1e20 overflows, and would
+    leave an infinity in Adam's second moments, after which no step is taken any more.
     """
-    checked = optax.apply_if_finite(experiment.outer_optimizer, max_consecutive_errors=2**31 - 1)
+    inner = optax.with_extra_args_support(experiment.outer_optimizer)
+    start = optax.apply_if_finite(inner, max_consecutive_errors=2**31 - 1).init
 
-    def update(grads: Theta, state: State, params: Theta | None = None, **extra: Any) -> Any:
+    def update(grads: Theta, state: Any, params: Theta | None = None, **extra: Any) -> Any:
+        old = state.inner_state
+        updates, new = inner.update(grads, old, params, **extra)
         loss = extra.get("value", jnp.zeros(()))
-        healthy = jnp.isfinite(optax.tree.norm(grads)) & jnp.isfinite(loss)
-        grads = jax.tree.map(lambda g: jnp.where(healthy, g, jnp.nan), grads)
-        return checked.update(grads, state, params, **extra)
+        # What was not finite to begin with, as a bound may be, need not be so afterwards.
+        spoilt = jax.tree.map(lambda a, b: jnp.any(jnp.isfinite(a) & ~jnp.isfinite(b)), old, new)
+        finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((grads, updates, loss))]
+        fine = jnp.all(jnp.stack(finite)) & ~jnp.any(jnp.stack([*jax.tree.leaves(spoilt), False]))
+        updates = jax.tree.map(lambda u: jnp.where(fine, u, jnp.zeros_like(u)), updates)
+        kept = jax.tree.map(lambda a, b: jnp.where(fine, b, a), old, new)
+        bad = (~fine).astype(jnp.int32)
+        return updates, optax.ApplyIfFiniteState(
+            notfinite_count=bad * (state.notfinite_count + 1),
+            last_finite=fine,
+            total_notfinite=state.total_notfinite + bad,
+            inner_state=kept,
+        )
 
-    return optax.GradientTransformationExtraArgs(checked.init, update)
+    return optax.GradientTransformationExtraArgs(start, update)
 
 
 def skipped_steps(folder: Path) -> int:
@@ -230,14 +251,16 @@ def _metrics(step: Step) -> dict[str, Float[Array, ""]]:
         "meta_loss": step.loss,
         "gradient_norm": norm,
         "update_norm": optax.tree.norm(step.updates),
-        "finite": (jnp.isfinite(norm) & jnp.isfinite(step.loss)).astype(norm.dtype),
+        "skipped": step.opt_state.total_notfinite,  # before this step
         "dropped": jnp.asarray(step.dropped, norm.dtype),
     }
 
 
 def _latest_state(
-    experiment: Experiment, optimizer: optax.GradientTransformation, folder: Path
+    experiment: Experiment, optimizer: optax.GradientTransformation, folder: Path, logged: int
 ) -> TrainState:
+    """Returns the state of the last checkpoint that the log has all lines of, or the first."""
+
     def begin() -> TrainState:
         init_key, run_key = jax.random.split(jax.random.key(experiment.seed))
         theta = experiment.initial
@@ -245,7 +268,14 @@ def _latest_state(
             theta = experiment.learned.init(init_key)
         return start(experiment.meta, optimizer, theta, run_key)
 
-    numbers = storage.checkpoints(folder / "checkpoints")
+    saved = storage.checkpoints(folder / "checkpoints")
+    numbers = [number for number in saved if number <= logged]
+    if saved and not numbers:
+        raise ValueError(
+            f"{folder / 'metrics.jsonl'} holds {logged} whole lines, and the first of the "
+            f"checkpoints was made after {saved[0]} outer steps; restore it from a copy, or begin "
+            "a new run."
+        )
     if not numbers:
         return begin()
     like = eqx.filter_eval_shape(begin)
