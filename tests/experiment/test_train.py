@@ -161,9 +161,11 @@ def test_a_recipe_file_that_was_edited_is_refused(tmp_path):
     recipe = tmp_path / "recipe.py"
     recipe.write_text(RECIPE.read_text())
     create(tmp_path / "run", str(recipe))
-    recipe.write_text(RECIPE.read_text().replace("optax.adam(", "optax.adam(10 * "))
+    executed = tmp_path / "executed"
+    recipe.write_text(f"open({str(executed)!r}, 'w').close()\n{RECIPE.read_text()}")
     with pytest.raises(ValueError, match="edited"):
         reopen(tmp_path / "run")
+    assert not executed.exists()
 
 
 @pytest.mark.parametrize(

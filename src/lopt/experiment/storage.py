@@ -23,7 +23,7 @@ KEEP = 3
 
 
 def save(path: str | Path, learned: AbstractLearnedOptimizer, theta: Theta) -> None:
-    """Saves a learned optimizer, configuration and weights, in one safetensors file.
+    """Saves a learned optimizer, configuration, weights and their checksum, in a safetensors file.
 
     Raises:
         TypeError: if `learned` is not made of parts of lopt.
@@ -65,7 +65,8 @@ def load(
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file is damaged, or its weights do not fit its configuration.
+        ValueError: if the file is damaged, its weights are not finite, or do not fit its
+            configuration.
     """
     path = weights_file(Path(path))
     arrays, metadata = _read(path)
@@ -84,6 +85,13 @@ def load(
             ) from error
     if not isinstance(learned, AbstractLearnedOptimizer):
         raise ValueError(f"{path} describes {learned}, which is not a learned optimizer.")
+    if metadata.get("sha256", _digest(arrays)) != _digest(arrays):
+        raise ValueError(f"{path} is damaged: its checksum is another; restore it from a copy.")
+    if broken := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
+        raise ValueError(
+            f"{path} has weights that are not finite, in {', '.join(broken[:3])}; its "
+            "meta-training diverged: use an earlier checkpoint, or train again."
+        )
     like = eqx.filter_eval_shape(learned.init, jax.random.key(0))
     return learned, _fill(like, arrays, path, check_dtypes=False)
 
@@ -172,7 +180,17 @@ def _to_bytes(tree: Any, metadata: dict[str, str]) -> bytes:
         name: np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf, order="C")
         for name, leaf in named
     }
-    return safetensors.numpy.save(arrays, metadata)
+    return safetensors.numpy.save(arrays, metadata | {"sha256": _digest(arrays)})
+
+
+def _digest(arrays: dict[str, np.ndarray]) -> str:
+    """Returns the SHA-256 of the names, dtypes, shapes and numbers of arrays."""
+    found = hashlib.sha256()
+    for name in sorted(arrays):
+        array = arrays[name]
+        found.update(f"{name} {array.dtype} {array.shape}".encode())
+        found.update(np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()
 
 
 def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:

@@ -98,9 +98,10 @@ def reopen(folder: Path) -> Experiment:
             f"{folder / 'run.json'} is not that of a run: it lacks one of {', '.join(fields)}; "
             "restore it from a copy, or begin a new run in another folder."
         )
-    experiment = build(config["recipe"], config["settings"])
+    # A file of code that is not the recorded one is not executed.
     edited = source_digest(config["recipe"]) != config["recipe_sha256"]
-    if edited or _squeezed(printed(experiment)) != _squeezed(config["experiment"]):
+    experiment = None if edited else build(config["recipe"], config["settings"])
+    if experiment is None or _squeezed(printed(experiment)) != _squeezed(config["experiment"]):
         raise ValueError(
             f"The recipe {config['recipe']} no longer gives the experiment that {folder} began "
             "with (it was edited, or other data files are found now); begin a new run instead."
