@@ -29,13 +29,15 @@ def save(path: str | Path, learned: AbstractLearnedOptimizer, theta: Theta) -> N
         TypeError: if `learned` is not made of parts of lopt.
         ValueError: if `theta` is not of its shape.
     """
-    metadata = {"lopt": json.dumps(describe(learned))}
+    described = describe(learned)
     like = eqx.filter_eval_shape(learned.init, jax.random.key(0))
     expected, found = (
         {name: leaf.shape for name, leaf in _named_leaves(tree)[0]} for tree in (like, theta)
     )
     if expected != found:
         raise ValueError(f"save(theta) is {found}, which does not fit {learned}: {expected}.")
+    # One key, as safetensors writes several in any order, and equal weights are equal files.
+    metadata = {"lopt": json.dumps(described | {"sha256": _digest(_arrays(theta))})}
     write_bytes(Path(path), _to_bytes(theta, metadata))
 
 
@@ -47,7 +49,7 @@ def save_weights(path: Path, learned: AbstractLearnedOptimizer, theta: Theta) ->
     try:
         save(path, learned, theta)
     except TypeError:
-        write_bytes(path, _to_bytes(theta, {}))
+        write_bytes(path, _to_bytes(theta, {"sha256": _digest(_arrays(theta))}))
 
 
 def load(
@@ -75,9 +77,12 @@ def load(
             f"{path} describes no optimizer (lopt.save did not write it, or its optimizer has "
             "parts from outside of lopt); give it, as in load(path, learned)."
         )
-    if learned is None:
+    checksum = metadata.get("sha256")
+    if "lopt" in metadata:
         try:
-            learned = restore(json.loads(metadata["lopt"]))
+            description = json.loads(metadata["lopt"])
+            checksum = description.get("sha256")
+            learned = restore(description) if learned is None else learned
         except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{path} describes an optimizer that cannot be made: {error} Give it, as in "
@@ -85,7 +90,7 @@ def load(
             ) from error
     if not isinstance(learned, AbstractLearnedOptimizer):
         raise ValueError(f"{path} describes {learned}, which is not a learned optimizer.")
-    if metadata.get("sha256", _digest(arrays)) != _digest(arrays):
+    if checksum is not None and checksum != _digest(arrays):
         raise ValueError(f"{path} is damaged: its checksum is another; restore it from a copy.")
     if broken := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
         raise ValueError(
@@ -174,13 +179,17 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _to_bytes(tree: Any, metadata: dict[str, str]) -> bytes:
+    return safetensors.numpy.save(_arrays(tree), metadata)
+
+
+def _arrays(tree: Any) -> dict[str, np.ndarray]:
+    """Returns the leaves of a tree by name."""
     named, _ = _named_leaves(tree)
-    arrays = {
+    return {
         # safetensors 0.8.0 scrambles arrays that are not contiguous, without a word.
         name: np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf, order="C")
         for name, leaf in named
     }
-    return safetensors.numpy.save(arrays, metadata | {"sha256": _digest(arrays)})
 
 
 def _digest(arrays: dict[str, np.ndarray]) -> str:
