@@ -81,7 +81,8 @@ def load(
     if "lopt" in metadata:
         try:
             description = json.loads(metadata["lopt"])
-            checksum = description.get("sha256")
+            if isinstance(description, dict):
+                checksum = description.get("sha256")
             learned = restore(description) if learned is None else learned
         except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(

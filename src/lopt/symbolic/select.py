@@ -1,12 +1,13 @@
 """The choice among candidates: the shortest that is as good as the best, by a standard error.
 
-Breiman et al. 1984, "Classification and Regression Trees", section 3.4.3. Rows of one coordinate
-are far from independent, so the standard error is over coordinates or, where there are enough,
-over runs.
+Breiman et al. 1984, "Classification and Regression Trees", section 3.4.3, but with the error of the
+*difference* to the best: what all candidates get wrong alike, such as a few outliers, says nothing
+about which is better. Rows of one coordinate are far from independent, so the standard error is
+over coordinates or, where there are enough, over runs.
 """
 
 import numpy as np
-from jaxtyping import Float
+from scipy.stats import mstats
 
 from lopt.symbolic.expression import Expression
 from lopt.symbolic.search import Candidate, Front, mean_squared_error, predict
@@ -15,12 +16,21 @@ from lopt.symbolic.table import Table
 
 # Runs that are enough for a standard error over them.
 _ENOUGH_RUNS = 5
+# The share of groups at either end whose differences count as those of the next one.
+_TAIL = 0.1
 
 
 def select(
-    front: Front, validation: Table, errors: float = 1.0, negligible: float = 1e-8
+    front: Front,
+    validation: Table,
+    errors: float = 1.0,
+    negligible: float = 1e-8,
+    most: float = 0.03,
 ) -> Candidate:
-    """Returns the shortest candidate whose loss is within a standard error of the least.
+    """Returns the shortest candidate that is as good as the one with the least loss.
+
+    That is, whose loss is larger by less than a standard error of the difference, and by less than
+    a share of the output's variance.
 
     Args:
         front: whose candidates have the loss "validation".
@@ -28,29 +38,39 @@ def select(
         errors: how many standard errors; 0 takes the least loss itself.
         negligible: fraction of the output's variance that is no loss at all, such as that of
             rounding: without noise there is always a longer expression with a smaller one.
+        most: R2 that the choice may lose to the best, whatever the standard error.
     """
     best = min(front.candidates, key=lambda one: (one.losses["validation"], one.complexity))
-    limit = best.losses["validation"] + errors * standard_error(best.expression, validation)
-    limit += negligible * float(np.var(validation.output))
-    return next(one for one in front.candidates if one.losses["validation"] <= limit)
+    variance = float(np.var(validation.output))
+
+    def is_as_good(one: Candidate) -> bool:
+        if not one.losses["validation"] <= best.losses["validation"] + most * variance:
+            return False
+        difference, error = paired_difference(one.expression, best.expression, validation)
+        return difference <= errors * error + negligible * variance
+
+    return next(one for one in front.candidates if one is best or is_as_good(one))
 
 
-def standard_error(expression: Expression, table: Table) -> float:
-    """Returns the standard error of an expression's mean squared error over groups of rows.
+def paired_difference(one: Expression, other: Expression, table: Table) -> tuple[float, float]:
+    """Returns the mean difference of squared errors of two expressions, and its standard error.
 
-    For groups of n_i rows with mean errors e_i and the mean e of all N rows, it is the root of
-    G / (G - 1) sum_i (n_i / N)^2 (e_i - e)^2, that of a ratio of sums. It is zero for one group.
+    For groups of n_i rows with mean differences d_i and the mean d of all N rows, it is the root
+    of G / (G - 1) sum_i (n_i / N)^2 (d_i - d)^2, that of a ratio of sums; d_i beyond the outer
+    tenths count as those next to them. It is zero for one group.
     """
-    errors = (predict(expression, table) - table.output) ** 2
+    squares = [(predict(each, table) - table.output) ** 2 for each in (one, other)]
     groups = run_groups(table)
     if groups.max() + 1 < _ENOUGH_RUNS:
         groups = coordinate_groups(table)
-    sizes, sums = np.bincount(groups), np.bincount(groups, errors)
-    count = len(sizes)
+    sizes = np.bincount(groups)
+    count, rows = len(sizes), len(table)
+    means = np.bincount(groups, squares[0] - squares[1]) / sizes
+    means = np.asarray(mstats.winsorize(means, (_TAIL, _TAIL)))
+    mean = float(np.sum(sizes * means) / rows)
     if count == 1:
-        return 0.0
-    deviations: Float[np.ndarray, " group"] = sums - sizes * errors.mean()
-    return float(np.sqrt(count / (count - 1) * np.sum(deviations**2)) / len(table))
+        return mean, 0.0
+    return mean, float(np.sqrt(count / (count - 1) * np.sum((sizes * (means - mean)) ** 2)) / rows)
 
 
 def r_squared(expression: Expression, table: Table) -> float:
