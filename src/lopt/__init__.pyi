@@ -5,6 +5,7 @@ from . import experiment as experiment
 from . import learned as learned
 from . import symbolic as symbolic
 from . import tasks as tasks
+from ._version import __version__ as __version__
 from .analysis import NoisyQuadratic as NoisyQuadratic
 from .analysis import chebyshev_quadratic as chebyshev_quadratic
 from .analysis import fit_noisy_quadratic as fit_noisy_quadratic

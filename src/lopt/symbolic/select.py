@@ -7,7 +7,6 @@ over coordinates or, where there are enough, over runs.
 """
 
 import numpy as np
-from scipy.stats import mstats
 
 from lopt.symbolic.expression import Expression
 from lopt.symbolic.search import Candidate, Front, mean_squared_error, predict
@@ -66,7 +65,8 @@ def paired_difference(one: Expression, other: Expression, table: Table) -> tuple
     sizes = np.bincount(groups)
     count, rows = len(sizes), len(table)
     means = np.bincount(groups, squares[0] - squares[1]) / sizes
-    means = np.asarray(mstats.winsorize(means, (_TAIL, _TAIL)))
+    ordered, tail = np.sort(means), int(_TAIL * count)
+    means = np.clip(means, ordered[tail], ordered[count - 1 - tail])
     mean = float(np.sum(sizes * means) / rows)
     if count == 1:
         return mean, 0.0
