@@ -186,9 +186,10 @@ def _noise(one: Watched) -> list[dict[str, Cell]]:
             ("trace", "trace"),
             ("top", "top_eigenvalue"),
         ):
-            for short, found in (("g", moment.gradients), ("u", moment.updates)):
-                values = [getattr(noise, name) for noise in found if noise is not None]
-                row[f"{label} {short}"] = measured(values) if values else None
+            for short, each in (("g", moment.gradients), ("u", moment.updates)):
+                values = [getattr(noise, name) for noise in each if noise is not None]
+                found = measured(values)
+                row[f"{label} {short}"] = found if label == "tail" else found.mean
         rows.append(row)
     return rows
 
