@@ -1,4 +1,4 @@
-"""The inner life of optimizers: what their updates look like, and what they answer to."""
+"""Dynamics of optimizers: what their updates look like, and what they answer to."""
 
 from lopt.analysis.dynamics.alignment import (
     Alignment,
