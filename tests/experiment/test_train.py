@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from lopt.experiment import storage
+from lopt.experiment import cli, storage
 from lopt.experiment.files import locked, read_json, read_lines, write_json, write_new_json
 from lopt.experiment.registry import build, recipe_names
 from lopt.experiment.train import (
@@ -377,6 +377,19 @@ def test_a_run_is_evaluated_and_a_second_start_compiles_nothing(tmp_path, enviro
     done = lopt(environment, "evaluate", tmp_path / "first")
     assert done.returncode == 0, done.stderr
     assert read_json(tmp_path / "first" / "report.json") == report
+
+
+def test_help_of_a_recipe_lists_its_fields(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["lopt", "train", "digits", "--help"])
+    cli.main()
+    text = " ".join(capsys.readouterr().out.split())
+    for words in ("outer_steps", "int", "800", "steps of meta-training", "weight_decay"):
+        assert words in text
+    monkeypatch.setattr("sys.argv", ["lopt", "train", "no_such", "--help"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2
+    assert "no recipe 'no_such'" in capsys.readouterr().err
 
 
 def test_a_rule_of_ones_own_is_trained_and_loaded_with_its_recipe(tmp_path):

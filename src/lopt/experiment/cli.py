@@ -243,16 +243,29 @@ def _unused_folder(recipe: str) -> Path:
     return folder
 
 
+def _describe(recipe: str) -> None:
+    """Prints the fields of a recipe."""
+    from lopt.experiment.registry import fields_of
+    from lopt.experiment.report import Table
+
+    title = f"lopt train {recipe}: fields, as in --set FIELD=VALUE"
+    Table(title, fields_of(recipe)).print(Console())
+
+
 def main() -> None:
     """Runs the command line; what a user can mend is said in one line, with exit status 2."""
-    if sys.argv[1:] == ["--version"]:
+    arguments = sys.argv[1:]
+    if arguments == ["--version"]:
         print(f"lopt {version('lopt')}")
         return
     for name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, name):  # Windows has no SIGHUP
             signal.signal(getattr(signal, name), _interrupt)
     try:
-        app.cli(prog="lopt", description=_ABOUT)
+        if arguments[:1] == ["train"] and {"-h", "--help"} & {*arguments[2:]}:
+            _describe(arguments[1])
+        else:
+            app.cli(prog="lopt", description=_ABOUT)
     except KeyboardInterrupt as stop:
         sys.exit(128 + (stop.args[0] if stop.args else signal.SIGINT))
     except (ValueError, TypeError, OSError, ImportError) as error:

@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,27 @@ def build(recipe: str, settings: Sequence[str] = ()) -> Experiment:
     if not isinstance(experiment, Experiment):
         raise ValueError(f"Recipe {recipe} returned {type(experiment)}, not a lopt.Experiment.")
     return experiment
+
+
+def fields_of(recipe: str) -> list[dict[str, str]]:
+    """Returns name, type, default and meaning of each field of a recipe.
+
+    Raises:
+        FileNotFoundError: if there is no such recipe.
+        ValueError: if it defines no experiment.
+    """
+    function = _load(recipe)
+    _, _, texts = inspect.cleandoc(function.__doc__ or "").partition("Args:\n")
+    meanings = dict(re.findall(r"^ {4}(\w+): (.*)$", re.sub(r"\n {8}", " ", texts), re.MULTILINE))
+    return [
+        {
+            "field": name,
+            "type": getattr(field.annotation, "__name__", str(field.annotation)),
+            "default": "" if field.default is field.empty else repr(field.default),
+            "meaning": meanings.get(name, ""),
+        }
+        for name, field in inspect.signature(function).parameters.items()
+    ]
 
 
 @contextlib.contextmanager
