@@ -121,12 +121,13 @@ class Table:
                 words = [word for cell in cells for word in cell.split()] if text else cells
                 own = [min(len(word), LONGEST_WORD) if text else len(word) for word in words]
                 least.append(max(*own, *map(len, name.split()), 1))
-            texts = sum(text for _, text, _ in columns) or 1
-            room = max(0, console.width - _total(least)) // texts
-            widths = [
-                min(most, fewest + room) if text else fewest
-                for (_, text, _), most, fewest in zip(columns, widths, least, strict=True)
-            ]
+            # What room there is goes to texts, first to the shortest.
+            room = max(0, console.width - _total(least))
+            texts = [i for i in range(len(columns)) if columns[i][1]]
+            most, widths = widths, least
+            for rank, i in enumerate(sorted(texts, key=most.__getitem__)):
+                given = min(most[i] - least[i], room // (len(texts) - rank))
+                widths[i], room = least[i] + given, room - given
         table = RichTable(title=RichText(plain(self.title)), title_justify="left")
         for (name, text, _), width in zip(columns, widths, strict=True):
             justify: Any = "left" if text else "right"
