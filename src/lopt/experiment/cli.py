@@ -173,7 +173,7 @@ def record(
 
     Args:
         run: the folder of a run.
-        output: the file, ending in .npz, .parquet or .npy; RUN/table.npz by default.
+        output: the file, ending in .npz or .npy; RUN/table.npz by default.
     """
     from lopt.experiment.tables import check_path, save_table
 

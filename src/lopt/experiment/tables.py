@@ -1,6 +1,6 @@
-"""Tables on disk: npz, parquet, and the older npy. Nothing is unpickled or evaluated.
+"""Tables on disk: npz, and the older npy. Nothing is unpickled or evaluated.
 
-In npz and parquet a feature is `feature.NAME`, with `[t-2]` behind it for one two steps ago; the
+In npz a feature is `feature.NAME`, with `[t-2]` behind it for one two steps ago; the
 output is `output` and the ids are `task`, `run`, `tensor`, `coordinate` and `step`. JSON beside
 them, `lopt`, lists the columns in order.
 """
@@ -24,7 +24,7 @@ from lopt.symbolic.expression import Variable
 from lopt.symbolic.table import IDS, Table
 
 FORMAT, VERSION = "lopt table", 1
-SUFFIXES = (".npz", ".parquet", ".npy")
+SUFFIXES = (".npz", ".npy")
 
 # What parsers raise for damaged bytes: of RuntimeErrors an unknown or encrypted method of zip's,
 # of MemoryErrors a shape that no memory holds.
@@ -38,20 +38,19 @@ Arrays = Mapping[str, np.ndarray]
 
 
 def save_table(path: str | Path, table: Table) -> None:
-    """Saves a table as its file's name says: .npz, .parquet or .npy, whole or not at all.
+    """Saves a table as its file's name says: .npz or .npy, whole or not at all.
 
     An .npy holds features and then the output of each row, in order of their lags, and neither
     names nor ids.
 
     Raises:
-        ImportError: if the name ends in .parquet and pyarrow is not installed.
         ValueError: if the name ends in something else, or `table.about` is not made of JSON.
     """
     path = Path(path)
     check_path(path)
     arrays = {_key(column): values for column, values in table.mapping().items()}
     arrays |= {"output": table.output} | {name: getattr(table, name) for name in IDS}
-    written = {".npz": _to_npz, ".parquet": _to_parquet, ".npy": _to_npy}[path.suffix]
+    written = _to_npz if path.suffix == ".npz" else _to_npy
     write_bytes(path, written(arrays, table))
 
 
@@ -61,7 +60,7 @@ def load_table(path: str | Path, names: Sequence[str] | None = None) -> Table:
     Args:
         path: of a file of `save_table`, or of an .npy of shape [rows, M k + 1] with k features of M
             steps, the most recent step first, features of one step side by side, then the output.
-        names: of the features of one step of an .npy; by default "gradient" is the only one.
+        names: of the features of one step of an .npy, which does not have them.
 
     Returns:
         The table. An .npy does not say where its rows come from: each then counts as a coordinate
@@ -70,7 +69,6 @@ def load_table(path: str | Path, names: Sequence[str] | None = None) -> Table:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ImportError: if it is a parquet file and pyarrow is not installed.
         ValueError: if the file is damaged, of another version, or lacks a column, or a value is not
             finite; names the file.
     """
@@ -82,16 +80,13 @@ def load_table(path: str | Path, names: Sequence[str] | None = None) -> Table:
         return _naming(path, lambda: _from_npy(path, names))
     if names is not None:
         raise ValueError(f"load_table(names={list(names)}) is for .npy; {path} has names.")
-    read = _read_npz if path.suffix == ".npz" else _read_parquet
-    return _naming(path, lambda: _to_table(*read(path)))
+    return _naming(path, lambda: _to_table(*_read_npz(path)))
 
 
 def check_path(path: Path) -> None:
-    """Refuses a name from which no format follows, and formats that cannot be written here."""
+    """Refuses a name from which no format follows."""
     if path.suffix not in SUFFIXES:
         raise ValueError(f"A table's file ends in {', '.join(SUFFIXES)}, not as {path.name} does.")
-    if path.suffix == ".parquet":
-        _pyarrow()
 
 
 def _naming(path: Path, load: Callable[[], Table]) -> Table:
@@ -175,44 +170,9 @@ def _read_npz(path: Path) -> tuple[Arrays, str | None]:
     return arrays, None if metadata is None else str(metadata)
 
 
-def _to_parquet(arrays: Arrays, table: Table) -> bytes:
-    arrow, parquet = _pyarrow()
-    content = arrow.table({name: arrow.array(values) for name, values in arrays.items()})
-    content = content.replace_schema_metadata({"lopt": _metadata(table)})
-    buffer = io.BytesIO()
-    parquet.write_table(content, buffer, write_page_checksum=True)
-    return buffer.getvalue()
-
-
-def _read_parquet(path: Path) -> tuple[Arrays, str | None]:
-    arrow, parquet = _pyarrow()
-    try:
-        content = parquet.read_table(path, partitioning=None, page_checksum_verification=True)
-        arrays = {
-            name: content.column(name).to_numpy(zero_copy_only=False)
-            for name in content.column_names
-        }
-    except (arrow.ArrowException, *DAMAGE) as error:
-        raise ValueError(f"it is not a whole parquet file ({_line(error)}).") from error
-    metadata = (content.schema.metadata or {}).get(b"lopt")
-    return arrays, None if metadata is None else metadata.decode(errors="replace")
-
-
 def _line(error: BaseException) -> str:
     """Returns what an error says, on one line; its kind if it says nothing."""
     return " ".join(str(error).split()) or type(error).__name__
-
-
-def _pyarrow() -> tuple[Any, Any]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ImportError(
-            'Parquet files need pyarrow: pip install "lopt[symbolic]", or use a file ending in '
-            ".npz."
-        ) from error
-    return pyarrow, pyarrow.parquet
 
 
 def _to_npy(arrays: Arrays, table: Table) -> bytes:
@@ -225,8 +185,12 @@ def _to_npy(arrays: Arrays, table: Table) -> bytes:
 
 def _from_npy(path: Path, names: Sequence[str] | None) -> Table:
     rows = _read_npy(path)
-    names = ("gradient",) if names is None else tuple(names)
     width = rows.shape[1] - 1
+    if names is None:
+        raise ValueError(
+            f"an .npy has no names for its {width} features; give those of one step, as in "
+            "load_table(path, names=('gradient',))."
+        )
     if not names or width < 1 or width % len(names):
         raise ValueError(
             f"it has {rows.shape[1]} columns, which is not M steps of the {len(names)} features "
