@@ -89,7 +89,7 @@ def valley(report):
 
 
 def rate_of(row):
-    return float(row["rate"].rstrip("*"))
+    return row["learning_rate"]
 
 
 def test_the_page_needs_no_other_file(written):

@@ -234,6 +234,7 @@ def _numbers(probe: DynamicsProbe) -> dict[str, Any]:
             relative = np.asarray(updates.update_norm, float) / np.asarray(updates.param_norm)
         answers = one.answers or {}
         return {
+            "learning_rate": None if one.rate is None else one.rate.value,
             "loss": course(one.seen.loss),
             "relative_step": course(updates.overall_relative),
             "effective_rate": course(rate.overall),

@@ -150,7 +150,9 @@ def _numbers(probe: SymmetryProbeResult) -> dict[str, Any]:
             }
         )
     held = {one["name"] for one in symmetries} | {each.name for each in probe.found.maps}
+    rates = {one.name: one.rate for one in probe.optimizers}
     return {
+        "learning_rates": {name: rate and rate.value for name, rate in rates.items()},
         "precision": probe.precision,
         "steps": probe.steps,
         "short_steps": probe.short,
