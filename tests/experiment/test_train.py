@@ -1,5 +1,6 @@
 """Runs as a user starts them: killed at any moment, resumed, and given bad input."""
 
+import dataclasses
 import os
 import shutil
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import safetensors.numpy
 
@@ -198,6 +200,14 @@ def test_a_gradient_whose_norm_overflows_counts_as_not_finite():
     assert int(state.total_notfinite) == 1
     assert sizes[1] == 0
     assert sizes[2] > 0.01
+
+
+def test_a_norm_that_overflows_is_skipped_by_any_optimizer():
+    experiment = dataclasses.replace(build(str(RECIPE)), outer_optimizer=optax.sgd(1e-3))
+    optimizer, theta = guarded(experiment), {"w": jnp.zeros(2, jnp.float32)}
+    updates, state = optimizer.update({"w": jnp.full(2, 1e25, jnp.float32)}, optimizer.init(theta))
+    assert int(state.total_notfinite) == 1
+    assert not updates["w"].any()
 
 
 @pytest.mark.parametrize("size", [1e20, -1e38])

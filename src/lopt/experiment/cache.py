@@ -55,9 +55,3 @@ def prepare_jax() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
     use_compilation_cache()
     use_all_cores()
-
-
-def check_seed(seed: int) -> None:
-    """Refuses what `jax.random.key` would wrap around or refuse."""
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"--seed {seed} must be between 0 and {2**32 - 1}.")

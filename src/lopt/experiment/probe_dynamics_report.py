@@ -24,7 +24,7 @@ def dynamics_report(probe: DynamicsProbe, settings: dict[str, Any]) -> Report:
     report.text(
         f"{settings['seeds']} fresh tasks of the run, {probe.steps} steps each; all optimizers "
         "begin at the same params and see the same batches. The rates of references are the best "
-        "of 11 or 12 for just these runs (mean training loss; * at the grid's edge).",
+        "of half decades for just these runs (mean training loss; * at the grid's edge).",
         detail=True,
     )
     report.figure(

@@ -5,7 +5,6 @@ criterion: the mean training loss of the whole run (Sobotka et al. 2024, arXiv:2
 """
 
 import dataclasses
-from collections.abc import Callable
 
 import equinox as eqx
 import jax
@@ -82,16 +81,13 @@ class Checkpoint:
     updates: tuple[Noise | None, ...]
 
 
-def mean_training_loss(
-    tasks: AbstractTaskFamily, keys: Keys, steps: int
-) -> Callable[[optax.GradientTransformation], tuple[Scalar, tuple[()]]]:
-    """Returns the published criterion of tuning: the mean loss over all steps and runs."""
-    return lambda optimizer: (jnp.mean(trainings(tasks, optimizer, keys, steps)[1]), ())
-
-
 def tuned_references(tasks: AbstractTaskFamily, keys: Keys, steps: int, name: str) -> Tuned:
-    """Returns the learning rate of a reference that is best for just these runs."""
-    baseline, train = BASELINES[name], mean_training_loss(tasks, keys, steps)
+    """Returns the rate of a reference with the lowest mean loss over all steps and runs."""
+    baseline = BASELINES[name]
+
+    def train(optimizer: optax.GradientTransformation) -> tuple[Scalar, tuple[()]]:
+        return jnp.mean(trainings(tasks, optimizer, keys, steps)[1]), ()
+
     return tune(baseline.factory, baseline.rates.astype(dtype_of(tasks)), train)
 
 

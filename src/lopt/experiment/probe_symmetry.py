@@ -9,7 +9,6 @@ again. The study is that of Sobotka et al. 2024 (arXiv:2312.07174).
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +20,7 @@ from lopt.core.checks import check_length
 from lopt.core.learned import AbstractLearnedOptimizer
 from lopt.core.task import AbstractTaskFamily
 from lopt.core.types import Key, Theta
-from lopt.core.unroll import TrainState, start, unroll
+from lopt.core.unroll import unroll
 from lopt.estimators import particle_mesh
 from lopt.experiment import storage
 from lopt.experiment.baselines import BASELINES, Tuned
@@ -31,7 +30,7 @@ from lopt.experiment.probe_symmetry_watch import Course, EachTheta, Watch, watch
 from lopt.experiment.record_run import inner_training
 from lopt.experiment.report import stages
 from lopt.experiment.settings import SymmetrySettings
-from lopt.experiment.train import guarded, reopen
+from lopt.experiment.train import begin, guarded, initial_theta, reopen
 from lopt.experiment.trainings import Keys, stream
 
 LONGEST = 500
@@ -152,8 +151,8 @@ def find_symmetries(tasks: AbstractTaskFamily, key: Key, folder: Path) -> Symmet
 def kept_thetas(experiment: Experiment, folder: Path) -> dict[int, Theta]:
     """Returns the weights of a run by outer step: those it began with, and of its checkpoints."""
     optimizer = guarded(experiment)
-    like = jax.eval_shape(lambda: _begin(experiment, optimizer))
-    thetas = {0: _initial(experiment)}
+    like = jax.eval_shape(lambda: begin(experiment, optimizer))
+    thetas = {0: initial_theta(experiment)}
     for number in storage.checkpoints(folder / "checkpoints"):
         state = storage.load_checkpoint(folder / "checkpoints", number, like)
         thetas[number] = state.params
@@ -189,7 +188,7 @@ def _replayed(
     courses: list[Course] = []
     with jax.set_mesh(mesh):
         everywhere = NamedSharding(mesh, PartitionSpec())
-        state = _begin(experiment, optimizer)
+        state = begin(experiment, optimizer)
         for chunk in _chunks(steps):
             say(f"meta-training again, outer step {int(state.step)}")
             state = jax.device_put(state, everywhere)
@@ -204,15 +203,3 @@ def _chunks(steps: int) -> list[int]:
     """Returns equal parts of some outer steps, so that one program does them all."""
     size = max((n for n in range(1, MOST_PER_CALL + 1) if steps % n == 0), default=1)
     return [size] * (steps // size)
-
-
-def _initial(experiment: Experiment) -> Theta:
-    if experiment.initial is not None:
-        return experiment.initial
-    return experiment.learned.init(jax.random.split(jax.random.key(experiment.seed))[0])
-
-
-def _begin(experiment: Experiment, optimizer: Any) -> TrainState:
-    """Returns the state that meta-training began with."""
-    run_key = jax.random.split(jax.random.key(experiment.seed))[1]
-    return start(experiment.meta, optimizer, _initial(experiment), run_key)

@@ -200,7 +200,8 @@ def guarded(experiment: Experiment) -> optax.GradientTransformation:
     """Returns the outer optimizer, which skips, and counts, steps that are not finite.
 
     Not only gradient and loss have to be: the square of a gradient of 1e20 overflows, and would
-    leave an infinity in Adam's second moments, after which no step is taken any more.
+    leave an infinity in Adam's second moments, after which no step is taken any more. A gradient
+    whose norm overflows is skipped whatever the optimizer.
     """
     inner = optax.with_extra_args_support(experiment.outer_optimizer)
     start = optax.apply_if_finite(inner, max_consecutive_errors=2**31 - 1).init
@@ -211,7 +212,8 @@ def guarded(experiment: Experiment) -> optax.GradientTransformation:
         loss = extra.get("value", jnp.zeros(()))
         # What was not finite to begin with, as a bound may be, need not be so afterwards.
         spoilt = jax.tree.map(lambda a, b: jnp.any(jnp.isfinite(a) & ~jnp.isfinite(b)), old, new)
-        finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((grads, updates, loss))]
+        finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((updates, loss))]
+        finite.append(jnp.isfinite(optax.tree.norm(grads)))
         fine = jnp.all(jnp.stack(finite)) & ~jnp.any(jnp.stack([*jax.tree.leaves(spoilt), False]))
         updates = jax.tree.map(lambda u: jnp.where(fine, u, jnp.zeros_like(u)), updates)
         kept = jax.tree.map(lambda a, b: jnp.where(fine, b, a), old, new)
@@ -257,18 +259,23 @@ def _metrics(step: Step) -> dict[str, Float[Array, ""]]:
     }
 
 
+def initial_theta(experiment: Experiment) -> Theta:
+    """Returns the weights that meta-training begins with."""
+    if experiment.initial is not None:
+        return experiment.initial
+    return experiment.learned.init(jax.random.split(jax.random.key(experiment.seed))[0])
+
+
+def begin(experiment: Experiment, optimizer: optax.GradientTransformation) -> TrainState:
+    """Returns the state that meta-training begins with."""
+    run_key = jax.random.split(jax.random.key(experiment.seed))[1]
+    return start(experiment.meta, optimizer, initial_theta(experiment), run_key)
+
+
 def _latest_state(
     experiment: Experiment, optimizer: optax.GradientTransformation, folder: Path, logged: int
 ) -> TrainState:
     """Returns the state of the last checkpoint that the log has all lines of, or the first."""
-
-    def begin() -> TrainState:
-        init_key, run_key = jax.random.split(jax.random.key(experiment.seed))
-        theta = experiment.initial
-        if theta is None:
-            theta = experiment.learned.init(init_key)
-        return start(experiment.meta, optimizer, theta, run_key)
-
     saved = storage.checkpoints(folder / "checkpoints")
     numbers = [number for number in saved if number <= logged]
     if saved and not numbers:
@@ -278,6 +285,6 @@ def _latest_state(
             "a new run."
         )
     if not numbers:
-        return begin()
-    like = eqx.filter_eval_shape(begin)
+        return begin(experiment, optimizer)
+    like = eqx.filter_eval_shape(lambda: begin(experiment, optimizer))
     return storage.load_checkpoint(folder / "checkpoints", numbers[-1], like)

@@ -56,11 +56,8 @@ def number(value: Any, digits: int = 3) -> str:
     if not math.isfinite(value):
         return "NaN" if math.isnan(value) else f"{value}"
     if value == 0 or 1e-4 <= abs(value) < 1e6:
-        # All digits of an integer part are shown.
-        whole = len(str(int(abs(value))))
-        return np.format_float_positional(
-            value, max(digits, whole) if abs(value) >= 1 else digits, fractional=False, trim="-"
-        )
+        digits = max(digits, len(str(int(abs(value)))))  # all those of an integer part
+        return np.format_float_positional(value, digits, fractional=False, trim="-")
     return f"{value:.{digits - 1}e}"
 
 
