@@ -14,7 +14,7 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from lopt.experiment.cache import release_memory
+from lopt.experiment.runs.environment import release_memory
 
 
 def megabytes() -> float:

@@ -20,7 +20,7 @@ import optax
 from common import show
 
 import lopt
-from lopt.experiment.cache import use_all_cores
+from lopt.experiment.runs.environment import use_all_cores
 
 LENGTHS, REPEATS = (200, 2000), 15
 ROWS = {
@@ -75,8 +75,8 @@ def seconds(program, *arguments) -> float:
 
 def surface() -> None:
     use_all_cores()
-    from lopt.experiment.horizon_offline import compute_surface
     from lopt.experiment.horizon_settings import SurfaceSettings
+    from lopt.experiment.studies.offline import compute_surface
 
     settings = SurfaceSettings("digits", (10, 100, 1000), 400, "grid", 250.0, batches=20)
     times = []

@@ -21,7 +21,7 @@ from common import in_own_process, measure, show
 
 import lopt
 from lopt.core.devices import device_mesh
-from lopt.experiment.cache import use_all_cores
+from lopt.experiment.runs.environment import use_all_cores
 
 TRUNCATION, HORIZON = 20, 100
 DEVICES = ("single", "spread")

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 
 import lopt
-from lopt.experiment.datasets import available
+from lopt.experiment.data.datasets import available
 
 DATA = "fashion_mnist" if available("fashion_mnist") else "digits"
 HIDDEN, BATCH_SIZE = 32, 128

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lopt.experiment.registry import build, recipe_names
+from lopt.experiment.runs.registry import build, recipe_names
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -23,8 +23,8 @@ COMMANDS = ("train", "evaluate", "probe", "horizon", "record", "distill", "tune"
 # A run like that of `make demo`, but tiny.
 TINY_RUN = """
 from pathlib import Path
-from lopt.experiment.cache import use_compilation_cache
-from lopt.experiment.train import create, train
+from lopt.experiment.runs.environment import use_compilation_cache
+from lopt.experiment.runs.train import create, train
 use_compilation_cache()
 folder = Path("runs/digits")
 settings = ("outer_steps=2", "horizon=4", "truncation=2", "particles=2")

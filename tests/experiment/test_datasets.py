@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from lopt.core.types import SPLITS
-from lopt.experiment import datasets
-from lopt.experiment.datasets import CIFAR_ARCHIVE, FILES, available, load_images
-from lopt.experiment.image_files import CIFAR_FILES
+from lopt.experiment.data import datasets
+from lopt.experiment.data.datasets import CIFAR_ARCHIVE, FILES, available, load_images
+from lopt.experiment.data.image_files import CIFAR_FILES
 from lopt.tasks import mlp_classification
 
 BESIDE = Path(__file__).parents[3] / "shared" / "data"
@@ -295,9 +295,8 @@ def test_unknown_name(call):
 
 
 def test_scikit_learn_and_pooch_are_imported_late():
-    code = (
-        "import lopt.experiment.datasets, sys;print({'sklearn', 'pooch'}.isdisjoint(sys.modules))"
-    )
+    late = "{'sklearn', 'pooch'}.isdisjoint(sys.modules)"
+    code = f"import lopt.experiment.data.datasets, sys; print({late})"
     command = [sys.executable, "-c", code]
     answer = subprocess.run(command, capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "True"

@@ -15,11 +15,11 @@ import pytest
 import lopt
 from lopt.experiment.cli import app
 from lopt.experiment.distill_settings import check_settings, odd_columns
-from lopt.experiment.files import read_json
-from lopt.experiment.registry import build
+from lopt.experiment.runs.files import read_json
+from lopt.experiment.runs.registry import build
+from lopt.experiment.runs.train import create
+from lopt.experiment.runs.train import train as meta_train
 from lopt.experiment.settings import DistillSettings
-from lopt.experiment.train import create
-from lopt.experiment.train import train as meta_train
 from lopt.symbolic.serial import from_json
 
 TINY = ("optimizer=small_rnnprop", "dataset=digits", "outer_steps=2", "horizon=20")

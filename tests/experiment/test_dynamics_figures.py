@@ -18,7 +18,7 @@ from lopt.analysis.dynamics import (
     valley_portrait,
     valley_starts,
 )
-from lopt.experiment import probe_dynamics_figures as figures
+from lopt.experiment.probes import dynamics_figures as figures
 from lopt.experiment.report import new_figure, png
 
 pytestmark = pytest.mark.standard_promotion

@@ -9,8 +9,8 @@ from rich.console import Console
 
 import lopt
 from lopt.experiment.baselines import BASELINES
-from lopt.experiment.evaluate import Runs, compare, evaluation_report
-from lopt.experiment.files import read_json, to_line, write_bytes
+from lopt.experiment.evaluation.compare import Runs, compare, evaluation_report
+from lopt.experiment.runs.files import read_json, to_line, write_bytes
 
 # Adam.
 pytestmark = pytest.mark.standard_promotion

@@ -12,13 +12,13 @@ import lopt
 from lopt.analysis.surface import losses_after
 from lopt.experiment import cli_horizon, cli_probe
 from lopt.experiment.cli import app
-from lopt.experiment.horizon_offline import compute_surface, read_surface
-from lopt.experiment.horizon_report import check_study
-from lopt.experiment.horizon_setting import setting, theta_at, values_of, within_ranges
 from lopt.experiment.horizon_settings import SurfaceSettings
-from lopt.experiment.probe_horizon import KnobResult, probe_horizon
-from lopt.experiment.probe_horizon_report import verdict, whole_rows
-from lopt.experiment.probe_subject import subject
+from lopt.experiment.probes.subject import subject
+from lopt.experiment.probes.truncation import KnobResult, probe_horizon
+from lopt.experiment.probes.truncation_report import verdict, whole_rows
+from lopt.experiment.studies.offline import compute_surface, read_surface
+from lopt.experiment.studies.report import check_study
+from lopt.experiment.studies.setting import setting, theta_at, values_of, within_ranges
 
 SETTINGS = SurfaceSettings("digits", (2, 6), 9, "grid", 2.0, batches=2)
 
@@ -312,7 +312,7 @@ def test_every_data_set_has_its_network(tmp_path, monkeypatch):
         rows = [cifar_row(i % 10, image) for i, image in enumerate(images)]
         (folder / name).write_bytes(b"".join(rows))
     monkeypatch.setenv("LOPT_DATA_DIR", str(tmp_path))
-    monkeypatch.setattr("lopt.experiment.horizon_setting.WARM_STEPS", 1)
+    monkeypatch.setattr("lopt.experiment.studies.setting.WARM_STEPS", 1)
     chosen, key = setting("cifar10", 10.0), jax.random.key(0)
     params = chosen.task.init(key)
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 182_838

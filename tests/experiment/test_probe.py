@@ -12,10 +12,10 @@ from toys import Faulty, linear_toy
 
 import lopt
 from lopt.experiment import cli, cli_probe
-from lopt.experiment.probe import probe_estimators
-from lopt.experiment.probe_report import estimators_report
-from lopt.experiment.probe_slices import loss_slices
-from lopt.experiment.probe_subject import default_truncation, subject, task_names
+from lopt.experiment.probes.estimators import probe_estimators
+from lopt.experiment.probes.estimators_report import estimators_report
+from lopt.experiment.probes.slices import loss_slices
+from lopt.experiment.probes.subject import default_truncation, subject, task_names
 from lopt.experiment.settings import ProbeSettings
 
 RECIPE = Path(__file__).with_name("tiny_recipe.py")

@@ -11,14 +11,15 @@ import optax
 import pytest
 
 import lopt
-from lopt.experiment import cli, cli_probe, storage
+from lopt.experiment import cli, cli_probe
 from lopt.experiment.baselines import BASELINES
-from lopt.experiment.probe_dynamics_answers import MOST_FEATURES, features_of, unfit
-from lopt.experiment.probe_dynamics_figures import draw_responses
-from lopt.experiment.probe_dynamics_watch import noise_at, tuned_references, watched_runs
+from lopt.experiment.probes.dynamics_answers import MOST_FEATURES, features_of, unfit
+from lopt.experiment.probes.dynamics_figures import draw_responses
+from lopt.experiment.probes.dynamics_watch import noise_at, tuned_references, watched_runs
 from lopt.experiment.recipes import l2o
 from lopt.experiment.report import new_figure
-from lopt.experiment.train import create, train
+from lopt.experiment.runs import storage
+from lopt.experiment.runs.train import create, train
 
 RECIPE = Path(__file__).with_name("tiny_recipe.py")
 NETWORK = """

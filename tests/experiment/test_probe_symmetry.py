@@ -10,11 +10,13 @@ import equinox as eqx
 import numpy as np
 import pytest
 
-from lopt.experiment import cli, cli_probe, probe_symmetry_report, storage
-from lopt.experiment.probe_symmetry import kept_thetas, probe_symmetry
-from lopt.experiment.probe_symmetry_report import over_steps, symmetry_report
+from lopt.experiment import cli, cli_probe
+from lopt.experiment.probes import symmetry_report as probe_symmetry_report
+from lopt.experiment.probes.symmetry import kept_thetas, probe_symmetry
+from lopt.experiment.probes.symmetry_report import over_steps, symmetry_report
+from lopt.experiment.runs import storage
+from lopt.experiment.runs.train import create, reopen, train
 from lopt.experiment.settings import SymmetrySettings
-from lopt.experiment.train import create, reopen, train
 
 QUADRATIC = Path(__file__).with_name("tiny_recipe.py")
 # The second layer of a perceptron with batch norm: scale holds but for an epsilon.
@@ -64,7 +66,7 @@ def written(run, result, tmp_path_factory):
     """What the command writes of it; what it computes is computed once."""
     folder = tmp_path_factory.mktemp("results")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lopt.experiment.probe_symmetry.probe_symmetry", lambda *_: result)
+        patch.setattr("lopt.experiment.probes.symmetry.probe_symmetry", lambda *_: result)
         patch.setattr(probe_symmetry_report, "MOST_ROWS", 1)  # drawing takes as long as computing
         command(patch, folder, run, "--steps", 12, "--seeds", 2, "--outer-steps", 4)
     return folder / "probes" / "run"

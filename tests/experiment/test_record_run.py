@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import tyro
 
-from lopt.experiment import cli, storage
-from lopt.experiment.record_run import record_run
+from lopt.experiment import cli
+from lopt.experiment.data.tables import load_table
+from lopt.experiment.record import record_run
+from lopt.experiment.runs import storage
+from lopt.experiment.runs.train import create, train
 from lopt.experiment.settings import RecordSettings, split_lag
-from lopt.experiment.tables import load_table
-from lopt.experiment.train import create, train
 from lopt.symbolic.expression import Variable
 
 RECIPE = Path(__file__).with_name("tiny_recipe.py")

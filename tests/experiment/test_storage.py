@@ -9,8 +9,8 @@ import pytest
 import safetensors.numpy
 
 import lopt
-from lopt.experiment import storage
-from lopt.experiment.description import describe, restore
+from lopt.experiment.runs import storage
+from lopt.experiment.runs.description import describe, restore
 
 OPTIMIZERS = {
     "small_mlp": lambda: lopt.small_mlp((3, 4)),

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from lopt.experiment import tables
-from lopt.experiment.files import read_json
-from lopt.experiment.tables import load_table, save_table
+from lopt.experiment.data import tables
+from lopt.experiment.data.tables import load_table, save_table
+from lopt.experiment.runs.files import read_json
 from lopt.symbolic.expression import Variable
 from lopt.symbolic.table import IDS, Table
 

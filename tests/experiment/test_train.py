@@ -16,10 +16,11 @@ import optax
 import pytest
 import safetensors.numpy
 
-from lopt.experiment import cli, storage
-from lopt.experiment.files import locked, read_json, read_lines, write_json, write_new_json
-from lopt.experiment.registry import build, recipe_names
-from lopt.experiment.train import (
+from lopt.experiment import cli
+from lopt.experiment.runs import storage
+from lopt.experiment.runs.files import locked, read_json, read_lines, write_json, write_new_json
+from lopt.experiment.runs.registry import build, recipe_names
+from lopt.experiment.runs.train import (
     create,
     dropped_particles,
     guarded,

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 import lopt
-from lopt.experiment.files import read_lines
-from lopt.experiment.image_files import CIFAR_FILES
-from lopt.experiment.train import create
-from lopt.experiment.train import train as meta_train
+from lopt.experiment.data.image_files import CIFAR_FILES
+from lopt.experiment.runs.files import read_lines
+from lopt.experiment.runs.train import create
+from lopt.experiment.runs.train import train as meta_train
 from lopt.symbolic import Variable, make_expression, symbolic_optimizer
 
 

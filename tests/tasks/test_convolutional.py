@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import lopt
-from lopt.experiment.datasets import load_images
+from lopt.experiment.data.datasets import load_images
 from lopt.tasks import ConvolutionalNetwork, conv_classification, image_data
 from lopt.tasks.convolutional import Convolution, max_pool
 

@@ -13,15 +13,15 @@ from rich.console import Console
 from rich.text import Text
 from tyro.conf import Positional
 
-from lopt.experiment.cache import prepare_jax
 from lopt.experiment.cli_horizon import horizon
 from lopt.experiment.cli_options import finish, options, say
 from lopt.experiment.cli_probe import probe
-from lopt.experiment.files import check_writable
+from lopt.experiment.runs.environment import prepare_jax
+from lopt.experiment.runs.files import check_writable
 from lopt.experiment.settings import DistillSettings, Fields, RecordSettings
 
 if TYPE_CHECKING:
-    from lopt.experiment.experiment import Experiment
+    from lopt.experiment.runs.experiment import Experiment
 
 app = tyro.extras.SubcommandApp()
 app.command(probe, name="probe", help="Measure what happens inside of meta-training.")
@@ -93,8 +93,8 @@ def _train(
     recipe: str | None, settings: tuple[str, ...], run: Path | None, resume: Path | None
 ) -> None:
     prepare_jax()
-    from lopt.experiment.train import create, reopen
-    from lopt.experiment.train import train as meta_train
+    from lopt.experiment.runs.train import create, reopen
+    from lopt.experiment.runs.train import train as meta_train
 
     if resume is not None:
         folder, experiment = resume, reopen(resume)
@@ -119,7 +119,7 @@ def _train(
 @app.command
 def recipes() -> None:
     """List the recipes that come with lopt."""
-    from lopt.experiment.registry import recipe_names
+    from lopt.experiment.runs.registry import recipe_names
 
     for name in recipe_names():
         print(name)
@@ -133,7 +133,7 @@ def evaluate(run: Positional[Path]) -> None:
         run: the folder of a run.
     """
     prepare_jax()
-    from lopt.experiment.train import reopen
+    from lopt.experiment.runs.train import reopen
 
     _evaluate(reopen(run), run)
 
@@ -141,9 +141,9 @@ def evaluate(run: Positional[Path]) -> None:
 def _evaluate(experiment: "Experiment", folder: Path) -> None:
     import jax
 
-    from lopt.experiment.evaluate import compare, evaluation_report
+    from lopt.experiment.evaluation.compare import compare, evaluation_report
     from lopt.experiment.report import stages
-    from lopt.experiment.storage import load
+    from lopt.experiment.runs.storage import load
     from lopt.experiment.trainings import stream
 
     learned, theta = load(folder, experiment.learned)
@@ -175,7 +175,7 @@ def record(
         run: the folder of a run.
         output: the file, ending in .npz or .npy; RUN/table.npz by default.
     """
-    from lopt.experiment.tables import check_path, save_table
+    from lopt.experiment.data.tables import check_path, save_table
 
     path = run / "table.npz" if output is None else output
     check_path(path)
@@ -183,7 +183,7 @@ def record(
     if path.exists():
         raise FileExistsError(f"{path} already exists; give another file with --output.")
     prepare_jax()
-    from lopt.experiment.record_run import record_run
+    from lopt.experiment.record import record_run
 
     began = time.perf_counter()
     table = record_run(run, settings)
@@ -224,8 +224,8 @@ def distill(
 
         sanity_table(settings.seed).print(Console())
         return
+    from lopt.experiment.distill import distill_run
     from lopt.experiment.distill_report import distillation_report, write_equation
-    from lopt.experiment.distill_run import distill_run
 
     folder = run / "distilled" if out is None else out
     found = distill_run(run, folder, settings)
@@ -234,7 +234,7 @@ def distill(
 
 
 def _unused_folder(recipe: str) -> Path:
-    from lopt.experiment.train import holds_run
+    from lopt.experiment.runs.train import holds_run
 
     base = Path("runs") / Path(recipe).stem
     folder, number = base, 2
@@ -245,8 +245,8 @@ def _unused_folder(recipe: str) -> Path:
 
 def _describe(recipe: str) -> None:
     """Prints the fields of a recipe."""
-    from lopt.experiment.registry import fields_of
     from lopt.experiment.report import Table
+    from lopt.experiment.runs.registry import fields_of
 
     title = f"lopt train {recipe}: fields, as in --set FIELD=VALUE"
     Table(title, fields_of(recipe)).print(Console())

@@ -6,9 +6,9 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
-from lopt.experiment.cache import prepare_jax
 from lopt.experiment.cli_options import finish, options, say
 from lopt.experiment.horizon_settings import DescentSettings, OnlineSettings, SurfaceSettings
+from lopt.experiment.runs.environment import prepare_jax
 
 horizon = tyro.extras.SubcommandApp()
 
@@ -21,7 +21,7 @@ def quadratic(*, out: Path = Path("horizon/quadratic")) -> None:
         out: the folder of the results.
     """
     prepare_jax()
-    from lopt.experiment.horizon_quadratic import quadratic_report
+    from lopt.experiment.studies.noisy_quadratic import quadratic_report
 
     finish(quadratic_report(), out, "quadratic")
 
@@ -35,8 +35,8 @@ def surface(*, settings: SurfaceSettings, out: Path | None = None) -> None:
         out: the folder of the study; horizon/DATASET by default.
     """
     prepare_jax()
-    from lopt.experiment.horizon_offline import compute_surface
-    from lopt.experiment.horizon_report import check_study, show_surface
+    from lopt.experiment.studies.offline import compute_surface
+    from lopt.experiment.studies.report import check_study, show_surface
 
     settings = dataclasses.replace(settings, time_constant=settings.decay_time)
     folder = _study(out, settings.dataset)
@@ -56,7 +56,7 @@ def smd(*, settings: DescentSettings, out: Path | None = None) -> None:
         out: the folder of the study; horizon/DATASET by default.
     """
     prepare_jax()
-    from lopt.experiment.horizon_report import descend_all
+    from lopt.experiment.studies.report import descend_all
 
     descend_all(_study(out, settings.dataset), settings, Console())
 
@@ -74,7 +74,7 @@ def best(
         out: the folder of the study, which holds a surface; horizon/DATASET by default.
     """
     prepare_jax()
-    from lopt.experiment.horizon_report import best_report
+    from lopt.experiment.studies.report import best_report
 
     folder = _study(out, dataset)
     finish(best_report(folder, dataset, steps, seeds), folder, "best")
@@ -89,7 +89,7 @@ def online(*, settings: OnlineSettings, out: Path | None = None) -> None:
         out: the folder of the results; horizon/DATASET by default.
     """
     prepare_jax()
-    from lopt.experiment.horizon_online import online_report
+    from lopt.experiment.studies.online import online_report
 
     folder = _study(out, settings.dataset)
     finish(online_report(folder, settings), folder, "online")

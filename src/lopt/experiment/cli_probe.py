@@ -8,9 +8,9 @@ from typing import Any
 import tyro
 from tyro.conf import Positional
 
-from lopt.experiment.cache import prepare_jax
 from lopt.experiment.cli_options import finish, options
-from lopt.experiment.files import check_writable
+from lopt.experiment.runs.environment import prepare_jax
+from lopt.experiment.runs.files import check_writable
 from lopt.experiment.settings import (
     DynamicsSettings,
     HorizonSettings,
@@ -44,7 +44,7 @@ def estimators(
     """
     folder = _probe_folder(name, out, "estimators")
     prepare_jax()
-    from lopt.experiment.probe_report import probe_subject
+    from lopt.experiment.probes.estimators_report import probe_subject
 
     finish(probe_subject(name, settings), folder, "probe")
 
@@ -65,7 +65,7 @@ def probe_horizon(
     """
     folder = _probe_folder(name, out, "horizon")
     prepare_jax()
-    from lopt.experiment.probe_horizon_report import probe_truncations
+    from lopt.experiment.probes.truncation_report import probe_truncations
 
     finish(probe_truncations(name, settings), folder, "horizon")
 
@@ -86,8 +86,8 @@ def dynamics(
     """
     folder = _probe_folder(run.resolve().name, out, "dynamics")
     prepare_jax()
-    from lopt.experiment.probe_dynamics import probe_dynamics
-    from lopt.experiment.probe_dynamics_report import dynamics_report
+    from lopt.experiment.probes.dynamics import probe_dynamics
+    from lopt.experiment.probes.dynamics_report import dynamics_report
 
     result, head = _timed(run, settings, probe_dynamics)
     finish(dynamics_report(result, head | {"steps": result.steps}), folder, "dynamics")
@@ -109,8 +109,8 @@ def symmetry(
     """
     folder = _probe_folder(run.resolve().name, out, "symmetry")
     prepare_jax()
-    from lopt.experiment.probe_symmetry import probe_symmetry
-    from lopt.experiment.probe_symmetry_report import symmetry_report
+    from lopt.experiment.probes.symmetry import probe_symmetry
+    from lopt.experiment.probes.symmetry_report import symmetry_report
 
     result, head = _timed(run, settings, probe_symmetry)
     finish(symmetry_report(result, head), folder, "symmetry")

@@ -5,9 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from lopt.experiment.distill_run import ENOUGH, DistilledRun, loss_ratios
-from lopt.experiment.evaluate import Comparison, curves_of
-from lopt.experiment.files import write_bytes, write_json
+from lopt.experiment.distill import ENOUGH, DistilledRun, loss_ratios
+from lopt.experiment.evaluation.compare import Comparison, curves_of
 from lopt.experiment.report import (
     Cell,
     Equation,
@@ -19,6 +18,7 @@ from lopt.experiment.report import (
     panels,
     progress,
 )
+from lopt.experiment.runs.files import write_bytes, write_json
 from lopt.symbolic.export import to_latex, to_numpy_source, to_text, to_torch_source
 from lopt.symbolic.expression import Expression
 from lopt.symbolic.response import partial_dependence

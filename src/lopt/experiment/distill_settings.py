@@ -8,8 +8,8 @@ import jax
 
 from lopt.core.coordinatewise import Coordinatewise
 from lopt.core.types import Theta
-from lopt.experiment import storage
-from lopt.experiment.files import digest, read_json, write_json
+from lopt.experiment.runs import storage
+from lopt.experiment.runs.files import digest, read_json, write_json
 from lopt.experiment.settings import DistillSettings, RecordSettings, split_lag
 from lopt.learned import MomentFeatures
 from lopt.learned.averages import averaged_column, is_average

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import optax
 
 import lopt
-from lopt.experiment.datasets import available, load_images
-from lopt.experiment.experiment import Evaluation, Experiment
+from lopt.experiment.data.datasets import available, load_images
+from lopt.experiment.runs.experiment import Evaluation, Experiment
 from lopt.tasks import Data, Examples, Mixture, mlp_classification
 
 NOTE = (

@@ -12,8 +12,8 @@ from jaxtyping import Array, Float
 import lopt
 from lopt.core.task import AbstractTask
 from lopt.core.unroll import Step
-from lopt.experiment.experiment import Experiment
-from lopt.experiment.horizon_setting import (
+from lopt.experiment.runs.experiment import Experiment
+from lopt.experiment.studies.setting import (
     constant_momentum,
     measure,
     setting,

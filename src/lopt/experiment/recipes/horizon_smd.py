@@ -7,8 +7,8 @@ arXiv:1803.02021, section 4.1.
 import optax
 
 import lopt
-from lopt.experiment.experiment import Experiment
-from lopt.experiment.horizon_setting import setting, values_of, within_ranges
+from lopt.experiment.runs.experiment import Experiment
+from lopt.experiment.studies.setting import setting, values_of, within_ranges
 
 
 def experiment(

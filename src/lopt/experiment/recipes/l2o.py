@@ -18,8 +18,8 @@ from jaxtyping import Array
 import lopt
 from lopt.core.task import AbstractTask
 from lopt.estimators import log_of_sum
-from lopt.experiment.datasets import available, load_images
-from lopt.experiment.experiment import Evaluation, Experiment
+from lopt.experiment.data.datasets import available, load_images
+from lopt.experiment.runs.experiment import Evaluation, Experiment
 from lopt.tasks import Data, batch_norm_classification, mlp_classification
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {

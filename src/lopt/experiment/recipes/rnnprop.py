@@ -13,8 +13,8 @@ import optax
 
 import lopt
 from lopt.core.coordinatewise import Coordinatewise
-from lopt.experiment.datasets import available, load_images
-from lopt.experiment.experiment import Evaluation, Experiment
+from lopt.experiment.data.datasets import available, load_images
+from lopt.experiment.runs.experiment import Evaluation, Experiment
 from lopt.tasks import mlp_classification
 
 OPTIMIZERS = ("rnnprop", "small_rnnprop", "dm")

@@ -13,10 +13,10 @@ from pathlib import Path
 import optax
 
 import lopt
-from lopt.experiment.experiment import Evaluation, Experiment
-from lopt.experiment.files import digest
-from lopt.experiment.named_tasks import named_task
-from lopt.experiment.storage import load, weights_file
+from lopt.experiment.data.named_tasks import named_task
+from lopt.experiment.runs.experiment import Evaluation, Experiment
+from lopt.experiment.runs.files import digest
+from lopt.experiment.runs.storage import load, weights_file
 from lopt.learned import PerTensorType
 
 LARGE = ("resnet18", "resnet50")

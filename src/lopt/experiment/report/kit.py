@@ -17,9 +17,9 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text as RichText
 
-from lopt.experiment.files import write_bytes, write_json
 from lopt.experiment.report.plots import new_figure, png
 from lopt.experiment.report.statistics import Cell, Measured, cell_text, plain
+from lopt.experiment.runs.files import write_bytes, write_json
 
 # The version of report files, which changes with their keys.
 FORMAT = 2

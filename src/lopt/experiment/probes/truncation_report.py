@@ -8,8 +8,8 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from lopt.experiment.probe_horizon import HorizonProbe, KnobResult, probe_horizon
-from lopt.experiment.probe_subject import subject
+from lopt.experiment.probes.subject import subject
+from lopt.experiment.probes.truncation import HorizonProbe, KnobResult, probe_horizon
 from lopt.experiment.report import Measured, Report, finish, number, panels
 from lopt.experiment.settings import HorizonSettings
 

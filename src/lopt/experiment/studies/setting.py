@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 import lopt
 from lopt.core.task import AbstractTask
 from lopt.core.types import Key, Params, State, Theta
-from lopt.experiment.datasets import load_images
+from lopt.experiment.data.datasets import load_images
 from lopt.experiment.horizon_settings import MOMENTUM
 from lopt.learned import Learnable, inverse_time_momentum, momentum_sgd
 from lopt.learned.forms import Form

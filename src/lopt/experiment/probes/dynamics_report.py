@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from lopt.analysis.dynamics import Alignment, LearningRate, Portrait, UpdateDistribution
-from lopt.experiment import probe_dynamics_figures as figures
 from lopt.experiment.baselines import BASELINES
-from lopt.experiment.probe_dynamics import DynamicsProbe, Watched
-from lopt.experiment.probe_dynamics_watch import HISTOGRAM
+from lopt.experiment.probes import dynamics_figures as figures
+from lopt.experiment.probes.dynamics import DynamicsProbe, Watched
+from lopt.experiment.probes.dynamics_watch import HISTOGRAM
 from lopt.experiment.report import Cell, Report, measured, number, shown_steps
 
 FINAL = 10

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from lopt.experiment.files import read_json, read_lines, write_bytes
-from lopt.experiment.horizon_figures import best_figure, surface_figure
-from lopt.experiment.horizon_offline import Choice, Surface, read_surface, train_to_the_end
 from lopt.experiment.horizon_settings import DescentSettings
 from lopt.experiment.report import Cell, Figure, Report, Table, measured
-from lopt.experiment.train import create, reopen, train
+from lopt.experiment.runs.files import read_json, read_lines, write_bytes
+from lopt.experiment.runs.train import create, reopen, train
+from lopt.experiment.studies.figures import best_figure, surface_figure
+from lopt.experiment.studies.offline import Choice, Surface, read_surface, train_to_the_end
 
 # A descent's answer is the mean of its last steps, as in the paper.
 LAST = 20

@@ -24,10 +24,10 @@ from jaxtyping import Array, Float
 from lopt.core.types import Theta
 from lopt.core.unroll import Step, TrainState, start, unroll
 from lopt.estimators import particle_mesh
-from lopt.experiment import storage
-from lopt.experiment.cache import release_memory
-from lopt.experiment.experiment import Experiment
-from lopt.experiment.files import (
+from lopt.experiment.runs import storage
+from lopt.experiment.runs.environment import release_memory
+from lopt.experiment.runs.experiment import Experiment
+from lopt.experiment.runs.files import (
     digest,
     locked,
     read_json,
@@ -37,7 +37,7 @@ from lopt.experiment.files import (
     write_bytes,
     write_new_json,
 )
-from lopt.experiment.registry import build
+from lopt.experiment.runs.registry import build
 from lopt.experiment.report import progress
 
 

@@ -22,7 +22,7 @@ from lopt.core.coordinatewise import Coordinatewise
 from lopt.core.learned import AbstractLearnedOptimizer
 from lopt.core.task import AbstractTaskFamily
 from lopt.core.types import Key, Theta
-from lopt.experiment.probe_dynamics_watch import Seen
+from lopt.experiment.probes.dynamics_watch import Seen
 from lopt.experiment.trainings import begin, drawn
 
 # Of the tensor in which a coordinate is sent signals: rules that normalise need others to go by.

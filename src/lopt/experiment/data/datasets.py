@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lopt.experiment.cache import cache_folder
-from lopt.experiment.image_files import CIFAR_FILES, read_cifar, read_pair
+from lopt.experiment.data.image_files import CIFAR_FILES, read_cifar, read_pair
+from lopt.experiment.runs.environment import cache_folder
 from lopt.tasks.data import Data, image_data
 
 NAMES = ("digits", "mnist", "fashion_mnist", "cifar10")
@@ -65,7 +65,7 @@ def load_images(name: str, size: int = 8, folder: str | os.PathLike | None = Non
         ConnectionError: if a download fails.
 
     Example:
-        >>> from lopt.experiment.datasets import load_images
+        >>> from lopt.experiment.data.datasets import load_images
         >>> load_images("digits").train.arrays.images.shape
         (1260, 8, 8, 1)
     """

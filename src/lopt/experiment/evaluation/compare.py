@@ -21,10 +21,10 @@ from lopt.core.task import AbstractTask, judge
 from lopt.core.types import Key, Scalar, Split, Theta
 from lopt.core.unroll import TrainState
 from lopt.experiment.baselines import BASELINES, DEFAULT_ADAM, tune
-from lopt.experiment.experiment import Evaluation, Experiment
-from lopt.experiment.files import read_lines
 from lopt.experiment.report import Cell, Report, bands, color_of, finish, measured, panels
-from lopt.experiment.train import dropped_particles, skipped_steps
+from lopt.experiment.runs.experiment import Evaluation, Experiment
+from lopt.experiment.runs.files import read_lines
+from lopt.experiment.runs.train import dropped_particles, skipped_steps
 from lopt.experiment.trainings import Keys, dtype_of, trainings
 
 SMOOTHING = 10

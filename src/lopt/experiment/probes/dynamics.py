@@ -26,26 +26,26 @@ from lopt.core.inner import InnerTraining
 from lopt.core.learned import AbstractLearnedOptimizer
 from lopt.core.task import AbstractTaskFamily
 from lopt.core.types import Theta
-from lopt.experiment import storage
 from lopt.experiment.baselines import BASELINES, Tuned
-from lopt.experiment.probe_dynamics_answers import (
+from lopt.experiment.probes.dynamics_answers import (
     SIGNALS,
     Feature,
     features_of,
     scripts_like,
     unfit,
 )
-from lopt.experiment.probe_dynamics_watch import (
+from lopt.experiment.probes.dynamics_watch import (
     Checkpoint,
     Seen,
     noise_at,
     tuned_references,
     watched_runs,
 )
-from lopt.experiment.record_run import inner_training
+from lopt.experiment.record import inner_training
 from lopt.experiment.report import stages
+from lopt.experiment.runs import storage
+from lopt.experiment.runs.train import reopen
 from lopt.experiment.settings import DynamicsSettings
-from lopt.experiment.train import reopen
 from lopt.experiment.trainings import Keys, begin, stream
 
 LONGEST = 500

@@ -12,8 +12,8 @@ import lopt.tasks
 from lopt.core.inner import InnerTraining
 from lopt.core.task import AbstractTaskFamily
 from lopt.core.types import Theta
-from lopt.experiment import storage
-from lopt.experiment.registry import build, recipe_names
+from lopt.experiment.runs import storage
+from lopt.experiment.runs.registry import build, recipe_names
 from lopt.learned import LearnableAdam
 
 

@@ -15,11 +15,11 @@ from lopt.core.coordinatewise import Coordinatewise
 from lopt.core.devices import num_devices, round_up
 from lopt.core.inner import InnerTraining
 from lopt.core.types import Key, Theta
-from lopt.experiment import storage
-from lopt.experiment.experiment import Experiment
 from lopt.experiment.report import progress
+from lopt.experiment.runs import storage
+from lopt.experiment.runs.experiment import Experiment
+from lopt.experiment.runs.train import reopen
 from lopt.experiment.settings import RecordSettings, split_lag
-from lopt.experiment.train import reopen
 from lopt.experiment.trainings import over_devices, stream
 from lopt.learned import MomentFeatures, with_features
 from lopt.symbolic.expression import Variable

@@ -16,7 +16,7 @@ import numpy as np
 from lopt.core.coordinatewise import Coordinatewise
 from lopt.core.learned import AbstractFeatures
 from lopt.core.types import Theta
-from lopt.experiment import storage
+from lopt.experiment.data.tables import load_table, save_table
 from lopt.experiment.distill_settings import (
     BACKENDS,
     SETTINGS,
@@ -25,14 +25,14 @@ from lopt.experiment.distill_settings import (
     odd_columns,
     record_settings,
 )
-from lopt.experiment.evaluate import Comparison, compare
-from lopt.experiment.experiment import Experiment
-from lopt.experiment.files import check_writable, read_json, write_json
-from lopt.experiment.record_run import record_run
+from lopt.experiment.evaluation.compare import Comparison, compare
+from lopt.experiment.record import record_run
 from lopt.experiment.report import progress
+from lopt.experiment.runs import storage
+from lopt.experiment.runs.experiment import Experiment
+from lopt.experiment.runs.files import check_writable, read_json, write_json
+from lopt.experiment.runs.train import reopen
 from lopt.experiment.settings import DistillSettings, RecordSettings
-from lopt.experiment.tables import load_table, save_table
-from lopt.experiment.train import reopen
 from lopt.experiment.trainings import stream
 from lopt.learned import MomentFeatures, with_features
 from lopt.symbolic import Output, in_place_of, symbolic_optimizer

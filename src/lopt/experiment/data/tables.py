@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from lopt.experiment.files import write_bytes
+from lopt.experiment.runs.files import write_bytes
 from lopt.symbolic.expression import Variable
 from lopt.symbolic.table import IDS, Table
 

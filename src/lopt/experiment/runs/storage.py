@@ -16,8 +16,8 @@ import safetensors.numpy
 
 from lopt.core.learned import AbstractLearnedOptimizer
 from lopt.core.types import Theta
-from lopt.experiment.description import describe, restore
-from lopt.experiment.files import read_json, write_bytes, write_json
+from lopt.experiment.runs.description import describe, restore
+from lopt.experiment.runs.files import read_json, write_bytes, write_json
 
 KEEP = 3
 

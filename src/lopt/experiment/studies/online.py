@@ -16,18 +16,18 @@ import numpy as np
 from lopt.analysis.surface import losses_after
 from lopt.core.types import Scalar, Theta
 from lopt.experiment.baselines import tune
-from lopt.experiment.files import read_lines
-from lopt.experiment.horizon_figures import online_figure
-from lopt.experiment.horizon_offline import Choice, train_to_the_end
-from lopt.experiment.horizon_report import open_experiment, smd_answer
-from lopt.experiment.horizon_setting import (
+from lopt.experiment.horizon_settings import OnlineSettings
+from lopt.experiment.report import Report, measured
+from lopt.experiment.runs.files import read_lines
+from lopt.experiment.runs.train import train
+from lopt.experiment.studies.figures import online_figure
+from lopt.experiment.studies.offline import Choice, train_to_the_end
+from lopt.experiment.studies.report import open_experiment, smd_answer
+from lopt.experiment.studies.setting import (
     LEARNING_RATES,
     setting,
     theta_at,
 )
-from lopt.experiment.horizon_settings import OnlineSettings
-from lopt.experiment.report import Report, measured
-from lopt.experiment.train import train
 
 # The outer Adam of the escape steps this far.
 LONG_RATE = 0.3

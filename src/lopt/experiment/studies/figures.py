@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from lopt.experiment.horizon_offline import Choice, Surface
 from lopt.experiment.report import finish, panels
+from lopt.experiment.studies.offline import Choice, Surface
 
 PATHS = ("#d62728", "#ff7f0e", "#e377c2", "#8c564b")
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lopt.experiment.experiment import Experiment
+from lopt.experiment.runs.experiment import Experiment
 
 _PACKAGE = "lopt.experiment.recipes"
 

@@ -10,9 +10,9 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from lopt.experiment.probe import EstimatorProbe, Row, probe_estimators
-from lopt.experiment.probe_slices import Slices, loss_slices
-from lopt.experiment.probe_subject import default_truncation, subject
+from lopt.experiment.probes.estimators import EstimatorProbe, Row, probe_estimators
+from lopt.experiment.probes.slices import Slices, loss_slices
+from lopt.experiment.probes.subject import default_truncation, subject
 from lopt.experiment.report import Measured, Report, finish, number
 from lopt.experiment.settings import ProbeSettings
 

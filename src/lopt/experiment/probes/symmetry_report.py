@@ -8,8 +8,8 @@ import numpy as np
 
 from lopt.analysis.symmetry.generators import AbstractGenerator
 from lopt.experiment.baselines import BASELINES
-from lopt.experiment.probe_symmetry import SymmetryProbeResult, Trained
-from lopt.experiment.probe_symmetry_watch import MEASURES, Course, Kept
+from lopt.experiment.probes.symmetry import SymmetryProbeResult, Trained
+from lopt.experiment.probes.symmetry_watch import MEASURES, Course, Kept
 from lopt.experiment.report import (
     Cell,
     Report,

@@ -16,7 +16,7 @@ from lopt.analysis.dynamics import (
     UpdateDistribution,
     UpdateHistogram,
 )
-from lopt.experiment.probe_dynamics import Watched
+from lopt.experiment.probes.dynamics import Watched
 from lopt.experiment.report import bands, color_of, finish, panels
 
 # Of more curves than this one sees no single one.

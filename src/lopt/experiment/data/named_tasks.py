@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from lopt.core.task import AbstractTask
-from lopt.experiment.datasets import NAMES, load_images
+from lopt.experiment.data.datasets import NAMES, load_images
 from lopt.tasks import conv_classification, mlp_classification, resnet_classification
 from lopt.tasks.data import Data
 

@@ -25,7 +25,7 @@ from lopt.core.estimator import AbstractGradientEstimator
 from lopt.core.inner import InnerTraining, MetaTask
 from lopt.core.types import Key, Theta
 from lopt.core.unroll import start, unroll
-from lopt.experiment.probe_subject import default_truncation
+from lopt.experiment.probes.subject import default_truncation
 from lopt.experiment.settings import ProbeSettings
 
 # Differences below this, relative to the truth, are called rounding.

@@ -19,8 +19,10 @@ from jaxtyping import Array, Float
 from lopt.analysis.surface import losses_after, measure_after
 from lopt.core.devices import device_mesh, round_up, spread
 from lopt.core.types import Key, Params, State, Theta
-from lopt.experiment.files import read_json, read_lines, to_line, write_bytes, write_json
-from lopt.experiment.horizon_setting import (
+from lopt.experiment.horizon_settings import SurfaceSettings
+from lopt.experiment.report import progress
+from lopt.experiment.runs.files import read_json, read_lines, to_line, write_bytes, write_json
+from lopt.experiment.studies.setting import (
     LEARNING_RATES,
     POWERS,
     Setting,
@@ -28,8 +30,6 @@ from lopt.experiment.horizon_setting import (
     setting,
     theta_at,
 )
-from lopt.experiment.horizon_settings import SurfaceSettings
-from lopt.experiment.report import progress
 
 # Wu et al. average the lowest 50 of 2,500.
 LOWEST = 0.02

@@ -22,15 +22,15 @@ from lopt.core.task import AbstractTaskFamily
 from lopt.core.types import Key, Theta
 from lopt.core.unroll import unroll
 from lopt.estimators import particle_mesh
-from lopt.experiment import storage
 from lopt.experiment.baselines import BASELINES, Tuned
-from lopt.experiment.experiment import Experiment
-from lopt.experiment.probe_dynamics_watch import tuned_references
-from lopt.experiment.probe_symmetry_watch import Course, EachTheta, Watch, watched
-from lopt.experiment.record_run import inner_training
+from lopt.experiment.probes.dynamics_watch import tuned_references
+from lopt.experiment.probes.symmetry_watch import Course, EachTheta, Watch, watched
+from lopt.experiment.record import inner_training
 from lopt.experiment.report import stages
+from lopt.experiment.runs import storage
+from lopt.experiment.runs.experiment import Experiment
+from lopt.experiment.runs.train import begin, guarded, initial_theta, reopen
 from lopt.experiment.settings import SymmetrySettings
-from lopt.experiment.train import begin, guarded, initial_theta, reopen
 from lopt.experiment.trainings import Keys, stream
 
 LONGEST = 500

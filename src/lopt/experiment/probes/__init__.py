@@ -1,0 +1,1 @@
+"""Probes: what happens inside of meta-training, one file each."""

@@ -1,0 +1,1 @@
+"""Studies: published experiments that are more than one run."""
