@@ -121,7 +121,7 @@ def distillation_report(run: DistilledRun, out: Path, digits: int = 3) -> Report
     report.table("What each feature is for", lost, detail=True)
     if run.comparisons:
         report.heading("In the network's place")
-        report.figure("roll_outs", *curves_of(run.comparisons))
+        report.add(curves_of("roll_outs", run.comparisons))
     for comparison in run.comparisons:
         about = comparison.evaluation
         title = f"{about.name} ({about.horizon} steps, {about.num_seeds} seeds)"

@@ -5,7 +5,7 @@ steps; each baseline's learning rate is the best of 11 for just these runs, whic
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from lopt.core.task import AbstractTask, judge
 from lopt.core.types import Key, Scalar, Split, Theta
 from lopt.core.unroll import TrainState
 from lopt.experiment.baselines import BASELINES, DEFAULT_ADAM, tune
-from lopt.experiment.report import Cell, Report, bands, color_of, finish, measured, panels
+from lopt.experiment.report import Cell, Figure, Report, color_of, curves, finish, measured
 from lopt.experiment.runs.experiment import Evaluation, Experiment
 from lopt.experiment.runs.files import read_lines
 from lopt.experiment.runs.train import dropped_particles, skipped_steps
@@ -224,38 +224,25 @@ def evaluation_report(
     ):
         if text:
             report.text(text)
-    report.figure("curves", *curves_of(comparisons))
+    report.add(curves_of("curves", comparisons))
     report.figure("meta_training", lambda figure: _meta_losses(figure.add_subplot(), lines))
     return report
 
 
-def curves_of(
-    comparisons: Sequence[Comparison],
-) -> tuple[Callable[[Any], None], tuple[float, float], str]:
-    """Returns what draws the training losses of all optimizers, the figure's size, its caption."""
+def curves_of(name: str, comparisons: Sequence[Comparison]) -> Figure:
+    """Returns a figure of the training losses of all optimizers."""
 
-    def draw(figure: Any) -> None:
-        for i, (axes, one) in enumerate(
-            zip(panels(figure, len(comparisons)), comparisons, strict=True)
-        ):
-            tuned = [r.learning_rate is not None and " " not in r.name for r in one.runs]
-            losses = {
-                run.name + " (tuned)" * own: run.losses
-                for run, own in zip(one.runs, tuned, strict=True)
-            }
-            bands(
-                axes,
-                losses,
-                smooth=5,
-                legend=i == 0,
-                title=one.evaluation.name,
-                xlabel="inner step",
-                ylabel="training loss",
-            )
+    def label(runs: Runs) -> str:
+        return runs.name + " (tuned)" * (runs.learning_rate is not None and " " not in runs.name)
 
-    columns = min(3, len(comparisons)) or 1
-    size = (4.6 * columns, 3.4 * (-(-len(comparisons) // columns) or 1))
-    return draw, size, "Training losses, mean and standard error over seeds."
+    return curves(
+        name,
+        {one.evaluation.name: {label(r): r.losses for r in one.runs} for one in comparisons},
+        smooth=5,
+        xlabel="inner step",
+        ylabel="training loss",
+        caption="Training losses, mean and standard error over seeds.",
+    )
 
 
 def _meta_losses(axes: Any, lines: Sequence[Mapping[str, Any]]) -> None:

@@ -13,12 +13,21 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text as RichText
 
-from lopt.experiment.report.plots import new_figure, png
-from lopt.experiment.report.statistics import Cell, Measured, cell_text, plain
+from lopt.experiment.report.plots import bands, new_figure, panels, png
+from lopt.experiment.report.statistics import (
+    Cell,
+    Measured,
+    cell_text,
+    mean_and_error,
+    plain,
+    shown_steps,
+)
 from lopt.experiment.runs.files import write_bytes, write_json
 
 # The version of report files, which changes with their keys.
@@ -171,12 +180,14 @@ class Figure:
         draw: gets an empty matplotlib figure.
         size: inches, width and height.
         caption: below the figure.
+        data: numbers for the JSON.
     """
 
     name: str
     draw: Callable[[Any], object]
     size: tuple[float, float] = (6.4, 3.8)
     caption: str = ""
+    data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def png(self) -> bytes:
@@ -194,8 +205,59 @@ class Figure:
         return f"<p>{picture}<br>{_escaped(self.caption)}</p>"
 
     def json(self) -> Any:
-        """Returns the name of the file."""
-        return {"figure": f"{self.name}.png", "caption": self.caption}
+        """Returns the name of the file, and the numbers."""
+        return {"figure": f"{self.name}.png", "caption": self.caption, **self.data}
+
+
+def curves(
+    name: str,
+    found: Mapping[str, Mapping[str, Float[np.ndarray, "seed step"]]],
+    *,
+    caption: str = "",
+    columns: int = 3,
+    steps: Sequence[int] | None = None,
+    log: bool = True,
+    smooth: int = 1,
+    **labels: Any,
+) -> Figure:
+    """Returns a figure with a panel of curves, mean and standard error over seeds, for each title.
+
+    Args:
+        name: of its file.
+        found: by the title of its panel, then by name, which gives the colour.
+        caption: below the figure.
+        columns: panels side by side.
+        steps: where the values are; 1, 2, ... by default.
+        log: whether the vertical axes are logarithmic.
+        smooth: over how many steps back running means are drawn.
+        labels: `xlabel` and `ylabel`.
+    """
+    every = [np.asarray(values) for panel in found.values() for values in panel.values()]
+    places = list(range(1, every[0].shape[1] + 1)) if steps is None and every else steps or []
+    at = np.array(shown_steps(len(places))) - 1
+
+    def draw(figure: Any) -> None:
+        for i, (axes, title) in enumerate(
+            zip(panels(figure, len(found), columns), found, strict=True)
+        ):
+            arrays = {one: np.asarray(values, float) for one, values in found[title].items()}
+            style: Any = {"log": log, "smooth": smooth, "legend": i == 0, "title": title}
+            bands(axes, arrays, steps=places, **style, **labels)
+
+    def numbers(values: Any) -> dict[str, Any]:
+        mean, error = mean_and_error(np.asarray(values, float)[:, at])
+        return {"mean": mean.tolist(), "error": None if error is None else error.tolist()}
+
+    data = {
+        "steps": [places[i] for i in at],
+        "curves": {
+            title: {one: numbers(values) for one, values in panel.items()}
+            for title, panel in found.items()
+        },
+    }
+    columns = min(columns, len(found)) or 1
+    size = (4.6 * columns, 3.4 * (-(-len(found) // columns) or 1))
+    return Figure(name, draw, size, caption, data)
 
 
 Part = Text | Equation | Table | Figure
