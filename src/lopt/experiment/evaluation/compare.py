@@ -6,26 +6,22 @@ steps; each baseline's learning rate is the best of 11 for just these runs, whic
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from lopt.core.learned import AbstractLearnedOptimizer
-from lopt.core.task import AbstractTask, judge
-from lopt.core.types import Key, Scalar, Split, Theta
-from lopt.core.unroll import TrainState
+from lopt.core.types import Key, Scalar, Theta
 from lopt.experiment.baselines import BASELINES, DEFAULT_ADAM, tune
-from lopt.experiment.report import Cell, Figure, Report, color_of, curves, finish, measured
-from lopt.experiment.runs.experiment import Evaluation, Experiment
-from lopt.experiment.runs.files import read_lines
-from lopt.experiment.runs.train import dropped_particles, skipped_steps
-from lopt.experiment.trainings import Keys, dtype_of, trainings
+from lopt.experiment.evaluation.evaluation import Evaluation
+from lopt.experiment.report import Cell, Figure, Report, color_of, curves, finish, measured, stages
+from lopt.experiment.runs.run import Run
+from lopt.experiment.settings import EvaluateSettings
+from lopt.experiment.trainings import dtype_of, stream
 
 SMOOTHING = 10
 # Those of the evaluation of a run; symmetry studies have Lion as well.
@@ -162,14 +158,14 @@ def compare(
     `others` are further learned optimizers and their weights, by name.
     """
     keys = jax.random.split(key, evaluation.num_seeds)
-    task, horizon, dtype = evaluation.task, evaluation.horizon, dtype_of(evaluation.task)
+    horizon, dtype = evaluation.horizon, dtype_of(evaluation.task)
     results = []
     for name, (own, weights) in {"learned": (learned, theta), **(others or {})}.items():
-        found = _trained(task, own.optimizer(weights, num_steps=horizon), horizon, keys)
+        found = evaluation.trained(own.optimizer(weights, num_steps=horizon), keys)
         results.append(Runs(name, None, False, *jax.device_get(found)))
 
     def train(optimizer: optax.GradientTransformation) -> tuple[Scalar, Any]:
-        found = _trained(task, optimizer, horizon, keys)
+        found = evaluation.trained(optimizer, keys)
         return jnp.mean(found[1]), found
 
     for name in NAMES:
@@ -183,31 +179,31 @@ def compare(
     return Comparison(evaluation, tuple(results))
 
 
-@eqx.filter_jit
-def _trained(
-    task: AbstractTask, optimizer: optax.GradientTransformation, horizon: int, keys: Keys
-) -> tuple[Float[Array, "seed step"], Float[Array, " seed"], dict[str, Float[Array, " seed"]]]:
-    """Returns training losses, final losses and metrics of the test split."""
-    states, losses = trainings(task, optimizer, keys, horizon)
+def evaluate(run: Run, settings: EvaluateSettings | None = None) -> Report:
+    """Compares a run's latest weights with tuned baselines, on each of its evaluations.
 
-    def judged(state: TrainState, split: Split) -> dict[str, Scalar]:
-        key = jax.random.fold_in(state.key, 2**32 - 2)  # none of the run's own keys
-        return judge(task, state.params, state.estimator_state, key, split)
+    Returns:
+        A report with a table and curves for each, and the meta-losses of the run.
+    """
+    experiment = run.experiment
+    before = None if experiment.initial is None else {"before": (run.learned, experiment.initial)}
+    key, comparisons = stream("evaluation", experiment.seed), []
+    with stages("evaluating", len(experiment.evaluations)) as announce:
+        for i, evaluation in enumerate(experiment.evaluations):
+            announce(evaluation.name)
+            own = jax.random.fold_in(key, i)
+            comparisons.append(compare(evaluation, run.learned, run.theta, own, before))
+    return evaluation_report(run, comparisons)
 
-    final = jax.vmap(lambda state: judged(state, "train"))(states)
-    return losses, final["loss"], jax.vmap(lambda state: judged(state, "test"))(states)
 
-
-def evaluation_report(
-    experiment: Experiment, comparisons: Sequence[Comparison], folder: Path
-) -> Report:
+def evaluation_report(run: Run, comparisons: Sequence[Comparison]) -> Report:
     """Returns the report of a run: a table and curves for each evaluation, and the meta-losses."""
-    lines = read_lines(folder / "metrics.jsonl")
-    skipped, dropped = skipped_steps(folder), dropped_particles(folder)
-    report = Report(f"Evaluation of {folder.name}")
+    report, lines = Report(f"Evaluation of {run.name}"), run.lines
+    skipped = sum(not line["finite"] for line in lines)
+    dropped = sum(int(line["dropped"]) for line in lines)
     report.data |= {
-        "note": experiment.note,
-        "outer_steps": experiment.outer_steps,
+        "note": run.experiment.note,
+        "outer_steps": run.experiment.outer_steps,
         "outer_steps_in_the_log": len(lines),
         "outer_steps_skipped_as_not_finite": skipped,
         "particles_dropped_as_not_finite": dropped,
@@ -218,7 +214,7 @@ def evaluation_report(
         report.table(*comparison.table())
         report.text(comparison.verdict())
     for text in (
-        experiment.note,
+        run.experiment.note,
         f"Skipped outer steps: {skipped}." if skipped else "",
         f"Dropped particles: {dropped}." if dropped else "",
     ):

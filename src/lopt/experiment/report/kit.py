@@ -350,6 +350,16 @@ class Report:
                 write_bytes(folder / names[-1], part.png)
         return names
 
+    def finish(self, folder: Path, name: str) -> None:
+        """Shows and saves the report, and says which files were written."""
+        self.show()
+        tell(f"Wrote {', '.join(self.save(folder, name))} in {folder}.")
+
+
+def tell(text: str) -> None:
+    """Prints a line, however long, as it is."""
+    Console().print(RichText(plain(text)), soft_wrap=True)
+
 
 def _total(widths: Sequence[int]) -> int:
     """Returns the width of a table with columns so wide."""
