@@ -292,8 +292,9 @@ class Report:
         self.add(Text(text, heading=True), detail=detail)
 
     def text(self, text: str, *, code: bool = False, detail: bool = False) -> None:
-        """Adds a paragraph."""
-        self.add(Text(text, code), detail=detail)
+        """Adds a paragraph, unless it is empty."""
+        if text:
+            self.add(Text(text, code), detail=detail)
 
     def table(
         self,
