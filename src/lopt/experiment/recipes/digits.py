@@ -3,6 +3,7 @@
 Where their files are found, MNIST and Fashion-MNIST at 8x8 are trained on as well.
 """
 
+import dataclasses
 import math
 
 import equinox as eqx
@@ -12,7 +13,6 @@ import optax
 
 import lopt
 from lopt.experiment.data.datasets import available, load_images
-from lopt.experiment.runs.experiment import Evaluation, Experiment
 from lopt.tasks import Data, Examples, Mixture, mlp_classification
 
 NOTE = (
@@ -25,24 +25,16 @@ NOTE = (
 )
 
 
-def experiment(
-    horizon: int = 200,
-    truncation: int = 50,
-    estimator: str = "pes",
-    sigma: float = 0.01,
-    particles: int = 16,
-    outer_steps: int = 800,
-    learning_rate: float = 3e-3,
-    weight_decay: float = 0.0,
-    gradient_clip: float = 1.0,
-    hidden: int = 32,
-    batch_size: int = 128,
-    seeds: int = 5,
-    seed: int = 0,
-) -> Experiment:
-    """Builds the experiment.
+def found_here() -> tuple[str, ...]:
+    """Returns the data sets besides digits that need no download."""
+    return tuple(name for name in ("mnist", "fashion_mnist") if available(name))
 
-    Args:
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """The main job: a small rule, meta-trained on perceptrons over 8x8 digits.
+
+    Attributes:
         horizon: inner steps per episode, and per evaluation.
         truncation: inner steps per outer step; divides the horizon. ES does without.
         estimator: of the meta-gradient: pes, es or truncated_backprop.
@@ -54,60 +46,90 @@ def experiment(
         gradient_clip: the largest norm of a meta-gradient.
         hidden: units of the hidden layer of the networks that are trained.
         batch_size: examples per inner step.
+        datasets: trained on besides digits; by default those of mnist and fashion_mnist whose
+            files are found.
         seeds: initialisations per evaluation.
         seed: of everything random.
     """
-    positive = {"learning_rate": learning_rate, "gradient_clip": gradient_clip}
-    positive |= {"outer_steps": outer_steps, "horizon": horizon}
-    for name, value in positive.items():
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name}={value} must be positive and finite.")
-    if not 0 <= weight_decay < math.inf:
-        raise ValueError(f"weight_decay={weight_decay} must not be negative.")
-    names = [name for name in ("digits", "mnist", "fashion_mnist") if available(name)]
-    data = {name: load_images(name, size=8) for name in names}
-    tasks = {
-        name: mlp_classification(images, (hidden,), batch_size=batch_size)
-        for name, images in data.items()
-    }
-    learned = lopt.adafactor_mlp(step_multiplier=0.01)
-    family = Mixture(tuple(tasks.values()))
-    inner = lopt.InnerTraining(family, learned, horizon, lopt.RampedLoss())
-    estimators = {
-        "pes": lambda: lopt.PES(inner, truncation, sigma),
-        "es": lambda: lopt.ES(inner, sigma),
-        "truncated_backprop": lambda: lopt.TruncatedBackprop(inner, truncation),
-    }
-    if estimator not in estimators:
-        raise ValueError(f"estimator={estimator!r} must be one of {', '.join(estimators)}.")
-    schedule = optax.cosine_decay_schedule(learning_rate, outer_steps)
-    outer = optax.chain(
-        optax.clip_by_global_norm(gradient_clip), optax.adamw(schedule, weight_decay=weight_decay)
-    )
 
-    evaluations = [
-        Evaluation(f"{name}, new initialisations", task, horizon, seeds, trained_on=True)
-        for name, task in tasks.items()
-    ]
-    first = data["digits"]
-    evaluations += [
-        Evaluation(
-            "digits, held-out images",
-            mlp_classification(held_out(first), (hidden,), batch_size=batch_size),
-            horizon,
-            seeds,
-        ),
-        Evaluation(
-            "digits, wider and deeper",
-            mlp_classification(first, (4 * hidden, 4 * hidden), batch_size=batch_size),
-            horizon,
-            seeds,
-        ),
-        Evaluation("digits, 5 times as long", tasks["digits"], 5 * horizon, seeds),
-    ]
-    meta = lopt.Mean(estimators[estimator](), particles)
-    note = NOTE if estimator == "pes" else ""
-    return Experiment(learned, meta, outer, outer_steps, tuple(evaluations), seed, note=note)
+    horizon: int = 200
+    truncation: int = 50
+    estimator: str = "pes"
+    sigma: float = 0.01
+    particles: int = 16
+    outer_steps: int = 800
+    learning_rate: float = 3e-3
+    weight_decay: float = 0.0
+    gradient_clip: float = 1.0
+    hidden: int = 32
+    batch_size: int = 128
+    datasets: tuple[str, ...] = dataclasses.field(default_factory=found_here)
+    seeds: int = 5
+    seed: int = 0
+
+    def build(self) -> lopt.Experiment:
+        """Builds the experiment."""
+        positive = {"learning_rate": self.learning_rate, "gradient_clip": self.gradient_clip}
+        positive |= {"outer_steps": self.outer_steps, "horizon": self.horizon}
+        for name, value in positive.items():
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name}={value} must be positive and finite.")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay={self.weight_decay} must not be negative.")
+        data = {name: load_images(name, size=8) for name in ("digits", *self.datasets)}
+        tasks = {
+            name: mlp_classification(images, (self.hidden,), batch_size=self.batch_size)
+            for name, images in data.items()
+        }
+        learned = lopt.adafactor_mlp(step_multiplier=0.01)
+        family = Mixture(tuple(tasks.values()))
+        inner = lopt.InnerTraining(family, learned, self.horizon, lopt.RampedLoss())
+        estimators = {
+            "pes": lambda: lopt.PES(inner, self.truncation, self.sigma),
+            "es": lambda: lopt.ES(inner, self.sigma),
+            "truncated_backprop": lambda: lopt.TruncatedBackprop(inner, self.truncation),
+        }
+        if self.estimator not in estimators:
+            raise ValueError(
+                f"estimator={self.estimator!r} must be one of {', '.join(estimators)}."
+            )
+        schedule = optax.cosine_decay_schedule(self.learning_rate, self.outer_steps)
+        outer = optax.chain(
+            optax.clip_by_global_norm(self.gradient_clip),
+            optax.adamw(schedule, weight_decay=self.weight_decay),
+        )
+
+        evaluations = [
+            lopt.Evaluation(
+                f"{name}, new initialisations", task, self.horizon, self.seeds, trained_on=True
+            )
+            for name, task in tasks.items()
+        ]
+        first = data["digits"]
+        evaluations += [
+            lopt.Evaluation(
+                "digits, held-out images",
+                mlp_classification(held_out(first), (self.hidden,), batch_size=self.batch_size),
+                self.horizon,
+                self.seeds,
+            ),
+            lopt.Evaluation(
+                "digits, wider and deeper",
+                mlp_classification(
+                    first, (4 * self.hidden, 4 * self.hidden), batch_size=self.batch_size
+                ),
+                self.horizon,
+                self.seeds,
+            ),
+            lopt.Evaluation(
+                "digits, 5 times as long", tasks["digits"], 5 * self.horizon, self.seeds
+            ),
+        ]
+        meta = lopt.Mean(estimators[self.estimator](), self.particles)
+        note = NOTE if self.estimator == "pes" else ""
+        return lopt.Experiment(
+            learned, meta, outer, self.outer_steps, tuple(evaluations), self.seed, note=note
+        )
 
 
 def held_out(data: Data) -> Data:

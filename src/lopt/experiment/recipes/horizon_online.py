@@ -3,6 +3,8 @@
 Greedy by design, see `lopt horizon online`. Wu et al. 2018, arXiv:1803.02021, section 4.2.
 """
 
+import dataclasses
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,6 @@ from jaxtyping import Array, Float
 import lopt
 from lopt.core.task import AbstractTask
 from lopt.core.unroll import Step
-from lopt.experiment.runs.experiment import Experiment
 from lopt.experiment.studies.setting import (
     constant_momentum,
     measure,
@@ -22,20 +23,11 @@ from lopt.experiment.studies.setting import (
 )
 
 
-def experiment(
-    dataset: str = "digits",
-    steps: int = 5000,
-    num_meta_steps: int = 10,
-    steps_per_update: int = 100,
-    look_ahead: int = 5,
-    learning_rate: float = 0.1,
-    meta_learning_rate: float = 0.01,
-    deterministic: bool = False,
-    seed: int = 0,
-) -> Experiment:
-    """Builds the experiment.
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Meta-optimization while training: look a few steps ahead, update the learning rate, rewind.
 
-    Args:
+    Attributes:
         dataset: digits, mnist, fashion_mnist or cifar10.
         steps: of training.
         num_meta_steps: steps of meta-optimization between two stretches of training.
@@ -46,28 +38,41 @@ def experiment(
         deterministic: whether one batch serves all look-ahead steps of an update.
         seed: of everything random.
     """
-    if steps % steps_per_update or steps < steps_per_update:
-        raise ValueError(
-            f"steps_per_update={steps_per_update} must divide steps={steps}; "
-            f"try steps={max(1, steps // steps_per_update) * steps_per_update}."
-        )
-    chosen = setting(dataset, 1.0, seed=seed)
-    learned = constant_momentum(learning_rate)
-    meta = lopt.LookAhead(
-        lopt.InnerTraining(chosen.task, learned, steps_per_update),
-        steps=look_ahead,
-        batches=look_ahead,
-        estimates=num_meta_steps,
-        stride=steps_per_update,
-        deterministic=deterministic,
-    )
-    outer = optax.chain(optax.clip(10.0), optax.adam(meta_learning_rate), within_ranges())
 
-    # One more update's worth: the last stretch of training is that before it.
-    outer_steps = num_meta_steps * (steps // steps_per_update) + 1
-    return Experiment(
-        learned, meta, outer, outer_steps, seed=seed, record=Halts(chosen.classification)
-    )
+    dataset: str = "digits"
+    steps: int = 5000
+    num_meta_steps: int = 10
+    steps_per_update: int = 100
+    look_ahead: int = 5
+    learning_rate: float = 0.1
+    meta_learning_rate: float = 0.01
+    deterministic: bool = False
+    seed: int = 0
+
+    def build(self) -> lopt.Experiment:
+        """Builds the experiment."""
+        if self.steps % self.steps_per_update or self.steps < self.steps_per_update:
+            raise ValueError(
+                f"steps_per_update={self.steps_per_update} must divide steps={self.steps}; "
+                f"try steps={max(1, self.steps // self.steps_per_update) * self.steps_per_update}."
+            )
+        chosen = setting(self.dataset, 1.0, seed=self.seed)
+        learned = constant_momentum(self.learning_rate)
+        meta = lopt.LookAhead(
+            lopt.InnerTraining(chosen.task, learned, self.steps_per_update),
+            steps=self.look_ahead,
+            batches=self.look_ahead,
+            estimates=self.num_meta_steps,
+            stride=self.steps_per_update,
+            deterministic=self.deterministic,
+        )
+        outer = optax.chain(optax.clip(10.0), optax.adam(self.meta_learning_rate), within_ranges())
+
+        # One more update's worth: the last stretch of training is that before it.
+        outer_steps = self.num_meta_steps * (self.steps // self.steps_per_update) + 1
+        return lopt.Experiment(
+            learned, meta, outer, outer_steps, seed=self.seed, record=Halts(chosen.classification)
+        )
 
 
 class Halts(eqx.Module):

@@ -297,8 +297,9 @@ class Report:
         self.add(Text(text, heading=True), detail=detail)
 
     def text(self, text: str, *, code: bool = False, detail: bool = False) -> None:
-        """Adds a paragraph."""
-        self.add(Text(text, code), detail=detail)
+        """Adds a paragraph, unless it is empty."""
+        if text:
+            self.add(Text(text, code), detail=detail)
 
     def table(
         self,
@@ -354,6 +355,16 @@ class Report:
                 names.append(f"{part.name}.png")
                 write_bytes(folder / names[-1], part.png)
         return names
+
+    def finish(self, folder: Path, name: str) -> None:
+        """Shows and saves the report, and says which files were written."""
+        self.show()
+        tell(f"Wrote {', '.join(self.save(folder, name))} in {folder}.")
+
+
+def tell(text: str) -> None:
+    """Prints a line, however long, as it is."""
+    Console().print(RichText(plain(text)), soft_wrap=True)
 
 
 def _total(widths: Sequence[int]) -> int:

@@ -153,7 +153,7 @@ def log_axis(axes: Any, which: str = "y") -> None:
     axis, limit = (axes.xaxis, axes.set_xlim) if which == "x" else (axes.yaxis, axes.set_ylim)
     (axes.set_xscale if which == "x" else axes.set_yscale)("log", nonpositive="mask")
     axis.set_major_locator(LogLocator(numticks=6))
-    decades = np.log10(positive.max() / positive.min())
+    decades = np.log10(positive.max()) - np.log10(positive.min())
     if decades > DECADES:
         limit(positive.max() * 10.0**-DECADES, None)
     elif decades > 1.5:
