@@ -204,6 +204,8 @@ def _options(name: str, command: Command, words: Sequence[str]) -> dict[str, Any
         return given
 
     changed: Any = collect
+    # A type checker's wrapper would lead back to the function inside of it.
+    vars(changed).pop("__wrapped__", None)
     changed.__signature__ = inspect.Signature(parameters)
     changed.__annotations__ = {one.name: one.annotation for one in parameters}
     return tyro.cli(changed, prog=f"lopt {name}", description=about, args=list(words))
