@@ -9,7 +9,7 @@ The study is that of Sobotka et al. 2024 (arXiv:2312.07174).
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -17,8 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lopt.analysis.symmetry import Deviation, Symmetries, SymmetryProbe, drift, symmetries
-from lopt.analysis.symmetry.generators import AbstractGenerator
+from lopt.analysis.symmetry import Symmetries, SymmetryProbe, drift, symmetries
 from lopt.core.checks import check_length
 from lopt.core.learned import AbstractLearnedOptimizer
 from lopt.core.task import AbstractTaskFamily
@@ -27,32 +26,22 @@ from lopt.core.unroll import Step
 from lopt.experiment.baselines import BASELINES, Tuned, tuned_baseline
 from lopt.experiment.report import Cell, Figure, Report, curves, measured, number, stages
 from lopt.experiment.runs.run import Run
+from lopt.experiment.runs.train import kept_thetas, replay
 from lopt.experiment.settings import SymmetrySettings
-from lopt.experiment.trainings import RECORD_SIZE, Keys, dtype_of, stream, trainings
+from lopt.experiment.trainings import RECORD_SIZE, Keys, stream, trainings
 
 LONGEST = 500
 # Inner steps of the truncations of the study, after which learned optimizers are fastest.
 SHORT = 20
-# Outer steps that are done again in one call, at most.
-PER_CALL = 10
 # A figure of more symmetries is no longer looked at; the JSON has all.
 MOST_ROWS = 8
 # The headings of measures, and what `Deviation` calls them.
 MEASURES = {"signed": "signed", "absolute": "absolute", "normalised": "cosine"}
-Deviations = dict[str, Deviation]  # by symmetry
-
-
-class Trajectory(NamedTuple):
-    """What is kept of trainings, by seed and step.
-
-    Deviations have no sign: learned optimizers add updates that the study's baselines subtract.
-    Drift, where it is known, is how far what gradient flow conserves has moved.
-    """
-
-    losses: Any
-    updates: Deviations
-    gradients: Deviations
-    drift: dict[str, Any]
+# What is kept of trainings, by seed and step: "losses"; by symmetry the deviations of "updates" and
+# "gradients", without their sign, as learned optimizers add updates that the study's baselines
+# subtract; "early", means of those of updates; and "drift", of what gradient flow conserves, if it
+# is known.
+Trajectory = dict[str, Any]
 
 
 def probe_symmetry(run: Run, settings: SymmetrySettings, *, show_progress: bool = True) -> Report:
@@ -72,16 +61,17 @@ def probe_symmetry(run: Run, settings: SymmetrySettings, *, show_progress: bool 
     steps = settings.steps or max(2, min(run.inner.horizon, LONGEST))
     check_length(f"lopt probe symmetry --steps {steps}", steps, learned.max_steps)
     find_key, run_key = jax.random.split(stream("symmetry", settings.seed))
-    keys, thetas = jax.random.split(run_key, settings.seeds), run.thetas()
+    keys = jax.random.split(run_key, settings.seeds)
+    thetas = kept_thetas(run.experiment, run.folder)
     short, again = min(SHORT, steps), min(settings.outer_steps, run.experiment.outer_steps)
-    per_call = math.gcd(again, PER_CALL)
+    per_call = math.gcd(again, 10)  # outer steps of a compiled call
     trained, rates, kept, replayed = {}, {}, {}, []
     total = 2 + 2 * len(BASELINES) + len(thetas) + again // per_call
     with stages("probing", total, show=show_progress) as progress:
         progress("finding symmetries")
         found = _symmetries(run, find_key)
-        probe = SymmetryProbe((*found.generators, *found.nearly))
-        watch = eqx.Partial(trajectory, tasks, keys, probe)
+        generators = (*found.generators, *found.nearly)
+        watch = eqx.Partial(trajectory, tasks, keys, SymmetryProbe(generators))
         progress("training with the learned optimizer")
         trained["learned"] = watch(steps, learned.optimizer(run.theta, steps))
         for name, baseline in BASELINES.items():
@@ -91,18 +81,37 @@ def probe_symmetry(run: Run, settings: SymmetrySettings, *, show_progress: bool 
             trained[name] = watch(steps, baseline.factory(rates[name].value))
         for outer_step, theta in thetas.items():
             progress(f"the weights of outer step {outer_step}")
-            kept[outer_step] = watch(steps, learned.optimizer(theta, steps)).updates
-        replay = run.replay(per_call, eqx.Partial(_of_theta, watch, short, learned))
+            kept[outer_step] = watch(steps, learned.optimizer(theta, steps))
+        parts = replay(run.experiment, per_call, eqx.Partial(_early, watch, short, learned))
         for outer_step in range(0, again, per_call):
             progress(f"meta-training again, outer step {outer_step}")
-            replayed.append(next(replay))
-    trained, kept = jax.device_get((trained, kept))
+            replayed.append(next(parts))
+    trained = {name: jax.device_get(one) for name, one in trained.items()}
+    kept = {outer_step: jax.device_get(one) for outer_step, one in kept.items()}
     head = {"run": run.name, **dataclasses.asdict(settings), "steps": steps}
     report = Report(f"The symmetries that {run.name} breaks", head)
-    report.data["precision"] = float(jnp.finfo(dtype_of(tasks)).eps)
     report.data["learning_rates"] = {name: rate.value for name, rate in rates.items()}
     _meta_testing(report, found, trained, rates)
-    _meta_training(report, [one.name for one in probe.generators], short, trained, kept, replayed)
+    report.heading("Meta-training")
+    early = {name: trained[name]["early"] for name in BASELINES}
+    if replayed:
+        early["learned"] = jax.tree.map(lambda *each: np.concatenate(each).T, *replayed)
+    early["learned (kept)"] = jax.tree.map(
+        lambda *each: dict(zip(kept, each, strict=True)), *(one["early"] for one in kept.values())
+    )
+    caption = (
+        f"Mean deviation of the updates in the first {short} steps. Line: the weights of each "
+        "outer step, as meta-training is done again; dots: kept weights; dashed: the references."
+    )
+    report.add(_figure("meta_training", generators, early, caption, first=0, xlabel="outer step"))
+    rows: list[dict[str, Cell]] = [
+        {"outer step": n, **{g.name: measured(one["early"][g.name].cosine) for g in generators}}
+        for n, one in kept.items()
+    ]
+    report.table(f"Over meta-training: normalised, mean of the first {short} steps", rows)
+    caption = "The learned optimizer with the weights it began with, and those of kept checkpoints."
+    updates = {f"outer step {outer_step}": one["updates"] for outer_step, one in kept.items()}
+    report.add(_figure("stages", generators, updates, caption, ordered=True, xlabel="step"))
     return report
 
 
@@ -119,14 +128,19 @@ def trajectory(
         tasks, optimizer, keys, steps, lambda s: (s.loss, probe(s)), record_size=RECORD_SIZE
     )
     updates = {name: jax.tree.map(jnp.abs, one.updates) for name, one in found.items()}
-    gradients = {name: jax.tree.map(jnp.abs, one.grads) for name, one in found.items()}
     conserved = {name: one.conserved for name, one in found.items() if one.conserved is not None}
-    return Trajectory(losses, updates, gradients, jax.tree.map(jax.vmap(drift), conserved))
+    return {
+        "losses": losses,
+        "updates": updates,
+        "early": jax.tree.map(lambda values: values[:, :SHORT].mean(axis=1), updates),
+        "gradients": {name: jax.tree.map(jnp.abs, one.grads) for name, one in found.items()},
+        "drift": jax.tree.map(jax.vmap(drift), conserved),
+    }
 
 
-def _of_theta(watch: Any, steps: int, learned: AbstractLearnedOptimizer, step: Step) -> Deviations:
+def _early(watch: Any, steps: int, learned: AbstractLearnedOptimizer, step: Step) -> Any:
     """Records what the theta of a step of meta-training does."""
-    return watch(steps, learned.optimizer(step.params, steps)).updates
+    return watch(steps, learned.optimizer(step.params, steps))["early"]
 
 
 def _symmetries(run: Run, key: Key) -> Symmetries:
@@ -156,6 +170,7 @@ def _meta_testing(
         detail=True,
     )
     report.text(str(found), code=True)
+    report.data["slopes"] = {name: one.slope for name, one in found.evidence.items()}
     report.heading("Meta-testing")
     report.text(
         f"{report.settings['seeds']} fresh tasks of the run, {report.settings['steps']} steps "
@@ -167,87 +182,47 @@ def _meta_testing(
         "learning rate. Drift is how far what gradient flow conserves has moved, as a share of it.",
         detail=True,
     )
-    losses = {name: one.losses for name, one in trained.items()}
+    losses = {name: one["losses"] for name, one in trained.items()}
     report.add(curves("losses", {"Training loss": losses}, xlabel="step"))
 
     def row(name: str, symmetry: str) -> dict[str, Cell]:
         one, rate = trained[name], rates.get(name)
-        updates, gradients = one.updates[symmetry], one.gradients[symmetry]
+        updates, moved = one["updates"][symmetry], one["drift"].get(symmetry)
         return {
             "optimizer": name,
             "rate": "-" if rate is None else number(rate.value) + "*" * rate.at_edge,
             **{m: measured(getattr(updates, f).mean(axis=1)) for m, f in MEASURES.items()},
-            "gradients": measured(gradients.cosine.mean(axis=1)),
-            "drift": measured(one.drift[symmetry][:, -1]) if symmetry in one.drift else None,
-            "final loss": measured(one.losses[:, -1]),
+            "gradients": measured(one["gradients"][symmetry].cosine.mean(axis=1)),
+            "drift": None if moved is None else measured(moved[:, -1]),
+            "final loss": measured(losses[name][:, -1]),
         }
 
     caption = (
         "Updates, mean and standard error over seeds, and the gradients on the learned optimizer's "
         "path. What is exactly zero is not drawn."
     )
-    drawn = {name: one.updates for name, one in trained.items()}
-    drawn["gradients"] = trained["learned"].gradients
+    drawn = {name: one["updates"] for name, one in trained.items()}
+    drawn["gradients"] = trained["learned"]["gradients"]
     for name, but, generators in (
         ("deviations", "", found.generators),
         ("nearly", " but for an epsilon, as that of batch norm", found.nearly),
     ):
         if generators:
-            names = [one.name for one in generators]
             report.heading(f"Symmetries that hold{but}")
-            report.add(_figure(name, names, drawn, caption, xlabel="step"))
+            report.add(_figure(name, generators, drawn, caption, xlabel="step"))
         for one in generators:
             slope = f", nearly: slope {number(found.evidence[one.name].slope, 2)}" if but else ""
             rows = [row(optimizer, one.name) for optimizer in trained]
             report.table(f"{one.name} ({one.units} units{slope})", rows)
 
 
-def _meta_training(
-    report: Report,
-    names: Sequence[str],
-    short: int,
-    trained: Mapping[str, Trajectory],
-    kept: Mapping[int, Deviations],
-    replayed: Sequence[Deviations],
-) -> None:
-    def early(updates: Deviations) -> Deviations:
-        return jax.tree.map(lambda values: values[..., :short].mean(axis=-1), updates)
-
-    means = {outer_step: early(updates) for outer_step, updates in kept.items()}
-    drawn = {name: early(trained[name].updates) for name in BASELINES}
-    drawn["learned (kept)"] = jax.tree.map(
-        lambda *each: dict(zip(means, each, strict=True)), *means.values()
-    )
-    if replayed:
-        again = jax.tree.map(lambda *each: np.concatenate(each), *replayed)
-        drawn["learned"] = jax.tree.map(np.transpose, early(again))
-    report.heading("Meta-training")
-    caption = (
-        f"Mean deviation of the updates in the first {short} steps. Line: the weights of each "
-        "outer step, as meta-training is done again; dots: kept weights; dashed: the references."
-    )
-    report.add(_figure("meta_training", names, drawn, caption, first=0, xlabel="outer step"))
-    rows: list[dict[str, Cell]] = [
-        {"outer step": n, **{name: measured(one[name].cosine) for name in names}}
-        for n, one in means.items()
-    ]
-    report.table(f"Over meta-training: normalised, mean of the first {short} steps", rows)
-    caption = "The learned optimizer with the weights it began with, and those of kept checkpoints."
-    drawn = {f"outer step {outer_step}": updates for outer_step, updates in kept.items()}
-    report.add(_figure("stages", names, drawn, caption, ordered=True, xlabel="step"))
-
-
 def _figure(
-    name: str,
-    symmetries: Sequence[str],
-    found: Mapping[str, Deviations],
-    caption: str,
-    **style: Any,
+    name: str, generators: Sequence[Any], found: Mapping[str, Any], caption: str, **style: Any
 ) -> Figure:
     """Returns a figure with a row for each symmetry and a column for each measure."""
     panels = {
-        f"{symmetry}: {measure}": {n: getattr(one[symmetry], field) for n, one in found.items()}
-        for symmetry in symmetries
+        f"{g.name}: {measure}": {n: getattr(one[g.name], field) for n, one in found.items()}
+        for g in generators
         for measure, field in MEASURES.items()
     }
     return curves(name, panels, caption=caption, most=MOST_ROWS * len(MEASURES), **style)

@@ -232,7 +232,8 @@ def curves(
         style: `log`, `smooth`, `ordered`, `xlabel` and `ylabel` of `bands`.
     """
     every = [curve for panel in found.values() for curve in panel.values()]
-    length = max((np.shape(one)[1] for one in every if np.ndim(one) == 2), default=0)
+    shapes = [np.shape(one) for one in every if not isinstance(one, Mapping)]
+    length = max((shape[1] for shape in shapes if len(shape) == 2), default=0)
     places = list(range(first, first + length)) if steps is None else steps
     at = np.array(shown_steps(len(places)), int) - 1
     shown = list(found)[:most]

@@ -96,7 +96,7 @@ def bands(
         log: whether the vertical axis is logarithmic.
         smooth: over how many steps back running means are taken.
         legend: whether to draw one.
-        ordered: whether colours go from dark to light, in the order of the curves.
+        ordered: whether colours go from dark to light, in the order of the curves; without errors.
         labels: `title`, `xlabel` and `ylabel`.
 
     Returns:
@@ -117,7 +117,7 @@ def bands(
         places = np.arange(1, values.shape[1] + 1) if steps is None else np.asarray(steps)
         mean, error = mean_and_error(values)
         axes.plot(places, mean, lw=2.2 if strong else 1.4, **style)
-        if error is not None:
+        if error is not None and not ordered:
             # On a logarithmic axis a band that reaches zero has no end; the least seed is one.
             low = np.maximum(mean - error, values.min(axis=0)) if log else mean - error
             axes.fill_between(places, low, mean + error, color=style["color"], alpha=0.2, lw=0)

@@ -7,7 +7,7 @@ nothing had happened, bit for bit.
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
-from lopt.core.types import Theta
+from lopt.core.types import Record, Theta
 from lopt.core.unroll import Step, TrainState, start, unroll
 from lopt.estimators import particle_mesh
 from lopt.experiment.runs import storage
@@ -103,6 +103,38 @@ def train(run: Run, *, show_progress: bool = True) -> Theta:
                 at(done, text + f", {skipped} skipped (not finite)" * bool(skipped))
         storage.save_weights(folder / "weights.safetensors", experiment.learned, state.params)
         return state.params
+
+
+def replay(
+    experiment: Experiment, num_steps: int, record: Callable[[Step], Any]
+) -> Iterator[Record]:
+    """Does meta-training again from its beginning, bit for bit, without an end.
+
+    Args:
+        experiment: what to train.
+        num_steps: of each compiled call.
+        record: what to keep of each outer step.
+
+    Yields:
+        The records of each call, as NumPy arrays.
+    """
+    optimizer, mesh = guarded(experiment), particle_mesh(experiment.meta)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    with jax.set_mesh(mesh):
+        state = begin(experiment, optimizer)
+    while True:
+        with jax.set_mesh(mesh):
+            state = jax.device_put(state, everywhere)
+            state, records = unroll(experiment.meta, optimizer, state, num_steps, record=record)
+        yield jax.device_get(records)
+
+
+def kept_thetas(experiment: Experiment, folder: Path) -> dict[int, Theta]:
+    """Returns the weights of a run by outer step: those it began with, and of its checkpoints."""
+    like = jax.eval_shape(lambda: begin(experiment, guarded(experiment)))
+    folder = folder / "checkpoints"
+    saved = {n: storage.load_checkpoint(folder, n, like) for n in storage.checkpoints(folder)}
+    return {0: initial_theta(experiment), **{n: state.params for n, state in saved.items()}}
 
 
 def guarded(experiment: Experiment) -> optax.GradientTransformation:
