@@ -103,7 +103,8 @@ def probe_symmetry(run: Run, settings: SymmetrySettings, *, show_progress: bool 
         f"Mean deviation of the updates in the first {short} steps. Line: the weights of each "
         "outer step, as meta-training is done again; dots: kept weights; dashed: the references."
     )
-    report.add(_figure("meta_training", generators, early, caption, first=0, xlabel="outer step"))
+    style: dict[str, Any] = {"steps": range(again), "points": again, "xlabel": "outer step"}
+    report.add(_figure("meta_training", generators, early, caption, **style))
     rows: list[dict[str, Cell]] = [
         {"outer step": n, **{g.name: measured(one["early"][g.name].cosine) for g in generators}}
         for n, one in kept.items()

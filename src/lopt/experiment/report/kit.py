@@ -216,7 +216,7 @@ def curves(
     columns: int = 3,
     most: int | None = None,
     steps: Sequence[int] | None = None,
-    first: int = 1,
+    points: int = 40,
     **style: Any,
 ) -> Figure:
     """Returns a figure with a panel of curves, mean and standard error over seeds, for each title.
@@ -227,15 +227,15 @@ def curves(
         caption: below the figure.
         columns: panels side by side.
         most: how many panels are drawn; all by default.
-        steps: where the values are; counted from `first` by default.
-        first: the number of the first step.
+        steps: where the values are; 1, 2, ... by default.
+        points: of how many steps, evenly, the JSON has numbers.
         style: `log`, `smooth`, `ordered`, `xlabel` and `ylabel` of `bands`.
     """
     every = [curve for panel in found.values() for curve in panel.values()]
     shapes = [np.shape(one) for one in every if not isinstance(one, Mapping)]
     length = max((shape[1] for shape in shapes if len(shape) == 2), default=0)
-    places = list(range(first, first + length)) if steps is None else steps
-    at = np.array(shown_steps(len(places)), int) - 1
+    places = list(range(1, length + 1)) if steps is None else steps
+    at = np.array(shown_steps(len(places), points), int) - 1
     shown = list(found)[:most]
 
     def draw(figure: Any) -> None:
