@@ -87,7 +87,7 @@ def bands(
         The axes.
     """
     for name, values in curves.items():
-        values = running_mean(np.where(np.isfinite(values), values, np.nan), smooth)
+        values = running_mean(values, smooth)
         places = np.arange(1, values.shape[1] + 1) if steps is None else np.asarray(steps)
         mean, error = mean_and_error(values)
         color, strong = color_of(name.split(" (")[0]), name.startswith(("learned", "network"))
@@ -129,6 +129,6 @@ def log_axis(axes: Any, which: str = "y") -> None:
     axis.set_major_locator(LogLocator(numticks=6))
     decades = np.log10(positive.max()) - np.log10(positive.min())
     if decades > DECADES:
-        limit(positive.max() * 10.0**-DECADES, None)
+        limit(positive.max() * 10.0**-DECADES, positive.max() * 10.0 ** (DECADES / 20))
     elif decades > 1.5:
         axis.set_minor_formatter(NullFormatter())
