@@ -83,11 +83,11 @@ def test_the_report_is_written(comparison, tmp_path):
         for i in range(20)
     ]
     output = io.StringIO()
-    made = evaluation_report("run", [comparison], lines, "Why.")
+    made = evaluation_report("run", [comparison], lines)
     made.show(Console(file=output, width=120))
     names = made.save(tmp_path)
     text = output.getvalue()
-    for words in ("tuned Adam", "±", "momentum", "Why.", "Skipped outer steps: 1"):
+    for words in ("tuned Adam", "±", "momentum", "Skipped outer steps: 1"):
         assert words in text
     report = read_json(tmp_path / "report.json")
     (evaluation,) = report["evaluations"]
@@ -157,7 +157,7 @@ def test_a_task_of_any_kind_is_evaluated_and_reported(build, tmp_path):
     assert runs.final_loss.mean() < runs.losses[:, 0].mean()
     output = io.StringIO()
     line = {"step": 0, "meta_loss": 1, "finite": 1, "dropped": 0, "seconds": 0}
-    report = evaluation_report("run", [comparison], [line], "")
+    report = evaluation_report("run", [comparison], [line])
     report.show(Console(file=output, width=120))
     report.save(tmp_path)
     assert "test loss" in output.getvalue()

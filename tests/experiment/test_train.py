@@ -202,11 +202,11 @@ def test_a_run_is_lengthened(tmp_path):
 def test_a_run_says_what_differs_from_when_it_began(run):
     assert Run(run).changes() == []
     config = read_json(run / "run.json")
-    versions = config["versions"] | {"jax": "0.1"}
-    write_json(run / "run.json", config | {"versions": versions, "python": "3.9.1"})
-    found = "; ".join(Run(run).changes())
-    assert "python: 3.9.1 when the run began" in found
-    assert "jax 0.1" in found
+    made_with = config["made_with"] | {"jax": "0.1", "python": "3.9.1"}
+    write_json(run / "run.json", config | {"made_with": made_with})
+    found = Run(run).changes()
+    assert len(found) == 2
+    assert found[0].startswith("python was 3.9.1 when the run began")
 
 
 def test_a_run_of_the_data_found_then_is_usable_with_others(tmp_path, monkeypatch):

@@ -23,7 +23,6 @@ class Recipe:
     poison: bool = False
     own: bool = False
     evaluate: bool = False
-    note: str = "tiny"
 
     def build(self) -> lopt.Experiment:
         """Builds the experiment."""
@@ -43,5 +42,4 @@ class Recipe:
             self.outer_steps,
             tuple(evaluations),
             steps_per_chunk=2,
-            note=self.note,
         )

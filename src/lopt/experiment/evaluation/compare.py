@@ -184,11 +184,11 @@ def evaluate(run: Run, settings: EvaluateSettings | None = None) -> Report:
             announce(evaluation.name)
             own = jax.random.fold_in(key, i)
             comparisons.append(compare(evaluation, run.learned, run.theta, own, before))
-    return evaluation_report(run.name, comparisons, run.lines, experiment.note)
+    return evaluation_report(run.name, comparisons, run.lines)
 
 
 def evaluation_report(
-    name: str, comparisons: Sequence[Comparison], lines: Sequence[Mapping[str, Any]], note: str
+    name: str, comparisons: Sequence[Comparison], lines: Sequence[Mapping[str, Any]]
 ) -> Report:
     """Returns the report of a run: a table and curves for each evaluation, and the meta-losses.
 
@@ -196,7 +196,6 @@ def evaluation_report(
         name: of the run.
         comparisons: one for each evaluation.
         lines: of its log.
-        note: on the run.
     """
     report = Report(f"Evaluation of {name}")
     counts = {
@@ -213,8 +212,8 @@ def evaluation_report(
         title = f"{about.name} ({about.horizon} steps, {about.num_seeds} seeds)"
         report.table(title, comparison.rows())
         report.text(comparison.verdict())
-    for text in (note, *(f"{what}: {count}." for what, count in counts.items() if count)):
-        report.text(text)
+    for what, count in counts.items():
+        report.text(f"{what}: {count}." if count else "")
     report.add(curves_of("curves", comparisons))
     report.figure("meta_training", lambda figure: _meta_losses(figure.add_subplot(), lines))
     return report

@@ -16,6 +16,7 @@ import optax
 import lopt
 from lopt.experiment.data.named_tasks import named_task
 from lopt.experiment.runs.storage import load
+from lopt.experiment.settings import check_one_of
 from lopt.learned import PerTensorType
 
 LARGE = ("resnet18", "resnet50")
@@ -64,14 +65,9 @@ class Recipe:
         """Builds the experiment."""
         if self.start == Path():
             raise ValueError("start='' must name a run, a distilled rule or a file of lopt.save.")
-        for name, value in {
-            "learning_rate": self.learning_rate,
-            "gradient_clip": self.gradient_clip,
-        }.items():
-            if not 0 < value < math.inf:
+        for name in ("learning_rate", "gradient_clip", "outer_steps"):
+            if not 0 < (value := getattr(self, name)) < math.inf:
                 raise ValueError(f"{name}={value} must be positive and finite.")
-        if self.outer_steps < 1:
-            raise ValueError(f"outer_steps={self.outer_steps} must be at least 1; try 200.")
         seeds = self.seeds
         if seeds < 0:
             seeds = 0 if self.task.endswith(LARGE) else 5
@@ -87,33 +83,21 @@ class Recipe:
             "truncated_backprop": lambda: lopt.TruncatedBackprop(inner, self.truncation),
             "forward": lambda: lopt.ForwardMode(inner),
         }
-        if self.estimator not in estimators:
-            raise ValueError(
-                f"estimator={self.estimator!r} must be one of {', '.join(estimators)}."
-            )
+        check_one_of("set estimator", (self.estimator,), tuple(estimators))
         outer = optax.chain(
             optax.clip_by_global_norm(self.gradient_clip),
             optax.adam(optax.cosine_decay_schedule(self.learning_rate, self.outer_steps)),
         )
+        title = f"{self.task}, new initialisations"
         evaluations = (
-            [
-                lopt.Evaluation(
-                    f"{self.task}, new initialisations",
-                    trained_on,
-                    self.horizon,
-                    seeds,
-                    trained_on=True,
-                )
-            ]
-            if seeds
-            else []
+            (lopt.Evaluation(title, trained_on, self.horizon, seeds, True),) if seeds else ()
         )
         return lopt.Experiment(
             learned,
             lopt.Mean(estimators[self.estimator](), self.particles),
             outer,
             self.outer_steps,
-            tuple(evaluations),
+            evaluations,
             self.seed,
             steps_per_chunk=min(20, self.outer_steps),
             initial=theta,

@@ -112,8 +112,7 @@ def bands(
         if np.ndim(curve) == 1:
             axes.axhline(np.mean(curve), ls="--", lw=1.2, **style)
             continue
-        values = np.asarray(curve, float)
-        values = running_mean(np.where(np.isfinite(values), values, np.nan), smooth)
+        values = running_mean(np.asarray(curve, float), smooth)
         places = np.arange(1, values.shape[1] + 1) if steps is None else np.asarray(steps)
         mean, error = mean_and_error(values)
         axes.plot(places, mean, lw=2.2 if strong else 1.4, **style)
@@ -155,6 +154,6 @@ def log_axis(axes: Any, which: str = "y") -> None:
     axis.set_major_locator(LogLocator(numticks=6))
     decades = np.log10(positive.max()) - np.log10(positive.min())
     if decades > DECADES:
-        limit(positive.max() * 10.0**-DECADES, None)
+        limit(positive.max() * 10.0**-DECADES, positive.max() * 10.0 ** (DECADES / 20))
     elif decades > 1.5:
         axis.set_minor_formatter(NullFormatter())

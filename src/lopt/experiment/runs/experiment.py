@@ -29,7 +29,6 @@ class Experiment:
         seed: everything random about the run.
         steps_per_chunk: outer steps per compiled call; after each, progress and metrics are
             written and a checkpoint is made.
-        note: a sentence or two for the report, such as why this estimator.
         record: what else to log of each outer step, by name.
         initial: the theta to begin with, for training on; by default the learned optimizer's.
     """
@@ -41,7 +40,6 @@ class Experiment:
     evaluations: tuple[Evaluation, ...] = ()
     seed: int = 0
     steps_per_chunk: int = 20
-    note: str = ""
     record: Callable[[Step], Mapping[str, Scalar]] | None = None
     initial: Theta | None = None
 
