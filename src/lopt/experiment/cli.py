@@ -172,16 +172,18 @@ def _options(name: str, command: Command, words: Sequence[str]) -> dict[str, Any
     about, meanings = s.help_of(command.settings)
     types = get_type_hints(command.settings, include_extras=True)
     parameters = []
+    marked: Any = tyro.conf
+    known = {
+        "repeated": marked.UseAppendAction,
+        "positional": marked.Positional,
+        "hidden": marked.Suppress,
+    }
 
     def add(name: str, kind: Any, default: Any, meaning: str, marks: Sequence[str] = ()) -> None:
-        settings = {"name": NAMES.get(name), "metavar": METAVARS.get(name), "help": meaning}
-        kind = Annotated[kind, tyro.conf.arg(**settings)]
-        if "repeated" in marks:
-            kind = tyro.conf.UseAppendAction[kind]
-        if "positional" in marks:
-            kind = tyro.conf.Positional[kind]
-        if "hidden" in marks:
-            kind = tyro.conf.Suppress[kind]
+        shown = tyro.conf.arg(name=NAMES.get(name), metavar=METAVARS.get(name), help=meaning)
+        kind = Annotated[kind, shown]
+        for mark in marks:
+            kind = known[mark][kind]
         keyword = inspect.Parameter.KEYWORD_ONLY
         parameters.append(inspect.Parameter(name, keyword, default=default, annotation=kind))
 
