@@ -87,10 +87,11 @@ def dynamics(
     folder = _probe_folder(run.resolve().name, out, "dynamics")
     prepare_jax()
     from lopt.experiment.probes.dynamics import probe_dynamics
-    from lopt.experiment.probes.dynamics_report import dynamics_report
+    from lopt.experiment.runs.run import Run
 
-    result, head = _timed(run, settings, probe_dynamics)
-    finish(dynamics_report(result, head | {"steps": result.steps}), folder, "dynamics")
+    report, head = _timed(Run(run), settings, probe_dynamics)
+    report.settings = head | dict(report.settings)
+    finish(report, folder, "dynamics")
 
 
 @probe.command
@@ -116,14 +117,14 @@ def symmetry(
     finish(symmetry_report(result, head), folder, "symmetry")
 
 
-def _timed(run: Path, settings: Any, measure: Any) -> tuple[Any, dict[str, Any]]:
+def _timed(run: Any, settings: Any, measure: Any) -> tuple[Any, dict[str, Any]]:
     """Returns what was measured of a run, and the head of its report."""
     import jax
 
     began = time.perf_counter()
     result = measure(run, settings)
     head = {
-        "run": run.resolve().name,
+        "run": run.name,
         **dataclasses.asdict(settings),
         "devices": len(jax.local_devices()),
         "platform": jax.default_backend(),

@@ -22,8 +22,7 @@ from lopt.core.task import AbstractTaskFamily
 from lopt.core.types import Key, Theta
 from lopt.core.unroll import unroll
 from lopt.estimators import particle_mesh
-from lopt.experiment.baselines import BASELINES, Tuned
-from lopt.experiment.probes.dynamics_watch import tuned_references
+from lopt.experiment.baselines import BASELINES, Tuned, tuned_baseline
 from lopt.experiment.probes.symmetry_watch import Course, EachTheta, Watch, watched
 from lopt.experiment.record import inner_training
 from lopt.experiment.report import stages
@@ -173,7 +172,7 @@ def _trained(
     trained = [Trained("learned", None, jax.device_get(course))]
     for name, baseline in BASELINES.items():
         say(f"tuning {name}")
-        rate = tuned_references(tasks, keys, steps, name)
+        rate = tuned_baseline(tasks, keys, steps, name)
         say(f"training with {name}")
         course = watched(tasks, baseline.factory(rate.value), keys, steps, watch)
         trained.append(Trained(name, rate, jax.device_get(course)))

@@ -18,8 +18,7 @@ from lopt.analysis.symmetry.generators import AbstractGenerator
 from lopt.core.learned import AbstractLearnedOptimizer
 from lopt.core.task import AbstractTaskFamily
 from lopt.core.unroll import Step
-from lopt.experiment.probes.dynamics_watch import RECORD_SIZE
-from lopt.experiment.trainings import Keys, trainings
+from lopt.experiment.trainings import RECORD_SIZE, Keys, trainings
 
 Measured = Float[Array, "*time"]
 

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text as RichText
 
-from lopt.experiment.report.plots import bands, new_figure, panels, png
+from lopt.experiment.report.plots import bands, grid_size, new_figure, panels, png
 from lopt.experiment.report.statistics import (
     Cell,
     Measured,
@@ -216,7 +216,7 @@ def curves(
     caption: str = "",
     columns: int = 3,
     steps: Sequence[int] | None = None,
-    log: bool = True,
+    log: bool | str | Mapping[str, bool | str] = True,
     smooth: int = 1,
     **labels: Any,
 ) -> Figure:
@@ -228,21 +228,24 @@ def curves(
         caption: below the figure.
         columns: panels side by side.
         steps: where the values are; 1, 2, ... by default.
-        log: whether the vertical axes are logarithmic.
+        log: whether the vertical axes are logarithmic, or "signed", or this by title (default:
+            logarithmic).
         smooth: over how many steps back running means are drawn.
         labels: `xlabel` and `ylabel`.
     """
     every = [np.asarray(values) for panel in found.values() for values in panel.values()]
-    places = list(range(1, every[0].shape[1] + 1)) if steps is None and every else steps or []
+    places = list(range(1, every[0].shape[1] + 1) if steps is None and every else steps or [])
     at = np.array(shown_steps(len(places))) - 1
 
     def draw(figure: Any) -> None:
-        for i, (axes, title) in enumerate(
-            zip(panels(figure, len(found), columns), found, strict=True)
-        ):
+        explained: list[list[str]] = []
+        for axes, title in zip(panels(figure, len(found), columns), found, strict=True):
             arrays = {one: np.asarray(values, float) for one, values in found[title].items()}
-            style: Any = {"log": log, "smooth": smooth, "legend": i == 0, "title": title}
-            bands(axes, arrays, steps=places, **style, **labels)
+            own = log.get(title, True) if isinstance(log, Mapping) else log
+            style: Any = {"log": own, "smooth": smooth, "title": title}
+            legend = list(arrays) not in explained
+            explained.append(list(arrays))
+            bands(axes, arrays, steps=places, legend=legend, **style, **labels)
 
     def numbers(values: Any) -> dict[str, Any]:
         mean, error = mean_and_error(np.asarray(values, float)[:, at])
@@ -255,9 +258,7 @@ def curves(
             for title, panel in found.items()
         },
     }
-    columns = min(columns, len(found)) or 1
-    size = (4.6 * columns, 3.4 * (-(-len(found) // columns) or 1))
-    return Figure(name, draw, size, caption, data)
+    return Figure(name, draw, grid_size(len(found), 4.6, 3.4, columns), caption, data)
 
 
 Part = Text | Equation | Table | Figure
@@ -287,9 +288,11 @@ class Report:
             self.details.add(len(self.parts))
         self.parts.append(part)
 
-    def heading(self, text: str, *, detail: bool = True) -> None:
-        """Adds a heading."""
+    def heading(self, text: str, below: str = "", *, detail: bool = True) -> None:
+        """Adds a heading, and a paragraph below it."""
         self.add(Text(text, heading=True), detail=detail)
+        if below:
+            self.text(below, detail=detail)
 
     def text(self, text: str, *, code: bool = False, detail: bool = False) -> None:
         """Adds a paragraph."""
@@ -313,9 +316,10 @@ class Report:
         draw: Callable[[Any], object],
         size: tuple[float, float] = (6.4, 3.8),
         caption: str = "",
+        **data: Any,
     ) -> None:
-        """Adds a figure."""
-        self.add(Figure(name, draw, size, caption))
+        """Adds a figure; `data` are numbers for the JSON."""
+        self.add(Figure(name, draw, size, caption, data))
 
     def show(self, console: Console | None = None) -> None:
         """Prints the report in the terminal."""

@@ -21,15 +21,17 @@ PALETTE = {
     "Adam 0.001": "#9ecae1",
     "Lion": "#8c564b",
     "gradients": "#000000",
+    "all": "#000000",
+    "-gradient": "#bbbbbb",
 }
 OTHERS = ("#e377c2", "#bcbd22", "#17becf", "#ff7f0e", "#393b79", "#637939")
 # What is so much smaller than the largest value is as good as zero: axes end there.
 DECADES = 12
 
 
-def color_of(name: str) -> str:
-    """Returns the colour that an optimizer has in every plot."""
-    return PALETTE.get(name) or OTHERS[sum(name.encode()) % len(OTHERS)]
+def color_of(name: str, place: int = 0) -> str:
+    """Returns the colour that an optimizer has in every plot, or one for what has this place."""
+    return PALETTE.get(name) or OTHERS[place % len(OTHERS)]
 
 
 def new_figure(width: float, height: float) -> Any:
@@ -62,12 +64,18 @@ def panels(figure: Any, count: int, columns: int = 3) -> list[Any]:
     return [figure.add_subplot(rows, columns, i + 1) for i in range(count)]
 
 
+def grid_size(count: int, width: float, height: float, columns: int = 4) -> tuple[float, float]:
+    """Returns the inches of a figure with so many panels of a size, some in a row."""
+    columns = min(columns, count) or 1
+    return width * columns, height * (-(-count // columns) or 1)
+
+
 def bands(
     axes: Any,
     curves: Mapping[str, Float[np.ndarray, "seed step"]],
     *,
     steps: ArrayLike | None = None,
-    log: bool = True,
+    log: bool | str = True,
     smooth: int = 1,
     legend: bool = True,
     **labels: str,
@@ -78,7 +86,7 @@ def bands(
         axes: to draw on.
         curves: by name, which is the label and gives the colour.
         steps: where the values are; 1, 2, ... by default.
-        log: whether the vertical axis is logarithmic.
+        log: whether the vertical axis is logarithmic; "signed" for both sides of zero.
         smooth: over how many steps back running means are taken.
         legend: whether to draw one.
         labels: `title`, `xlabel` and `ylabel`.
@@ -86,11 +94,11 @@ def bands(
     Returns:
         The axes.
     """
-    for name, values in curves.items():
+    for i, (name, values) in enumerate(curves.items()):
         values = running_mean(np.where(np.isfinite(values), values, np.nan), smooth)
         places = np.arange(1, values.shape[1] + 1) if steps is None else np.asarray(steps)
         mean, error = mean_and_error(values)
-        color, strong = color_of(name.split(" (")[0]), name.startswith(("learned", "network"))
+        color, strong = color_of(name.split(" (")[0], i), name.startswith(("learned", "network"))
         axes.plot(places, mean, color=color, lw=2.2 if strong else 1.4, label=literal(name))
         if error is not None:
             # On a logarithmic axis a band that reaches zero has no end; the least seed is one.
@@ -102,11 +110,11 @@ def bands(
 def finish(axes: Any, *, log: bool | str = False, legend: bool = True, **labels: str) -> Any:
     """Gives axes their labels, a grid, a legend and ticks that do not overlap; returns them.
 
-    `log` is True for a logarithmic vertical axis, or "x", "y" or "xy".
+    `log` is True for a logarithmic vertical axis, or "x", "y", "xy" or "signed".
     """
     axes.set(**{name: literal(text) for name, text in labels.items()})
     axes.title.set_fontsize(10)
-    for which in "y" if log is True else log or "":
+    for which in ("signed",) if log == "signed" else "y" if log is True else log or "":
         log_axis(axes, which)
     axes.grid(alpha=0.25, lw=0.5)
     if legend and axes.get_legend_handles_labels()[0]:
@@ -115,19 +123,27 @@ def finish(axes: Any, *, log: bool | str = False, legend: bool = True, **labels:
 
 
 def log_axis(axes: Any, which: str = "y") -> None:
-    """Makes an axis logarithmic, unless nothing on it is positive, over at most 12 decades."""
+    """Makes an axis logarithmic, unless nothing on it is positive, over at most 12 decades.
+
+    "signed" makes the vertical axis logarithmic on both sides of zero.
+    """
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    column = {"x": 0, "y": 1}[which]
+    column = 0 if which == "x" else 1
     data = [np.asarray(line.get_xydata(), float)[:, column] for line in axes.get_lines()]
     values = np.concatenate(data) if data else np.ones(1)
+    if which == "signed":
+        sizes = np.abs(values[np.isfinite(values) & (values != 0)])
+        linear = float(np.quantile(sizes, 0.05)) if sizes.size else 1.0
+        axes.set_yscale("symlog", linthresh=linear)
+        return
     positive = values[np.isfinite(values) & (values > 0)]
     if not positive.size:
         return
     axis, limit = (axes.xaxis, axes.set_xlim) if which == "x" else (axes.yaxis, axes.set_ylim)
     (axes.set_xscale if which == "x" else axes.set_yscale)("log", nonpositive="mask")
     axis.set_major_locator(LogLocator(numticks=6))
-    decades = np.log10(positive.max() / positive.min())
+    decades = np.log10(positive.max()) - np.log10(positive.min())
     if decades > DECADES:
         limit(positive.max() * 10.0**-DECADES, None)
     elif decades > 1.5:
