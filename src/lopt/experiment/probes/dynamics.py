@@ -81,15 +81,12 @@ def probe_dynamics(run: Run, settings: DynamicsSettings) -> Report:
                 tasks, optimizer, keys, moments, settings.batches, others
             )
         params = begin(tasks, optax.set_to_zero(), keys[0]).params
-        names, sizes = (
-            dynamics.tensor_names(params),
-            [leaf.size for leaf in jax.tree.leaves(params)],
-        )
+        names = dynamics.tensor_names(params)
         _add_trainings(report, trained, tuned, names)
         _add_alignment(report, trained["learned"], names)
         _add_noise(report, noise, moments)
         progress("the valley, and signals")
-        script = script_like(trained["learned"], sum(sizes), steps, signal_key)
+        script = script_like(trained["learned"], optax.tree.size(params), steps, signal_key)
         add_answers(report, optimizers, in_valley, script)
         progress("what the rule does")
         inner = dataclasses.replace(run.inner, learned=learned)

@@ -145,6 +145,8 @@ def log_axis(axes: Any, which: str = "y") -> None:
     axis.set_major_locator(LogLocator(numticks=6))
     decades = np.log10(positive.max()) - np.log10(positive.min())
     if decades > DECADES:
-        limit(positive.max() * 10.0**-DECADES, None)
+        # The margin that matplotlib leaves above is a share of all decades.
+        top = float(positive.max())
+        limit(top * 10.0**-DECADES, min(4 * top, 1e308))
     elif decades > 1.5:
         axis.set_minor_formatter(NullFormatter())
