@@ -89,7 +89,7 @@ def dynamics(
     from lopt.experiment.probes.dynamics import probe_dynamics
     from lopt.experiment.runs.run import Run
 
-    report, head = _timed(Run(run), settings, probe_dynamics)
+    report, head = _timed(run, settings, lambda run, settings: probe_dynamics(Run(run), settings))
     report.settings = head | dict(report.settings)
     finish(report, folder, "dynamics")
 
@@ -117,14 +117,14 @@ def symmetry(
     finish(symmetry_report(result, head), folder, "symmetry")
 
 
-def _timed(run: Any, settings: Any, measure: Any) -> tuple[Any, dict[str, Any]]:
+def _timed(run: Path, settings: Any, measure: Any) -> tuple[Any, dict[str, Any]]:
     """Returns what was measured of a run, and the head of its report."""
     import jax
 
     began = time.perf_counter()
     result = measure(run, settings)
     head = {
-        "run": run.name,
+        "run": run.resolve().name,
         **dataclasses.asdict(settings),
         "devices": len(jax.local_devices()),
         "platform": jax.default_backend(),
