@@ -141,6 +141,10 @@ def test_running_means_look_back():
     values = np.array([[1.0, 2.0, 3.0, 4.0]])
     np.testing.assert_allclose(running_mean(values, 2), [[1, 1.5, 2.5, 3.5]])
     np.testing.assert_allclose(running_mean(values, 1), values)
+    # Neither what is small after large values is lost, nor what follows a NaN.
+    steep = np.array([[1e20, np.nan, 1.0, 3.0]])
+    np.testing.assert_array_equal(running_mean(steep, 1), steep)
+    np.testing.assert_array_equal(running_mean(steep, 2), [[1e20, np.nan, np.nan, 2.0]])
 
 
 def test_a_log_axis_ends_above_what_underflowed():

@@ -19,6 +19,8 @@ from lopt.core.unroll import Step, TrainState, loss_of, start, unroll
 from lopt.experiment.recorded import recorded_together
 
 Keys = KeyArray[Array, " seed"]
+# Records of so many numbers are computed at once: of fewer steps of large networks.
+RECORD_SIZE = 2**22
 
 # Every stream of random numbers is far from those of meta-training, and from the others.
 STREAMS = {

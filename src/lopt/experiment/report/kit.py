@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text as RichText
 
-from lopt.experiment.report.plots import Curve, bands, new_figure, panels, png
+from lopt.experiment.report.plots import Curve, bands, grid_size, new_figure, panels, png
 from lopt.experiment.report.statistics import (
     Cell,
     Measured,
@@ -217,6 +217,7 @@ def curves(
     most: int | None = None,
     steps: Sequence[int] | None = None,
     points: int = 40,
+    log: bool | str | Mapping[str, bool | str] = True,
     **style: Any,
 ) -> Figure:
     """Returns a figure with a panel of curves, mean and standard error over seeds, for each title.
@@ -229,7 +230,8 @@ def curves(
         most: how many panels are drawn; all by default.
         steps: where the values are; 1, 2, ... by default.
         points: of how many steps, evenly, the JSON has numbers.
-        style: `log`, `smooth`, `ordered`, `xlabel` and `ylabel` of `bands`.
+        log: as of `bands`, for all panels or by title.
+        style: `smooth`, `ordered`, `xlabel` and `ylabel` of `bands`.
     """
     every = [curve for panel in found.values() for curve in panel.values()]
     shapes = [np.shape(one) for one in every if not isinstance(one, Mapping)]
@@ -239,9 +241,12 @@ def curves(
     shown = list(found)[:most]
 
     def draw(figure: Any) -> None:
+        explained: list[list[str]] = []
         for axes, title in zip(panels(figure, len(shown), columns), shown, strict=True):
-            labels: Any = {"legend": title == shown[0], "title": title}
-            bands(axes, found[title], steps=places, **labels, **style)
+            own = log.get(title, True) if isinstance(log, Mapping) else log
+            labels: Any = {"legend": list(found[title]) not in explained, "title": title}
+            explained.append(list(found[title]))
+            bands(axes, found[title], steps=places, log=own, **labels, **style)
 
     def numbers(curve: Curve) -> dict[str, Any]:
         if isinstance(curve, Mapping):
@@ -259,11 +264,9 @@ def curves(
             for title, panel in found.items()
         },
     }
-    columns = min(columns, len(shown)) or 1
-    size = (4.6 * columns, 3.4 * (-(-len(shown) // columns) or 1))
     more = len(found) - len(shown)
     caption += f" {more} more panels are in the JSON file." * (more > 0)
-    return Figure(name, draw, size, caption, data)
+    return Figure(name, draw, grid_size(len(shown), 4.6, 3.4, columns), caption, data)
 
 
 Part = Text | Equation | Table | Figure
@@ -293,9 +296,11 @@ class Report:
             self.details.add(len(self.parts))
         self.parts.append(part)
 
-    def heading(self, text: str, *, detail: bool = True) -> None:
-        """Adds a heading."""
+    def heading(self, text: str, below: str = "", *, detail: bool = True) -> None:
+        """Adds a heading, and a paragraph below it."""
         self.add(Text(text, heading=True), detail=detail)
+        if below:
+            self.text(below, detail=detail)
 
     def text(self, text: str, *, code: bool = False, detail: bool = False) -> None:
         """Adds a paragraph, unless it is empty."""
@@ -320,9 +325,10 @@ class Report:
         draw: Callable[[Any], object],
         size: tuple[float, float] = (6.4, 3.8),
         caption: str = "",
+        **data: Any,
     ) -> None:
-        """Adds a figure."""
-        self.add(Figure(name, draw, size, caption))
+        """Adds a figure; `data` are numbers for the JSON."""
+        self.add(Figure(name, draw, size, caption, data))
 
     def show(self, console: Console | None = None) -> None:
         """Prints the report in the terminal."""

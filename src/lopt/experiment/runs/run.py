@@ -24,7 +24,15 @@ from lopt.experiment.data.datasets import data_loaded
 from lopt.experiment.runs import storage
 from lopt.experiment.runs.environment import cache_folder
 from lopt.experiment.runs.experiment import Experiment
-from lopt.experiment.runs.files import (digest, locked, read_json, read_lines, write_bytes, write_json, write_new_json)
+from lopt.experiment.runs.files import (
+    digest,
+    locked,
+    read_json,
+    read_lines,
+    write_bytes,
+    write_json,
+    write_new_json,
+)
 from lopt.experiment.runs.registry import (
     experiment_of,
     load_recipe,

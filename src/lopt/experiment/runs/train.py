@@ -22,6 +22,7 @@ from jaxtyping import Array, Float
 from lopt.core.types import Record, Theta
 from lopt.core.unroll import Step, TrainState, start, unroll
 from lopt.estimators import particle_mesh
+from lopt.experiment.report import progress
 from lopt.experiment.runs import storage
 from lopt.experiment.runs.environment import release_memory
 from lopt.experiment.runs.experiment import Experiment
@@ -33,7 +34,6 @@ from lopt.experiment.runs.files import (
     write_bytes,
 )
 from lopt.experiment.runs.run import Run
-from lopt.experiment.report import progress
 
 
 def train(run: Run, *, show_progress: bool = True) -> Theta:
