@@ -240,6 +240,8 @@ def _meta_losses(axes: Any, lines: Sequence[Mapping[str, Any]]) -> None:
     axes.plot(losses, color="#bbbbbb", lw=0.6, label="each outer step")
     width = max(1, losses.size // 50)
     if losses.size > width:
-        mean = running_mean(losses, width)
+        seen = np.isfinite(losses)
+        share = running_mean(seen.astype(float), width)
+        mean = running_mean(np.where(seen, losses, 0), width) / np.where(share > 0, share, np.nan)
         axes.plot(mean, color=color_of("learned"), lw=1.8, label=f"mean of {width}")
     finish(axes, xlabel="outer step", ylabel="meta-loss", title="Meta-training")

@@ -78,13 +78,12 @@ def cell_text(cell: Cell) -> str:
 def running_mean(
     values: Float[np.ndarray, "... step"], width: int
 ) -> Float[np.ndarray, "... step"]:
-    """Returns means over up to `width` steps back, of what is finite; NaN where nothing is."""
-    start = np.full((*values.shape[:-1], width - 1), np.nan)
-    padded = np.concatenate([start, values], axis=-1)
+    """Returns means over up to `width` steps back."""
+    # Not as differences of sums, which lose what is much smaller than the first values.
+    padded = np.concatenate([np.zeros((*values.shape[:-1], width - 1)), values], axis=-1)
     windows = np.lib.stride_tricks.sliding_window_view(padded, width, axis=-1)
-    seen = np.isfinite(windows)
-    count = seen.sum(axis=-1)
-    return np.where(seen, windows, 0).sum(axis=-1) / np.where(count, count, np.nan)
+    inside = np.add.outer(np.arange(values.shape[-1]), np.arange(width)) >= width - 1
+    return windows.mean(axis=-1, where=inside)
 
 
 def shown_steps(steps: int, most: int = 40) -> Sequence[int]:
