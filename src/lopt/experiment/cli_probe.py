@@ -39,14 +39,14 @@ def estimators(
     """Measure bias, noise and cost of every estimator, and draw slices of the meta-loss.
 
     Args:
-        name: a recipe, by name or as a Python file, or a task such as Rosenbrock.
+        name: a recipe, by name or as a Python file, a run, or a task such as Rosenbrock.
         out: the folder of the results; probes/NAME, numbered if need be, by default.
     """
     folder = _probe_folder(name, out, "estimators")
     prepare_jax()
-    from lopt.experiment.probes.estimators_report import probe_subject
+    from lopt.experiment.probes.estimators import probe_estimators
 
-    finish(probe_subject(name, settings), folder, "probe")
+    finish(probe_estimators(name, settings), folder, "probe")
 
 
 @probe.command(name="horizon")
@@ -60,14 +60,14 @@ def probe_horizon(
     """Find out how long a truncation has to be, and what shorter ones would do.
 
     Args:
-        name: a recipe, by name or as a Python file, or a task such as Rosenbrock.
+        name: a recipe, by name or as a Python file, a run, or a task such as Rosenbrock.
         out: the folder of the results; probes/NAME, numbered if need be, by default.
     """
     folder = _probe_folder(name, out, "horizon")
     prepare_jax()
-    from lopt.experiment.probes.truncation_report import probe_truncations
+    from lopt.experiment.probes.truncation import probe_truncation
 
-    finish(probe_truncations(name, settings), folder, "horizon")
+    finish(probe_truncation(name, settings), folder, "horizon")
 
 
 @probe.command
