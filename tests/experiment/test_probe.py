@@ -14,6 +14,8 @@ import lopt
 from lopt.experiment import cli, cli_probe
 from lopt.experiment.probes.estimators import default_truncation, loss_slices, report_of
 from lopt.experiment.probes.subject import named_tasks, subject
+from lopt.experiment.runs.storage import save_weights
+from lopt.experiment.runs.train import create
 from lopt.experiment.settings import ProbeSettings
 
 RECIPE = Path(__file__).with_name("tiny_recipe.py")
@@ -226,6 +228,21 @@ def test_weights_of_a_file_are_probed(tmp_path):
     lopt.save(tmp_path / "w.safetensors", learned, learned.init(jax.random.key(0)))
     _, theta = subject("Beale", ProbeSettings(weights=tmp_path / "w.safetensors"))
     np.testing.assert_allclose(theta["learning_rate"], np.log(0.5))
+
+
+def test_a_run_is_probed_at_its_weights(tmp_path):
+    folder = tmp_path / "run"
+    create(folder, str(RECIPE))
+    theta = {"learning_rate": jnp.asarray(-3.0, jnp.float32)}
+    inner, initial = subject(str(RECIPE), ProbeSettings())
+    save_weights(folder / "weights.safetensors", inner.learned, theta)
+    found, at = subject(str(folder), ProbeSettings())
+    assert found.horizon == inner.horizon == 8
+    assert at["learning_rate"] == -3.0 != initial["learning_rate"]
+    with pytest.raises(ValueError, match="is a run"):
+        subject(str(folder), ProbeSettings(settings=("truncation=4",)))
+    with pytest.raises(FileNotFoundError, match="holds no run"):
+        subject(str(tmp_path), ProbeSettings())
 
 
 def test_a_recipes_ramped_loss_is_ramped_to_the_new_horizon():

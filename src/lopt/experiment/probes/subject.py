@@ -47,13 +47,11 @@ def subject(
         ValueError: if a setting is wrong, or the weights do not fit.
     """
     tasks, run = named_tasks(), None
+    inner: InnerTraining | None
     if name in tasks:
         inner = InnerTraining(tasks[name](), LearnableAdam(0.01), longest)
     elif name in recipe_names() or name.endswith(".py"):
-        found = build(name, settings.settings).inner_training()
-        if found is None:
-            raise ValueError(f"The estimator of recipe {name} has no InnerTraining to probe.")
-        inner = found
+        inner = build(name, settings.settings).inner_training()
     elif Path(name).is_dir():
         run = Run(Path(name))
         inner = run.inner
@@ -63,12 +61,13 @@ def subject(
             f"{', '.join(recipe_names())}, or the path of a Python file (ending in .py); tasks are "
             f"{', '.join(sorted(tasks))}."
         )
+    if inner is None:
+        raise ValueError(f"The estimator of recipe {name} has no InnerTraining to probe.")
     if settings.settings and (run or name in tasks):
-        raise ValueError(
-            f"--set changes fields of recipes, and {name} is a {'run' if run else 'task'}."
-        )
-    length = settings.horizon or min(longest, inner.horizon)
-    inner = dataclasses.replace(inner, horizon=length)
+        kind = "run" if run else "task"
+        raise ValueError(f"--set changes fields of recipes, and {name} is a {kind}.")
+    horizon = settings.horizon or min(longest, inner.horizon)
+    inner = dataclasses.replace(inner, horizon=horizon)
     if settings.weights is not None:
         return inner, storage.load(settings.weights, inner.learned)[1]
     return inner, run.theta if run else inner.learned.init(jax.random.key(settings.seed))

@@ -58,8 +58,9 @@ def report_of(name: str, inner: InnerTraining, theta: Theta, settings: HorizonSe
     report = Report(title, {"name": name, **dataclasses.asdict(settings)})
     # All truncations and positions share their episodes.
     keys = jax.random.split(jax.random.key(settings.seed), settings.episodes)
-    turned: dict[str, Any] = {}
     knobs = _knobs(inner, theta)
+    turned: dict[str, dict[str, np.ndarray]] = {}
+    rows: dict[str, Rows] = {}
     with stages("probing", len(knobs) + 1) as announce:
         for knob_name, knob, most in knobs:
             announce(f"turning {knob_name}")
@@ -67,12 +68,12 @@ def report_of(name: str, inner: InnerTraining, theta: Theta, settings: HorizonSe
             above = np.linspace(0, min(reach, most), half)
             logs = np.unique(np.concatenate([np.linspace(-reach, 0, half), above]))
             losses, slopes = sweep(dataclasses.replace(inner, learned=knob), lengths, logs, keys)
-            turned[knob_name] = logs, losses.mean(0), *mean_and_error(slopes)
+            mean, error = mean_and_error(slopes)
+            found = {"logs": logs, "losses": losses.mean(0), "slopes": mean, "errors": error}
+            turned[knob_name], rows[knob_name] = found, _rest_rows(lengths, **found)
+            report.table(f"{knob_name}, times a factor", rows[knob_name])
         announce("the whole gradient, one truncation after the other")
-        gradients = gradient_rows(inner, theta, lengths, keys)
-    rows = {knob_name: _rest_rows(lengths, *found) for knob_name, found in turned.items()}
-    for knob_name in turned:
-        report.table(f"{knob_name}, times a factor", rows[knob_name])
+        gradients = _gradient_rows(inner, theta, lengths, keys)
     report.table(f"Gradient by all of theta ({ravel_pytree(theta)[0].size:,} weights)", gradients)
     within = _shortest(gradients, "bias", settings.tolerance)
     report.text(
@@ -83,12 +84,7 @@ def report_of(name: str, inner: InnerTraining, theta: Theta, settings: HorizonSe
     report.text(said)
     report.data |= {"bias_within_tolerance_from": within, "verdict": said}
     report.data["seconds"] = time.perf_counter() - began
-    names = ("logs_of_factors", "losses", "slopes", "errors")
-    data = {
-        knob_name: dict(zip(names, map(np.ndarray.tolist, found), strict=True))
-        for knob_name, found in turned.items()
-    }
-    area = (4.6 * (len(knobs) + 1), 3.9)
+    area, data = (4.6 * (len(knobs) + 1), 3.9), jax.tree.map(np.ndarray.tolist, turned)
     report.add(Figure("horizon", lambda f: _draw(f, turned, gradients), area, data=data))
     return report
 
@@ -165,35 +161,26 @@ def resting(logs: np.ndarray, slopes: np.ndarray) -> tuple[float, str]:
 
 
 def _rest_rows(
-    lengths: Sequence[int], logs: np.ndarray, losses: np.ndarray, slopes: Any, errors: Any
+    lengths: Sequence[int], logs: Any, losses: Any, slopes: Any, errors: Any
 ) -> list[dict[str, Any]]:
     """Returns, per truncation, its slope where a knob stands, and where descent on it rests."""
     here = int(np.argmin(np.abs(logs)))
     least = int(np.argmin(np.where(np.isfinite(losses), losses, np.inf)))
-    wrong = (slopes[here] * slopes[here, -1] < 0) & (np.abs(slopes[here]) > 2 * errors[here])
-    wrong &= abs(slopes[here, -1]) > 2 * errors[here, -1]
-    rows = []
+    best, lowest, rows = float(np.exp(logs[least])), losses[least], []
+    sure = np.abs(slopes[here]) > 2 * errors[here]
+    wrong = (slopes[here] * slopes[here, -1] < 0) & sure & sure[-1]
     for i, length in enumerate(lengths):
         factor, where = resting(logs, slopes[:, i])
         there = float(np.interp(np.log(factor), logs, losses))
-        excess = _ratio(there - losses[least], abs(losses[least]))
-        rows.append(
-            {
-                "truncation": length,
-                "slope": Measured(float(slopes[here, i]), float(errors[here, i])),
-                "wrong sign": bool(wrong[i]),
-                "rests at": factor,
-                "where": where,
-                "best": float(np.exp(logs[least])),
-                "off by": factor / float(np.exp(logs[least])),
-                "meta-loss there": there,
-                "excess": float(np.maximum(0.0, excess)),
-            }
-        )
+        slope = Measured(float(slopes[here, i]), float(errors[here, i]))
+        excess = float(np.maximum(0.0, _ratio(there - lowest, abs(lowest))))
+        seen = {"truncation": length, "slope": slope, "wrong sign": bool(wrong[i])}
+        rest = {"rests at": factor, "where": where, "off by": factor / best}
+        rows.append(seen | rest | {"meta-loss there": there, "excess": excess, "best": best})
     return rows
 
 
-def gradient_rows(
+def _gradient_rows(
     inner: InnerTraining, theta: Theta, lengths: Sequence[int], keys: Keys
 ) -> list[dict[str, Any]]:
     """Returns, per truncation, how its gradient by all of theta compares with the exact one."""
@@ -229,7 +216,7 @@ def _shortest(rows: Rows, column: str, tolerance: float) -> int:
 
 
 def verdict(knobs: Mapping[str, Rows], tolerance: float) -> str:
-    """Returns one sentence to act on."""
+    """Returns one sentence to act on, from the rows of each knob."""
     for name, rows in knobs.items():
         last, best = rows[-1], f"{rows[-1]['best']:.3g}"
         horizon = last["truncation"]
@@ -245,11 +232,9 @@ def verdict(knobs: Mapping[str, Rows], tolerance: float) -> str:
                 "begin there, or smooth the way with lopt.PES."
             )
     enough = max(_shortest(rows, "excess", tolerance) for rows in knobs.values())
-    every = [(row["excess"], name, row) for name, rows in knobs.items() for row in rows]
-    excess, name, row = max(
-        (one for one in every if one[0] > tolerance), key=lambda one: one[0], default=(0, "", {})
-    )
-    if not row:
+    every = [(name, row) for name, rows in knobs.items() for row in rows]
+    name, row = max(every, key=lambda one: np.nan_to_num(one[1]["excess"]))
+    if not row["excess"] > tolerance:
         return (
             f"Truncations down to {enough} of {horizon} inner steps cost at most {tolerance:.0%} "
             "of meta-loss: short ones are safe here."
@@ -261,8 +246,8 @@ def verdict(knobs: Mapping[str, Rows], tolerance: float) -> str:
         remedy = "only the whole horizon will do"
     return (
         f"A truncation of {row['truncation']} would make {name} {beyond}{way} and the meta-loss "
-        f"{excess:.0%} higher than it could be: {remedy}, or an estimator that is unbiased at any "
-        "truncation, such as lopt.PES."
+        f"{row['excess']:.0%} higher than it could be: {remedy}, or an estimator that is unbiased "
+        "at any truncation, such as lopt.PES."
     )
 
 
@@ -272,7 +257,8 @@ def _draw(figure: Any, turned: Mapping[str, Any], gradients: Rows) -> None:
     lengths = [row["truncation"] for row in gradients]
     colors = colormaps["plasma"](np.linspace(0, 0.85, len(lengths)))
     *each, axes = panels(figure, len(turned) + 1, len(turned) + 1)
-    for own, (name, (logs, _, slopes, errors)) in zip(each, turned.items(), strict=True):
+    for own, (name, found) in zip(each, turned.items(), strict=True):
+        logs, slopes, errors = (found[which] for which in ("logs", "slopes", "errors"))
         for length, color, mean, error in zip(lengths, colors, slopes.T, errors.T, strict=True):
             own.plot(np.exp(logs), mean, color=color, label=f"{length}")
             own.fill_between(np.exp(logs), mean - error, mean + error, color=color, alpha=0.2, lw=0)
