@@ -295,7 +295,8 @@ def _draw_rows(figure: Any, rows: Sequence[dict[str, Any]]) -> None:
             figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
         finish(axes, log="x", legend=False, title=column)
         low, high = axes.get_xlim()
-        axes.set_xlim(low / 2, high * 2)
+        axes.set_xlim(low / 4, high * 4)  # more than a decade, so that a power of ten is in it
+        axes.xaxis.set_minor_formatter("")
         axes.tick_params(axis="x", labelsize=8)
     axes.set_yticks(places, [row["estimator"] for row in rows])
 
