@@ -17,7 +17,7 @@ from lopt.experiment.cli import app
 from lopt.experiment.distill_settings import check_settings, odd_columns
 from lopt.experiment.runs.files import read_json
 from lopt.experiment.runs.registry import build
-from lopt.experiment.runs.train import create
+from lopt.experiment.runs.run import Run
 from lopt.experiment.runs.train import train as meta_train
 from lopt.experiment.settings import DistillSettings
 from lopt.symbolic.serial import from_json
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.standard_promotion
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     with jax.numpy_dtype_promotion("standard"):
-        meta_train(create(folder, "rnnprop", TINY), folder, show_progress=False)
+        meta_train(Run.create(folder, "rnnprop", TINY), show_progress=False)
     return folder
 
 
@@ -227,5 +227,5 @@ def test_bad_transfers_are_refused(run, tmp_path):
         build("transfer")
     folder = tmp_path / "bad"
     with pytest.raises(ValueError, match="FileNotFoundError"):
-        create(folder, "transfer", ("start=nowhere.safetensors",))
+        Run.create(folder, "transfer", ("start=nowhere.safetensors",))
     assert not folder.exists()

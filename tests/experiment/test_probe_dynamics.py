@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import lopt
-from lopt.experiment import cli, cli_probe
+from lopt.experiment import cli
 from lopt.experiment.baselines import BASELINES, tuned_baseline
 from lopt.experiment.probes.dynamics import (
     MOST_CURVES,
@@ -22,17 +22,20 @@ from lopt.experiment.probes.dynamics import (
 from lopt.experiment.recipes import l2o
 from lopt.experiment.report import Figure, Report, Table
 from lopt.experiment.runs import storage
-from lopt.experiment.runs.train import create, train
+from lopt.experiment.runs.run import Run
+from lopt.experiment.runs.train import train
 
 RECIPE = Path(__file__).with_name("tiny_recipe.py")
 NETWORK = """
-import lopt, optax
+import dataclasses, lopt, optax
 
-def experiment():
-    family = lopt.tasks.QuadraticFamily(6, noise_scale=0.1)
-    learned = lopt.small_mlp(hidden=(3,))
-    meta = lopt.Mean(lopt.PES(lopt.InnerTraining(family, learned, 12), 4, 0.05), 2)
-    return lopt.Experiment(learned, meta, optax.sgd(0.01), 1)
+@dataclasses.dataclass
+class Recipe:
+    def build(self):
+        family = lopt.tasks.QuadraticFamily(6, noise_scale=0.1)
+        learned = lopt.small_mlp(hidden=(3,))
+        meta = lopt.Mean(lopt.PES(lopt.InnerTraining(family, learned, 12), 4, 0.05), 2)
+        return lopt.Experiment(learned, meta, optax.sgd(0.01), 1)
 """
 
 pytestmark = pytest.mark.standard_promotion
@@ -40,7 +43,7 @@ pytestmark = pytest.mark.standard_promotion
 
 def command(monkeypatch, folder, *arguments):
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(cli_probe, "prepare_jax", lambda: None)
+    monkeypatch.setattr("lopt.experiment.runs.environment.prepare_jax", lambda: None)
     monkeypatch.setattr("sys.argv", ["lopt", "probe", "dynamics", *map(str, arguments)])
     cli.main()
 
@@ -49,7 +52,7 @@ def command(monkeypatch, folder, *arguments):
 def run(tmp_path_factory):
     """A run of one learned rate on a noisy quadratic: every answer is known."""
     folder = tmp_path_factory.mktemp("runs") / "learned_rate"
-    train(create(folder, str(RECIPE), ["outer_steps=2"]), folder, show_progress=False)
+    train(Run.create(folder, str(RECIPE), ["outer_steps=2"]), show_progress=False)
     return folder
 
 
@@ -231,7 +234,7 @@ def test_a_rule_is_asked_about_each_of_its_features(key):
 def test_of_a_coordinatewise_run_nothing_is_left_out(tmp_path, monkeypatch):
     (tmp_path / "recipe.py").write_text(NETWORK)
     folder = tmp_path / "run"
-    train(create(folder, str(tmp_path / "recipe.py")), folder, show_progress=False)
+    train(Run.create(folder, str(tmp_path / "recipe.py")), show_progress=False)
     command(monkeypatch, tmp_path, folder, "--seeds", 1, "--out", tmp_path / "out")
     report = json.loads((tmp_path / "out" / "dynamics.json").read_text())
     assert (report["settings"]["steps"], left_out(report)) == (12, [])
@@ -291,7 +294,7 @@ def test_an_optimizer_for_other_tensors_says_so(key):
 def test_mistakes_are_said_in_a_line_before_anything_is_written(
     arguments, words, monkeypatch, tmp_path, capsys
 ):
-    create(tmp_path / "untrained", str(RECIPE))
+    Run.create(tmp_path / "untrained", str(RECIPE))
     with pytest.raises(SystemExit) as stopped:
         command(monkeypatch, tmp_path, *arguments)
     assert stopped.value.code == 2

@@ -90,6 +90,17 @@ def test_neither_headings_nor_numbers_break_inside_of_words():
     assert max(map(len, text.splitlines())) <= 80
 
 
+def test_a_table_too_wide_is_printed_in_parts_that_begin_with_its_first_column():
+    made = Report("wide")
+    names = [f"column{i:02}" for i in range(14)]
+    made.table("wide", [{"optimizer": "Adam"} | dict.fromkeys(names, 1.25)])
+    text = printed(made, 60)
+    assert max(map(len, text.splitlines())) <= 60
+    assert text.count("optimizer") == text.count("Adam") > 1
+    assert [text.count(name) for name in names] == [1] * 14
+    assert made.json()["parts"][0]["rows"] == [{"optimizer": "Adam"} | dict.fromkeys(names, 1.25)]
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [

@@ -345,7 +345,11 @@ class HorizonSettings:
     weights: Path | None = None
 
     def __post_init__(self) -> None:
-        check(self, horizon=1)
+        check(self, horizon=1, episodes=2, positions=3)
+        if self.positions % 2 == 0:
+            raise ValueError(f"--positions {self.positions} must be odd; try {self.positions + 1}.")
+        if not 1 < self.reach < math.inf:
+            raise ValueError(f"--reach {self.reach} must be above one and finite; try 30.")
         check_positive("tolerance", self.tolerance, 0.1)
 
 

@@ -120,7 +120,10 @@ class Table:
         return columns
 
     def print(self, console: Console) -> None:
-        """Prints the table: texts are folded, neither numbers nor words of headings break."""
+        """Prints the table: texts are folded, neither numbers nor words of headings break.
+
+        One that is wider still is printed in parts, each of which begins with the first column.
+        """
         columns = self._columns()
         widths = [max(map(len, (name, *cells))) for name, _, cells in columns]
         if _total(widths) > console.width:
@@ -129,6 +132,13 @@ class Table:
                 words = [word for cell in cells for word in cell.split()] if text else cells
                 own = [min(len(word), LONGEST_WORD) if text else len(word) for word in words]
                 least.append(max(*own, *map(len, name.split()), 1))
+            fitting = max(n for n in range(len(least) + 1) if _total(least[:n]) <= console.width)
+            if 2 <= fitting < len(least):
+                first, *names = self.rows[0]
+                for title, some in ((self.title, names[: fitting - 1]), ("", names[fitting - 1 :])):
+                    rows = [{name: row.get(name) for name in (first, *some)} for row in self.rows]
+                    Table(title, rows, self.strong).print(console)
+                return
             # What room there is goes to texts, first to the shortest.
             room = max(0, console.width - _total(least))
             texts = [i for i in range(len(columns)) if columns[i][1]]

@@ -78,7 +78,7 @@ def digest(path: Path) -> str:
 
 def write_json(path: Path, content: Any) -> None:
     """Writes JSON atomically. Numbers that are not finite become null, as JSON has none."""
-    text = json.dumps(_finite(content), indent=2, allow_nan=False)
+    text = json.dumps(_finite(content), indent=2, allow_nan=False, default=str)
     write_bytes(path, (text + "\n").encode())
 
 
