@@ -1,6 +1,5 @@
 """The studies of short horizons: surfaces, descents, runs to the end, online, and the probe."""
 
-import dataclasses
 import json
 
 import jax
@@ -8,20 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from lopt.experiment.probes.truncation_report import verdict, whole_rows
 
 import lopt
 from lopt.analysis.surface import losses_after
-from lopt.analysis.truncation import Knob
 from lopt.experiment import cli_horizon, cli_probe
 from lopt.experiment.cli import app
 from lopt.experiment.horizon_settings import SurfaceSettings
 from lopt.experiment.probes.subject import subject
-from lopt.experiment.probes.truncation import report_of, resting, sweep, verdict
-from lopt.experiment.settings import HorizonSettings
+from lopt.experiment.probes.truncation import KnobResult, probe_horizon
 from lopt.experiment.studies.offline import compute_surface, read_surface
 from lopt.experiment.studies.report import check_study
 from lopt.experiment.studies.setting import setting, theta_at, values_of, within_ranges
-from lopt.experiment.trainings import mean_estimate
 
 SETTINGS = SurfaceSettings("digits", (2, 6), 9, "grid", 2.0, batches=2)
 
@@ -113,7 +110,7 @@ def test_hyperparameters_stay_within_their_ranges():
 def in_process(monkeypatch):
     """Commands leave JAX as the tests have set it up."""
     for module in (cli_horizon, cli_probe):
-        monkeypatch.setattr("lopt.experiment.runs.environment.prepare_jax", lambda: None)
+        monkeypatch.setattr(module, "prepare_jax", lambda: None)
 
 
 @pytest.mark.slow
@@ -141,43 +138,38 @@ def test_the_whole_study_by_command(tmp_path, capsys):
     capsys.readouterr()
 
 
-def noisy_inner(horizon):
-    task = lopt.tasks.Quadratic(jnp.array([0.02, 1.0]), jnp.array([10.0, 1.0]), 0.5)
-    return lopt.InnerTraining(task, lopt.LearnableSGD(0.1), horizon)
-
-
 def probe_of(horizon, **more):
-    inner = noisy_inner(horizon)
+    task = lopt.tasks.Quadratic(jnp.array([0.02, 1.0]), jnp.array([10.0, 1.0]), 0.5)
+    inner = lopt.InnerTraining(task, lopt.LearnableSGD(0.1), horizon)
     theta = inner.learned.init(jax.random.key(0))
-    settings = HorizonSettings(**{"episodes": 6, "positions": 9, "seed": 1, **more})
-    return report_of("toy", inner, theta, settings).json()
+    return probe_horizon(inner, theta, jax.random.key(1), episodes=6, positions=9, **more)
 
 
 def test_the_probe_finds_that_short_truncations_want_small_rates():
-    knob, gradients, *_, figure = probe_of(60, truncations=(3, 12, 60))["parts"]
-    assert knob["table"].startswith("learning_rate")
-    assert set(figure["learning_rate"]) == {"logs", "losses", "slopes", "errors"}
-    bias = [row["bias"] for row in gradients["rows"]]
-    assert bias[-1] == 0
-    assert bias[0] > bias[1] > 0.05
+    probe = probe_of(60, truncations=(3, 12, 60))
+    (knob,) = probe.knobs
+    assert knob.name == "learning_rate"
+    rests = [knob.rest(i) for i in range(3)]
+    rows = whole_rows(probe)
+    assert rows[-1]["bias"] == 0
+    assert rows[0]["bias"] > rows[1]["bias"] > 0.05
     # Noise and ill-conditioning: the shorter, the greedier (Wu et al. 2018, section 3).
-    rests = [row["rests at"] for row in knob["rows"]]
-    assert rests[0] < rests[1] < rests[2]
-    assert all(row["where"] == "inside" for row in knob["rows"])
+    assert rests[0][0] < rests[1][0] < rests[2][0]
 
 
 def test_the_slope_is_that_of_the_whole_gradient():
-    inner, keys = noisy_inner(12), jax.random.split(jax.random.key(1), 6)
-    theta = inner.learned.init(jax.random.key(0))
-    direction = jax.tree.map(jnp.ones_like, theta)
-    turned = dataclasses.replace(inner, learned=Knob(inner.learned, theta, direction))
-    _, slopes = sweep(turned, (3, 12), np.zeros(1), keys)
-    for i, length in enumerate((3, 12)):
-        estimator = lopt.TruncatedBackprop(inner, length, stagger=False)
-        count = 12 // length
-        gradient = jax.jit(lambda key, e=estimator, n=count: mean_estimate((e, theta), key, n))
-        expected = [gradient(key)[0] for key in keys]
-        np.testing.assert_allclose(slopes[:, 0, i], expected, rtol=1e-8)
+    probe = probe_of(12, truncations=(3, 12))
+    middle = len(probe.knobs[0].factors) // 2
+    for i in (0, 1):
+        np.testing.assert_allclose(
+            probe.knobs[0].slopes[middle, :, i], probe.gradients[i, :, 0], rtol=1e-8
+        )
+
+
+def knob_with(slopes, losses):
+    factors = np.exp(np.linspace(-2, 2, 5))
+    slopes = np.stack([np.asarray(slopes, float)] * 2, 1)[:, :, None]
+    return KnobResult("rate", factors, np.stack([np.asarray(losses, float)] * 2, 1), slopes)
 
 
 @pytest.mark.parametrize(
@@ -192,32 +184,28 @@ def test_the_slope_is_that_of_the_whole_gradient():
     ],
 )
 def test_descent_rests_where_the_slope_turns(slopes, expected):
-    found = resting(np.linspace(-2, 2, 5), np.asarray(slopes, float))
+    found = knob_with(slopes, (5, 4, 3, 2, 1)).rest(0)
     np.testing.assert_allclose(found[0], expected[0], rtol=1e-12)
     assert found[1] == expected[1]
 
 
 def test_the_verdict_names_truncation_knob_and_remedy():
-    row = {"where": "inside", "best": 9.0}
+    probe = probe_of(60, truncations=(3, 12, 60))
+    row = {"optimum_is": "inside"}
     rows = [
-        {**row, "truncation": 3, "off by": 0.1, "excess": 2.0},
-        {**row, "truncation": 12, "off by": 0.99, "excess": 0.01},
-        {**row, "truncation": 60, "off by": 1.0, "excess": 0.0},
+        {**row, "truncation": 3, "off_by": 0.1, "excess": 2.0},
+        {**row, "truncation": 12, "off_by": 0.99, "excess": 0.01},
+        {**row, "truncation": 60, "off_by": 1.0, "excess": 0.0},
     ]
-    assert verdict({"rate": rows}, 0.1) == (
-        "A truncation of 3 would make rate 10 times too small and the meta-loss 200% higher than "
-        "it could be: use truncations of at least 12 of its 60 inner steps, or an estimator that "
-        "is unbiased at any truncation, such as lopt.PES."
-    )
-    assert verdict({"rate": rows[1:]}, 0.1) == (
-        "Truncations down to 12 of 60 inner steps cost at most 10% of meta-loss: short ones are "
-        "safe here."
-    )
+    said = verdict(probe, [{"name": "rate", "rows": rows, "enough": 12}], 0.1)
+    assert "truncation of 3" in said
+    assert "rate 10 times too small" in said
+    assert "at least 12 of its 60" in said
     worse = [*rows[:2], {**rows[2], "excess": 4.0}]
-    said = verdict({"rate": worse}, 0.1)
+    said = verdict(probe, [{"name": "rate", "rows": worse, "enough": 60, "best_factor": 9.0}], 0.1)
     assert "not even the gradient of all 60 steps" in said
-    lost = [{**row, "where": "diverged", "excess": np.nan} for row in rows]
-    said = verdict({"rate": lost}, 0.1)
+    lost = [{**row, "optimum_is": "diverged", "excess": np.nan} for row in rows]
+    said = verdict(probe, [{"name": "rate", "rows": lost, "enough": 60, "best_factor": 0.1}], 0.1)
     assert "diverges where rate stands" in said
 
 
@@ -225,17 +213,15 @@ def test_a_decay_is_turned_by_one_minus_it_and_never_below_zero():
     task = lopt.tasks.Quadratic(jnp.array([1.0]), jnp.array([1.0]), 0.1)
     learned = lopt.learnable(optax.sgd, learning_rate=0.01, momentum=0.9)
     inner = lopt.InnerTraining(task, learned, 6)
-    settings = HorizonSettings(truncations=(3, 6), episodes=2, positions=5, seed=1)
-    report = report_of("toy", inner, learned.init(jax.random.key(0)), settings)
-    found = report.parts[-1].data
-    assert set(found) == {"learning_rate", "1 - momentum"}
-    most = {name: np.exp(max(one["logs"])) for name, one in found.items()}
-    np.testing.assert_allclose(most["1 - momentum"], 10, rtol=1e-6)
-    np.testing.assert_allclose(most["learning_rate"], 30, rtol=1e-6)
+    probe = probe_horizon(inner, learned.init(jax.random.key(0)), jax.random.key(1), (3, 6), 2, 5)
+    names = {knob.name: knob.factors for knob in probe.knobs}
+    assert set(names) == {"learning_rate", "1 - momentum"}
+    np.testing.assert_allclose(names["1 - momentum"].max(), 10, rtol=1e-6)
+    np.testing.assert_allclose(names["learning_rate"].max(), 30, rtol=1e-6)
 
 
 def test_a_probe_of_final_losses_measures_them():
-    inner, _ = subject("horizon_smd", HorizonSettings(horizon=20))
+    inner, _ = subject("horizon_smd", (), 20, None, 0)
     assert inner.horizon == 20
 
 
@@ -254,8 +240,6 @@ def test_studies_of_different_problems_do_not_mix(surface):
         ({"truncations": (3, 30)}, "end with the horizon"),
         ({"truncations": (7, 60)}, "must increase, divide"),
         ({"reach": 1.0}, "must be above one"),
-        ({"positions": 8}, "must be odd; try 9"),
-        ({"episodes": 1}, "at least 2"),
     ],
 )
 def test_a_probe_out_of_range_is_refused(arguments, message):

@@ -16,7 +16,7 @@ from lopt.experiment.probes.estimators import default_truncation, loss_slices, r
 from lopt.experiment.probes.subject import named_tasks, subject
 from lopt.experiment.runs.run import Run
 from lopt.experiment.runs.storage import save_weights
-from lopt.experiment.settings import ProbeSettings
+from lopt.experiment.settings import ProbeSettings, SymmetrySettings
 
 RECIPE = Path(__file__).with_name("tiny_recipe.py")
 
@@ -144,13 +144,13 @@ def test_what_is_not_finite_becomes_null(tmp_path, key):
     inner, theta = noisy_quadratic(200), {"learning_rate": jnp.asarray(9.0)}
     settings = ProbeSettings(truncation=100, particles=4, samples=8, only=("PES",))
     report = report_of("toy", inner, theta, settings)
-    report.save(tmp_path, "probe")
-    text = (tmp_path / "probe.json").read_text()
+    report.save(tmp_path, "estimators")
+    text = (tmp_path / "estimators.json").read_text()
     assert "NaN" not in text
     assert "Infinity" not in text
     (slices,) = [part for part in json.loads(text)["parts"] if part.get("figure") == "slices.png"]
     assert None in slices["losses"][0]
-    for name in ("probe", "slices"):
+    for name in ("estimators", "slices"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -174,16 +174,18 @@ def test_the_command_writes_a_probe_and_never_over_one(monkeypatch, tmp_path, ca
         "truncation=4",
     )
     run(monkeypatch, tmp_path, *arguments)
-    assert "Wrote probe.json, probe.html, probe.png" in capsys.readouterr().out
-    folder = tmp_path / "probes" / "tiny_recipe"
-    report = json.loads((folder / "probe.json").read_text())
+    assert "Wrote estimators.json, estimators.html, estimators.png" in capsys.readouterr().out
+    folder = tmp_path / "probes" / "tiny_recipe" / "estimators"
+    report = json.loads((folder / "estimators.json").read_text())
     assert report["settings"]["horizon"] == 8
     assert report["settings"]["truncation"] == 2
     assert list(rows_of(report)) == ["full backprop", "PES", "InverseVariance"]
-    assert cli_probe._probe_folder(str(RECIPE), None, "estimators").name == "tiny_recipe-2"
+    command = cli.COMMANDS["probe estimators"]
+    second = cli._folder(command, str(RECIPE), ProbeSettings(), None)
+    assert second == Path("probes") / "tiny_recipe" / "estimators-2"
     with pytest.raises(SystemExit):
         run(monkeypatch, tmp_path, *arguments, "--out", folder)
-    assert "already holds a probe" in capsys.readouterr().err
+    assert "already holds such a report" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -253,7 +255,8 @@ def test_a_recipes_ramped_loss_is_ramped_to_the_new_horizon():
 
 def test_a_probe_replaces_no_figure_of_a_run_and_wants_a_folder(tmp_path):
     (tmp_path / "run.json").write_text("{}")
+    command = cli.COMMANDS["probe symmetry"]
     with pytest.raises(FileExistsError, match="holds a run"):
-        cli_probe._probe_folder("run", tmp_path, "symmetry")
-    with pytest.raises(FileExistsError, match="is a file"):
-        cli_probe._probe_folder("run", tmp_path / "run.json", "symmetry")
+        cli._folder(command, Path("run"), SymmetrySettings(), tmp_path)
+    with pytest.raises(NotADirectoryError, match="is a file"):
+        cli._folder(command, Path("run"), SymmetrySettings(), tmp_path / "run.json")

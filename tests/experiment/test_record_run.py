@@ -18,7 +18,8 @@ from lopt.symbolic.expression import Variable
 
 RECIPE = Path(__file__).with_name("tiny_recipe.py")
 NETWORK = """
-import jax.numpy as jnp, lopt, optax
+import dataclasses, lopt, optax
+import jax.numpy as jnp
 
 @dataclasses.dataclass
 class Recipe:

@@ -12,11 +12,11 @@ import lopt
 from lopt.experiment.baselines import BASELINES, tune
 from lopt.experiment.trainings import (
     STREAMS,
+    OverDevices,
     begin,
     drawn,
     dtype_of,
     mean_estimate,
-    over_devices,
     stream,
     trainings,
 )
@@ -91,7 +91,7 @@ def test_every_baseline_is_tuned_on_a_parabola(name, keys):
 @pytest.mark.parametrize("at_once", [1, 4, 100])
 def test_work_is_mapped_over_items_in_batches(at_once):
     shared = {"matrix": jnp.arange(6.0).reshape(2, 3), "name": "not an array"}
-    run = over_devices(lambda s, item: (s["matrix"] @ item["x"], item["n"]), shared, at_once)
+    run = OverDevices(lambda s, item: (s["matrix"] @ item["x"], item["n"]), shared, at_once)
     for count in (7, 3):
         items = {"x": np.arange(3.0 * count).reshape(count, 3), "n": np.arange(count)}
         product, numbers = run(items)
@@ -100,7 +100,7 @@ def test_work_is_mapped_over_items_in_batches(at_once):
 
 
 def test_what_mapped_work_costs_is_measured(keys):
-    run = over_devices(lambda shared, key: jnp.ones(shared.shape) + jax.random.normal(key), keys, 2)
+    run = OverDevices(lambda shared, key: jnp.ones(shared.shape) + jax.random.normal(key), keys, 2)
     run.trace(keys)
     traced = run.compile_seconds
     run.compile()

@@ -41,8 +41,7 @@ class Command:
 
 
 def _probe(settings: Any, function: str, subject: str, report: str) -> Command:
-    folder = f"{{}}/{report}" if subject == "run" else "probes/{}"
-    return Command(settings, f"probes.{function}", subject, folder, report, fresh=True)
+    return Command(settings, f"probes.{function}", subject, f"{{}}/{report}", report, fresh=True)
 
 
 def _study(settings: Any, function: str, report: str, folder: str = "horizon/{dataset}") -> Command:
@@ -63,7 +62,9 @@ COMMANDS = {
         s.DistillSettings, "distill:distill_run", "run", "{}/distilled", "report", True
     ),
     "sanity": Command(s.SanitySettings, "studies.sanity:sanity"),
-    "probe estimators": _probe(s.ProbeSettings, "estimators:probe_estimators", "name", "probe"),
+    "probe estimators": _probe(
+        s.ProbeSettings, "estimators:probe_estimators", "name", "estimators"
+    ),
     "probe horizon": _probe(s.HorizonSettings, "truncation:probe_truncation", "name", "horizon"),
     "probe dynamics": _probe(s.DynamicsSettings, "dynamics:probe_dynamics", "run", "dynamics"),
     "probe symmetry": _probe(s.SymmetrySettings, "symmetry:probe_symmetry", "run", "symmetry"),
@@ -224,8 +225,13 @@ def _folder(command: Command, subject: Any, settings: Any, out: Path | None) -> 
 
     if not command.report:
         return None
-    given = subject if command.subject == "run" else Path(str(subject)).stem
-    folder = base = Path(command.folder.format(given, **vars(settings))) if out is None else out
+    # What is no run has its folders elsewhere.
+    place = (
+        subject
+        if command.subject == "run" or (Path(f"{subject}") / "run.json").exists()
+        else (Path("probes") / Path(f"{subject}").stem)
+    )
+    folder = base = out or Path(command.folder.format(place, **vars(settings)))
     if command.fresh and out is not None:
         if (out / "run.json").exists():
             raise FileExistsError(

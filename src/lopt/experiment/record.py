@@ -20,7 +20,7 @@ from lopt.experiment.runs import storage
 from lopt.experiment.runs.experiment import Experiment
 from lopt.experiment.runs.train import reopen
 from lopt.experiment.settings import RecordSettings, split_lag
-from lopt.experiment.trainings import over_devices, stream
+from lopt.experiment.trainings import OverDevices, stream
 from lopt.learned import MomentFeatures, with_features
 from lopt.symbolic.expression import Variable
 from lopt.symbolic.record import RAW_GRADIENT, Recorded, record_episode
@@ -160,7 +160,7 @@ def _recordings(
         tasks, learned, theta = shared
         return record_episode(tasks, learned, theta, key, settings.steps, settings.per_tensor)
 
-    run = over_devices(one, (inner.tasks, inner.learned, theta), batch)
+    run = OverDevices(one, (inner.tasks, inner.learned, theta), batch)
     for first in itertools.count(0, batch):
         numbers = jnp.arange(first, first + batch, dtype=jnp.uint32)
         yield run(jax.vmap(jax.random.fold_in, (None, 0))(key, numbers))

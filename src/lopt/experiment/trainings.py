@@ -19,7 +19,6 @@ from lopt.core.estimator import AbstractGradientEstimator
 from lopt.core.task import AbstractTask, AbstractTaskFamily
 from lopt.core.types import Key, Record, Theta
 from lopt.core.unroll import Step, TrainState, loss_of, start, unroll
-from lopt.experiment.recorded import recorded_together
 
 Keys = KeyArray[Array, " seed"]
 # Records of so many numbers are computed at once: of fewer steps of large networks.
@@ -107,6 +106,39 @@ def trainings(
     return jax.vmap(one)(keys, states)
 
 
+def recorded_together(
+    estimator: AbstractGradientEstimator,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    num_steps: int,
+    record: Callable[[Step], Any],
+    at_once: int,
+) -> tuple[TrainState, Record]:
+    """Returns what `lopt.unroll` does, with records of some steps computed at once.
+
+    A record of many small operations takes as long as a step of a small network; mapped over the
+    steps of a window it costs much less. By the semigroup law a run is one of windows.
+
+    Args:
+        estimator: a task, or an estimator of a meta-gradient.
+        optimizer: any Optax optimizer.
+        state: from `lopt.start`, or from an earlier run.
+        num_steps: at least 1.
+        record: what to keep of each step.
+        at_once: how many steps, cut to a divisor of `num_steps`; memory holds as many states.
+    """
+    window = max(size for size in range(1, at_once + 1) if num_steps % size == 0)
+    if window == 1:
+        return unroll(estimator, optimizer, state, num_steps, record=record)
+
+    def advance(state: TrainState, _: None) -> tuple[TrainState, Record]:
+        state, steps = unroll(estimator, optimizer, state, window, record=lambda step: step)
+        return state, jax.vmap(record)(steps)
+
+    state, kept = jax.lax.scan(advance, state, length=num_steps // window)
+    return state, jax.tree.map(lambda leaf: leaf.reshape(num_steps, *leaf.shape[2:]), kept)
+
+
 def mean_estimate(
     shared: tuple[AbstractGradientEstimator, Theta],
     key: Key,
@@ -127,7 +159,7 @@ def mean_estimate(
     return jax.tree.map(lambda x: x.mean(0), records)
 
 
-class over_devices:
+class OverDevices:
     """What maps `function(shared, item)` over items, spread over all devices, and what that costs.
 
     Args:

@@ -27,7 +27,7 @@ from lopt.core.types import Key, Theta
 from lopt.experiment.probes.subject import subject
 from lopt.experiment.report import Figure, Measured, Report, finish, panels, stages
 from lopt.experiment.settings import ProbeSettings
-from lopt.experiment.trainings import mean_estimate, over_devices
+from lopt.experiment.trainings import OverDevices, mean_estimate
 
 # Differences below this, relative to the truth, are called rounding.
 ROUNDING = 1e-4
@@ -68,11 +68,11 @@ def report_of(name: str, inner: InnerTraining, theta: Theta, settings: ProbeSett
         for entry in entries:
             sample = functools.partial(mean_estimate, count=entry.estimates)
             size = max(1, round(settings.at_once / entry.pairs))
-            programs.append(over_devices(sample, (entry.estimator, theta), size))
+            programs.append(OverDevices(sample, (entry.estimator, theta), size))
             programs[-1].trace(jax.random.split(key, size))
         # XLA compiles one program on one core: two at a time keep two cores busy.
         with ThreadPoolExecutor(2) as pool:
-            list(pool.map(over_devices.compile, programs))
+            list(pool.map(OverDevices.compile, programs))
         announce("measuring the truth")
         truth_key = jax.random.fold_in(key, len(entries))
         truth = _Moments.of(programs[0](jax.random.split(truth_key, 2 * settings.samples)))
@@ -130,7 +130,7 @@ def report_of(name: str, inner: InnerTraining, theta: Theta, settings: ProbeSett
         f"{said} Variance: of one weight, mean over weights. S/N: |mean|^2 over the sum of "
         "variances. MiB: of temporary memory."
     )
-    report.figure("probe", lambda figure: _draw_rows(figure, rows), (13.0, 5.4), budget)
+    report.figure("estimators", lambda figure: _draw_rows(figure, rows), (13.0, 5.4), budget)
     area = (4.6 if slices["surfaces"] is None else 13.0, 4.2)
     caption = "The meta-loss of one episode around theta."
     data = jax.tree.map(np.ndarray.tolist, slices)
@@ -266,7 +266,7 @@ def loss_slices(
         runs = [(inner.begin(theta, episode_key, jnp.asarray(n)), int(n)) for n in ends]
         return jnp.stack([inner.advance(theta, run, n)[0].mean() for run, n in runs])
 
-    program = over_devices(losses, (inner, flat), 64)
+    program = OverDevices(losses, (inner, flat), 64)
 
     def at(places: np.ndarray) -> np.ndarray:
         found = program(places.astype(flat.dtype)).astype(float).T

@@ -23,7 +23,7 @@ from lopt.estimators import TruncatedBackprop
 from lopt.experiment.probes.subject import subject
 from lopt.experiment.report import Figure, Measured, Report, finish, mean_and_error, panels, stages
 from lopt.experiment.settings import HorizonSettings
-from lopt.experiment.trainings import Keys, mean_estimate, over_devices
+from lopt.experiment.trainings import Keys, OverDevices, mean_estimate
 from lopt.learned import Learnable
 
 MOST_KNOBS = 6
@@ -135,7 +135,7 @@ def sweep(
 
     shape = (len(keys), len(logs))
     places = np.tile(logs, len(keys)).astype(inner.learned.init(keys[0]).dtype)
-    program = over_devices(run, TruncationSweep(inner, lengths), min(len(places), 32))
+    program = OverDevices(run, TruncationSweep(inner, lengths), min(len(places), 32))
     losses, slopes = program((places, keys[np.repeat(np.arange(len(keys)), len(logs))]))
     return losses.astype(float).reshape(shape), slopes.astype(float).reshape(*shape, len(lengths))
 
@@ -188,7 +188,7 @@ def _gradient_rows(
     for length in lengths:
         sample = functools.partial(mean_estimate, count=inner.horizon // length)
         estimator = TruncatedBackprop(inner, length, stagger=False)
-        program = over_devices(sample, (estimator, theta), len(keys))
+        program = OverDevices(sample, (estimator, theta), len(keys))
         found.append((length, program, *mean_and_error(program(keys).astype(float))))
     true = found[-1][2]
     norm = np.linalg.norm(true)
