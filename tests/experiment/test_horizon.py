@@ -16,9 +16,9 @@ from lopt.experiment.horizon_settings import SurfaceSettings
 from lopt.experiment.probes.subject import subject
 from lopt.experiment.probes.truncation import KnobResult, probe_horizon
 from lopt.experiment.probes.truncation_report import verdict, whole_rows
-from lopt.experiment.studies.offline import compute_surface, read_surface
-from lopt.experiment.studies.report import check_study
-from lopt.experiment.studies.setting import setting, theta_at, values_of, within_ranges
+from lopt.experiment.studies.setting import decayed_training, outer_adam, theta_at, warm_task
+from lopt.experiment.studies.short_horizon import check_study
+from lopt.experiment.studies.surface import compute_surface, read_surface
 
 SETTINGS = SurfaceSettings("digits", (2, 6), 9, "grid", 2.0, batches=2)
 
@@ -26,28 +26,31 @@ SETTINGS = SurfaceSettings("digits", (2, 6), 9, "grid", 2.0, batches=2)
 @pytest.fixture(scope="module")
 def surface(tmp_path_factory):
     folder = tmp_path_factory.mktemp("surface")
-    return compute_surface(SETTINGS, folder, show=False), folder
+    compute_surface(SETTINGS, folder)
+    return read_surface(folder), folder
 
 
 def test_a_surface_holds_the_losses_of_its_places(surface):
     found, _ = surface
-    chosen = setting("digits", SETTINGS.time_constant)
+    task = warm_task("digits")
     key = jax.random.fold_in(jax.random.key(0), 1)
     for i in (0, 4):
         place = jnp.asarray(found.places[i], jnp.float32)
-        alone = losses_after(chosen.inner(6), theta_at(*place), key, (2, 6), 2)
+        inner = decayed_training(task, 6, SETTINGS.time_constant)
+        alone = losses_after(inner, theta_at(*place), key, (2, 6), 2)
         np.testing.assert_allclose(found.losses[:, i], alone, rtol=1e-4)
 
 
 def test_its_field_is_the_derivative_of_the_losses(surface):
     found, _ = surface
-    chosen = setting("digits", SETTINGS.time_constant)
+    task = warm_task("digits")
     key = jax.random.fold_in(jax.random.key(0), 1)
     place = found.field_places[30]
+    inner = decayed_training(task, 6, SETTINGS.time_constant)
 
     def loss(place):
         theta = theta_at(*jnp.asarray(place))
-        return np.asarray(losses_after(chosen.inner(6), theta, key, (2,), 2))
+        return np.asarray(losses_after(inner, theta, key, (2,), 2))
 
     for axis in (0, 1):
         step = 1e-4 * np.eye(2)[axis]
@@ -60,22 +63,29 @@ def test_a_killed_surface_goes_on_where_it_was(surface, tmp_path):
     lines = (folder / "surface.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "surface_settings.json").write_text((folder / "surface_settings.json").read_text())
     (tmp_path / "surface.jsonl").write_text(lines[0] + lines[1][: len(lines[1]) // 2])
-    again = compute_surface(SETTINGS, tmp_path, show=False)
+    assert read_surface(tmp_path) is None
+    compute_surface(SETTINGS, tmp_path)
+    again = read_surface(tmp_path)
     np.testing.assert_array_equal(again.losses, found.losses)
     np.testing.assert_array_equal(again.field, found.field)
-    np.testing.assert_array_equal(read_surface(tmp_path).losses, found.losses)
+    assert (tmp_path / "surface.jsonl").read_text() == "".join(lines)
 
 
 def test_a_folder_holds_one_surface(surface, tmp_path):
     _, folder = surface
     other = SurfaceSettings("digits", (2, 5), 9, "grid", 2.0, batches=2)
     with pytest.raises(FileExistsError, match="other settings"):
-        compute_surface(other, folder, show=False)
+        compute_surface(other, folder)
     (tmp_path / "surface_settings.json").write_text((folder / "surface_settings.json").read_text())
-    with pytest.raises(FileExistsError, match="unfinished surface of other settings"):
-        compute_surface(other, tmp_path, show=False)
-    (tmp_path / "surface.json").write_text('{"settings": {}}')
+    with pytest.raises(FileExistsError, match="a surface of other settings"):
+        compute_surface(other, tmp_path)
+    lines = [json.loads(line) for line in (folder / "surface.jsonl").read_text().splitlines()]
+    lines[0]["losses"].pop()
+    (tmp_path / "surface.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(ValueError, match="is not a whole surface"):
+        read_surface(tmp_path)
+    (tmp_path / "surface_settings.json").write_text('{"settings": {}}')
+    with pytest.raises(ValueError, match="is not of a surface"):
         read_surface(tmp_path)
 
 
@@ -97,13 +107,14 @@ def test_surface_settings_out_of_range_are_refused(change, message):
         SurfaceSettings(**{**fields, "time_constant": 2.0, **change})
 
 
+@pytest.mark.standard_promotion
 def test_hyperparameters_stay_within_their_ranges():
     theta = theta_at(jnp.asarray(0.0), jnp.asarray(6.0))
     updates = theta_at(jnp.asarray(-30.0), jnp.asarray(30.0))
-    kept, _ = within_ranges().update(updates, (), theta)
-    new = jax.tree.map(jnp.add, theta, kept)
-    values = values_of(new)
-    np.testing.assert_allclose([values["learning_rate"], values["power"]], [1e-4, 1e3], rtol=1e-6)
+    optimizer = outer_adam(learning_rate=30.0)
+    kept, _ = optimizer.update(jax.tree.map(jnp.negative, updates), optimizer.init(theta), theta)
+    values = jax.tree.map(jnp.exp, jax.tree.map(jnp.add, theta, kept))["learning_rate"]
+    np.testing.assert_allclose([values["initial"], values["power"]], [1e-4, 1e3], rtol=1e-6)
 
 
 @pytest.fixture
@@ -111,6 +122,11 @@ def in_process(monkeypatch):
     """Commands leave JAX as the tests have set it up."""
     for module in (cli_horizon, cli_probe):
         monkeypatch.setattr(module, "prepare_jax", lambda: None)
+
+
+def tables(path):
+    """Returns the rows of each table of a report."""
+    return [part["rows"] for part in json.loads(path.read_text())["parts"] if "rows" in part]
 
 
 @pytest.mark.slow
@@ -123,14 +139,18 @@ def test_the_whole_study_by_command(tmp_path, capsys):
     descent = ["--horizons", "4", "--power", "1.0", "--num-meta-steps", "3"]
     app.cli(args=["horizon", "smd", *first, *descent])
     app.cli(args=["horizon", "best", *first, "--seeds", "2"])
-    report = json.loads((tmp_path / "best.json").read_text())
-    assert [row["horizon"] for row in report["rows"]] == [4, 12, 4]
+    (rows,) = tables(tmp_path / "smd.json")
+    assert [(row["horizon"], row["from"]) for row in rows] == [(4, "0.01, 1")]
+    (rows,) = tables(tmp_path / "best.json")
+    named = [row["chosen by"].split(", from")[0] for row in rows]
+    assert named == ["surface, horizon 4", "surface, horizon 12", "descent, horizon 4"]
     online = ["--steps", "20", "--steps-per-update", "10", "--num-meta-steps", "2"]
     online += ["--learning-rate", "0.05", "--seeds", "2", "--look-ahead", "2"]
     app.cli(args=["horizon", "online", *first, *online])
-    rows = json.loads((tmp_path / "online.json").read_text())["rows"]
-    assert [row["name"].split(",")[0] for row in rows] == ["online", "tuned schedule", "horizon 4"]
-    assert all(np.isfinite(row["train_loss"]).all() for row in rows)
+    (rows,) = tables(tmp_path / "online.json")
+    named = [row["optimizer"].split(",")[0] for row in rows]
+    assert named == ["online", "tuned schedule", "horizon 4"]
+    assert all(np.isfinite(row["training loss"]["mean"]) for row in rows)
     for name in ("surface", "best", "online"):
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000
     # Started again, it finds everything done.
@@ -292,10 +312,10 @@ def test_the_command_writes_a_probe(tmp_path, capsys):
 @pytest.mark.usefixtures("in_process")
 def test_the_whole_table_of_the_noisy_quadratic_is_within_its_tolerances(tmp_path, capsys):
     app.cli(args=["horizon", "quadratic", "--out", str(tmp_path)])
-    report = json.loads((tmp_path / "quadratic.json").read_text())
-    assert len(report["rows"]) > 50
-    assert [row["name"] for row in report["rows"] if not row["within"]] == []
-    assert report["all_within"]
+    (rows,) = tables(tmp_path / "quadratic.json")
+    assert len(rows) > 50
+    assert [row["quantity"] for row in rows if not row["within"]] == []
+    assert len({row["quantity"] for row in rows}) == len(rows)
     assert (tmp_path / "quadratic.png").stat().st_size > 50_000
     assert "63.858" in capsys.readouterr().out
 
@@ -313,8 +333,9 @@ def test_every_data_set_has_its_network(tmp_path, monkeypatch):
         (folder / name).write_bytes(b"".join(rows))
     monkeypatch.setenv("LOPT_DATA_DIR", str(tmp_path))
     monkeypatch.setattr("lopt.experiment.studies.setting.WARM_STEPS", 1)
-    chosen, key = setting("cifar10", 10.0), jax.random.key(0)
-    params = chosen.task.init(key)
+    task, key = warm_task("cifar10"), jax.random.key(0)
+    params = task.init(key)
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 182_838
-    loss = losses_after(chosen.inner(1), theta_at(jnp.zeros(()), jnp.zeros(())), key, (1,), 1)
+    inner, theta = decayed_training(task, 1, 10.0), theta_at(jnp.zeros(()), jnp.zeros(()))
+    loss = losses_after(inner, theta, key, (1,), 1)
     assert np.isfinite(loss).all()

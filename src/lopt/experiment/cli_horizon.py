@@ -1,13 +1,17 @@
 """The command `lopt horizon`. JAX is imported by the commands, not by their help."""
 
-import dataclasses
 from pathlib import Path
+from typing import Any
 
 import tyro
-from rich.console import Console
 
-from lopt.experiment.cli_options import finish, options, say
-from lopt.experiment.horizon_settings import DescentSettings, OnlineSettings, SurfaceSettings
+from lopt.experiment.cli_options import finish, options
+from lopt.experiment.horizon_settings import (
+    BestSettings,
+    DescentSettings,
+    OnlineSettings,
+    SurfaceSettings,
+)
 from lopt.experiment.runs.environment import prepare_jax
 
 horizon = tyro.extras.SubcommandApp()
@@ -21,9 +25,9 @@ def quadratic(*, out: Path = Path("horizon/quadratic")) -> None:
         out: the folder of the results.
     """
     prepare_jax()
-    from lopt.experiment.studies.noisy_quadratic import quadratic_report
+    from lopt.experiment.studies import noisy_quadratic
 
-    finish(quadratic_report(), out, "quadratic")
+    finish(noisy_quadratic.quadratic(), out, "quadratic")
 
 
 @horizon.command
@@ -31,18 +35,12 @@ def quadratic(*, out: Path = Path("horizon/quadratic")) -> None:
 def surface(*, settings: SurfaceSettings, out: Path | None = None) -> None:
     """Map the loss after each horizon over learning rate and decay, on a real network.
 
+    Killed, it goes on where it was.
+
     Args:
         out: the folder of the study; horizon/DATASET by default.
     """
-    prepare_jax()
-    from lopt.experiment.studies.offline import compute_surface
-    from lopt.experiment.studies.report import check_study, show_surface
-
-    settings = dataclasses.replace(settings, time_constant=settings.decay_time)
-    folder = _study(out, settings.dataset)
-    check_study(folder, settings.dataset, settings.decay_time)
-    show_surface(compute_surface(settings, folder), folder, Console())
-    say(f"Wrote surface.json, surface.png in {folder}.")
+    _study("surface", settings, out)
 
 
 @horizon.command
@@ -55,29 +53,18 @@ def smd(*, settings: DescentSettings, out: Path | None = None) -> None:
     Args:
         out: the folder of the study; horizon/DATASET by default.
     """
-    prepare_jax()
-    from lopt.experiment.studies.report import descend_all
-
-    descend_all(_study(out, settings.dataset), settings, Console())
+    _study("smd", settings, out)
 
 
 @horizon.command
-def best(
-    *, dataset: str = "digits", steps: int | None = None, seeds: int = 3, out: Path | None = None
-) -> None:
+@options(BestSettings)
+def best(*, settings: BestSettings, out: Path | None = None) -> None:
     """Train to the end with what each horizon chose, from several initialisations.
 
     Args:
-        dataset: digits, mnist, fashion_mnist or cifar10.
-        steps: inner steps; the longest horizon of the surface by default.
-        seeds: initialisations.
         out: the folder of the study, which holds a surface; horizon/DATASET by default.
     """
-    prepare_jax()
-    from lopt.experiment.studies.report import best_report
-
-    folder = _study(out, dataset)
-    finish(best_report(folder, dataset, steps, seeds), folder, "best")
+    _study("best", settings, out)
 
 
 @horizon.command
@@ -88,12 +75,13 @@ def online(*, settings: OnlineSettings, out: Path | None = None) -> None:
     Args:
         out: the folder of the results; horizon/DATASET by default.
     """
+    _study("online", settings, out)
+
+
+def _study(name: str, settings: Any, out: Path | None) -> None:
+    """Runs a part of the study of short horizons, shows and saves its report."""
     prepare_jax()
-    from lopt.experiment.studies.online import online_report
+    from lopt.experiment.studies import short_horizon
 
-    folder = _study(out, settings.dataset)
-    finish(online_report(folder, settings), folder, "online")
-
-
-def _study(out: Path | None, dataset: str) -> Path:
-    return Path("horizon") / dataset if out is None else out
+    folder = Path("horizon") / settings.dataset if out is None else out
+    finish(getattr(short_horizon, name)(settings, folder), folder, name)

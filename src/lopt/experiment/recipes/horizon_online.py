@@ -3,23 +3,20 @@
 Greedy by design, see `lopt horizon online`. Wu et al. 2018, arXiv:1803.02021, section 4.2.
 """
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float
 
 import lopt
 from lopt.core.task import AbstractTask
 from lopt.core.unroll import Step
+from lopt.experiment.horizon_settings import MOMENTUM
 from lopt.experiment.runs.experiment import Experiment
-from lopt.experiment.studies.setting import (
-    constant_momentum,
-    measure,
-    setting,
-    values_of,
-    within_ranges,
-)
+from lopt.experiment.studies.setting import measure, outer_adam, warm_task
+from lopt.learned import momentum_sgd
 
 
 def experiment(
@@ -51,39 +48,31 @@ def experiment(
             f"steps_per_update={steps_per_update} must divide steps={steps}; "
             f"try steps={max(1, steps // steps_per_update) * steps_per_update}."
         )
-    chosen = setting(dataset, 1.0, seed=seed)
-    learned = constant_momentum(learning_rate)
-    meta = lopt.LookAhead(
-        lopt.InnerTraining(chosen.task, learned, steps_per_update),
-        steps=look_ahead,
-        batches=look_ahead,
-        estimates=num_meta_steps,
-        stride=steps_per_update,
-        deterministic=deterministic,
-    )
-    outer = optax.chain(optax.clip(10.0), optax.adam(meta_learning_rate), within_ranges())
-
+    task = warm_task(dataset, seed)
+    effective: Any = (learning_rate / (1 - MOMENTUM), "log")
+    learned = lopt.learnable(momentum_sgd, effective_rate=effective, momentum=MOMENTUM)
+    inner = lopt.InnerTraining(task, learned, steps_per_update)
+    ahead = (look_ahead, look_ahead, num_meta_steps, steps_per_update)
+    meta = lopt.LookAhead(inner, *ahead, deterministic=deterministic)
     # One more update's worth: the last stretch of training is that before it.
     outer_steps = num_meta_steps * (steps // steps_per_update) + 1
-    return Experiment(
-        learned, meta, outer, outer_steps, seed=seed, record=Halts(chosen.classification)
-    )
+    outer, record = outer_adam(meta_learning_rate), MeasuredWhenHalted(task)
+    return Experiment(learned, meta, outer, outer_steps, seed=seed, record=record)
 
 
-class Halts(eqx.Module):
-    """Records hyperparameters, and how good the network is whenever its training halts."""
+class MeasuredWhenHalted(eqx.Module):
+    """Records hyperparameters, and whenever training has just halted how good the network is."""
 
     task: AbstractTask
 
     def __call__(self, step: Step) -> dict[str, Float[Array, ""]]:
-        """Returns what is logged of an outer step; not a number where training did not go on."""
-        state = step.estimator_state
+        """Returns what is logged of an outer step; NaN where training did not go on."""
+        state, one_minus = step.estimator_state, jnp.exp(step.params["momentum"])
+        rate = jnp.exp(step.params["effective_rate"]) * one_minus
 
         def measured() -> dict[str, Float[Array, ""]]:
             return measure(self.task, state.episode.train.params)
 
-        def nothing() -> dict[str, Float[Array, ""]]:
-            return jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), shapes)
-
-        shapes = jax.eval_shape(measured)
-        return {**values_of(step.params), **jax.lax.cond(state.estimates == 1, measured, nothing)}
+        nothing = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), jax.eval_shape(measured))
+        found = jax.lax.cond(state.estimates == 1, measured, lambda: nothing)
+        return {"learning_rate": rate, "momentum": 1 - one_minus, **found}

@@ -4,11 +4,13 @@ Each outer step begins again from the same weights, with fresh minibatches. Wu e
 arXiv:1803.02021, section 4.1.
 """
 
-import optax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 import lopt
+from lopt.core.unroll import Step
 from lopt.experiment.runs.experiment import Experiment
-from lopt.experiment.studies.setting import setting, values_of, within_ranges
+from lopt.experiment.studies.setting import decayed_training, outer_adam, warm_task
 
 
 def experiment(
@@ -39,14 +41,14 @@ def experiment(
         batches: over how many of them the final loss is averaged.
         seed: of everything random.
     """
-    chosen = setting(dataset, time_constant, learning_rate, power, seed)
-    outer = optax.chain(optax.clip(gradient_clip), optax.adam(meta_learning_rate), within_ranges())
-    meta = lopt.Mean(lopt.ForwardMode(chosen.inner(horizon, batches)), particles)
-    return Experiment(
-        chosen.learned,
-        meta,
-        outer,
-        outer_steps,
-        seed=seed,
-        record=lambda step: values_of(step.params),
-    )
+    task = warm_task(dataset, seed)
+    inner = decayed_training(task, horizon, time_constant, learning_rate, power, batches)
+    meta = lopt.Mean(lopt.ForwardMode(inner), particles)
+    outer = outer_adam(meta_learning_rate, gradient_clip)
+    return Experiment(inner.learned, meta, outer, outer_steps, seed=seed, record=hyperparameters)
+
+
+def hyperparameters(step: Step) -> dict[str, Float[Array, ""]]:
+    """Returns what is logged of an outer step."""
+    theta = step.params["learning_rate"]
+    return {"learning_rate": jnp.exp(theta["initial"]), "power": jnp.exp(theta["power"])}

@@ -216,7 +216,7 @@ def curves(
     caption: str = "",
     columns: int = 3,
     steps: Sequence[int] | None = None,
-    log: bool = True,
+    log: bool | str | Mapping[str, bool | str] = True,
     smooth: int = 1,
     **labels: Any,
 ) -> Figure:
@@ -228,9 +228,9 @@ def curves(
         caption: below the figure.
         columns: panels side by side.
         steps: where the values are; 1, 2, ... by default.
-        log: whether the vertical axes are logarithmic.
+        log: which axes are logarithmic, as of `finish`; may differ by panel.
         smooth: over how many steps back running means are drawn.
-        labels: `xlabel` and `ylabel`.
+        labels: `xlabel` and `ylabel`, and `colors` as of `bands`.
     """
     every = [np.asarray(values) for panel in found.values() for values in panel.values()]
     places = list(range(1, every[0].shape[1] + 1)) if steps is None and every else steps or []
@@ -241,8 +241,8 @@ def curves(
             zip(panels(figure, len(found), columns), found, strict=True)
         ):
             arrays = {one: np.asarray(values, float) for one, values in found[title].items()}
-            style: Any = {"log": log, "smooth": smooth, "legend": i == 0, "title": title}
-            bands(axes, arrays, steps=places, **style, **labels)
+            style: Any = {"log": log[title] if isinstance(log, Mapping) else log, "legend": i == 0}
+            bands(axes, arrays, steps=places, smooth=smooth, title=title, **style, **labels)
 
     def numbers(values: Any) -> dict[str, Any]:
         mean, error = mean_and_error(np.asarray(values, float)[:, at])

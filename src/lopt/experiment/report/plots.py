@@ -67,9 +67,10 @@ def bands(
     curves: Mapping[str, Float[np.ndarray, "seed step"]],
     *,
     steps: ArrayLike | None = None,
-    log: bool = True,
+    log: bool | str = True,
     smooth: int = 1,
     legend: bool = True,
+    colors: Mapping[str, str] | None = None,
     **labels: str,
 ) -> Any:
     """Draws the mean of each curve over seeds, and its standard error about it.
@@ -78,9 +79,10 @@ def bands(
         axes: to draw on.
         curves: by name, which is the label and gives the colour.
         steps: where the values are; 1, 2, ... by default.
-        log: whether the vertical axis is logarithmic.
+        log: which axes are logarithmic, as of `finish`.
         smooth: over how many steps back running means are taken.
         legend: whether to draw one.
+        colors: by name, instead of those of the palette.
         labels: `title`, `xlabel` and `ylabel`.
 
     Returns:
@@ -90,7 +92,8 @@ def bands(
         values = running_mean(np.where(np.isfinite(values), values, np.nan), smooth)
         places = np.arange(1, values.shape[1] + 1) if steps is None else np.asarray(steps)
         mean, error = mean_and_error(values)
-        color, strong = color_of(name.split(" (")[0]), name.startswith(("learned", "network"))
+        color = (colors or {}).get(name) or color_of(name.split(" (")[0])
+        strong = name.startswith(("learned", "network"))
         axes.plot(places, mean, color=color, lw=2.2 if strong else 1.4, label=literal(name))
         if error is not None:
             # On a logarithmic axis a band that reaches zero has no end; the least seed is one.
