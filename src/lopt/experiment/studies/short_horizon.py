@@ -45,8 +45,8 @@ from lopt.experiment.studies.surface import (
     surface_settings,
 )
 
-# A descent's answer is the mean of its last steps, as in the paper.
-LAST = 20
+# Logged of descents, whose answer is the mean of their last steps, as in the paper.
+DESCENT, LAST = ("learning_rate", "power", "meta_loss"), 20
 # The rate of the outer Adam over the long horizon, which has few steps.
 LONG_RATE = 0.3
 # What is drawn of runs: its name in reports, and which axes are logarithmic.
@@ -115,10 +115,10 @@ def smd(settings: DescentSettings, folder: Path) -> Report:
 
 def descents(folder: Path) -> list[tuple[int, Float[np.ndarray, "step 3"]]]:
     """Returns of each meta-descent its horizon, and learning rates, powers and meta-losses."""
-    names, found = ("learning_rate", "power", "meta_loss"), []
+    found = []
     for path in sorted((folder / "smd").glob("*/run.json")):
         if lines := read_lines(path.parent / "metrics.jsonl"):
-            found.append((settings_of(path.parent)["horizon"], _columns(lines, names)))
+            found.append((settings_of(path.parent)["horizon"], _columns(lines, DESCENT)))
     return sorted(found, key=lambda one: one[0])
 
 
@@ -185,8 +185,7 @@ def online(settings: OnlineSettings, folder: Path) -> Report:
     shared |= {"outer_steps": settings.long_outer_steps, "meta_learning_rate": LONG_RATE}
     lines = _trained(folder / "online" / f"horizon-{horizon}", "horizon_smd", shared)
     tuned, long = "tuned schedule", f"horizon {horizon}, same budget"
-    path = _columns(lines, ("learning_rate", "power"))
-    choices = {tuned: _tuned(settings), long: answer(path, last=3)}
+    choices = {tuned: _tuned(settings), long: answer(_columns(lines, DESCENT), last=3)}
     steps = (settings.steps_per_update * updates).tolist()
     runs |= _to_the_end(choices, settings, constant, steps)
     last, loss = (
@@ -320,7 +319,7 @@ def _trained(run: Path, recipe: str, shared: dict[str, Any], **own: Any) -> list
         experiment = reopen(run)
     else:
         raise FileExistsError(f"{run} has other settings; give another --out, or delete it.")
-    Text(f"Run {run}").print(Console())
+    Text(f"Run {run}", code=True).print(Console())
     train(experiment, run)
     return read_lines(run / "metrics.jsonl")
 
