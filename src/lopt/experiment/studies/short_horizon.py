@@ -49,12 +49,12 @@ from lopt.experiment.studies.surface import (
 DESCENT, LAST = ("learning_rate", "power", "meta_loss"), 20
 # The rate of the outer Adam over the long horizon, which has few steps.
 LONG_RATE = 0.3
-# What is drawn of runs: its name in reports, and which axes are logarithmic.
+# What is drawn of runs: its name in reports, and whether its axis is logarithmic.
 PANELS = {
-    "train_loss": ("training loss", "xy"),
-    "test_loss": ("test loss", "xy"),
-    "test_accuracy": ("test accuracy", "x"),
-    "learning_rate": ("learning rate", "xy"),
+    "train_loss": ("training loss", "y"),
+    "test_loss": ("test loss", "y"),
+    "test_accuracy": ("test accuracy", ""),
+    "learning_rate": ("learning rate", "y"),
 }
 Pair = tuple[float, float]
 Runs = dict[str, dict[str, Float[np.ndarray, "seed step"]]]
@@ -274,7 +274,9 @@ def _compared(
     )
     report.text(text)
     found = {title: {run: runs[run][which] for run in runs} for which, (title, _) in PANELS.items()}
-    style: Any = {"log": dict(PANELS.values()), "colors": {r: f"C{i}" for i, r in enumerate(runs)}}
+    x = "x" if isinstance(settings, BestSettings) else ""  # steps are geometric, or even
+    log = {title: x + y for title, y in PANELS.values()}
+    style: Any = {"log": log, "colors": {run: f"C{i}" for i, run in enumerate(runs)}}
     report.add(curves(name, found, steps=steps, columns=2, xlabel="step", **style))
     return report
 
