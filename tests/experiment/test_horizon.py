@@ -10,8 +10,7 @@ import pytest
 
 import lopt
 from lopt.analysis.surface import losses_after
-from lopt.experiment import cli_horizon, cli_probe
-from lopt.experiment.cli import app
+from lopt.experiment import cli
 from lopt.experiment.horizon_settings import SurfaceSettings
 from lopt.experiment.probes.subject import subject
 from lopt.experiment.probes.truncation import KnobResult, probe_horizon
@@ -120,8 +119,7 @@ def test_hyperparameters_stay_within_their_ranges():
 @pytest.fixture
 def in_process(monkeypatch):
     """Commands leave JAX as the tests have set it up."""
-    for module in (cli_horizon, cli_probe):
-        monkeypatch.setattr(module, "prepare_jax", lambda: None)
+    monkeypatch.setattr("lopt.experiment.runs.environment.prepare_jax", lambda: None)
 
 
 def tables(path):
@@ -135,10 +133,10 @@ def tables(path):
 def test_the_whole_study_by_command(tmp_path, capsys):
     study = str(tmp_path)
     first = ["--dataset", "digits", "--out", study]
-    app.cli(args=["horizon", "surface", *first, "--horizons", "4", "12", "--points", "9"])
+    cli._dispatch(["horizon", "surface", *first, "--horizons", "4", "12", "--points", "9"])
     descent = ["--horizons", "4", "--power", "1.0", "--num-meta-steps", "3"]
-    app.cli(args=["horizon", "smd", *first, *descent])
-    app.cli(args=["horizon", "best", *first, "--seeds", "2"])
+    cli._dispatch(["horizon", "smd", *first, *descent])
+    cli._dispatch(["horizon", "best", *first, "--seeds", "2"])
     (rows,) = tables(tmp_path / "smd.json")
     assert [(row["horizon"], row["from"]) for row in rows] == [(4, "0.01, 1")]
     (rows,) = tables(tmp_path / "best.json")
@@ -146,7 +144,7 @@ def test_the_whole_study_by_command(tmp_path, capsys):
     assert named == ["surface, horizon 4", "surface, horizon 12", "descent, horizon 4"]
     online = ["--steps", "20", "--steps-per-update", "10", "--num-meta-steps", "2"]
     online += ["--learning-rate", "0.05", "--seeds", "2", "--look-ahead", "2"]
-    app.cli(args=["horizon", "online", *first, *online])
+    cli._dispatch(["horizon", "online", *first, *online])
     (rows,) = tables(tmp_path / "online.json")
     named = [row["optimizer"].split(",")[0] for row in rows]
     assert named == ["online", "tuned schedule", "horizon 4"]
@@ -154,7 +152,7 @@ def test_the_whole_study_by_command(tmp_path, capsys):
     for name in ("surface", "best", "online"):
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000
     # Started again, it finds everything done.
-    app.cli(args=["horizon", "online", *first, *online])
+    cli._dispatch(["horizon", "online", *first, *online])
     capsys.readouterr()
 
 
@@ -289,7 +287,7 @@ def test_a_probe_out_of_range_is_refused(arguments, message):
 def test_commands_refuse_what_makes_no_sense(arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises((ValueError, OSError), match=message):
-        app.cli(args=arguments)
+        cli._dispatch(arguments)
     assert not list(tmp_path.rglob("*.png"))
 
 
@@ -298,20 +296,20 @@ def test_commands_refuse_what_makes_no_sense(arguments, message, tmp_path, monke
 def test_the_command_writes_a_probe(tmp_path, capsys):
     arguments = ["probe", "horizon", "StyblinskiTang", "--horizon", "12"]
     arguments += ["--episodes", "2", "--positions", "3", "--out", str(tmp_path)]
-    app.cli(args=arguments)
+    cli._dispatch(arguments)
     said = json.loads((tmp_path / "horizon.json").read_text())
     assert said["verdict"].split()[0] in ("A", "From", "Truncations")
     assert (tmp_path / "horizon.png").stat().st_size > 10_000
     assert said["verdict"].split()[-1] in " ".join(capsys.readouterr().out.split())
     with pytest.raises(FileExistsError, match="already holds a probe"):
-        app.cli(args=arguments)
+        cli._dispatch(arguments)
 
 
 @pytest.mark.slow
 @pytest.mark.standard_promotion
 @pytest.mark.usefixtures("in_process")
 def test_the_whole_table_of_the_noisy_quadratic_is_within_its_tolerances(tmp_path, capsys):
-    app.cli(args=["horizon", "quadratic", "--out", str(tmp_path)])
+    cli._dispatch(["horizon", "quadratic", "--out", str(tmp_path)])
     (rows,) = tables(tmp_path / "quadratic.json")
     assert len(rows) > 50
     assert [row["quantity"] for row in rows if not row["within"]] == []

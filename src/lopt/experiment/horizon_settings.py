@@ -2,13 +2,10 @@
 
 import dataclasses
 import math
-from typing import Annotated, Any
-
-import tyro
+from typing import Any
 
 from lopt.experiment.settings import check, check_one_of, check_positive
 
-Horizons = Annotated[tuple[int, ...], tyro.conf.arg(metavar="STEPS ...")]
 # Of each data set: the network's name in `named_tasks`, pixels on each side, the batch size, and
 # the learning rate of the warm start.
 NETWORKS = {
@@ -45,8 +42,15 @@ def _check_range(option: str, values: tuple[float, ...], low: float, high: float
 
 
 @dataclasses.dataclass(frozen=True)
+class QuadraticSettings:
+    """Solve the noisy quadratic: greedy, fixed and optimised schedules, against the published."""
+
+
+@dataclasses.dataclass(frozen=True)
 class SurfaceSettings:
-    """What a surface is of; two of the same settings are the same surface.
+    """Map the loss after each horizon over learning rate and decay, on a real network.
+
+    Killed, it goes on where it was. Two surfaces of the same settings are the same.
 
     Attributes:
         dataset: digits, mnist, fashion_mnist or cifar10.
@@ -59,7 +63,7 @@ class SurfaceSettings:
     """
 
     dataset: str = "digits"
-    horizons: Horizons = (10, 100, 1000)
+    horizons: tuple[int, ...] = (10, 100, 1000)
     points: int = 400
     sample: str = "grid"
     time_constant: float | None = None
@@ -84,7 +88,9 @@ class SurfaceSettings:
 
 @dataclasses.dataclass(frozen=True)
 class DescentSettings:
-    """Which meta-descents are run.
+    """Descend on learning rate and decay by the gradient of the loss after each horizon.
+
+    Every outer step begins again from the same weights. Killed, it goes on where it was.
 
     Attributes:
         dataset: digits, mnist, fashion_mnist or cifar10.
@@ -100,7 +106,7 @@ class DescentSettings:
     """
 
     dataset: str = "digits"
-    horizons: Horizons = (10, 100)
+    horizons: tuple[int, ...] = (10, 100)
     learning_rate: tuple[float, ...] = (0.01,)
     power: tuple[float, ...] = (0.1, 10.0)
     time_constant: float | None = None
@@ -118,7 +124,7 @@ class DescentSettings:
 
 @dataclasses.dataclass(frozen=True)
 class BestSettings:
-    """How long, and how often, what each horizon chose is trained with.
+    """Train to the end with what each horizon chose, from several initialisations.
 
     Attributes:
         dataset: digits, mnist, fashion_mnist or cifar10.
@@ -136,7 +142,7 @@ class BestSettings:
 
 @dataclasses.dataclass(frozen=True)
 class OnlineSettings:
-    """What is tuned while training.
+    """Tune the learning rate while training, by looking ahead, against a tuned schedule.
 
     Attributes:
         dataset: digits, mnist, fashion_mnist or cifar10.

@@ -29,6 +29,9 @@ STREAMS = {
     "symmetry": 0x517,
 }
 
+# For `record_size`, where a record is many small operations.
+RECORD_SIZE = 2**22
+
 
 def stream(name: str, seed: int) -> Key:
     """Returns the key of a stream of random numbers that meta-training never used.

@@ -5,13 +5,19 @@ files, which are looked for in `$LOPT_DATA_DIR` and otherwise downloaded. Files 
 checked by format, so that they may be excerpts; downloads are checked by checksum.
 """
 
+import contextlib
 import os
+from collections.abc import Iterator
+from contextvars import ContextVar
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from lopt.experiment.data.image_files import CIFAR_FILES, read_cifar, read_pair
 from lopt.experiment.runs.environment import cache_folder
+from lopt.experiment.runs.files import digest
 from lopt.tasks.data import Data, image_data
 
 NAMES = ("digits", "mnist", "fashion_mnist", "cifar10")
@@ -71,8 +77,10 @@ def load_images(name: str, size: int = 8, folder: str | os.PathLike | None = Non
     """
     _check_name("load_images", name)
     if name == "digits":
+        _loaded(name, size, [])
         return _load_digits(size)
     paths = _local_paths(name, folder) or _download(name)
+    _loaded(name, size, paths)
     if name == "cifar10":
         return image_data(*read_cifar(paths), 10, size)
     return image_data(*read_pair(paths[0], paths[1]), *read_pair(paths[2], paths[3]), 10, size)
@@ -91,6 +99,31 @@ def available(name: str, folder: str | os.PathLike | None = None) -> bool:
     if folder is not None:
         return bool(_complete(name, Path(folder)))
     return bool(_local_paths(name, None) or _complete(name, cache_folder() / name))
+
+
+def mnist_or_digits() -> str:
+    """Returns "mnist" if it can be loaded without a network, else "digits"."""
+    return "mnist" if available("mnist") else "digits"
+
+
+@contextlib.contextmanager
+def data_loaded() -> Iterator[list[dict[str, Any]]]:
+    """Yields what `load_images` loads meanwhile: name, size, and the checksum of its files."""
+    token = _LOADED.set([])
+    try:
+        yield _LOADED.get()
+    finally:
+        _LOADED.reset(token)
+
+
+_LOADED: ContextVar[list[dict[str, Any]]] = ContextVar("loaded", default=[])  # noqa: B039
+
+
+def _loaded(name: str, size: int, paths: list[Path]) -> None:
+    checksums = "".join(digest(path) for path in paths)
+    found = {"name": name, "size": size, "sha256": sha256(checksums.encode()).hexdigest()}
+    if found not in _LOADED.get():
+        _LOADED.get().append(found)
 
 
 def _check_name(owner: str, name: str) -> None:

@@ -3,6 +3,7 @@
 Greedy by design, see `lopt horizon online`. Wu et al. 2018, arXiv:1803.02021, section 4.2.
 """
 
+import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -14,25 +15,15 @@ import lopt
 from lopt.core.task import AbstractTask
 from lopt.core.unroll import Step
 from lopt.experiment.horizon_settings import MOMENTUM
-from lopt.experiment.runs.experiment import Experiment
 from lopt.experiment.studies.setting import measure, outer_adam, warm_task
 from lopt.learned import momentum_sgd
 
 
-def experiment(
-    dataset: str = "digits",
-    steps: int = 5000,
-    num_meta_steps: int = 10,
-    steps_per_update: int = 100,
-    look_ahead: int = 5,
-    learning_rate: float = 0.1,
-    meta_learning_rate: float = 0.01,
-    deterministic: bool = False,
-    seed: int = 0,
-) -> Experiment:
-    """Builds the experiment.
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Meta-optimization while training: look a few steps ahead, update the learning rate, rewind.
 
-    Args:
+    Attributes:
         dataset: digits, mnist, fashion_mnist or cifar10.
         steps: of training.
         num_meta_steps: steps of meta-optimization between two stretches of training.
@@ -43,21 +34,39 @@ def experiment(
         deterministic: whether one batch serves all look-ahead steps of an update.
         seed: of everything random.
     """
-    if steps % steps_per_update or steps < steps_per_update:
-        raise ValueError(
-            f"steps_per_update={steps_per_update} must divide steps={steps}; "
-            f"try steps={max(1, steps // steps_per_update) * steps_per_update}."
+
+    dataset: str = "digits"
+    steps: int = 5000
+    num_meta_steps: int = 10
+    steps_per_update: int = 100
+    look_ahead: int = 5
+    learning_rate: float = 0.1
+    meta_learning_rate: float = 0.01
+    deterministic: bool = False
+    seed: int = 0
+
+    def build(self) -> lopt.Experiment:
+        """Builds the experiment."""
+        if self.steps % self.steps_per_update or self.steps < self.steps_per_update:
+            raise ValueError(
+                f"steps_per_update={self.steps_per_update} must divide steps={self.steps}; "
+                f"try steps={max(1, self.steps // self.steps_per_update) * self.steps_per_update}."
+            )
+        task = warm_task(self.dataset, self.seed)
+        effective: Any = (self.learning_rate / (1 - MOMENTUM), "log")
+        learned = lopt.learnable(momentum_sgd, effective_rate=effective, momentum=MOMENTUM)
+        meta = lopt.LookAhead(
+            lopt.InnerTraining(task, learned, self.steps_per_update),
+            steps=self.look_ahead,
+            batches=self.look_ahead,
+            estimates=self.num_meta_steps,
+            stride=self.steps_per_update,
+            deterministic=self.deterministic,
         )
-    task = warm_task(dataset, seed)
-    effective: Any = (learning_rate / (1 - MOMENTUM), "log")
-    learned = lopt.learnable(momentum_sgd, effective_rate=effective, momentum=MOMENTUM)
-    inner = lopt.InnerTraining(task, learned, steps_per_update)
-    ahead = (look_ahead, look_ahead, num_meta_steps, steps_per_update)
-    meta = lopt.LookAhead(inner, *ahead, deterministic=deterministic)
-    # One more update's worth: the last stretch of training is that before it.
-    outer_steps = num_meta_steps * (steps // steps_per_update) + 1
-    outer, record = outer_adam(meta_learning_rate), MeasuredWhenHalted(task)
-    return Experiment(learned, meta, outer, outer_steps, seed=seed, record=record)
+        # One more update's worth: the last stretch of training is that before it.
+        steps = self.num_meta_steps * (self.steps // self.steps_per_update) + 1
+        outer, record = outer_adam(self.meta_learning_rate), MeasuredWhenHalted(task)
+        return lopt.Experiment(learned, meta, outer, steps, seed=self.seed, record=record)
 
 
 class MeasuredWhenHalted(eqx.Module):

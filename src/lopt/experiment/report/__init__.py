@@ -1,7 +1,7 @@
 """Reports: tables, figures and sentences that are declared once and shown everywhere."""
 
 from lopt.experiment.report.bars import progress, stages
-from lopt.experiment.report.kit import Equation, Figure, Report, Table, Text, curves
+from lopt.experiment.report.kit import Equation, Figure, Report, Table, Text, curves, tell
 from lopt.experiment.report.plots import bands, color_of, finish, log_axis, new_figure, panels, png
 from lopt.experiment.report.statistics import (
     Cell,
@@ -38,4 +38,5 @@ __all__ = [
     "running_mean",
     "shown_steps",
     "stages",
+    "tell",
 ]

@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text as RichText
 
-from lopt.experiment.report.plots import bands, new_figure, panels, png
+from lopt.experiment.report.plots import Curve, bands, new_figure, panels, png
 from lopt.experiment.report.statistics import (
     Cell,
     Measured,
@@ -211,14 +210,14 @@ class Figure:
 
 def curves(
     name: str,
-    found: Mapping[str, Mapping[str, Float[np.ndarray, "seed step"]]],
+    found: Mapping[str, Mapping[str, Curve]],
     *,
     caption: str = "",
     columns: int = 3,
+    most: int | None = None,
     steps: Sequence[int] | None = None,
-    log: bool | str | Mapping[str, bool | str] = True,
-    smooth: int = 1,
-    **labels: Any,
+    points: int = 40,
+    **style: Any,
 ) -> Figure:
     """Returns a figure with a panel of curves, mean and standard error over seeds, for each title.
 
@@ -227,26 +226,35 @@ def curves(
         found: by the title of its panel, then by name, which gives the colour.
         caption: below the figure.
         columns: panels side by side.
+        most: how many panels are drawn; all by default.
         steps: where the values are; 1, 2, ... by default.
-        log: which axes are logarithmic, as of `finish`; may differ by panel.
-        smooth: over how many steps back running means are drawn.
-        labels: `xlabel` and `ylabel`, and `colors` as of `bands`.
+        points: of how many steps, evenly, the JSON has numbers.
+        style: `log`, `smooth`, `ordered`, `colors`, `xlabel` and `ylabel` of `bands`; of all
+            panels, or by title.
     """
-    every = [np.asarray(values) for panel in found.values() for values in panel.values()]
-    places = list(range(1, every[0].shape[1] + 1)) if steps is None and every else steps or []
-    at = np.array(shown_steps(len(places))) - 1
+    every = [curve for panel in found.values() for curve in panel.values()]
+    shapes = [np.shape(one) for one in every if not isinstance(one, Mapping)]
+    length = max((shape[1] for shape in shapes if len(shape) == 2), default=0)
+    places = list(range(1, length + 1)) if steps is None else steps
+    at = np.array(shown_steps(len(places), points), int) - 1
+    shown = list(found)[:most]
 
     def draw(figure: Any) -> None:
-        for i, (axes, title) in enumerate(
-            zip(panels(figure, len(found), columns), found, strict=True)
-        ):
-            arrays = {one: np.asarray(values, float) for one, values in found[title].items()}
-            style: Any = {"log": log[title] if isinstance(log, Mapping) else log, "legend": i == 0}
-            bands(axes, arrays, steps=places, smooth=smooth, title=title, **style, **labels)
+        for axes, title in zip(panels(figure, len(shown), columns), shown, strict=True):
+            labels: Any = {"legend": title == shown[0], "title": title}
+            for key, value in style.items():
+                own = isinstance(value, Mapping) and title in value
+                labels[key] = value[title] if own else value
+            bands(axes, found[title], steps=places, **labels)
 
-    def numbers(values: Any) -> dict[str, Any]:
-        mean, error = mean_and_error(np.asarray(values, float)[:, at])
-        return {"mean": mean.tolist(), "error": None if error is None else error.tolist()}
+    def numbers(curve: Curve) -> dict[str, Any]:
+        if isinstance(curve, Mapping):
+            values = np.stack(list(curve.values()), axis=1)
+        else:
+            values = np.asarray(curve, float)[..., at] if np.ndim(curve) == 2 else curve
+        mean, error = mean_and_error(np.asarray(values, float))
+        own = {"steps": list(curve)} if isinstance(curve, Mapping) else {}
+        return {**own, "mean": mean.tolist(), "error": None if error is None else error.tolist()}
 
     data = {
         "steps": [places[i] for i in at],
@@ -255,8 +263,10 @@ def curves(
             for title, panel in found.items()
         },
     }
-    columns = min(columns, len(found)) or 1
-    size = (4.6 * columns, 3.4 * (-(-len(found) // columns) or 1))
+    columns = min(columns, len(shown)) or 1
+    size = (4.6 * columns, 3.4 * (-(-len(shown) // columns) or 1))
+    more = len(found) - len(shown)
+    caption += f" {more} more panels are in the JSON file." * (more > 0)
     return Figure(name, draw, size, caption, data)
 
 
@@ -292,8 +302,9 @@ class Report:
         self.add(Text(text, heading=True), detail=detail)
 
     def text(self, text: str, *, code: bool = False, detail: bool = False) -> None:
-        """Adds a paragraph."""
-        self.add(Text(text, code), detail=detail)
+        """Adds a paragraph, unless it is empty."""
+        if text:
+            self.add(Text(text, code), detail=detail)
 
     def table(
         self,
@@ -349,6 +360,16 @@ class Report:
                 names.append(f"{part.name}.png")
                 write_bytes(folder / names[-1], part.png)
         return names
+
+    def finish(self, folder: Path, name: str) -> None:
+        """Shows and saves the report, and says which files were written."""
+        self.show()
+        tell(f"Wrote {', '.join(self.save(folder, name))} in {folder}.")
+
+
+def tell(text: str) -> None:
+    """Prints a line, however long, as it is."""
+    Console().print(RichText(plain(text)), soft_wrap=True)
 
 
 def _total(widths: Sequence[int]) -> int:

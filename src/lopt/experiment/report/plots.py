@@ -1,6 +1,7 @@
 """Plots: functions that draw on axes and return them, with one palette and readable log axes."""
 
 import io
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,6 +24,10 @@ PALETTE = {
     "gradients": "#000000",
 }
 OTHERS = ("#e377c2", "#bcbd22", "#17becf", "#ff7f0e", "#393b79", "#637939")
+# By seed and step; or by seed, one level; or by place and seed, some points.
+Curve = Float[np.ndarray, "seed step"] | Float[np.ndarray, " seed"] | Mapping[int, np.ndarray]
+# Longer titles are broken into lines.
+LONGEST_TITLE = 55
 # What is so much smaller than the largest value is as good as zero: axes end there.
 DECADES = 12
 
@@ -30,6 +35,13 @@ DECADES = 12
 def color_of(name: str) -> str:
     """Returns the colour that an optimizer has in every plot."""
     return PALETTE.get(name) or OTHERS[sum(name.encode()) % len(OTHERS)]
+
+
+def shade(number: int, count: int) -> Any:
+    """Returns one of so many colours in order, from dark to light."""
+    import matplotlib
+
+    return matplotlib.colormaps["plasma"](0.85 * number / max(1, count - 1))
 
 
 def new_figure(width: float, height: float) -> Any:
@@ -64,16 +76,19 @@ def panels(figure: Any, count: int, columns: int = 3) -> list[Any]:
 
 def bands(
     axes: Any,
-    curves: Mapping[str, Float[np.ndarray, "seed step"]],
+    curves: Mapping[str, Curve],
     *,
     steps: ArrayLike | None = None,
     log: bool | str = True,
     smooth: int = 1,
     legend: bool = True,
+    ordered: bool = False,
     colors: Mapping[str, str] | None = None,
     **labels: str,
 ) -> Any:
     """Draws the mean of each curve over seeds, and its standard error about it.
+
+    Of a level the mean is drawn as a dashed line, of points as dots.
 
     Args:
         axes: to draw on.
@@ -82,23 +97,32 @@ def bands(
         log: which axes are logarithmic, as of `finish`.
         smooth: over how many steps back running means are taken.
         legend: whether to draw one.
+        ordered: whether colours go from dark to light, in the order of the curves; without errors.
         colors: by name, instead of those of the palette.
         labels: `title`, `xlabel` and `ylabel`.
 
     Returns:
         The axes.
     """
-    for name, values in curves.items():
-        values = running_mean(np.where(np.isfinite(values), values, np.nan), smooth)
-        places = np.arange(1, values.shape[1] + 1) if steps is None else np.asarray(steps)
-        mean, error = mean_and_error(values)
+    for i, (name, curve) in enumerate(curves.items()):
         color = (colors or {}).get(name) or color_of(name.split(" (")[0])
         strong = name.startswith(("learned", "network"))
-        axes.plot(places, mean, color=color, lw=2.2 if strong else 1.4, label=literal(name))
-        if error is not None:
+        style: Any = {"color": shade(i, len(curves)) if ordered else color, "label": literal(name)}
+        if isinstance(curve, Mapping):
+            means = [np.mean(seeds) for seeds in curve.values()]
+            axes.plot(list(curve), means, "o", mec="black", **style)
+            continue
+        if np.ndim(curve) == 1:
+            axes.axhline(np.mean(curve), ls="--", lw=1.2, **style)
+            continue
+        values = running_mean(np.asarray(curve, float), smooth)
+        places = np.arange(1, values.shape[1] + 1) if steps is None else np.asarray(steps)
+        mean, error = mean_and_error(values)
+        axes.plot(places, mean, lw=2.2 if strong else 1.4, **style)
+        if error is not None and not ordered:
             # On a logarithmic axis a band that reaches zero has no end; the least seed is one.
             low = np.maximum(mean - error, values.min(axis=0)) if log else mean - error
-            axes.fill_between(places, low, mean + error, color=color, alpha=0.2, lw=0)
+            axes.fill_between(places, low, mean + error, color=style["color"], alpha=0.2, lw=0)
     return finish(axes, log=log, legend=legend, **labels)
 
 
@@ -107,7 +131,8 @@ def finish(axes: Any, *, log: bool | str = False, legend: bool = True, **labels:
 
     `log` is True for a logarithmic vertical axis, or "x", "y" or "xy".
     """
-    axes.set(**{name: literal(text) for name, text in labels.items()})
+    lines = textwrap.TextWrapper(LONGEST_TITLE, replace_whitespace=False)
+    axes.set(**{name: lines.fill(literal(text)) for name, text in labels.items()})
     axes.title.set_fontsize(10)
     for which in "y" if log is True else log or "":
         log_axis(axes, which)
@@ -130,8 +155,8 @@ def log_axis(axes: Any, which: str = "y") -> None:
     axis, limit = (axes.xaxis, axes.set_xlim) if which == "x" else (axes.yaxis, axes.set_ylim)
     (axes.set_xscale if which == "x" else axes.set_yscale)("log", nonpositive="mask")
     axis.set_major_locator(LogLocator(numticks=6))
-    decades = np.log10(positive.max() / positive.min())
+    decades = np.log10(positive.max()) - np.log10(positive.min())
     if decades > DECADES:
-        limit(positive.max() * 10.0**-DECADES, None)
+        limit(positive.max() * 10.0**-DECADES, positive.max() * 10.0 ** (DECADES / 20))
     elif decades > 1.5:
         axis.set_minor_formatter(NullFormatter())

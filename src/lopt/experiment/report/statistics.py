@@ -78,11 +78,13 @@ def cell_text(cell: Cell) -> str:
 def running_mean(
     values: Float[np.ndarray, "... step"], width: int
 ) -> Float[np.ndarray, "... step"]:
-    """Returns means over up to `width` steps back."""
-    sums = np.cumsum(np.concatenate([np.zeros_like(values[..., :1]), values], axis=-1), axis=-1)
-    ends = np.arange(1, values.shape[-1] + 1)
-    starts = np.maximum(0, ends - width)
-    return (sums[..., ends] - sums[..., starts]) / (ends - starts)
+    """Returns means over up to `width` steps back, of what is finite; NaN where nothing is."""
+    start = np.full((*values.shape[:-1], width - 1), np.nan)
+    padded = np.concatenate([start, values], axis=-1)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, width, axis=-1)
+    seen = np.isfinite(windows)
+    count = seen.sum(axis=-1)
+    return np.where(seen, windows, 0).sum(axis=-1) / np.where(count, count, np.nan)
 
 
 def shown_steps(steps: int, most: int = 40) -> Sequence[int]:

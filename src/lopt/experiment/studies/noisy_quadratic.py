@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from lopt.analysis import Study, acceptance_rows, paper_study
+from lopt.experiment.horizon_settings import QuadraticSettings
 from lopt.experiment.report import Figure, Report, finish, panels, stages
 
 # How many pieces of work `paper_study` and `acceptance_rows` announce.
@@ -15,7 +16,7 @@ Curve = tuple[str, Any, Any, str, str]
 Panel = tuple[str, dict[str, Any], list[Curve]]
 
 
-def quadratic() -> Report:
+def quadratic(settings: QuadraticSettings) -> Report:
     """Studies the paper's problem, and compares its numbers with references."""
     began = time.perf_counter()
     with stages("noisy quadratic", _PIECES) as announce:

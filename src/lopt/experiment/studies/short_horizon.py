@@ -1,13 +1,12 @@
 """The study of short horizons on a network: surfaces, meta-descents, runs to the end, and online.
 
-Each function takes settings and the folder of a study, goes on with what is there, and returns a
+Each function takes the folder of a study and settings, goes on with what is there, and returns a
 report. Besides a surface, the folder holds a run per meta-descent below `smd/`, and below `online/`
 a run per initial learning rate and seed, and a meta-descent over a longer horizon that costs as
 much as all initial rates together. Other settings than those of the folder are refused
 (FileExistsError). Wu et al. 2018, arXiv:1803.02021, section 4.
 """
 
-import ast
 import dataclasses
 import itertools
 import math
@@ -20,7 +19,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from rich.console import Console
 
 import lopt
 from lopt.analysis.surface import losses_after, measure_after
@@ -32,9 +30,10 @@ from lopt.experiment.horizon_settings import (
     OnlineSettings,
     SurfaceSettings,
 )
-from lopt.experiment.report import Report, Text, curves, measured, progress, shown_steps
-from lopt.experiment.runs.files import read_json, read_lines
-from lopt.experiment.runs.train import create, reopen, train
+from lopt.experiment.report import Report, curves, measured, progress, shown_steps, tell
+from lopt.experiment.runs.files import read_lines
+from lopt.experiment.runs.run import Run
+from lopt.experiment.runs.train import train
 from lopt.experiment.studies.setting import decayed_training, measure, theta_at, warm_task
 from lopt.experiment.studies.surface import (
     LEARNING_RATES,
@@ -60,7 +59,7 @@ Pair = tuple[float, float]
 Runs = dict[str, dict[str, Float[np.ndarray, "seed step"]]]
 
 
-def surface(settings: SurfaceSettings, folder: Path) -> Report:
+def surface(folder: Path, settings: SurfaceSettings) -> Report:
     """Maps the loss after each horizon over learning rate and decay."""
     settings = dataclasses.replace(settings, time_constant=settings.decay_time)
     check_study(folder, settings.dataset, settings.decay_time)
@@ -86,7 +85,7 @@ def _add_surface(report: Report, found: Surface, folder: Path) -> None:
     report.figure("surface", lambda figure: draw_surface(figure, found, paths), size)
 
 
-def smd(settings: DescentSettings, folder: Path) -> Report:
+def smd(folder: Path, settings: DescentSettings) -> Report:
     """Runs, or goes on with, one meta-descent for each horizon and each beginning."""
     own, constant = surface_settings(folder), settings.time_constant
     if constant is None:
@@ -128,7 +127,7 @@ def answer(path: Float[np.ndarray, "step 3"], last: int = LAST) -> Pair:
     return float(rate), float(power)
 
 
-def best(settings: BestSettings, folder: Path) -> Report:
+def best(folder: Path, settings: BestSettings) -> Report:
     """Trains to the end with what surface and descents chose.
 
     Raises:
@@ -165,7 +164,7 @@ def best(settings: BestSettings, folder: Path) -> Report:
     return _compared("best", settings, rows, explained, runs, steps)
 
 
-def online(settings: OnlineSettings, folder: Path) -> Report:
+def online(folder: Path, settings: OnlineSettings) -> Report:
     """Tunes the learning rate while training, as far as that is not done, against schedules."""
     names = ("dataset", "steps", "num_meta_steps", "steps_per_update", "look_ahead")
     shared: dict[str, Any] = {name: getattr(settings, name) for name in names}
@@ -301,28 +300,18 @@ def check_study(folder: Path, dataset: str, time_constant: float) -> None:
 
 def settings_of(run: Path) -> dict[str, Any]:
     """Returns the settings of a run of a recipe, by field."""
-
-    def value(text: str) -> Any:
-        try:
-            return ast.literal_eval(text)
-        except (SyntaxError, ValueError):
-            return text
-
-    lines = [line.partition("=") for line in read_json(run / "run.json")["settings"]]
-    return {name: value(text) for name, _, text in lines}
+    return Run(run).config["settings"]
 
 
 def _trained(run: Path, recipe: str, shared: dict[str, Any], **own: Any) -> list[dict[str, Any]]:
     """Begins, or goes on with, a run of a recipe; returns what it logged."""
     settings = shared | own
     if not (run / "run.json").exists():
-        experiment = create(run, recipe, [f"{name}={value}" for name, value in settings.items()])
-    elif settings_of(run) == settings:
-        experiment = reopen(run)
-    else:
+        found = Run.create(run, recipe, [f"{name}={value}" for name, value in settings.items()])
+    elif (found := Run(run)).config["settings"] | settings != found.config["settings"]:
         raise FileExistsError(f"{run} has other settings; give another --out, or delete it.")
-    Text(f"Run {run}", code=True).print(Console())
-    train(experiment, run)
+    tell(f"Run {run}")
+    train(found)
     return read_lines(run / "metrics.jsonl")
 
 
