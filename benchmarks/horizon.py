@@ -83,7 +83,7 @@ def surface() -> None:
     for _ in range(2):
         with tempfile.TemporaryDirectory() as folder:
             began = time.perf_counter()
-            short_horizon.surface(settings, Path(folder))
+            short_horizon.surface(Path(folder), settings)
             times.append(time.perf_counter() - began)
     rows = [[f"{times[0]:.1f}", f"{times[1]:.1f}", "60"]]
     show(

@@ -50,7 +50,7 @@ class QuadraticSettings:
 class SurfaceSettings:
     """Map the loss after each horizon over learning rate and decay, on a real network.
 
-    Killed, it goes on where it was. Two surfaces of the same settings are the same.
+    Killed, it goes on where it was.
 
     Attributes:
         dataset: digits, mnist, fashion_mnist or cifar10.

@@ -117,7 +117,7 @@ def descents(folder: Path) -> list[tuple[int, Float[np.ndarray, "step 3"]]]:
     found = []
     for path in sorted((folder / "smd").glob("*/run.json")):
         if lines := read_lines(path.parent / "metrics.jsonl"):
-            found.append((settings_of(path.parent)["horizon"], _columns(lines, DESCENT)))
+            found.append((Run(path.parent).config["settings"]["horizon"], _columns(lines, DESCENT)))
     return sorted(found, key=lambda one: one[0])
 
 
@@ -287,7 +287,7 @@ def check_study(folder: Path, dataset: str, time_constant: float) -> None:
         FileExistsError: if a surface or descent in it has another data set or time constant.
     """
     runs = [path.parent for path in sorted((folder / "smd").glob("*/run.json"))]
-    found = {run: settings_of(run) for run in runs}
+    found = {run: Run(run).config["settings"] for run in runs}
     if own := surface_settings(folder):
         found[folder] = {"dataset": own.dataset, "time_constant": own.decay_time}
     for path, of in found.items():
@@ -296,11 +296,6 @@ def check_study(folder: Path, dataset: str, time_constant: float) -> None:
                 f"{path} is of {of['dataset']} with --time-constant {of['time_constant']:g}, this "
                 f"is of {dataset} with {time_constant:g}; give another --out, or the same."
             )
-
-
-def settings_of(run: Path) -> dict[str, Any]:
-    """Returns the settings of a run of a recipe, by field."""
-    return Run(run).config["settings"]
 
 
 def _trained(run: Path, recipe: str, shared: dict[str, Any], **own: Any) -> list[dict[str, Any]]:
