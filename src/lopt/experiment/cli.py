@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
 
 from lopt.experiment import settings as s
+from lopt.experiment.studies import settings as h
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +45,9 @@ def _probe(settings: Any, function: str, subject: str, report: str) -> Command:
     return Command(settings, f"probes.{function}", subject, f"{{}}/{report}", report, fresh=True)
 
 
-def _study(settings: Any, function: str, report: str, folder: str = "horizon/{dataset}") -> Command:
-    return Command(settings, f"studies.{function}", "", folder, report, keeps=True)
+def _study(settings: Any, report: str) -> Command:
+    function = f"studies.short_horizon:{report}"
+    return Command(settings, function, "", "horizon/{dataset}", report, keeps=True)
 
 
 SUBJECTS = {
@@ -62,6 +64,14 @@ COMMANDS = {
         s.DistillSettings, "distill:distill_run", "run", "{}/distilled", "report", True
     ),
     "sanity": Command(s.SanitySettings, "studies.sanity:sanity"),
+    "horizon quadratic": Command(
+        *(h.QuadraticSettings, "studies.noisy_quadratic:quadratic"),
+        *("", "horizon/quadratic", "quadratic"),
+    ),
+    "horizon surface": _study(h.SurfaceSettings, "surface"),
+    "horizon smd": _study(h.DescentSettings, "smd"),
+    "horizon best": _study(h.BestSettings, "best"),
+    "horizon online": _study(h.OnlineSettings, "online"),
     "probe estimators": _probe(
         s.ProbeSettings, "estimators:probe_estimators", "name", "estimators"
     ),
@@ -198,7 +208,7 @@ def _options(name: str, command: Command, words: Sequence[str]) -> dict[str, Any
         default = empty if field.default is dataclasses.MISSING else field.default
         add(field.name, kind, default, meanings[field.name], marks)
     if command.report:
-        where = command.folder.format(command.subject.upper()) or "the run's"
+        where = command.folder.format(command.subject.upper(), dataset="DATASET") or "the run's"
         add("out", Path | None, None, f"the folder of the results; {where} by default.")
     if command.subject == "run":
         add("trust", bool, False, "run the recipe file that the run names, or has brought along.")

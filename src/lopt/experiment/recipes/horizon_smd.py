@@ -6,10 +6,12 @@ arXiv:1803.02021, section 4.1.
 
 import dataclasses
 
-import optax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 import lopt
-from lopt.experiment.studies.setting import setting, values_of, within_ranges
+from lopt.core.unroll import Step
+from lopt.experiment.studies.setting import decayed_training, outer_adam, warm_task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,18 +46,16 @@ class Recipe:
 
     def build(self) -> lopt.Experiment:
         """Builds the experiment."""
-        chosen = setting(
-            self.dataset, self.time_constant, self.learning_rate, self.power, self.seed
-        )
-        outer = optax.chain(
-            optax.clip(self.gradient_clip), optax.adam(self.meta_learning_rate), within_ranges()
-        )
-        meta = lopt.Mean(lopt.ForwardMode(chosen.inner(self.horizon, self.batches)), self.particles)
-        return lopt.Experiment(
-            chosen.learned,
-            meta,
-            outer,
-            self.outer_steps,
-            seed=self.seed,
-            record=lambda step: values_of(step.params),
-        )
+        begin = (self.learning_rate, self.power, self.batches)
+        task = warm_task(self.dataset, self.seed)
+        inner = decayed_training(task, self.horizon, self.time_constant, *begin)
+        meta = lopt.Mean(lopt.ForwardMode(inner), self.particles)
+        outer = outer_adam(self.meta_learning_rate, self.gradient_clip)
+        steps, seed = self.outer_steps, self.seed
+        return lopt.Experiment(inner.learned, meta, outer, steps, seed=seed, record=hyperparameters)
+
+
+def hyperparameters(step: Step) -> dict[str, Float[Array, ""]]:
+    """Returns what is logged of an outer step."""
+    theta = step.params["learning_rate"]
+    return {"learning_rate": jnp.exp(theta["initial"]), "power": jnp.exp(theta["power"])}

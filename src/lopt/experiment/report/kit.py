@@ -227,7 +227,6 @@ def curves(
     most: int | None = None,
     steps: Sequence[int] | None = None,
     points: int = 40,
-    log: bool | str | Mapping[str, bool | str] = True,
     **style: Any,
 ) -> Figure:
     """Returns a figure with a panel of curves, mean and standard error over seeds, for each title.
@@ -240,8 +239,8 @@ def curves(
         most: how many panels are drawn; all by default.
         steps: where the values are; 1, 2, ... by default.
         points: of how many steps, evenly, the JSON has numbers.
-        log: as of `bands`, for all panels or by title.
-        style: `smooth`, `ordered`, `xlabel` and `ylabel` of `bands`.
+        style: `log`, `smooth`, `ordered`, `xlabel` and `ylabel` of `bands`; of all panels, or
+            by title.
     """
     every = [curve for panel in found.values() for curve in panel.values()]
     shapes = [np.shape(one) for one in every if not isinstance(one, Mapping)]
@@ -253,10 +252,13 @@ def curves(
     def draw(figure: Any) -> None:
         explained: list[list[str]] = []
         for axes, title in zip(panels(figure, len(shown), columns), shown, strict=True):
-            own = log.get(title, True) if isinstance(log, Mapping) else log
             labels: Any = {"legend": list(found[title]) not in explained, "title": title}
             explained.append(list(found[title]))
-            bands(axes, found[title], steps=places, log=own, **labels, **style)
+            for key, value in style.items():
+                by_title = isinstance(value, Mapping) and value.keys() <= found.keys()
+                if not by_title or title in value:
+                    labels[key] = value[title] if by_title else value
+            bands(axes, found[title], steps=places, **labels)
 
     def numbers(curve: Curve) -> dict[str, Any]:
         if isinstance(curve, Mapping):

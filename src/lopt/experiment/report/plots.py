@@ -101,7 +101,7 @@ def bands(
         axes: to draw on.
         curves: by name, which is the label and gives the colour.
         steps: where the values are; 1, 2, ... by default.
-        log: whether the vertical axis is logarithmic; "signed" for both sides of zero.
+        log: which axes are logarithmic, as of `finish`.
         smooth: over how many steps back running means are taken.
         legend: whether to draw one.
         ordered: whether colours go from dark to light, in the order of the curves; without errors.
@@ -111,7 +111,8 @@ def bands(
         The axes.
     """
     for i, (name, curve) in enumerate(curves.items()):
-        color, strong = color_of(name.split(" (")[0], i), name.startswith(("learned", "network"))
+        color = color_of(name.split(" (")[0], i)
+        strong = name.startswith(("learned", "network"))
         style: Any = {"color": shade(i, len(curves)) if ordered else color, "label": literal(name)}
         if isinstance(curve, Mapping):
             means = [np.mean(seeds) for seeds in curve.values()]
