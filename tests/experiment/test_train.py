@@ -18,7 +18,7 @@ import safetensors.numpy
 
 from lopt.experiment import cli
 from lopt.experiment.runs import storage
-from lopt.experiment.runs.files import locked, read_json, read_lines, write_json, write_new_json
+from lopt.experiment.runs.files import locked, read_json, read_lines, write_json
 from lopt.experiment.runs.registry import build, recipe_names
 from lopt.experiment.runs.train import (
     create,
@@ -260,7 +260,7 @@ def test_a_run_is_written_by_one_process(run):
         train(reopen(run), run, show_progress=False)
     assert values(run) == expected
     with pytest.raises(FileExistsError):
-        write_new_json(run / "run.json", {})
+        write_json(run / "run.json", {}, new=True)
     assert read_json(run / "run.json")
 
 

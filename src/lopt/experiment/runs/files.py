@@ -1,22 +1,39 @@
-"""Files that are whole or not there: every write goes to a temporary file that is then renamed."""
+"""Files that are whole or not there, and JSON of which nothing hostile comes back.
 
+Every write goes to a temporary file that is then renamed. What is read has finite numbers only,
+integers of 64 bits, and text that can be printed.
+"""
+
+import array
 import contextlib
 import hashlib
+import itertools
 import json
+import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from jaxtyping import Float
 
 try:
     import fcntl
 except ImportError:  # not on Windows, where files are not locked
     fcntl = None  # type: ignore[assignment]
 
+# Far more bytes than a line of a log has, so that a damaged one does not fill the memory.
+LONGEST_LINE = 2**22
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file atomically: after a crash it has its old content, or the new one."""
+
+def write_bytes(path: Path, content: bytes, *, new: bool = False) -> None:
+    """Writes a file atomically: after a crash it has its old content, or the new one.
+
+    Raises:
+        FileExistsError: if it is to be `new` and is there: of two writers, one succeeds.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     # Not from `tempfile`, whose files nobody but their owner may read.
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -25,10 +42,9 @@ def write_bytes(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
+        (os.link if new else os.replace)(temporary, path)
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
 
 
 def temporary_files(folder: Path) -> list[Path]:
@@ -76,54 +92,85 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Writes JSON atomically. Numbers that are not finite become null, as JSON has none."""
-    text = json.dumps(_finite(content), indent=2, allow_nan=False)
-    write_bytes(path, (text + "\n").encode())
+def one_line(error: BaseException) -> str:
+    """Returns what an error says, on one line of a bearable length; its kind if it says nothing."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else text[:300] + "..."
 
 
-def write_new_json(path: Path, content: Any) -> None:
-    """Writes JSON to a file that must not be there yet: of two writers, one succeeds.
+def write_json(path: Path, content: Any, *, new: bool = False) -> None:
+    """Writes JSON atomically. Numbers that are not finite become null, as JSON has none.
 
     Raises:
-        FileExistsError: if it is there.
+        FileExistsError: if it is to be `new` and is there.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    write_json(temporary, content)
-    try:
-        os.link(temporary, path)
-    finally:
-        temporary.unlink()
+    text = json.dumps(_finite(content), indent=2, allow_nan=False)
+    write_bytes(path, (text + "\n").encode(), new=new)
 
 
 def read_json(path: Path) -> Any:
-    """Reads JSON.
+    """Reads JSON that `write_json` wrote.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is not JSON; names the file.
+        ValueError: if it is not JSON, or has a number that is not finite or an integer beyond 64
+            bits; names the file.
     """
     try:
-        return json.loads(path.read_text())
-    # Of JSON's ValueErrors, not all are JSONDecodeErrors: not that of too many digits.
+        content = json.loads(
+            path.read_bytes().decode(), parse_int=_integer, parse_constant=_constant
+        )
+        # Refuses 1e999, which is read as infinity, and half a surrogate, which cannot be printed.
+        json.dumps(content, allow_nan=False, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); restore it from a copy.") from error
+        raise ValueError(
+            f"{path} is not valid JSON ({one_line(error)}); restore it from a copy."
+        ) from error
+    return content
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Reads numbered JSON lines up to the first torn one, as a killed writer may leave it."""
+def scan_lines(path: Path, fields: Collection[str] = ()) -> Iterator[tuple[dict[str, Any], int]]:
+    """Yields the lines of a log one by one, each with how many bytes there are up to its end.
+
+    It ends before the first line that is not whole: torn, as a killed writer may leave it, wrongly
+    numbered, or of anything but finite numbers, None, and lists of them.
+
+    Args:
+        path: of JSON lines, their number in "step"; there may be no file yet.
+        fields: what each line must have; lines are then of numbers and None only.
+    """
     if not path.exists():
-        return []
-    lines: list[dict[str, Any]] = []
-    for line in path.read_bytes().splitlines():
-        try:
-            content = json.loads(line)
-        except (ValueError, RecursionError):
-            break
-        if not isinstance(content, dict) or content.get("step") != len(lines):
-            break
-        lines.append(content)
-    return lines
+        return
+    end, wanted = 0, frozenset(fields)
+    with path.open("rb") as file:
+        for step in itertools.count():
+            line = file.readline(LONGEST_LINE)
+            try:
+                text = line.decode()
+                content, length = _DECODER.raw_decode(text)
+                whole = text[length:] == "\n" and type(content) is dict
+                if not (whole and _are_numeric(content.values(), nested=not fields)):
+                    return
+            except (ValueError, RecursionError):
+                return
+            if content.get("step") != step or not wanted <= content.keys():
+                return
+            end += len(line)
+            yield content, end
+
+
+def read_lines(path: Path, fields: Collection[str] = ()) -> list[dict[str, Any]]:
+    """Reads the lines of a log, as far as they are whole; see `scan_lines`."""
+    return [line for line, _ in scan_lines(path, fields)]
+
+
+def read_columns(path: Path, fields: Sequence[str]) -> dict[str, Float[np.ndarray, " line"]]:
+    """Reads some numbers of each whole line of a log, in little memory; NaN where they are None."""
+    columns = {name: array.array("d") for name in fields}
+    for line, _ in scan_lines(path, fields):
+        for name, column in columns.items():
+            column.append(math.nan if line[name] is None else line[name])
+    return {name: np.array(column) for name, column in columns.items()}
 
 
 def to_line(content: dict[str, Any]) -> str:
@@ -139,3 +186,34 @@ def _finite(content: Any) -> Any:
     if isinstance(content, list | tuple):
         return [_finite(value) for value in content]
     return content
+
+
+def _integer(digits: str) -> int:
+    # The length first: Python refuses, or takes long for, thousands of digits.
+    if len(digits) > 20 or abs(int(digits)) >= 2**63:
+        raise ValueError(f"the integer {digits[:20]}... needs more than 64 bits")
+    return int(digits)
+
+
+def _constant(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+_DECODER = json.JSONDecoder()
+
+
+def _are_numeric(values: Iterable[Any], *, nested: bool) -> bool:
+    """Returns whether values are finite numbers of 64 bits or None; or, nested, lists of them."""
+    for value in values:
+        if type(value) is float:
+            if value - value != 0:
+                return False
+        elif type(value) is int:
+            if abs(value) >= 2**63:
+                return False
+        elif type(value) is list:
+            if not (nested and _are_numeric(value, nested=True)):
+                return False
+        elif value is not None:
+            return False
+    return True

@@ -31,14 +31,16 @@ from lopt.experiment.runs.files import (
     digest,
     locked,
     read_json,
-    read_lines,
+    scan_lines,
     temporary_files,
     to_line,
-    write_bytes,
-    write_new_json,
+    write_json,
 )
 from lopt.experiment.runs.registry import build
 from lopt.experiment.report import progress
+
+# What every line of the log has, beside what the experiment records.
+LOGGED = ("meta_loss", "finite", "seconds")
 
 
 def create(folder: Path, recipe: str, settings: Sequence[str] = ()) -> Experiment:
@@ -63,7 +65,7 @@ def create(folder: Path, recipe: str, settings: Sequence[str] = ()) -> Experimen
     }
     try:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        write_new_json(folder / "run.json", config)
+        write_json(folder / "run.json", config, new=True)
     except FileExistsError:
         raise FileExistsError(f"{folder} was taken by another run at this moment.") from None
     except OSError as error:
@@ -148,18 +150,23 @@ def train(experiment: Experiment, folder: Path, *, show_progress: bool = True) -
         for torn in [*temporary_files(folder), *temporary_files(folder / "checkpoints")]:
             torn.unlink()  # what a killed run was writing
         metrics = folder / "metrics.jsonl"
-        lines = read_lines(metrics)
-        state = _latest_state(experiment, optimizer, folder, len(lines))
+        # At the checkpoints: how many bytes of the log there are, and particles dropped so far.
+        saved, logged, dropped = storage.checkpoints(folder / "checkpoints"), 0, 0
+        at_checkpoint = {0: (0, 0)}
+        for line, end in scan_lines(metrics, LOGGED):
+            logged, dropped = logged + 1, dropped + int(line.get("dropped") or 0)
+            if logged in saved:
+                at_checkpoint[logged] = end, dropped
+        state = _latest_state(experiment, optimizer, folder, logged)
         done = int(state.step)
-        # What was logged after the checkpoint will be computed, and logged, again.
-        kept = lines[:done]
-        dropped = sum(int(line.get("dropped", 0)) for line in kept)
-        logged, programs = _Log(experiment.record), dict[int, Any]()
-        write_bytes(metrics, "".join(map(to_line, kept)).encode())
+        length, dropped = at_checkpoint[done]
+        record_of, programs = _Log(experiment.record), dict[int, Any]()
         with (
             metrics.open("a") as log,
             progress("meta-training", experiment.outer_steps, done=done, show=show_progress) as at,
         ):
+            # What was logged after the checkpoint will be computed, and logged, again.
+            log.truncate(length)
             while done < experiment.outer_steps:
                 num_steps = min(experiment.steps_per_chunk, experiment.outer_steps - done)
                 began = time.perf_counter()
@@ -167,11 +174,11 @@ def train(experiment: Experiment, folder: Path, *, show_progress: bool = True) -
                 if num_steps not in programs:
                     compiled: Any = unroll  # by Equinox, which mypy does not see
                     programs[num_steps] = compiled.lower(
-                        experiment.meta, optimizer, state, num_steps, record=logged
+                        experiment.meta, optimizer, state, num_steps, record=record_of
                     ).compile()
                     release_memory()
                 state, record = programs[num_steps](
-                    experiment.meta, optimizer, state, num_steps, record=logged
+                    experiment.meta, optimizer, state, num_steps, record=record_of
                 )
                 record = {name: np.asarray(value) for name, value in record.items()}
                 skipped = int(state.opt_state.total_notfinite)
@@ -230,12 +237,13 @@ def guarded(experiment: Experiment) -> optax.GradientTransformation:
 
 def skipped_steps(folder: Path) -> int:
     """Returns how many outer steps of a run had a gradient that was not finite."""
-    return sum(not line["finite"] for line in read_lines(folder / "metrics.jsonl"))
+    return sum(not line["finite"] for line, _ in scan_lines(folder / "metrics.jsonl", LOGGED))
 
 
 def dropped_particles(folder: Path) -> int:
     """Returns how many particles of a run's outer steps were left out as not finite."""
-    return sum(int(line.get("dropped", 0)) for line in read_lines(folder / "metrics.jsonl"))
+    lines = scan_lines(folder / "metrics.jsonl", LOGGED)
+    return sum(int(line.get("dropped") or 0) for line, _ in lines)
 
 
 class _Log(eqx.Module):
