@@ -23,7 +23,7 @@ LIMIT = 2**28
 
 _ROW = 1 + 3 * 32 * 32  # a label, then 32 x 32 pixels of red, green and blue
 
-_Labelled = tuple[UInt8[np.ndarray, "n height width channel"], Int[np.ndarray, " n"]]
+_Labelled = tuple[UInt8[np.ndarray, "_ _ _ _"], Int[np.ndarray, " _"]]
 
 
 def read_pair(images_path: Path, labels_path: Path) -> _Labelled:
