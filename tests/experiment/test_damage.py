@@ -9,6 +9,7 @@ import dataclasses
 import gzip
 import io
 import json
+import math
 import tarfile
 import tracemalloc
 from pathlib import Path
@@ -26,6 +27,7 @@ from lopt.experiment.data.tables import load_table, save_table
 from lopt.experiment.runs import storage
 from lopt.experiment.runs.description import describe
 from lopt.experiment.runs.files import (
+    number_in,
     read_columns,
     read_json,
     read_lines,
@@ -98,7 +100,13 @@ def write_log(folder):
 
 
 def read_log(path):
-    return read_lines(path, ("meta_loss", "finite", "seconds"))
+    lines = read_lines(path)
+    losses, nothing = read_columns(path, ("meta_loss", "nothing"))
+    expected = [line.get("meta_loss") for line in lines]
+    expected = [one if isinstance(one, int | float) else math.nan for one in expected]
+    np.testing.assert_array_equal(losses, expected)
+    assert np.isnan(nothing).all()
+    return lines
 
 
 def write_surface_log(folder):
@@ -376,9 +384,7 @@ def test_hostile_values_of_logs(kind, number, tmp_path):
         path.write_text("\n".join(changed) + "\n")
         found = KINDS[kind].read(path)
         assert [line["step"] for line in found] == list(range(len(found)))
-        for line, old in zip(found, good, strict=False):
-            assert line.keys() == old.keys() or kind == "surface.jsonl"
-            assert not np.isinf(np.array(list(flat(line.values())), float)).any()
+        assert not any(np.isinf(np.array(list(flat(line.values())), float)).any() for line in found)
         if text not in ("null", "-1", "0.5", None):
             assert found == good[: len(found)] or text in ("[]", "[5]")
 
@@ -576,26 +582,37 @@ def test_a_log_of_any_length_takes_no_memory(tmp_path):
     lines = ({"step": i, "meta_loss": 1 / (i + 1), "finite": 1.0} for i in range(5000))
     path.write_text("".join(map(to_line, lines)))
     tracemalloc.start()
-    last, end = max(scan_lines(path, ("finite",)), key=lambda found: found[1])
+    line, end = max(scan_lines(path), key=lambda found: found[1])
     assert tracemalloc.get_traced_memory()[1] < 10**5
     tracemalloc.stop()
-    assert last["step"] == 4999
+    assert json.loads(line)["step"] == 4999
+    assert number_in(line, "finite") == 1
     assert end == path.stat().st_size
-    found = read_columns(path, ("meta_loss", "finite"))
-    np.testing.assert_array_equal(found["meta_loss"], 1 / np.arange(1, 5001))
+    losses, finite = read_columns(path, ("meta_loss", "finite"))
+    np.testing.assert_array_equal(losses, 1 / np.arange(1, 5001))
+    assert finite.all()
 
 
 def test_columns_have_nan_for_none(tmp_path):
-    found = read_columns(write_log(tmp_path), ("meta_loss", "seconds"))
-    assert np.isnan(found["meta_loss"]).nonzero()[0].tolist() == [3]
-    assert found["seconds"].tolist() == [0.25] * 12
+    losses, seconds = read_columns(write_log(tmp_path), ("meta_loss", "seconds"))
+    assert np.isnan(losses).nonzero()[0].tolist() == [3]
+    assert seconds.tolist() == [0.25] * 12
+    assert read_columns(tmp_path / "nothing.jsonl", ("a", "b")).shape == (2, 0)
+
+
+@pytest.mark.parametrize(
+    "value", [0.0, -1.5e-300, 1.7e308, 5e-324, 123456789012345680.0, 1e-5, 1e16]
+)
+def test_numbers_of_a_log_come_back(value, tmp_path):
+    content = {"step": 0, 'größe/\\"a"': value, "list": [[value, None], []], "whole": 2**62}
+    (tmp_path / "log.jsonl").write_text(to_line(content))
+    assert read_lines(tmp_path / "log.jsonl") == [content]
 
 
 @pytest.mark.parametrize(
     "line",
     [
-        '{"step": 12, "meta_loss": 1.0, "finite": 1.0}',
-        '{"step": 12, "meta_loss": 1.0, "finite": 1.0, "seconds": [1.0]}',
+        '{"step": 12, "meta_loss": 1.0, "finite": NaN, "seconds": [1.0]}',
         '{"step": 12, "meta_loss": 1.0, "finite": "1", "seconds": 1.0}',
         '{"step": 13, "meta_loss": 1.0, "finite": 1.0, "seconds": 1.0}',
         '{"step": 12, "meta_loss": 1e999, "finite": 1.0, "seconds": 1.0}',

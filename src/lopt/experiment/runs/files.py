@@ -6,13 +6,14 @@ integers of 64 bits, and text that can be printed.
 
 import array
 import contextlib
+import functools
 import hashlib
 import itertools
 import json
 import math
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,48 +130,41 @@ def read_json(path: Path) -> Any:
     return content
 
 
-def scan_lines(path: Path, fields: Collection[str] = ()) -> Iterator[tuple[dict[str, Any], int]]:
-    """Yields the lines of a log one by one, each with how many bytes there are up to its end.
+def scan_lines(path: Path) -> Iterator[tuple[bytes, int]]:
+    """Yields the lines of a log one by one, each with how long the log is up to its end.
 
     It ends before the first line that is not whole: torn, as a killed writer may leave it, wrongly
-    numbered, or of anything but finite numbers, None, and lists of them.
-
-    Args:
-        path: of JSON lines, their number in "step"; there may be no file yet.
-        fields: what each line must have; lines are then of numbers and None only.
+    numbered, or of anything but finite numbers, None and lists of them. There may be no log yet.
     """
     if not path.exists():
         return
-    end, wanted = 0, frozenset(fields)
+    end = 0
     with path.open("rb") as file:
         for step in itertools.count():
             line = file.readline(LONGEST_LINE)
-            try:
-                text = line.decode()
-                content, length = _DECODER.raw_decode(text)
-                whole = text[length:] == "\n" and type(content) is dict
-                if not (whole and _are_numeric(content.values(), nested=not fields)):
-                    return
-            except (ValueError, RecursionError):
-                return
-            if content.get("step") != step or not wanted <= content.keys():
+            if not _is_whole(line, step):
                 return
             end += len(line)
-            yield content, end
+            yield line, end
 
 
-def read_lines(path: Path, fields: Collection[str] = ()) -> list[dict[str, Any]]:
+def number_in(line: bytes, name: str) -> float:
+    """Returns a number of a line of a log; NaN if it is None there, or not there."""
+    found = _pattern(name).search(line)
+    return float(found[1]) if found else math.nan
+
+
+def read_columns(path: Path, names: Sequence[str]) -> Float[np.ndarray, "name line"]:
+    """Reads some numbers of each whole line of a log, in little memory; NaN where there is none."""
+    numbers = array.array("d")
+    for line, _ in scan_lines(path):
+        numbers.extend([number_in(line, name) for name in names])
+    return np.array(numbers).reshape(-1, len(names)).T
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
     """Reads the lines of a log, as far as they are whole; see `scan_lines`."""
-    return [line for line, _ in scan_lines(path, fields)]
-
-
-def read_columns(path: Path, fields: Sequence[str]) -> dict[str, Float[np.ndarray, " line"]]:
-    """Reads some numbers of each whole line of a log, in little memory; NaN where they are None."""
-    columns = {name: array.array("d") for name in fields}
-    for line, _ in scan_lines(path, fields):
-        for name, column in columns.items():
-            column.append(math.nan if line[name] is None else line[name])
-    return {name: np.array(column) for name, column in columns.items()}
+    return [json.loads(line) for line, _ in scan_lines(path)]
 
 
 def to_line(content: dict[str, Any]) -> str:
@@ -199,21 +193,31 @@ def _constant(name: str) -> float:
     raise ValueError(f"{name} is no number of JSON")
 
 
-_DECODER = json.JSONDecoder()
+# A line of numbers only, and the usual sizes: seen thrice as fast as JSON is read.
+_PLAIN = re.compile(
+    rb'\{"step": (\d+)(?:, "\w++": -?(?:0|[1-9]\d{0,17}+)(?:\.\d++)?+(?:e[-+]\d\d)?+)*+\}\n'
+)
 
 
-def _are_numeric(values: Iterable[Any], *, nested: bool) -> bool:
-    """Returns whether values are finite numbers of 64 bits or None; or, nested, lists of them."""
-    for value in values:
-        if type(value) is float:
-            if value - value != 0:
-                return False
-        elif type(value) is int:
-            if abs(value) >= 2**63:
-                return False
-        elif type(value) is list:
-            if not (nested and _are_numeric(value, nested=True)):
-                return False
-        elif value is not None:
-            return False
-    return True
+@functools.cache
+def _pattern(name: str) -> re.Pattern[bytes]:
+    return re.compile(rb'"%s"\s*:\s*([-+.eE\d]+)' % re.escape(name).encode())
+
+
+def _is_whole(line: bytes, step: int) -> bool:
+    if plain := _PLAIN.fullmatch(line):
+        return plain[1] == b"%d" % step
+    try:
+        content = json.loads(line.decode())
+        whole = isinstance(content, dict) and all(map(_is_numeric, content.values()))
+    except (ValueError, RecursionError):
+        return False
+    return whole and line.endswith(b"\n") and content.get("step") == step
+
+
+def _is_numeric(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(map(_is_numeric, value))
+    if type(value) is int:
+        return abs(value) < 2**63
+    return value is None or (type(value) is float and math.isfinite(value))

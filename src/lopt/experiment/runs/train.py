@@ -30,7 +30,9 @@ from lopt.experiment.runs.experiment import Experiment
 from lopt.experiment.runs.files import (
     digest,
     locked,
+    number_in,
     read_json,
+    read_columns,
     scan_lines,
     temporary_files,
     to_line,
@@ -38,9 +40,6 @@ from lopt.experiment.runs.files import (
 )
 from lopt.experiment.runs.registry import build
 from lopt.experiment.report import progress
-
-# What every line of the log has, beside what the experiment records.
-LOGGED = ("meta_loss", "finite", "seconds")
 
 
 def create(folder: Path, recipe: str, settings: Sequence[str] = ()) -> Experiment:
@@ -150,23 +149,21 @@ def train(experiment: Experiment, folder: Path, *, show_progress: bool = True) -
         for torn in [*temporary_files(folder), *temporary_files(folder / "checkpoints")]:
             torn.unlink()  # what a killed run was writing
         metrics = folder / "metrics.jsonl"
-        # At the checkpoints: how many bytes of the log there are, and particles dropped so far.
-        saved, logged, dropped = storage.checkpoints(folder / "checkpoints"), 0, 0
-        at_checkpoint = {0: (0, 0)}
-        for line, end in scan_lines(metrics, LOGGED):
-            logged, dropped = logged + 1, dropped + int(line.get("dropped") or 0)
-            if logged in saved:
-                at_checkpoint[logged] = end, dropped
-        state = _latest_state(experiment, optimizer, folder, logged)
+        saved, ends, drops = storage.checkpoints(folder / "checkpoints"), {0: 0}, []
+        for step, (line, end) in enumerate(scan_lines(metrics), 1):
+            drops.append(number_in(line, "dropped"))
+            if step in saved:
+                ends[step] = end
+        state = _latest_state(experiment, optimizer, folder, len(drops))
         done = int(state.step)
-        length, dropped = at_checkpoint[done]
+        dropped = int(np.nansum(drops[:done]))
         record_of, programs = _Log(experiment.record), dict[int, Any]()
         with (
             metrics.open("a") as log,
             progress("meta-training", experiment.outer_steps, done=done, show=show_progress) as at,
         ):
             # What was logged after the checkpoint will be computed, and logged, again.
-            log.truncate(length)
+            log.truncate(ends[done])
             while done < experiment.outer_steps:
                 num_steps = min(experiment.steps_per_chunk, experiment.outer_steps - done)
                 began = time.perf_counter()
@@ -237,13 +234,12 @@ def guarded(experiment: Experiment) -> optax.GradientTransformation:
 
 def skipped_steps(folder: Path) -> int:
     """Returns how many outer steps of a run had a gradient that was not finite."""
-    return sum(not line["finite"] for line, _ in scan_lines(folder / "metrics.jsonl", LOGGED))
+    return int(np.sum(read_columns(folder / "metrics.jsonl", ["finite"]) == 0))
 
 
 def dropped_particles(folder: Path) -> int:
     """Returns how many particles of a run's outer steps were left out as not finite."""
-    lines = scan_lines(folder / "metrics.jsonl", LOGGED)
-    return sum(int(line.get("dropped") or 0) for line, _ in lines)
+    return int(np.nansum(read_columns(folder / "metrics.jsonl", ["dropped"])))
 
 
 class _Log(eqx.Module):
