@@ -74,11 +74,9 @@ def load_images(name: str, size: int = 8, folder: str | os.PathLike | None = Non
     if name == "digits":
         return _load_digits(size)
     paths = _local_paths(name, folder) or _download(name)
-    if name == "cifar10":
-        train, test = read_cifar(paths)
-    else:
-        train, test = read_pair(paths[0], paths[1]), read_pair(paths[2], paths[3])
-    return image_data(*train, *test, 10, size)
+    parts = read_cifar(paths) if name == "cifar10" else map(read_pair, paths[::2], paths[1::2])
+    (images, labels), (test_images, test_labels) = parts
+    return image_data(images, labels, test_images, test_labels, 10, size)
 
 
 def available(name: str, folder: str | os.PathLike | None = None) -> bool:

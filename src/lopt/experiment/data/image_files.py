@@ -87,27 +87,25 @@ def read_cifar(paths: list[Path]) -> tuple[_Labelled, _Labelled]:
     Raises:
         ValueError: if a file is not what it should be.
     """
-    contents = _unpack(paths[0]) if len(paths) == 1 else {path: _whole(path) for path in paths}
+    contents = (
+        _unpack(paths[0]) if len(paths) == 1 else dict(zip(paths, map(_read, paths), strict=True))
+    )
     rows = [_cifar_rows(path, content) for path, content in contents.items()]
     return _cifar_images(np.concatenate(rows[:-1])), _cifar_images(rows[-1])
 
 
-def _whole(path: Path) -> memoryview:
+def _read(path: Path) -> memoryview:
     with path.open("rb") as file:
-        return memoryview(_limited(path, file.read(LIMIT + 1)))
-
-
-def _limited(path: Path, content: bytes) -> bytes:
-    if len(content) > LIMIT:
-        raise _wrong(path, f"more than {LIMIT} bytes", f"at most {LIMIT}")
-    return content
+        return memoryview(file.read(LIMIT + 1))
 
 
 def _unpack(path: Path) -> dict[Path, memoryview]:
     """Returns the contents of the six files in an archive, by their paths within it."""
-    unpacked = _limited(path, _gunzip(path, LIMIT + 1))
+    unpacked = _gunzip(path, LIMIT + 1)
     contents: dict[str, memoryview] = {}
     try:
+        if len(unpacked) > LIMIT:
+            raise tarfile.ReadError(f"it unpacks to more than {LIMIT} bytes")
         with tarfile.open(fileobj=io.BytesIO(unpacked)) as archive:
             for member in archive:
                 name, begin = PurePosixPath(member.name).name, member.offset_data
@@ -117,8 +115,7 @@ def _unpack(path: Path) -> dict[Path, memoryview]:
                     raise tarfile.ReadError(f"{name!r} is there twice, or is a link or device")
                 if plain:
                     contents[name] = memoryview(unpacked)[begin : begin + member.size]
-    # A damaged header may be anything to tarfile, also a recursion.
-    except Exception as error:
+    except Exception as error:  # damaged headers may be anything to tarfile, also a recursion
         raise _wrong(
             path, f"no readable tar.gz file ({one_line(error)})", "a tar.gz file"
         ) from error
@@ -130,8 +127,9 @@ def _unpack(path: Path) -> dict[Path, memoryview]:
 
 def _cifar_rows(path: Path, content: memoryview) -> UInt8[np.ndarray, "n 3073"]:
     """Returns the rows of a file, one for each image, its labels checked."""
-    if len(content) % _ROW or not len(content):
-        raise _wrong(path, f"{len(content)} bytes", f"a multiple of {_ROW}, the length of a row")
+    if len(content) % _ROW or not 0 < len(content) <= LIMIT:
+        expected = f"a multiple of {_ROW}, the length of a row, up to {LIMIT}"
+        raise _wrong(path, f"{len(content)} bytes", expected)
     rows = np.frombuffer(content, np.uint8).reshape(-1, _ROW)
     if rows[:, 0].max() > 9:
         raise _wrong(path, f"a label {rows[:, 0].max()}", "labels from 0 to 9")

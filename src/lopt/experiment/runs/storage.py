@@ -130,13 +130,8 @@ def load_optimizer(
     """Loads saved weights as an Optax optimizer, to be used wherever Optax is used.
 
     Args:
-        path: as for `load`.
-        learned: as for `load`.
+        path, learned: as for `load`, which says also what is refused.
         num_steps: the length of the run, for designs that use it.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file is damaged, or its weights do not fit.
     """
     learned, theta = load(path, learned)
     return learned.optimizer(theta, num_steps)
