@@ -72,18 +72,11 @@ def test_steps_to_reach_is_the_end_of_the_first_window_below():
 
 
 def test_the_report_is_written(comparison, tmp_path):
-    lines = [
-        {
-            "step": i,
-            "meta_loss": 2.0 / (i + 1),
-            "finite": float(i != 3),
-            "dropped": 0.0,
-            "seconds": 0.1,
-        }
-        for i in range(20)
-    ]
+    outer = np.arange(20)
+    log = {"meta_loss": 2.0 / (outer + 1), "finite": (outer != 3).astype(float)}
+    log |= {"dropped": np.zeros(20), "seconds": np.full(20, 0.1)}
     output = io.StringIO()
-    made = evaluation_report("run", [comparison], lines)
+    made = evaluation_report("run", [comparison], log)
     made.show(Console(file=output, width=120))
     names = made.save(tmp_path)
     text = output.getvalue()
@@ -156,8 +149,8 @@ def test_a_task_of_any_kind_is_evaluated_and_reported(build, tmp_path):
     assert runs.final_loss.shape == runs.metrics["loss"].shape == (5,)
     assert runs.final_loss.mean() < runs.losses[:, 0].mean()
     output = io.StringIO()
-    line = {"step": 0, "meta_loss": 1, "finite": 1, "dropped": 0, "seconds": 0}
-    report = evaluation_report("run", [comparison], [line])
+    log = dict.fromkeys(("meta_loss", "finite", "dropped", "seconds"), np.ones(1))
+    report = evaluation_report("run", [comparison], log)
     report.show(Console(file=output, width=120))
     report.save(tmp_path)
     assert "test loss" in output.getvalue()

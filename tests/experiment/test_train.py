@@ -18,7 +18,7 @@ import safetensors.numpy
 
 from lopt.experiment import cli
 from lopt.experiment.runs import storage
-from lopt.experiment.runs.files import locked, read_json, read_lines, write_json, write_new_json
+from lopt.experiment.runs.files import locked, read_json, read_lines, write_json
 from lopt.experiment.runs.registry import build, recipe_names
 from lopt.experiment.runs.run import Run
 from lopt.experiment.runs.train import guarded, train
@@ -203,7 +203,7 @@ def test_a_run_says_what_differs_from_when_it_began(run):
     assert Run(run).changes() == []
     config = read_json(run / "run.json")
     made_with = config["made_with"] | {"jax": "0.1", "python": "3.9.1"}
-    write_json(run / "run.json", config | {"made_with": made_with})
+    write_json(run / "run.json", config | {"made_with": made_with}, sealed=True)
     found = Run(run).changes()
     assert len(found) == 2
     assert found[0].startswith("python was 3.9.1 when the run began")
@@ -294,7 +294,7 @@ def test_updates_that_are_not_finite_are_skipped_and_counted(tmp_path):
     folder = tmp_path / "run"
     run = Run.create(folder, str(RECIPE), ["outer_steps=4", "learning_rate=1e300"])
     train(run, show_progress=False)
-    assert [line["finite"] for line in run.lines] == [0] * 4
+    assert run.log["finite"].tolist() == [0] * 4
     assert run.theta == run.learned.init(jax.random.key(0))
 
 
@@ -324,7 +324,7 @@ def test_a_run_is_written_by_one_process(run):
         train(Run(run), show_progress=False)
     assert values(run) == expected
     with pytest.raises(FileExistsError):
-        write_new_json(run / "run.json", {})
+        write_json(run / "run.json", {}, new=True)
     assert read_json(run / "run.json")
 
 
@@ -359,7 +359,9 @@ def test_a_damaged_checkpoint_is_named(run):
 
 def test_a_recipe_that_was_edited_is_refused(run):
     config = read_json(run / "run.json")
-    write_json(run / "run.json", config | {"settings": config["settings"] | {"truncation": 4}})
+    write_json(
+        run / "run.json", config | {"settings": config["settings"] | {"truncation": 4}}, sealed=True
+    )
     with pytest.raises(ValueError, match="no longer gives the experiment"):
         train(Run(run), show_progress=False)
 

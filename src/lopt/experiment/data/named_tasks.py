@@ -28,11 +28,6 @@ NETWORKS: dict[str, Callable[[Data, int], AbstractTask]] = {
 }
 
 
-def task_names() -> list[str]:
-    """Returns the names of all tasks."""
-    return [f"{data}_{network}" for data in NAMES for network in NETWORKS]
-
-
 def named_task(name: str, size: int = 0, batch_size: int = 128) -> AbstractTask:
     """Returns a task by its name.
 

@@ -184,27 +184,27 @@ def evaluate(run: Run, settings: EvaluateSettings | None = None) -> Report:
             announce(evaluation.name)
             own = jax.random.fold_in(key, i)
             comparisons.append(compare(evaluation, run.learned, run.theta, own, before))
-    return evaluation_report(run.name, comparisons, run.lines)
+    return evaluation_report(run.name, comparisons, run.log)
 
 
 def evaluation_report(
-    name: str, comparisons: Sequence[Comparison], lines: Sequence[Mapping[str, Any]]
+    name: str, comparisons: Sequence[Comparison], log: Mapping[str, Float[np.ndarray, " outer"]]
 ) -> Report:
     """Returns the report of a run: a table and curves for each evaluation, and the meta-losses.
 
     Args:
         name: of the run.
         comparisons: one for each evaluation.
-        lines: of its log.
+        log: of it, as `Run.log` is.
     """
     report = Report(f"Evaluation of {name}")
     counts = {
-        "Skipped outer steps": sum(not line["finite"] for line in lines),
-        "Dropped particles": sum(int(line["dropped"]) for line in lines),
+        "Skipped outer steps": int(np.sum(log["finite"] == 0)),
+        "Dropped particles": int(np.nansum(log["dropped"])),
     }
     report.data |= {
-        "outer_steps": len(lines),
-        "seconds_of_meta_training": sum(line["seconds"] for line in lines),
+        "outer_steps": len(log["seconds"]),
+        "seconds_of_meta_training": float(np.nansum(log["seconds"])),
         "evaluations": [comparison.json() for comparison in comparisons],
     }
     for comparison in comparisons:
@@ -215,7 +215,9 @@ def evaluation_report(
     for what, count in counts.items():
         report.text(f"{what}: {count}." if count else "")
     report.add(curves_of("curves", comparisons))
-    report.figure("meta_training", lambda figure: _meta_losses(figure.add_subplot(), lines))
+    report.figure(
+        "meta_training", lambda figure: _meta_losses(figure.add_subplot(), log["meta_loss"])
+    )
     return report
 
 
@@ -235,8 +237,7 @@ def curves_of(name: str, comparisons: Sequence[Comparison]) -> Figure:
     )
 
 
-def _meta_losses(axes: Any, lines: Sequence[Mapping[str, Any]]) -> None:
-    losses = np.array([np.nan if v["meta_loss"] is None else v["meta_loss"] for v in lines], float)
+def _meta_losses(axes: Any, losses: Float[np.ndarray, " outer"]) -> None:
     axes.plot(losses, color="#bbbbbb", lw=0.6, label="each outer step")
     width = max(1, losses.size // 50)
     if losses.size > width:

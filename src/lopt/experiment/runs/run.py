@@ -16,6 +16,8 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import numpy as np
+from jaxtyping import Float
 
 from lopt.core.inner import InnerTraining
 from lopt.core.learned import AbstractLearnedOptimizer
@@ -27,11 +29,10 @@ from lopt.experiment.runs.experiment import Experiment
 from lopt.experiment.runs.files import (
     digest,
     locked,
+    read_columns,
     read_json,
-    read_lines,
     write_bytes,
     write_json,
-    write_new_json,
 )
 from lopt.experiment.runs.registry import (
     experiment_of,
@@ -43,6 +44,7 @@ from lopt.experiment.runs.registry import (
 )
 
 FORMAT = 2
+LOGGED = ("meta_loss", "finite", "dropped", "seconds")
 _TYPES = {"format": int, "recipe": str, "settings": dict, "data": list, "made_with": dict}
 _TYPES |= {"experiment": str}
 
@@ -70,10 +72,9 @@ class Run:
                 f"{folder} holds no run (it has no run.json); begin one with "
                 f"lopt train RECIPE --run {folder}."
             )
-        self.config: dict[str, Any] = read_json(path)
-        given = self.config if isinstance(self.config, dict) else {}
-        wrong = [name for name, kind in _TYPES.items() if type(given.get(name)) is not kind]
-        if wrong or given["format"] != FORMAT:
+        self.config: dict[str, Any] = read_json(path, sealed=True)
+        wrong = [name for name, kind in _TYPES.items() if type(self.config.get(name)) is not kind]
+        if wrong or self.config["format"] != FORMAT:
             raise ValueError(
                 f"{path} is damaged or of another version of lopt (see {', '.join(wrong)} format); "
                 "restore it from a copy, or begin a new run; lopt.load still loads its weights."
@@ -114,7 +115,7 @@ class Run:
         }
         try:
             (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-            write_new_json(folder / "run.json", config)
+            write_json(folder / "run.json", config, new=True, sealed=True)
         except FileExistsError:
             raise FileExistsError(f"{folder} was taken by another run at this moment.") from None
         except OSError as error:
@@ -208,9 +209,9 @@ class Run:
         return inner
 
     @functools.cached_property
-    def lines(self) -> list[dict[str, Any]]:
-        """The log: a line for each outer step."""
-        return read_lines(self.folder / "metrics.jsonl")
+    def log(self) -> dict[str, Float[np.ndarray, " outer"]]:
+        """Numbers of each outer step: "meta_loss", "finite", "dropped", "seconds"."""
+        return dict(zip(LOGGED, read_columns(self.folder / "metrics.jsonl", LOGGED), strict=True))
 
     def changes(self) -> list[str]:
         """Returns what differs from when the run began: versions, devices, data, in words."""
@@ -266,7 +267,7 @@ class Run:
                 )
             longer.config["settings"]["outer_steps"] = made.outer_steps
             longer.config["experiment"] = printed(made)
-            write_json(self.folder / "run.json", longer.config)
+            write_json(self.folder / "run.json", longer.config, sealed=True)
         return longer
 
 

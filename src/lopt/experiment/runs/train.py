@@ -28,10 +28,10 @@ from lopt.experiment.runs.environment import release_memory
 from lopt.experiment.runs.experiment import Experiment
 from lopt.experiment.runs.files import (
     locked,
-    read_lines,
+    number_in,
+    scan_lines,
     temporary_files,
     to_line,
-    write_bytes,
 )
 from lopt.experiment.runs.run import Run
 
@@ -57,18 +57,21 @@ def train(run: Run, *, show_progress: bool = True) -> Theta:
         for torn in [*temporary_files(folder), *temporary_files(folder / "checkpoints")]:
             torn.unlink()  # what a killed run was writing
         metrics = folder / "metrics.jsonl"
-        lines = read_lines(metrics)
-        state = _latest_state(experiment, optimizer, folder, len(lines))
+        saved, ends, drops = storage.checkpoints(folder / "checkpoints"), {0: 0}, []
+        for step, (line, end) in enumerate(scan_lines(metrics), 1):
+            drops.append(number_in(line, "dropped"))
+            if step in saved:
+                ends[step] = end
+        state = _latest_state(experiment, optimizer, folder, len(drops))
         done = int(state.step)
-        # What was logged after the checkpoint will be computed, and logged, again.
-        kept = lines[:done]
-        dropped = sum(int(line.get("dropped", 0)) for line in kept)
-        logged, programs = _Log(experiment.record), dict[int, Any]()
-        write_bytes(metrics, "".join(map(to_line, kept)).encode())
+        dropped = int(np.nansum(drops[:done]))
+        record_of, programs = _Log(experiment.record), dict[int, Any]()
         with (
             metrics.open("a") as log,
             progress("meta-training", experiment.outer_steps, done=done, show=show_progress) as at,
         ):
+            # What was logged after the checkpoint will be computed, and logged, again.
+            log.truncate(ends[done])
             while done < experiment.outer_steps:
                 num_steps = min(experiment.steps_per_chunk, experiment.outer_steps - done)
                 began = time.perf_counter()
@@ -76,11 +79,11 @@ def train(run: Run, *, show_progress: bool = True) -> Theta:
                 if num_steps not in programs:
                     compiled: Any = unroll  # by Equinox, which mypy does not see
                     programs[num_steps] = compiled.lower(
-                        experiment.meta, optimizer, state, num_steps, record=logged
+                        experiment.meta, optimizer, state, num_steps, record=record_of
                     ).compile()
                     release_memory()
                 state, record = programs[num_steps](
-                    experiment.meta, optimizer, state, num_steps, record=logged
+                    experiment.meta, optimizer, state, num_steps, record=record_of
                 )
                 record = {name: np.asarray(value) for name, value in record.items()}
                 skipped = int(state.opt_state.total_notfinite)

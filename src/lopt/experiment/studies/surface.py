@@ -61,7 +61,7 @@ def surface_settings(folder: Path) -> SurfaceSettings | None:
     path = folder / "surface_settings.json"
     if not path.exists():
         return None
-    content = read_json(path)
+    content = read_json(path, sealed=True)
     try:
         return SurfaceSettings(**{**content, "horizons": tuple(content["horizons"])})
     except (KeyError, TypeError, ValueError) as error:
@@ -113,7 +113,7 @@ def compute_surface(settings: SurfaceSettings, folder: Path) -> Surface:
     at_once = max(len(places) for _, places in jobs)
     programs = {f.__name__: OverDevices(f, inner, at_once) for f in (losses, field)}
     lines = read_lines(log)
-    write_json(folder / "surface_settings.json", dataclasses.asdict(settings))
+    write_json(folder / "surface_settings.json", dataclasses.asdict(settings), sealed=True)
     write_bytes(log, "".join(map(to_line, lines)).encode())
     with log.open("a") as file, progress("training", len(jobs), done=len(lines)) as at:
         for i, (name, places) in list(enumerate(jobs))[len(lines) :]:
