@@ -57,21 +57,23 @@ def train(run: Run, *, show_progress: bool = True) -> Theta:
         for torn in [*temporary_files(folder), *temporary_files(folder / "checkpoints")]:
             torn.unlink()  # what a killed run was writing
         metrics = folder / "metrics.jsonl"
-        saved, ends, drops = storage.checkpoints(folder / "checkpoints"), {0: 0}, []
-        for step, (line, end) in enumerate(scan_lines(metrics), 1):
-            drops.append(number_in(line, "dropped"))
-            if step in saved:
-                ends[step] = end
-        state = _latest_state(experiment, optimizer, folder, len(drops))
+        # Where each checkpoint was made: how long the log was, and particles dropped until then.
+        saved, until = storage.checkpoints(folder / "checkpoints"), {0: (0, 0)}
+        logged = dropped = 0
+        for line, end in scan_lines(metrics):
+            logged, dropped = logged + 1, dropped + int(max(0, number_in(line, "dropped")))
+            if logged in saved:
+                until[logged] = end, dropped
+        state = _latest_state(experiment, optimizer, folder, logged)
         done = int(state.step)
-        dropped = int(np.nansum(drops[:done]))
+        length, dropped = until[done]
         record_of, programs = _Log(experiment.record), dict[int, Any]()
         with (
             metrics.open("a") as log,
             progress("meta-training", experiment.outer_steps, done=done, show=show_progress) as at,
         ):
             # What was logged after the checkpoint will be computed, and logged, again.
-            log.truncate(ends[done])
+            log.truncate(length)
             while done < experiment.outer_steps:
                 num_steps = min(experiment.steps_per_chunk, experiment.outer_steps - done)
                 began = time.perf_counter()
