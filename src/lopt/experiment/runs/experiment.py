@@ -73,3 +73,5 @@ class Experiment:
                 raise ValueError(
                     f"Experiment({name}={value!r}) must be a positive integer; try 20."
                 )
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"Experiment(seed={self.seed}) must be between 0 and {2**32 - 1}.")

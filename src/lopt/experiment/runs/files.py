@@ -124,8 +124,8 @@ def read_json(path: Path, *, sealed: bool = False) -> Any:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is not JSON, or has a number that is not finite or an integer beyond 64
-            bits, or another checksum; names the file.
+        ValueError: if it is not JSON, has a number that is not finite or an integer beyond 64 bits,
+            or was to be sealed and has another checksum; names the file.
     """
     try:
         content = json.loads(
@@ -133,12 +133,12 @@ def read_json(path: Path, *, sealed: bool = False) -> Any:
         )
         # Refuses 1e999, which is read as infinity, and half a surrogate, which cannot be printed.
         json.dumps(content, allow_nan=False, ensure_ascii=False).encode()
+        if sealed and (type(content) is not dict or content.pop("sha256", "") != _seal(content)):
+            raise ValueError("its checksum is another: it is damaged, or of another lopt")
     except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{path} is not valid JSON ({one_line(error)}); restore it from a copy."
         ) from error
-    if sealed and (type(content) is not dict or content.pop("sha256", None) != _seal(content)):
-        raise ValueError(f"{path} is damaged, edited or of another lopt; restore it from a copy.")
     return content
 
 
