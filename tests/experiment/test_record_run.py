@@ -11,6 +11,7 @@ from lopt.experiment import cli
 from lopt.experiment.data.tables import load_table
 from lopt.experiment.record import record_run
 from lopt.experiment.runs import storage
+from lopt.experiment.runs.run import Run
 from lopt.experiment.runs.train import create, train
 from lopt.experiment.settings import RecordSettings, split_lag
 from lopt.symbolic.expression import Variable
@@ -48,7 +49,7 @@ def network_run(tmp_path_factory):
 
 def test_of_learned_sgd_the_updates_are_the_rate_times_the_gradients(rate_run):
     settings = RecordSettings(rows=60, steps=10, at_once=2)
-    table = record_run(rate_run, settings, show_progress=False)
+    table = record_run(Run(rate_run), settings, show_progress=False)
     assert len(table) == 60
     assert list(map(str, table.columns)) == ["gradient", "parameter"]
     rate = np.exp(storage.load(rate_run)[1]["learning_rate"])
@@ -64,7 +65,7 @@ def test_of_learned_sgd_the_updates_are_the_rate_times_the_gradients(rate_run):
 
 def test_a_network_with_memory_is_recorded_on_fresh_tasks(network_run):
     settings = RecordSettings(rows=40, steps=6, at_once=2)
-    table = record_run(network_run, settings, show_progress=False)
+    table = record_run(Run(network_run), settings, show_progress=False)
     assert list(map(str, table.columns)) == ["m_normalised", "gradient", "time"]
     assert table.about["output"] == "output"
     assert (np.abs(table.output) <= 1).all()
@@ -73,7 +74,7 @@ def test_a_network_with_memory_is_recorded_on_fresh_tasks(network_run):
     # Every run drew a task of its own.
     assert len(set(table.task)) == len(set(table.run)) > 2
     same, other = (
-        record_run(network_run, dataclasses.replace(settings, seed=seed), show_progress=False)
+        record_run(Run(network_run), dataclasses.replace(settings, seed=seed), show_progress=False)
         for seed in (0, 1)
     )
     np.testing.assert_array_equal(same.values, table.values)
@@ -82,7 +83,7 @@ def test_a_network_with_memory_is_recorded_on_fresh_tasks(network_run):
 
 def test_a_run_is_recorded_through_averages_of_what_its_rule_sees(network_run):
     settings = RecordSettings(40, 6, at_once=2, also=("warmup_0.8",), decays=(0.9,))
-    table = record_run(network_run, settings, show_progress=False)
+    table = record_run(Run(network_run), settings, show_progress=False)
     averages = ["average_0.9_m_normalised", "average_0.9_gradient"]
     expected = ["m_normalised", "gradient", *averages, "time", "warmup_0.8"]
     assert list(map(str, table.columns)) == expected
@@ -154,19 +155,19 @@ def test_settings_that_make_no_sense_are_refused(settings, words):
 )
 def test_what_was_not_recorded_is_named(settings, words, rate_run):
     with pytest.raises(ValueError, match=words):
-        record_run(rate_run, RecordSettings(rows=4, steps=4, **settings), show_progress=False)
+        record_run(Run(rate_run), RecordSettings(rows=4, steps=4, **settings), show_progress=False)
 
 
 def test_folders_and_files_are_checked_first(rate_run, tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no run"):
-        record_run(tmp_path, RecordSettings(), show_progress=False)
+        record_run(Run(tmp_path), RecordSettings(), show_progress=False)
     with pytest.raises(ValueError, match=r"ends in .npz"):
         cli.record(rate_run, output=tmp_path / "table.txt")
     with pytest.raises(ValueError, match="--seed -1"):
         cli.record(rate_run, seed=-1)
     create(tmp_path / "untrained", str(RECIPE))
     with pytest.raises(FileNotFoundError, match=r"weights\.safetensors"):
-        record_run(tmp_path / "untrained", RecordSettings(), show_progress=False)
+        record_run(Run(tmp_path / "untrained"), RecordSettings(), show_progress=False)
     assert {file.name for file in tmp_path.iterdir()} == {"untrained"}
 
 
@@ -177,4 +178,4 @@ def test_runs_that_all_diverge_make_no_table(tmp_path):
         show_progress=False,
     )
     with pytest.raises(ValueError, match=r"No row of .* 0 of them stayed finite"):
-        record_run(tmp_path, RecordSettings(rows=10, steps=40), show_progress=False)
+        record_run(Run(tmp_path), RecordSettings(rows=10, steps=40), show_progress=False)

@@ -184,9 +184,10 @@ def record(
         raise FileExistsError(f"{path} already exists; give another file with --output.")
     prepare_jax()
     from lopt.experiment.record import record_run
+    from lopt.experiment.runs.run import Run
 
     began = time.perf_counter()
-    table = record_run(run, settings)
+    table = record_run(Run(run), settings)
     save_table(path, table)
     about = table.about
     say(
@@ -225,12 +226,10 @@ def distill(
         sanity_table(settings.seed).print(Console())
         return
     from lopt.experiment.distill import distill_run
-    from lopt.experiment.distill_report import distillation_report, write_equation
+    from lopt.experiment.runs.run import Run
 
     folder = run / "distilled" if out is None else out
-    found = distill_run(run, folder, settings)
-    write_equation(found, folder, settings.digits)
-    finish(distillation_report(found, folder, settings.digits), folder, "report")
+    finish(distill_run(Run(run), folder, settings), folder, "report")
 
 
 def _unused_folder(recipe: str) -> Path:

@@ -41,9 +41,9 @@ from lopt.experiment.probes.dynamics_watch import (
     tuned_references,
     watched_runs,
 )
-from lopt.experiment.record import inner_training
 from lopt.experiment.report import stages
 from lopt.experiment.runs import storage
+from lopt.experiment.runs.run import Run
 from lopt.experiment.runs.train import reopen
 from lopt.experiment.settings import DynamicsSettings
 from lopt.experiment.trainings import Keys, begin, stream
@@ -119,7 +119,7 @@ def probe_dynamics(
     """
     experiment = reopen(folder)
     learned, theta = storage.load(folder, experiment.learned)
-    inner = inner_training(experiment, folder)
+    inner = Run(folder).inner
     steps = settings.steps or max(SHORTEST, min(inner.horizon, LONGEST))
     check_length(f"lopt probe dynamics --steps {steps}", steps, learned.max_steps)
     # Two rates for each reference; two parts for each optimizer; the rule.

@@ -25,10 +25,10 @@ from lopt.estimators import particle_mesh
 from lopt.experiment.baselines import BASELINES, Tuned
 from lopt.experiment.probes.dynamics_watch import tuned_references
 from lopt.experiment.probes.symmetry_watch import Course, EachTheta, Watch, watched
-from lopt.experiment.record import inner_training
 from lopt.experiment.report import stages
 from lopt.experiment.runs import storage
 from lopt.experiment.runs.experiment import Experiment
+from lopt.experiment.runs.run import Run
 from lopt.experiment.runs.train import begin, guarded, initial_theta, reopen
 from lopt.experiment.settings import SymmetrySettings
 from lopt.experiment.trainings import Keys, stream
@@ -97,7 +97,7 @@ def probe_symmetry(
     """
     experiment = reopen(folder)
     learned, theta = storage.load(folder, experiment.learned)
-    inner = inner_training(experiment, folder)
+    inner = Run(folder).inner
     steps = settings.steps or max(2, min(inner.horizon, LONGEST))
     check_length(f"lopt probe symmetry --steps {steps}", steps, learned.max_steps)
     find_key, run_key = jax.random.split(stream("symmetry", settings.seed))
