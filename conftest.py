@@ -14,6 +14,8 @@ FLAGS = (
 # Half the time of the generations that have it; the others refuse the flag.
 if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):
     FLAGS += " --xla_cpu_use_fusion_emitters=false"
+# Recipes that tests run are noted there, and not among those of the user.
+os.environ.setdefault("LOPT_CACHE_DIR", str(Path(__file__).parent / ".pytest_cache" / "lopt"))
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
 
 import jax  # noqa: E402

@@ -75,15 +75,15 @@ def seconds(program, *arguments) -> float:
 
 def surface() -> None:
     use_all_cores()
-    from lopt.experiment.horizon_settings import SurfaceSettings
-    from lopt.experiment.studies.offline import compute_surface
+    from lopt.experiment.studies import short_horizon
+    from lopt.experiment.studies.settings import SurfaceSettings
 
     settings = SurfaceSettings("digits", (10, 100, 1000), 400, "grid", 250.0, batches=20)
     times = []
     for _ in range(2):
         with tempfile.TemporaryDirectory() as folder:
             began = time.perf_counter()
-            compute_surface(settings, Path(folder), show=False)
+            short_horizon.surface(Path(folder), settings)
             times.append(time.perf_counter() - began)
     rows = [[f"{times[0]:.1f}", f"{times[1]:.1f}", "60"]]
     show(

@@ -28,7 +28,7 @@ from lopt.analysis.symmetry import (
     remove_breaking,
     symmetries,
 )
-from lopt.experiment.recorded import recorded_together
+from lopt.experiment.trainings import recorded_together
 
 STEPS, REPEATS, AT_ONCE = 200, 40, (1, 100)
 HORIZON, TRUNCATION, PARTICLES, OUTER_STEPS, SEEDS, META_SEEDS = 100, 20, 8, 200, 10, 3

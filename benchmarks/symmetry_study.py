@@ -54,25 +54,33 @@ def probed(folder: Path, activation: str, seed: int, more: list[str]) -> dict:
     return json.loads((out / "symmetry.json").read_text()) | {"outer_steps": report["outer_steps"]}
 
 
-def of_kind(numbers: dict, kind: str) -> dict:
-    """Returns what was measured of the first symmetry of a kind."""
-    return next(one for one in numbers["symmetries"] if one["kind"] == kind)
+def parts_of(numbers: dict, word: str) -> dict[str, dict]:
+    """Returns the tables or figures of a report, by title or file."""
+    return {part[word]: part for part in numbers["parts"] if word in part}
 
 
-def curves(each: list[dict], kind: str, name: str, which: str = "updates") -> np.ndarray:
-    """Returns a curve of |signed sums|, as published, for each meta-training."""
-    found = []
-    for numbers in each:
-        rows = of_kind(numbers, kind)["optimizers"]
-        one = next(row for row in rows if row["optimizer"] == name)
-        found.append(one["curves"][which]["signed"]["mean"])
-    return np.asarray(found)
+def panel(numbers: dict, kind: str, *figures: str) -> tuple[list[int], dict]:
+    """Returns steps and curves of |signed sums| of the first symmetry of a kind, as published."""
+    found = parts_of(numbers, "figure")
+    for figure in (found[f"{name}.png"] for name in figures if f"{name}.png" in found):
+        for title, lines in figure["curves"].items():
+            if title.startswith(f"{kind} of ") and title.endswith(": signed"):
+                return figure["steps"], lines
+    raise KeyError(f"{numbers['settings']['run']} has no symmetry of the kind {kind}.")
 
 
-def kept_steps(numbers: dict, kind: str) -> dict[int, float]:
-    """Returns the mean |signed sum| over the first steps of each kept theta, by its outer step."""
-    kept = of_kind(numbers, kind)["meta_training"]["kept"]
-    return {one["outer_step"]: one["signed"]["mean"] for one in kept}
+def curves(each: list[dict], kind: str, name: str) -> tuple[list[int], np.ndarray]:
+    """Returns steps, and a curve for each meta-training."""
+    found = [panel(numbers, kind, "deviations", "nearly") for numbers in each]
+    return found[0][0], np.asarray([lines[name]["mean"] for _, lines in found])
+
+
+def cosine(numbers: dict, kind: str, name: str) -> float:
+    """Returns the mean cosine of an optimizer's updates."""
+    tables = parts_of(numbers, "table")
+    table = next(one for title, one in tables.items() if title.startswith(f"{kind} of "))
+    row = next(row for row in table["rows"] if row["optimizer"] == name)
+    return row["normalised"]["mean"]
 
 
 def band(axes: object, steps: list[int], values: np.ndarray, name: str, **style: object) -> None:
@@ -98,19 +106,14 @@ def main(folder: str = "runs/study", path: str | None = None, *words: str) -> No
     }
     rows = []
     for activation, each in found.items():
-        kinds = {one["kind"] for one in each[0]["symmetries"]}
+        kinds = {title.partition(" of ")[0] for title in parts_of(each[0], "table")}
         for kind in (k for k in ("translation", "rescale", "scale") if k in kinds):
             for name in NAMES:
-                values, steps = curves(each, kind, name), each[0]["curve_steps"]
+                steps, values = curves(each, kind, name)
                 places = [int(np.argmin(np.abs(np.asarray(steps) - at))) for at in (10, 100)]
                 cells = [f"{values[:, i].mean():.2g} ± {values[:, i].std():.1g}" for i in places]
-                cosine = [
-                    row["updates"]["normalised"]["mean"]
-                    for numbers in each
-                    for row in of_kind(numbers, kind)["optimizers"]
-                    if row["optimizer"] == name
-                ]
-                rows.append([activation, kind, NAMES[name], *cells, f"{np.mean(cosine):.2g}"])
+                mean = np.mean([cosine(numbers, kind, name) for numbers in each])
+                rows.append([activation, kind, NAMES[name], *cells, f"{mean:.2g}"])
     headings = ["network", "symmetry", "", "|signed| at 10", "at 100", "mean cosine"]
     show("Deviations of updates, mean and spread over seeds", headings, rows)
     if path is not None:
@@ -126,27 +129,26 @@ def draw(found: dict[str, list[dict]], shown: list[tuple[str, ...]], path: Path)
     for column, (activation, kind, _) in zip(panels.T, shown, strict=True):
         each, (above, below) = found[activation], column
         for name in NAMES:
-            band(above, each[0]["curve_steps"], curves(each, kind, name), name)
+            band(above, *curves(each, kind, name), name)
         lengths = sorted({numbers["outer_steps"] for numbers in each})
         trained = " to ".join(f"{length:,}" for length in lengths)
         network = activation.replace("_", " ")
         above.set(title=f"{kind}, {network} ({trained} outer steps)", xlabel="inner step")
-        again = [of_kind(numbers, kind)["meta_training"]["again"] for numbers in each]
-        means = np.asarray([one["signed"]["mean"] for one in again])
-        band(below, list(range(means.shape[1])), means, "learned")
-        kept = [kept_steps(numbers, kind) for numbers in each]
+        lines = [panel(numbers, kind, "meta_training")[1] for numbers in each]
+        again = np.asarray([one["learned"]["mean"] for one in lines])
+        band(below, panel(each[0], kind, "meta_training")[0], again, "learned")
+        kept = [one["learned (kept)"] for one in lines]
+        kept = [dict(zip(one["steps"], one["mean"], strict=True)) for one in kept]
         stages = sorted(set.intersection(*map(set, kept)))
         levels = np.asarray([[one[stage] for stage in stages] for one in kept])
         middle, spread = levels.mean(axis=0), levels.std(axis=0)
         style = {"color": COLORS["learned"], "capsize": 3, "label": "L2O, kept weights"}
         down = np.minimum(spread, middle - levels.min(axis=0))
         below.errorbar(stages, middle, (down, spread), fmt="o", mec="black", **style)
-        short, rows = each[0]["short_steps"], []
-        for numbers in each:
-            rows += of_kind(numbers, kind)["meta_training"]["optimizers"]
         for name in ("SGD", "momentum", "Adam", "Lion"):
-            levels = [row["signed"]["mean"] for row in rows if row["optimizer"] == name]
-            below.axhline(np.mean(levels), color=COLORS[name], ls="--", label=NAMES[name])
+            level = np.mean([one[name]["mean"] for one in lines])
+            below.axhline(level, color=COLORS[name], ls="--", label=NAMES[name])
+        short = min(20, each[0]["settings"]["steps"])
         below.set(xlabel="outer step", title=f"first {short} steps, during meta-training")
         below.set_xscale("symlog", linthresh=1, linscale=0.3)
         below.set_xlim(-0.3, 2 * stages[-1])

@@ -54,7 +54,7 @@ from .estimators import TruncatedBackprop as TruncatedBackprop
 from .estimators import TruncatedES as TruncatedES
 from .estimators import particle_mesh as particle_mesh
 from .experiment.data.datasets import load_images as load_images
-from .experiment.runs.experiment import Evaluation as Evaluation
+from .experiment.evaluation.evaluation import Evaluation as Evaluation
 from .experiment.runs.experiment import Experiment as Experiment
 from .experiment.runs.storage import load as load
 from .experiment.runs.storage import load_optimizer as load_optimizer

@@ -4,6 +4,7 @@ import struct
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
@@ -13,15 +14,17 @@ from lopt.analysis.dynamics import (
     Companions,
     UpdateHistogram,
     effective_rate,
-    signal,
     tensor_names,
     valley_portrait,
     valley_starts,
 )
-from lopt.experiment.probes import dynamics_figures as figures
-from lopt.experiment.report import new_figure, png
+from lopt.experiment.report import curves, grid_size, new_figure, png
+from lopt.experiment.report import dynamics_plots as plots
 
 pytestmark = pytest.mark.standard_promotion
+
+
+PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def size(draw, *arguments, inches=(6.0, 4.0)):
@@ -29,7 +32,7 @@ def size(draw, *arguments, inches=(6.0, 4.0)):
     figure = new_figure(*inches)
     assert draw(figure, *arguments)
     content = png(figure)
-    assert content[:8] == b"\x89PNG\r\n\x1a\n"
+    assert content[:8] == PNG
     return struct.unpack(">II", content[16:24])
 
 
@@ -45,22 +48,21 @@ def test_records_of_a_run_are_drawn(key):
 
     _, (counts, angles, rates) = lopt.unroll(task, companions.optimizer, state, 6, record=watch)
     names = tensor_names(state.params)
-    assert size(figures.draw_histograms, counts, histogram, names)[0] > 100
-    assert size(figures.draw_alignment, angles, None, names)
-    assert size(figures.draw_alignment, angles, rates, names)
+    found = (counts.counts, counts.largest, histogram.edges)
+    assert size(plots.draw_histograms, found, names)[0] > 100
+    cosines = {name: np.asarray(one.overall_cosine)[None] for name, one in angles.items()}
+    panels = {"cosine": cosines, "rate": {"all": np.asarray(rates.overall)[None]}}
+    assert curves("alignment", panels, log={"cosine": False, "rate": "signed"}).png[:8] == PNG
 
 
 def test_answers_are_drawn():
-    signals = {name: signal(name, 8, 3) for name in ("impulse", "step", "sign flip")}
-    still = {name: jnp.zeros(8) for name in signals}
-    assert size(figures.draw_signals, signals, {"itself": signals, "nothing": still})
     values = jnp.linspace(-1, 1, 7)
-    curves = jax.vmap(lambda scale: scale * values)(jnp.arange(200.0))
+    responses = jax.vmap(lambda scale: scale * values)(jnp.arange(200.0))
     one, five = (
         size(
-            figures.draw_responses,
-            {str(i): (values, curves) for i in range(n)},
-            inches=figures.grid_size(n, 3.5, 2.9),
+            plots.draw_responses,
+            {str(i): (values, responses) for i in range(n)},
+            inches=grid_size(n, 3.5, 2.9),
         )
         for n in (1, 5)
     )
@@ -75,4 +77,4 @@ def test_portraits_are_drawn():
         "too fast": valley_portrait(optax.sgd(3.0), starts, 10),
         "still": valley_portrait(optax.set_to_zero(), starts[4:5], 2),
     }
-    assert size(figures.draw_portraits, found, inches=(12.0, 4.0))[0] > 800
+    assert size(plots.draw_portraits, found, inches=(12.0, 4.0))[0] > 800

@@ -10,7 +10,7 @@ from rich.console import Console
 import lopt
 from lopt.experiment.baselines import BASELINES
 from lopt.experiment.evaluation.compare import Runs, compare, evaluation_report
-from lopt.experiment.runs.files import read_json, to_line, write_bytes
+from lopt.experiment.runs.files import read_json, to_line
 
 # Adam.
 pytestmark = pytest.mark.standard_promotion
@@ -67,34 +67,28 @@ def test_steps_to_reach_is_the_end_of_the_first_window_below():
     losses = np.stack([np.linspace(3, 0, 31), np.full(31, 2.0)])
     runs = Runs("x", None, False, losses, losses[:, -1], {"loss": losses[:, -1]})
     # The mean of ten steps that end at n is 3 - 0.1 (n - 5.5).
-    assert runs.steps_to_reach(1.0) == [26, None]
+    assert runs.steps_to_reach(1.0) == [26]
     np.testing.assert_allclose(runs.final_level(), (0.45 + 2.0) / 2)
 
 
 def test_the_report_is_written(comparison, tmp_path):
-    lines = [
-        {"step": i, "meta_loss": 2.0 / (i + 1), "finite": float(i != 3), "seconds": 0.1}
-        for i in range(20)
-    ]
-    write_bytes(tmp_path / "metrics.jsonl", "".join(map(to_line, lines)).encode())
-    learned = lopt.LearnableSGD()
-    inner = lopt.InnerTraining(comparison.evaluation.task, learned, 2)
-    experiment = lopt.Experiment(learned, lopt.MetaTask(inner), optax.sgd(0.1), 20, note="Why.")
+    outer = np.arange(20)
+    log = {"meta_loss": 2.0 / (outer + 1), "finite": (outer != 3).astype(float)}
+    log |= {"dropped": np.zeros(20), "seconds": np.full(20, 0.1)}
     output = io.StringIO()
-    made = evaluation_report(experiment, [comparison], tmp_path)
+    made = evaluation_report("run", [comparison], log)
     made.show(Console(file=output, width=120))
     names = made.save(tmp_path)
     text = output.getvalue()
-    for words in ("tuned Adam", "±", "momentum", "Why.", "Skipped outer steps: 1"):
+    for words in ("tuned Adam", "±", "momentum", "Skipped outer steps: 1"):
         assert words in text
     report = read_json(tmp_path / "report.json")
     (evaluation,) = report["evaluations"]
     row = evaluation["rows"][0]
     values = np.asarray(row["final_losses"])
-    np.testing.assert_allclose(row["final_loss"]["mean"], values.mean())
-    np.testing.assert_allclose(
-        row["final_loss"]["standard_error"], values.std(ddof=1) / 5**0.5, rtol=1e-12
-    )
+    shown = report["parts"][0]["rows"][0]["final loss"]
+    np.testing.assert_allclose(shown["mean"], values.mean())
+    np.testing.assert_allclose(shown["error"], values.std(ddof=1) / 5**0.5, rtol=1e-12)
     assert names == ["report.json", "report.html", "curves.png", "meta_training.png"]
     for name in names[2:]:
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
@@ -154,21 +148,14 @@ def test_a_task_of_any_kind_is_evaluated_and_reported(build, tmp_path):
     assert set(runs.metrics) == ({"loss", "largest"} if build is regression else {"loss"})
     assert runs.final_loss.shape == runs.metrics["loss"].shape == (5,)
     assert runs.final_loss.mean() < runs.losses[:, 0].mean()
-    write_bytes(
-        tmp_path / "metrics.jsonl",
-        to_line({"step": 0, "meta_loss": 1, "finite": 1, "seconds": 0}).encode(),
-    )
-    meta = lopt.MetaTask(lopt.InnerTraining(task, learned, 2))
-    experiment = lopt.Experiment(learned, meta, optax.sgd(0.1), 1)
     output = io.StringIO()
-    report = evaluation_report(experiment, [comparison], tmp_path)
+    log = dict.fromkeys(("meta_loss", "finite", "dropped", "seconds"), np.ones(1))
+    report = evaluation_report("run", [comparison], log)
     report.show(Console(file=output, width=120))
     report.save(tmp_path)
     assert "test loss" in output.getvalue()
     (summary,) = read_json(tmp_path / "report.json")["evaluations"]
-    np.testing.assert_allclose(
-        summary["rows"][0]["test"]["loss"]["mean"], runs.metrics["loss"].mean()
-    )
+    np.testing.assert_allclose(summary["rows"][0]["test"]["loss"], runs.metrics["loss"])
 
 
 class WithoutLoss(lopt.AbstractTask):

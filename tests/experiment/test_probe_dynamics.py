@@ -11,25 +11,31 @@ import optax
 import pytest
 
 import lopt
-from lopt.experiment import cli, cli_probe
-from lopt.experiment.baselines import BASELINES
-from lopt.experiment.probes.dynamics_answers import MOST_FEATURES, features_of, unfit
-from lopt.experiment.probes.dynamics_figures import draw_responses
-from lopt.experiment.probes.dynamics_watch import noise_at, tuned_references, watched_runs
+from lopt.experiment import cli
+from lopt.experiment.baselines import BASELINES, tuned_baseline
+from lopt.experiment.probes.dynamics import (
+    MOST_CURVES,
+    add_answers,
+    add_features,
+    recorded_trainings,
+)
 from lopt.experiment.recipes import l2o
-from lopt.experiment.report import new_figure
+from lopt.experiment.report import Figure, Report, Table
 from lopt.experiment.runs import storage
-from lopt.experiment.runs.train import create, train
+from lopt.experiment.runs.run import Run
+from lopt.experiment.runs.train import train
 
 RECIPE = Path(__file__).with_name("tiny_recipe.py")
 NETWORK = """
-import lopt, optax
+import dataclasses, lopt, optax
 
-def experiment():
-    family = lopt.tasks.QuadraticFamily(6, noise_scale=0.1)
-    learned = lopt.small_mlp(hidden=(3,))
-    meta = lopt.Mean(lopt.PES(lopt.InnerTraining(family, learned, 12), 4, 0.05), 2)
-    return lopt.Experiment(learned, meta, optax.sgd(0.01), 1)
+@dataclasses.dataclass
+class Recipe:
+    def build(self):
+        family = lopt.tasks.QuadraticFamily(6, noise_scale=0.1)
+        learned = lopt.small_mlp(hidden=(3,))
+        meta = lopt.Mean(lopt.PES(lopt.InnerTraining(family, learned, 12), 4, 0.05), 2)
+        return lopt.Experiment(learned, meta, optax.sgd(0.01), 1)
 """
 
 pytestmark = pytest.mark.standard_promotion
@@ -37,7 +43,7 @@ pytestmark = pytest.mark.standard_promotion
 
 def command(monkeypatch, folder, *arguments):
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(cli_probe, "prepare_jax", lambda: None)
+    monkeypatch.setattr("lopt.experiment.runs.environment.prepare_jax", lambda: None)
     monkeypatch.setattr("sys.argv", ["lopt", "probe", "dynamics", *map(str, arguments)])
     cli.main()
 
@@ -46,7 +52,7 @@ def command(monkeypatch, folder, *arguments):
 def run(tmp_path_factory):
     """A run of one learned rate on a noisy quadratic: every answer is known."""
     folder = tmp_path_factory.mktemp("runs") / "learned_rate"
-    train(create(folder, str(RECIPE), ["outer_steps=2"]), folder, show_progress=False)
+    train(Run.create(folder, str(RECIPE), ["outer_steps=2"]), show_progress=False)
     return folder
 
 
@@ -77,11 +83,29 @@ def rows_of(report, title):
     return found
 
 
+def figure_of(report, name):
+    """Returns the numbers of a figure."""
+    (found,) = [one for one in report["parts"] if one.get("figure") == f"{name}.png"]
+    return found
+
+
+def curves_of(report, name, title):
+    """Returns the curves of a panel whose title begins so, by name."""
+    panels = figure_of(report, name)["curves"]
+    (found,) = [panel for full, panel in panels.items() if full.startswith(title)]
+    return {name: one["mean"] for name, one in found.items()}
+
+
+def left_out(report):
+    """Returns the sentences on what was left out."""
+    texts = [one.get("text", "") for one in report["parts"]]
+    return [text for text in texts if text.startswith("Left out: ")]
+
+
 @pytest.fixture(scope="module")
 def by_name(report):
-    """The rows of the table of trainings, with what else there is about the optimizer."""
-    rows = {row["optimizer"]: row for row in rows_of(report, "Training")}
-    return {name: one | rows[name] for name, one in report["optimizers"].items()}
+    """The rows of the table of trainings."""
+    return {row["optimizer"]: row for row in rows_of(report, "Training")}
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +114,7 @@ def valley(report):
 
 
 def rate_of(row):
-    return row["learning_rate"]
+    return row["rate"]
 
 
 def test_the_page_needs_no_other_file(written):
@@ -106,11 +130,15 @@ def test_the_page_needs_no_other_file(written):
 
 def test_learned_sgd_is_sgd(run, report, by_name):
     rate = float(np.exp(storage.load(run)[1]["learning_rate"]))
-    learned, aligned = by_name["learned"], report["alignment"]["SGD"]
-    np.testing.assert_allclose(learned["effective_rate"], rate, rtol=1e-5)
-    np.testing.assert_allclose(aligned["cosine"], 1, rtol=1e-6)
+    for effective in (
+        curves_of(report, "courses", "Effective")["learned"],
+        *curves_of(report, "alignment", "Effective").values(),
+    ):
+        np.testing.assert_allclose(effective, rate, rtol=1e-5)
+    np.testing.assert_allclose(curves_of(report, "alignment", "Cosine")["SGD"], 1, rtol=1e-6)
     ratio = rate / rate_of(by_name["SGD"])
-    np.testing.assert_allclose(aligned["relative"], ratio, rtol=1e-5)
+    relative = curves_of(report, "alignment", "Step relative")["SGD"]
+    np.testing.assert_allclose(relative, ratio, rtol=1e-5)
     (lion,) = [
         row
         for row in rows_of(report, "The learned optimizer against")
@@ -118,21 +146,21 @@ def test_learned_sgd_is_sgd(run, report, by_name):
     ]
     assert lion["cosine, mean"]["mean"] < 0.999
     # A learned rate on a quadratic is worse than none of the tuned ones by accident only.
-    assert by_name["SGD"]["mean loss"]["mean"] <= learned["mean loss"]["mean"]
+    assert by_name["SGD"]["mean loss"]["mean"] <= by_name["learned"]["mean loss"]["mean"]
 
 
 def test_every_update_is_counted(report, by_name):
-    shown = report["curve_steps"]
-    assert (shown[0], shown[-1], len(shown)) == (1, 60, 40)
-    assert report["tensors"] == {"params": 2}
-    for one in by_name.values():
-        counts = np.array(one["tensors"]["params"]["counts"])
-        assert counts.shape == (40, len(report["histogram_edges"]) + 1)
-        assert (counts.sum(axis=1) == 2 * report["settings"]["seeds"]).all()
-        assert len(one["loss"]) == len(one["relative_step"]) == 40
+    for name in by_name:
+        found = figure_of(report, f"updates_{name}")
+        shown, counts = found["steps"], np.array(found["counts"])
+        assert (shown[0], shown[-1], len(shown)) == (1, 60, 40)
+        assert counts.shape == (40, 1, len(found["edges"]) + 1)
+        assert (counts.sum(axis=-1) == 2 * report["settings"]["seeds"]).all()
+        for title in ("Training loss", "Relative step"):
+            assert len(curves_of(report, "courses", title)[name]) == 40
     # All of Lion's updates have one size.
-    lion = by_name["Lion"]
-    np.testing.assert_allclose(lion["tensors"]["params"]["largest"], rate_of(lion), rtol=1e-6)
+    largest = figure_of(report, "updates_Lion")["largest"]
+    np.testing.assert_allclose(largest, rate_of(by_name["Lion"]), rtol=1e-6)
 
 
 def test_noise_of_updates_is_that_of_gradients_times_what_the_rule_makes_of_it(report, by_name):
@@ -157,10 +185,12 @@ def test_in_the_valley_odd_rules_keep_to_their_line(valley):
     assert valley["SGD"]["final loss"] < 1e-12
 
 
-def test_signals_are_answered(report, by_name, valley):
-    rate, answers = rate_of(by_name["SGD"]), by_name["SGD"]["signals"]
-    for kind, grads in report["signals"].items():
-        np.testing.assert_allclose(answers[kind], -rate * np.array(grads), rtol=1e-5)
+def test_signals_are_answered(report, valley):
+    for kind in ("impulse", "step", "sign flip"):
+        answers = curves_of(report, "signals", kind)
+        assert set(answers) == {"-gradient", "learned", *BASELINES}
+        for name in ("SGD", "learned"):
+            np.testing.assert_allclose(answers[name], answers["-gradient"], rtol=1e-5, atol=1e-7)
     assert valley["SGD"]["impulse half after"] == 0
     assert valley["learned"]["impulse half after"] == 0
     # 1 - 0.9^7 is the first to exceed a half.
@@ -168,9 +198,9 @@ def test_signals_are_answered(report, by_name, valley):
 
 
 def test_what_a_run_does_not_allow_is_left_out_and_said(report, written):
-    assert set(report["left_out"]) == {"response curves"}
-    assert "Learnable is no lopt.Coordinatewise" in report["left_out"]["response curves"]
-    assert "Left out" in (written / "dynamics.html").read_text()
+    (said,) = left_out(report)
+    assert "response curves. Learnable is no lopt.Coordinatewise" in said
+    assert said in (written / "dynamics.html").read_text()
     assert not (written / "responses.png").exists()
 
 
@@ -183,30 +213,32 @@ def test_nothing_is_written_over(run, written, monkeypatch, capsys):
 def test_a_rule_is_asked_about_each_of_its_features(key):
     learned = lopt.small_mlp(hidden=(3,))
     family, theta = lopt.tasks.QuadraticFamily(6, noise_scale=0.1), learned.init(key)
-    features = features_of(family, learned, theta, key, key, steps=12, rows=8)
-    names = [one.name for one in features]
-    assert {"gradient", "parameter", "time_1"} < set(names) <= set(learned.features.names())
-    swings = [one.swing for one in features]
+    report = Report("", {"steps": 12, "rows": 8})
+    add_features(report, lopt.InnerTraining(family, learned, 12), theta, key, key)
+    (table,) = [part for part in report.parts if isinstance(part, Table)]
+    (figure,) = [part for part in report.parts if isinstance(part, Figure)]
+    names = [row["feature"] for row in table.rows]
+    assert {"gradient", "parameter", "momentum_0.9"} < set(names) <= set(learned.features.names())
+    swings = [row["swing"] for row in table.rows]
     assert swings == sorted(swings, reverse=True)
-    drawn = [one for one in features if one.curves is not None]
-    assert len(drawn) == MOST_FEATURES
-    for one in drawn:
-        np.testing.assert_allclose(one.curves.mean(axis=0), one.mean, rtol=1e-6, atol=1e-12)
-        assert one.curves.shape == (8, 41)
-        assert one.values[0] < one.values[-1]
-    curves = {one.name: (one.values, one.curves) for one in drawn}
-    assert len(draw_responses(new_figure(8.0, 4.0), curves)) == MOST_FEATURES
+    assert list(figure.data["means"]) == list(figure.data["values"]) == names[:MOST_CURVES]
+    for row in table.rows[:MOST_CURVES]:
+        values, mean = (figure.data[part][row["feature"]] for part in ("values", "means"))
+        assert (len(values), len(mean)) == (41, 41)
+        assert values[0] < values[-1]
+        assert row["range of the mean response"] == pytest.approx(np.ptp(mean))
+    assert len(figure.png) > 1000
 
 
 @pytest.mark.slow
 def test_of_a_coordinatewise_run_nothing_is_left_out(tmp_path, monkeypatch):
     (tmp_path / "recipe.py").write_text(NETWORK)
     folder = tmp_path / "run"
-    train(create(folder, str(tmp_path / "recipe.py")), folder, show_progress=False)
+    train(Run.create(folder, str(tmp_path / "recipe.py")), show_progress=False)
     command(monkeypatch, tmp_path, folder, "--seeds", 1, "--out", tmp_path / "out")
     report = json.loads((tmp_path / "out" / "dynamics.json").read_text())
-    assert (report["settings"]["steps"], report["left_out"]) == (12, {})
-    assert len(rows_of(report, "What moves")) > MOST_FEATURES
+    assert (report["settings"]["steps"], left_out(report)) == (12, [])
+    assert len(rows_of(report, "What moves")) > MOST_CURVES
     # Of one seed there is no error, and of a rule with biases an oddness defect.
     assert rows_of(report, "Training")[0]["mean loss"]["error"] is None
     assert rows_of(report, "In the valley")[0]["oddness"] > 1e-6
@@ -218,28 +250,35 @@ def test_of_a_coordinatewise_run_nothing_is_left_out(tmp_path, monkeypatch):
 def test_the_best_rate_of_the_grid_is_found(key):
     # One step of rate 1 solves it.
     task = lopt.tasks.Quadratic(jnp.ones(3), jnp.array([1.0, 2.0, 3.0]))
-    found = tuned_references(task, jax.random.split(key, 2), 10, "SGD")
+    found = tuned_baseline(task, jax.random.split(key, 2), 10, "SGD")
     assert (found.value, found.at_edge) == (1.0, False)
     steep = lopt.tasks.Quadratic(1e6 * jnp.ones(3), jnp.array([1.0, 2.0, 3.0]))
-    found = tuned_references(steep, jax.random.split(key, 2), 200, "SGD")
+    found = tuned_baseline(steep, jax.random.split(key, 2), 200, "SGD")
     assert (found.value, found.at_edge) == (BASELINES["SGD"].rates[0], True)
 
 
 def test_where_batches_do_not_differ_there_is_no_noise(key):
     task = lopt.tasks.Quadratic(jnp.ones(3), jnp.zeros(3))
-    keys, optimizer = jax.random.split(key, 2), optax.sgd(0.1)
-    seen, states = watched_runs(task, optimizer, None, keys, (0, 2, 5))
-    assert seen.loss.shape == (2, 5)
-    found = noise_at(task, optimizer, keys, states[-1], 5, 4)
-    assert found.gradients == found.updates == (None, None)
+    keys = jax.random.split(key, 2)
+    recorded, noise = recorded_trainings(task, optax.sgd(0.1), keys, (0, 2, 5), 4, {})
+    assert recorded["Training loss"].shape == (2, 5)
+    assert noise.shape == (2, 3, 2, 3)
+    assert np.isnan(noise).all()
 
 
 def test_an_optimizer_for_other_tensors_says_so(key):
     rates = lopt.learned.per_tensor({"weight": 0.1, "bias": 0.01})
     learned = lopt.learnable(optax.sgd, learning_rate=rates)
-    assert "weight" in unfit(learned, learned.init(key))
-    plain = lopt.LearnableSGD(0.1)
-    assert unfit(plain, plain.init(key)) == ""
+    optimizers = {"learned": learned.optimizer(learned.init(key)), "SGD": optax.sgd(0.1)}
+    report, script = (
+        Report("", {"steps": 3, "starts": 2}),
+        (jnp.ones((4, 5, 2)), jnp.ones(2), jnp.ones(5)),
+    )
+    add_answers(report, optimizers, {"SGD": 0.1}, script)
+    assert "Left out: valley and signals of learned" in report.parts[0].text
+    assert "weight" in report.parts[0].text
+    (table,) = [part for part in report.parts if isinstance(part, Table)]
+    assert [row["optimizer"] for row in table.rows] == ["SGD"]
 
 
 @pytest.mark.parametrize(
@@ -255,7 +294,7 @@ def test_an_optimizer_for_other_tensors_says_so(key):
 def test_mistakes_are_said_in_a_line_before_anything_is_written(
     arguments, words, monkeypatch, tmp_path, capsys
 ):
-    create(tmp_path / "untrained", str(RECIPE))
+    Run.create(tmp_path / "untrained", str(RECIPE))
     with pytest.raises(SystemExit) as stopped:
         command(monkeypatch, tmp_path, *arguments)
     assert stopped.value.code == 2

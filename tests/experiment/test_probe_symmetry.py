@@ -1,6 +1,5 @@
 """Watching which symmetries a run's optimizer breaks: what must be zero is, and what must not."""
 
-import dataclasses
 import json
 import re
 import shutil
@@ -10,25 +9,32 @@ import equinox as eqx
 import numpy as np
 import pytest
 
-from lopt.experiment import cli, cli_probe
-from lopt.experiment.probes import symmetry_report as probe_symmetry_report
-from lopt.experiment.probes.symmetry import kept_thetas, probe_symmetry
-from lopt.experiment.probes.symmetry_report import over_steps, symmetry_report
-from lopt.experiment.runs import storage
-from lopt.experiment.runs.train import create, reopen, train
+from lopt.analysis.symmetry import symmetries
+from lopt.experiment import cli
+from lopt.experiment.baselines import BASELINES
+from lopt.experiment.probes import symmetry
+from lopt.experiment.probes.symmetry import MEASURES, probe_symmetry
+from lopt.experiment.runs.run import Run
+from lopt.experiment.runs.train import kept_thetas, train
 from lopt.experiment.settings import SymmetrySettings
 
 QUADRATIC = Path(__file__).with_name("tiny_recipe.py")
 # The second layer of a perceptron with batch norm: scale holds but for an epsilon.
 NETWORK = """
+import dataclasses
 import lopt, optax
 from lopt.tasks import batch_norm_classification
 
-def experiment(outer_steps: int = 4):
-    task = batch_norm_classification(lopt.load_images("digits"), (3,), batch_size=16)
-    learned = lopt.learnable(optax.adam, learning_rate=0.02)
-    meta = lopt.Mean(lopt.PES(lopt.InnerTraining(task, learned, 8), 2, 0.05), 2)
-    return lopt.Experiment(learned, meta, optax.adam(0.1), outer_steps, steps_per_chunk=2)
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    "A perceptron with batch norm."
+    outer_steps: int = 4
+
+    def build(self):
+        task = batch_norm_classification(lopt.load_images("digits"), (3,), batch_size=16)
+        learned = lopt.learnable(optax.adam, learning_rate=0.02)
+        meta = lopt.Mean(lopt.PES(lopt.InnerTraining(task, learned, 8), 2, 0.05), 2)
+        return lopt.Experiment(learned, meta, optax.adam(0.1), self.outer_steps, steps_per_chunk=2)
 """
 SCALE = "scale of ['network'].layers[0].weight"
 TRANSLATION = "translation of ['network'].layers[1].weight"
@@ -39,7 +45,7 @@ pytestmark = pytest.mark.standard_promotion
 
 def command(monkeypatch, folder, *arguments):
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(cli_probe, "prepare_jax", lambda: None)
+    monkeypatch.setattr("lopt.experiment.runs.environment.prepare_jax", lambda: None)
     monkeypatch.setattr("sys.argv", ["lopt", "probe", "symmetry", *map(str, arguments)])
     cli.main()
 
@@ -48,7 +54,7 @@ def command(monkeypatch, folder, *arguments):
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     (folder / "recipe.py").write_text(NETWORK)
-    train(create(folder / "run", str(folder / "recipe.py")), folder / "run", show_progress=False)
+    train(Run.create(folder / "run", str(folder / "recipe.py")), show_progress=False)
     return folder / "run"
 
 
@@ -57,19 +63,14 @@ SLOW = pytest.param("slow", marks=pytest.mark.slow)
 
 
 @pytest.fixture(scope="module", params=[SLOW])
-def result(run):
-    return probe_symmetry(run, SymmetrySettings(12, 2, 0, 4), show_progress=False)
-
-
-@pytest.fixture(scope="module")
-def written(run, result, tmp_path_factory):
-    """What the command writes of it; what it computes is computed once."""
+def written(run, tmp_path_factory):
+    """What the command writes."""
     folder = tmp_path_factory.mktemp("results")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lopt.experiment.probes.symmetry.probe_symmetry", lambda *_: result)
-        patch.setattr(probe_symmetry_report, "MOST_ROWS", 1)  # drawing takes as long as computing
-        command(patch, folder, run, "--steps", 12, "--seeds", 2, "--outer-steps", 4)
-    return folder / "probes" / "run"
+        patch.setattr(symmetry, "MOST_ROWS", 1)  # drawing takes as long as computing
+        arguments = ("--steps", 12, "--seeds", 2, "--outer-steps", 4)
+        command(patch, folder, run, *arguments, "--out", "results")
+    return folder / "results"
 
 
 @pytest.fixture(scope="module")
@@ -81,17 +82,22 @@ def report(written):
 
 
 @pytest.fixture(scope="module")
+def figures(report):
+    """The curves of each figure, by the title of the panel and by name."""
+    return {part["figure"]: part for part in report["parts"] if "figure" in part}
+
+
+@pytest.fixture(scope="module")
 def normalised(report):
     """The mean normalised deviation, by symmetry and optimizer, of updates and gradients."""
     tables = [part for part in report["parts"] if "table" in part]
     return {
-        one["name"]: {
+        table["table"].partition(" (")[0]: {
             row["optimizer"]: [row[w]["mean"] for w in ("normalised", "gradients")]
-            for table in tables
-            if table["table"].startswith(f"{one['name']} (")
             for row in table["rows"]
         }
-        for one in report["symmetries"]
+        for table in tables
+        if "units" in table["table"]
     }
 
 
@@ -103,14 +109,15 @@ def test_the_page_needs_no_other_file(written):
     for name in ("losses", "deviations", "nearly", "meta_training", "stages"):
         assert (written / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert sum(1 for _ in written.iterdir()) == 7
-    assert re.search(r"[1-9] more are in symmetry\.json", page)
+    assert re.search(r"[1-9] more panels are in the JSON", page)
 
 
-def test_symmetries_that_an_epsilon_breaks_are_apart(report):
-    holds = {one["name"]: one["holds"] for one in report["symmetries"]}
-    assert holds[TRANSLATION] == holds[NORM] == "exactly"
-    assert [name for name, how in holds.items() if how == "nearly"] == [SCALE]
-    slope = {one["name"]: one["slope"] for one in report["symmetries"]}
+def test_symmetries_that_an_epsilon_breaks_are_apart(report, figures, normalised):
+    exactly, nearly = (set(figures[f"{name}.png"]["curves"]) for name in ("deviations", "nearly"))
+    assert {f"{name}: {m}" for name in (TRANSLATION, NORM) for m in MEASURES} <= exactly
+    assert nearly == {f"{SCALE}: {m}" for m in MEASURES}
+    assert len(exactly) + len(nearly) == 3 * len(normalised)
+    slope = report["slopes"]
     assert slope[TRANSLATION] < 1e-14
     assert 1e-7 < slope[SCALE] < 1e-3
 
@@ -129,44 +136,60 @@ def test_gradients_and_sgd_keep_what_momentum_and_adam_break(normalised):
     assert normalised[SCALE]["momentum"][0] > 1e-3
 
 
-def test_units_cancel_in_signed_sums_only(report):
-    for one in report["symmetries"]:
-        for found in one["curves"].values():
-            curves = found["updates"]
-            signed, absolute = (np.array(curves[m]["mean"]) for m in ("signed", "absolute"))
-            assert len(signed) == len(report["curve_steps"]) == 12
+def test_units_cancel_in_signed_sums_only(figures, normalised):
+    for symmetry_name in normalised:
+        figure = figures["nearly.png" if symmetry_name == SCALE else "deviations.png"]
+        assert figure["steps"] == list(range(1, 13))
+        curves = [figure["curves"][f"{symmetry_name}: {m}"] for m in MEASURES]
+        for optimizer in ("learned", "SGD", "momentum", "Adam", "Lion", "gradients"):
+            signed, absolute, cosine = (np.array(one[optimizer]["mean"]) for one in curves)
+            assert len(signed) == 12
             assert (signed <= absolute * (1 + 1e-12)).all()
-            assert (np.array(curves["normalised"]["mean"]) >= 0).all()
+            assert (cosine >= 0).all()
 
 
-def test_meta_training_is_done_again_as_it_was(run, result):
-    assert list(result.stages) == [0, 2, 4]
-    # The weights of outer step 2, seen as meta-training passes by, and loaded from its checkpoint.
-    for measure in ("signed", "absolute", "normalised"):
-        passing = over_steps(result.replay, SCALE, measure, result.short)
-        assert passing.shape == (4, 2)
-        for number in (0, 2):
-            kept = over_steps(result.stages[number], SCALE, measure, result.short)
-            np.testing.assert_allclose(passing[number], kept, rtol=1e-6)
-        assert (passing[3] != passing[0]).all()
-    latest = kept_thetas(reopen(run), run)[4]
-    assert latest["learning_rate"] == storage.load(run)[1]["learning_rate"]
-    learned = result.optimizers[0].course.symmetries[SCALE].updates.normalised
-    assert (learned == result.stages[4].symmetries[SCALE].updates.normalised).all()
+def test_meta_training_is_done_again_as_it_was(run, figures):
+    for measure in MEASURES:
+        panel = figures["meta_training.png"]["curves"][f"{SCALE}: {measure}"]
+        passing, kept = panel["learned"], panel["learned (kept)"]
+        assert kept["steps"] == [0, 2, 4]
+        # The weights of outer step 2, seen as meta-training passes by, and loaded.
+        for one in ("mean", "error"):
+            assert len(passing[one]) == 4
+            np.testing.assert_allclose(passing[one][::2], kept[one][:2], rtol=1e-6)
+        assert passing["mean"][3] != passing["mean"][0]
+    opened = Run(run)
+    latest = kept_thetas(opened.experiment, run)[4]
+    assert latest["learning_rate"] == opened.theta["learning_rate"]
+    title = f"{SCALE}: normalised"
+    learned = figures["nearly.png"]["curves"][title]["learned"]
+    assert learned == figures["stages.png"]["curves"][title]["outer step 4"]
 
 
-def test_what_there_is_none_of_is_left_out(run, result, tmp_path):
+@pytest.mark.slow
+def test_what_there_is_none_of_is_left_out(run, tmp_path, monkeypatch):
     shutil.copytree(run, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints")
-    assert list(kept_thetas(reopen(run), tmp_path / "run")) == [0]
+    less = Run(tmp_path / "run")
+    assert list(kept_thetas(less.experiment, less.folder)) == [0]
+
     # No checkpoints, no outer steps done again, nothing that holds nearly.
-    found = eqx.tree_at(lambda found: found.nearly, result.found, ())
-    stages = {0: result.stages[0]}
-    less = dataclasses.replace(result, found=found, stages=stages, outer_steps=0, replay=None)
-    report = symmetry_report(less, {"run": "less", "seeds": 2})
-    assert all(one["again"] is None for one in report.data["symmetries"])
-    assert all(one["holds"] == "exactly" for one in report.data["symmetries"])
-    assert "nearly.png" not in report.save(tmp_path / "less")
+    def exactly(task, key):
+        found = symmetries(task, key)
+        only = tuple(one for one in found.generators if one.name == TRANSLATION)
+        return eqx.tree_at(lambda found: (found.generators, found.nearly), found, (only, ()))
+
+    monkeypatch.setattr(symmetry, "symmetries", exactly)
+    monkeypatch.setattr(symmetry, "BASELINES", {"SGD": BASELINES["SGD"]})
+    report = probe_symmetry(less, SymmetrySettings(2, 1, 0, 0), show_progress=False)
+    files = report.save(tmp_path / "less")
+    assert "nearly.png" not in files
+    assert "meta_training.png" in files
+    (figure,) = (
+        part for part in report.json()["parts"] if part.get("figure") == "meta_training.png"
+    )
+    assert set(figure["curves"]) == {f"{TRANSLATION}: {m}" for m in MEASURES}
+    assert all(set(one) == {"SGD", "learned (kept)"} for one in figure["curves"].values())
 
 
 def test_bad_input_is_one_error_before_anything_is_written(run, tmp_path, monkeypatch, capsys):
@@ -182,11 +205,11 @@ def test_bad_input_is_one_error_before_anything_is_written(run, tmp_path, monkey
     assert "outer_steps=-1" in said(run, "--outer-steps", -1)
     assert "--seed -1" in said(run, "--seed", -1)
     assert "holds no run" in said(tmp_path)
-    quadratic = create(tmp_path / "q", str(QUADRATIC), ["outer_steps=2"])
-    train(quadratic, tmp_path / "q", show_progress=False)
+    quadratic = Run.create(tmp_path / "q", str(QUADRATIC), ["outer_steps=2"])
+    train(quadratic, show_progress=False)
     assert "(Quadratic) have no continuous symmetry" in said(tmp_path / "q")
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "symmetry.json").touch()
     with pytest.raises(SystemExit):
         command(monkeypatch, tmp_path, run, "--out", "results")
-    assert "already holds a probe" in capsys.readouterr().err
+    assert "already holds such a report" in capsys.readouterr().err

@@ -5,26 +5,28 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tyro
 
 from lopt.experiment import cli
 from lopt.experiment.data.tables import load_table
 from lopt.experiment.record import record_run
 from lopt.experiment.runs import storage
 from lopt.experiment.runs.run import Run
-from lopt.experiment.runs.train import create, train
+from lopt.experiment.runs.train import train
 from lopt.experiment.settings import RecordSettings, split_lag
 from lopt.symbolic.expression import Variable
 
 RECIPE = Path(__file__).with_name("tiny_recipe.py")
 NETWORK = """
-import jax.numpy as jnp, lopt, optax
+import dataclasses, lopt, optax
+import jax.numpy as jnp
 
-def experiment():
-    family = lopt.tasks.QuadraticFamily(12)
-    learned = lopt.learned.rnnprop("mt+g+t", hidden=(3,), dense=2)
-    meta = lopt.Mean(lopt.PES(lopt.InnerTraining(family, learned, 8), 4, 0.05), 2)
-    return lopt.Experiment(learned, meta, optax.sgd(0.01), 1)
+@dataclasses.dataclass
+class Recipe:
+    def build(self):
+        family = lopt.tasks.QuadraticFamily(12)
+        learned = lopt.learned.rnnprop("mt+g+t", hidden=(3,), dense=2)
+        meta = lopt.Mean(lopt.PES(lopt.InnerTraining(family, learned, 8), 4, 0.05), 2)
+        return lopt.Experiment(learned, meta, optax.sgd(0.01), 1)
 """
 
 pytestmark = pytest.mark.standard_promotion
@@ -34,7 +36,7 @@ pytestmark = pytest.mark.standard_promotion
 def rate_run(tmp_path_factory):
     """A run of one learned rate on a quadratic of two coordinates: fewer than are recorded."""
     folder = tmp_path_factory.mktemp("rate")
-    train(create(folder, str(RECIPE), ["outer_steps=2"]), folder, show_progress=False)
+    train(Run.create(folder, str(RECIPE), ["outer_steps=2"]), show_progress=False)
     return folder
 
 
@@ -43,7 +45,7 @@ def network_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("network")
     (folder / "recipe.py").write_text(NETWORK)
     run = folder / "run"
-    train(create(run, str(folder / "recipe.py")), run, show_progress=False)
+    train(Run.create(run, str(folder / "recipe.py")), show_progress=False)
     return run
 
 
@@ -97,9 +99,19 @@ def test_a_run_is_recorded_through_averages_of_what_its_rule_sees(network_run):
 
 
 def test_the_command_writes_a_table_of_lags_and_never_over_one(network_run, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "prepare_jax", lambda: None)
-    arguments = [str(network_run), "--rows", "30", "--steps", "6", "--lags", "3", "--target"]
-    tyro.cli(cli.record, args=[*arguments, "update", "--padded"])
+    monkeypatch.setattr("lopt.experiment.runs.environment.prepare_jax", lambda: None)
+    arguments = [
+        "record",
+        str(network_run),
+        "--rows",
+        "30",
+        "--steps",
+        "6",
+        "--lags",
+        "3",
+        "--target",
+    ]
+    cli._dispatch([*arguments, "update", "--padded"])
     said = " ".join(capsys.readouterr().out.split())
     assert "30 rows, 3 columns, output update" in said
     table = load_table(network_run / "table.npz")
@@ -111,12 +123,12 @@ def test_the_command_writes_a_table_of_lags_and_never_over_one(network_run, monk
     assert (table.values[~early] != 0).all()
     assert table.about["steps"] == 6
     with pytest.raises(FileExistsError, match="already exists; give another"):
-        tyro.cli(cli.record, args=[*arguments, "update"])
+        cli._dispatch([*arguments, "update"])
     inside_a_file = str(network_run / "run.json" / "table.npz")
     with pytest.raises(NotADirectoryError, match=r"run\.json is a file, not a folder"):
-        tyro.cli(cli.record, args=[*arguments, "output", "--output", inside_a_file])
+        cli._dispatch([*arguments, "output", "--output", inside_a_file])
     other = network_run / "other.npy"
-    tyro.cli(cli.record, args=[*arguments, "output", "--output", str(other)])
+    cli._dispatch([*arguments, "output", "--output", str(other)])
     assert np.load(other).shape == (30, 4)
 
 
@@ -162,10 +174,10 @@ def test_folders_and_files_are_checked_first(rate_run, tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no run"):
         record_run(Run(tmp_path), RecordSettings(), show_progress=False)
     with pytest.raises(ValueError, match=r"ends in .npz"):
-        cli.record(rate_run, output=tmp_path / "table.txt")
+        cli._dispatch(["record", str(rate_run), "--output", str(tmp_path / "table.txt")])
     with pytest.raises(ValueError, match="--seed -1"):
-        cli.record(rate_run, seed=-1)
-    create(tmp_path / "untrained", str(RECIPE))
+        cli._dispatch(["record", str(rate_run), "--seed", "-1"])
+    Run.create(tmp_path / "untrained", str(RECIPE))
     with pytest.raises(FileNotFoundError, match=r"weights\.safetensors"):
         record_run(Run(tmp_path / "untrained"), RecordSettings(), show_progress=False)
     assert {file.name for file in tmp_path.iterdir()} == {"untrained"}
@@ -173,8 +185,7 @@ def test_folders_and_files_are_checked_first(rate_run, tmp_path):
 
 def test_runs_that_all_diverge_make_no_table(tmp_path):
     train(
-        create(tmp_path, str(RECIPE), ["outer_steps=2", "poison=True"]),
-        tmp_path,
+        Run.create(tmp_path, str(RECIPE), ["outer_steps=2", "poison=True"]),
         show_progress=False,
     )
     with pytest.raises(ValueError, match=r"No row of .* 0 of them stayed finite"):

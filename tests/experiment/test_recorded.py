@@ -8,7 +8,7 @@ import pytest
 from toys import linear_toy
 
 import lopt
-from lopt.experiment.recorded import recorded_together
+from lopt.experiment.trainings import recorded_together
 
 
 def everything(step):

@@ -16,6 +16,7 @@ from lopt.experiment.report import (
     Report,
     bands,
     color_of,
+    curves,
     measured,
     new_figure,
     number,
@@ -89,6 +90,17 @@ def test_neither_headings_nor_numbers_break_inside_of_words():
     assert max(map(len, text.splitlines())) <= 80
 
 
+def test_a_table_too_wide_is_printed_in_parts_that_begin_with_its_first_column():
+    made = Report("wide")
+    names = [f"column{i:02}" for i in range(14)]
+    made.table("wide", [{"optimizer": "Adam"} | dict.fromkeys(names, 1.25)])
+    text = printed(made, 60)
+    assert max(map(len, text.splitlines())) <= 60
+    assert text.count("optimizer") == text.count("Adam") > 1
+    assert [text.count(name) for name in names] == [1] * 14
+    assert made.json()["parts"][0]["rows"] == [{"optimizer": "Adam"} | dict.fromkeys(names, 1.25)]
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [
@@ -140,6 +152,10 @@ def test_running_means_look_back():
     values = np.array([[1.0, 2.0, 3.0, 4.0]])
     np.testing.assert_allclose(running_mean(values, 2), [[1, 1.5, 2.5, 3.5]])
     np.testing.assert_allclose(running_mean(values, 1), values)
+    # Neither what is small after large values is lost, nor what follows a NaN.
+    steep = np.array([[1e20, np.nan, 1.0, 3.0]])
+    np.testing.assert_array_equal(running_mean(steep, 1), steep)
+    np.testing.assert_array_equal(running_mean(steep, 2), [[1e20, np.nan, np.nan, 2.0]])
 
 
 def test_a_log_axis_ends_above_what_underflowed():
@@ -165,6 +181,28 @@ def test_tick_labels_do_not_overlap(scale):
         )
         assert len(boxes) >= 2
         assert all(a[1] < b[0] for a, b in itertools.pairwise(boxes))
+
+
+def test_curves_have_levels_and_points_and_their_numbers():
+    seeds = np.array([1.0, 3.0])
+    panel = {"learned": np.ones((2, 90)), "Adam": seeds, "learned (kept)": {0: seeds, 200: seeds}}
+    title = "a title as long as those of layers in a deep network are, ['layers'][17].weight"
+    figure = curves("curves", {title: panel, "b": panel}, most=1, steps=range(90), points=10)
+    numbers = figure.json()["curves"][title]
+    assert figure.json()["steps"][:2] == [0, 10]
+    assert len(numbers["learned"]["mean"]) == len(figure.json()["steps"]) == 10
+    assert numbers["Adam"] == {"mean": 2.0, "error": 1.0}
+    assert numbers["learned (kept)"] == {"steps": [0, 200], "mean": [2.0, 2.0], "error": [1.0, 1.0]}
+    assert "1 more panels are in the JSON file." in figure.caption
+    drawn = new_figure(*figure.size)
+    figure.draw(drawn)
+    (axes,) = drawn.axes
+    assert "\n" in axes.get_title()
+    line, level, dots = axes.get_lines()
+    assert (level.get_linestyle(), dots.get_marker()) == ("--", "o")
+    assert line.get_color() == dots.get_color()
+    shades = bands(drawn.add_subplot(), {"Adam": np.ones((1, 3)), "SGD": seeds}, ordered=True)
+    assert shades.get_lines()[0].get_color() != color_of("Adam")
 
 
 def test_an_optimizer_has_one_color():

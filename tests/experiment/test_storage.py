@@ -74,7 +74,7 @@ class TestDamage:
     def rewrite(self, path, change=lambda arrays: arrays, metadata=None):
         with safetensors.safe_open(path, "numpy") as file:
             description = json.loads(file.metadata()["lopt"])
-        del description["sha256"]
+        del description["checksum"]
         kept = {"lopt": json.dumps(description)}
         arrays = change(safetensors.numpy.load_file(path))
         path.write_bytes(safetensors.numpy.save(arrays, kept if metadata is None else metadata))

@@ -18,16 +18,10 @@ import safetensors.numpy
 
 from lopt.experiment import cli
 from lopt.experiment.runs import storage
-from lopt.experiment.runs.files import locked, read_json, read_lines, write_json, write_new_json
+from lopt.experiment.runs.files import locked, read_json, read_lines, write_json
 from lopt.experiment.runs.registry import build, recipe_names
-from lopt.experiment.runs.train import (
-    create,
-    dropped_particles,
-    guarded,
-    reopen,
-    skipped_steps,
-    train,
-)
+from lopt.experiment.runs.run import Run
+from lopt.experiment.runs.train import guarded, train
 from lopt.learned import LearnableSGD
 
 RECIPE = Path(__file__).with_name("tiny_recipe.py")
@@ -103,7 +97,7 @@ def test_a_run_killed_at_several_moments_continues_bit_for_bit(tmp_path, environ
 def run(tmp_path):
     """A finished run of ten outer steps."""
     folder = tmp_path / "run"
-    train(create(folder, str(RECIPE), ["outer_steps=10"]), folder, show_progress=False)
+    train(Run.create(folder, str(RECIPE), ["outer_steps=10"]), show_progress=False)
     return folder
 
 
@@ -118,7 +112,7 @@ def test_a_run_keeps_its_last_checkpoints_and_its_weights(run):
 
 def test_resuming_a_finished_run_changes_nothing(run):
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    train(reopen(run), run, show_progress=False)
+    train(Run(run), show_progress=False)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
@@ -127,7 +121,7 @@ def test_a_torn_line_and_a_checkpoint_without_its_json_are_passed_over(run):
     (run / "checkpoints" / "00000010.json").unlink()
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 10, "meta_')
-    train(reopen(run), run, show_progress=False)
+    train(Run(run), show_progress=False)
     assert values(run) == expected
 
 
@@ -138,7 +132,7 @@ def test_weights_are_those_of_the_last_checkpoint_wherever_a_run_was_killed(run)
     weights.unlink()
     torn = run / "checkpoints" / ".00000010.safetensors.123"
     torn.write_bytes(b"half")
-    train(reopen(run), run, show_progress=False)
+    train(Run(run), show_progress=False)
     assert weights.read_bytes() == expected
     assert not torn.exists()
 
@@ -149,7 +143,7 @@ def test_what_is_left_of_a_run_is_not_continued_as_another(run, left):
         if path.name != left:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     with pytest.raises(FileExistsError, match="already holds a run"):
-        create(run, str(RECIPE))
+        Run.create(run, str(RECIPE))
 
 
 @pytest.mark.parametrize("text", ["[]", "{", '{"recipe": "digits"}', '{"step": 10}'])
@@ -157,18 +151,88 @@ def test_what_is_left_of_a_run_is_not_continued_as_another(run, left):
 def test_damaged_json_is_named(run, name, text):
     (run / name).write_text(text)
     with pytest.raises(ValueError, match=Path(name).stem):
-        train(reopen(run), run, show_progress=False)
+        train(Run(run), show_progress=False)
 
 
-def test_a_recipe_file_that_was_edited_is_refused(tmp_path):
+@pytest.fixture
+def moved(tmp_path):
+    """A finished run whose recipe was edited since, and which was moved to another folder."""
     recipe = tmp_path / "recipe.py"
     recipe.write_text(RECIPE.read_text())
-    create(tmp_path / "run", str(recipe))
-    executed = tmp_path / "executed"
-    recipe.write_text(f"open({str(executed)!r}, 'w').close()\n{RECIPE.read_text()}")
-    with pytest.raises(ValueError, match="edited"):
-        reopen(tmp_path / "run")
-    assert not executed.exists()
+    train(Run.create(tmp_path / "run", str(recipe), ["outer_steps=4"]), show_progress=False)
+    recipe.write_text(f"open({str(tmp_path / 'executed')!r}, 'w').close()\n{RECIPE.read_text()}")
+    return (tmp_path / "run").rename(tmp_path / "elsewhere")
+
+
+def test_a_moved_run_has_brought_its_recipe_along(moved):
+    assert Run(moved).experiment.outer_steps == 4
+    train(Run(moved), show_progress=False)
+    assert not (moved.parent / "executed").exists()
+    (moved / "recipe.py").write_text(f"\n{RECIPE.read_text()}")
+    with pytest.raises(ValueError, match="was edited"):
+        Run(moved).check_unchanged()
+    assert not (moved.parent / "executed").exists()
+
+
+def test_code_that_was_not_run_on_this_machine_is_not_run(moved, monkeypatch, tmp_path):
+    monkeypatch.setenv("LOPT_CACHE_DIR", str(tmp_path / "another machine"))
+    with pytest.raises(ValueError, match="add --trust"):
+        Run(moved).check_unchanged()
+    assert Run(moved, trust=True).experiment.outer_steps == 4
+    assert Run(moved).experiment.outer_steps == 4  # it was run now
+
+
+def test_a_run_is_lengthened(tmp_path):
+    short, long = tmp_path / "short", tmp_path / "long"
+    train(Run.create(short, str(RECIPE), ["outer_steps=6"]), show_progress=False)
+    train(Run.create(long, str(RECIPE), ["outer_steps=10"]), show_progress=False)
+    train(Run(short).lengthen(["outer_steps=10"]), show_progress=False)
+    assert values(short) == values(long)
+    assert Run(short).config["settings"]["outer_steps"] == 10
+    for settings, words in (
+        (["outer_steps=4"], "has done 10"),
+        (["truncation=4"], "nothing but outer_steps"),
+        (["outer_steps=many"], "not a value"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            Run(short).lengthen(settings)
+    assert Run(short).config["settings"]["outer_steps"] == 10
+
+
+def test_a_run_says_what_differs_from_when_it_began(run):
+    assert Run(run).changes() == []
+    config = read_json(run / "run.json")
+    made_with = config["made_with"] | {"jax": "0.1", "python": "3.9.1"}
+    write_json(run / "run.json", config | {"made_with": made_with}, sealed=True)
+    found = Run(run).changes()
+    assert len(found) == 2
+    assert found[0].startswith("python was 3.9.1 when the run began")
+
+
+def test_a_run_of_the_data_found_then_is_usable_with_others(tmp_path, monkeypatch):
+    """What a recipe chose by what it found is kept, whatever is found later."""
+    monkeypatch.setenv("LOPT_DATA_DIR", str(tmp_path))
+    settings = ["outer_steps=2", "particles=1", "hidden=(3,)", "truncation=2", "horizon=4"]
+    run = Run.create(tmp_path / "run", "rnnprop", settings)
+    assert run.config["settings"]["dataset"] == "digits"
+    assert [one["name"] for one in run.config["data"]] == ["digits"]
+    monkeypatch.setattr("lopt.experiment.data.datasets.available", lambda name: True)
+    again = Run(run.folder)
+    again.check_unchanged()
+    assert again.changes() == []
+
+
+def test_an_evaluation_that_cannot_work_is_refused_before_meta_training(tmp_path):
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text(
+        RECIPE.read_text()
+        .replace("optax.sgd(learning_rate)", "optax.set_to_zero().nothing")
+        .replace("lopt.InnerTraining(task, learned, 8)", "lopt.InnerTraining(task, lopt.dm(), 8)")
+    )
+    settings = ["own=True", "evaluate=True"]
+    with pytest.raises(ValueError, match="The evaluation 'digits' cannot work"):
+        Run.create(tmp_path / "run", str(recipe), settings)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -179,14 +243,14 @@ def test_a_recipe_that_fails_is_named(source, tmp_path):
     recipe = tmp_path / "broken.py"
     recipe.write_text(source)
     with pytest.raises(ValueError, match=r"broken\.py"):
-        create(tmp_path / "run", str(recipe))
+        Run.create(tmp_path / "run", str(recipe))
     assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file/run cannot be made"):
-        create(tmp_path / "file" / "run", str(RECIPE))
+        Run.create(tmp_path / "file" / "run", str(RECIPE))
 
 
 def test_a_gradient_whose_norm_overflows_counts_as_not_finite():
@@ -228,21 +292,21 @@ def test_a_square_that_overflows_freezes_nothing(size):
 
 def test_updates_that_are_not_finite_are_skipped_and_counted(tmp_path):
     folder = tmp_path / "run"
-    experiment = create(folder, str(RECIPE), ["outer_steps=4", "learning_rate=1e309"])
-    train(experiment, folder, show_progress=False)
-    assert skipped_steps(folder) == 4
-    assert storage.load(folder)[1] == experiment.learned.init(jax.random.key(0))
+    run = Run.create(folder, str(RECIPE), ["outer_steps=4", "learning_rate=1e300"])
+    train(run, show_progress=False)
+    assert run.log["finite"].tolist() == [0] * 4
+    assert run.theta == run.learned.init(jax.random.key(0))
 
 
 def test_a_log_that_is_shorter_than_the_checkpoint_falls_back(run):
     expected = values(run)
     lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
     (run / "metrics.jsonl").write_text("".join(lines[:9]))
-    train(reopen(run), run, show_progress=False)
+    train(Run(run), show_progress=False)
     assert values(run) == expected
     (run / "metrics.jsonl").write_text("".join(lines[:3]))
     with pytest.raises(ValueError, match="holds 3 whole lines, and the first of the checkpoints"):
-        train(reopen(run), run, show_progress=False)
+        train(Run(run), show_progress=False)
 
 
 def test_files_of_others_stay(run):
@@ -250,17 +314,17 @@ def test_files_of_others_stay(run):
     for path in kept[:3]:
         path.write_text("mine")
     kept[3].mkdir()
-    train(reopen(run), run, show_progress=False)
+    train(Run(run), show_progress=False)
     assert all(path.exists() for path in kept)
 
 
 def test_a_run_is_written_by_one_process(run):
     expected = values(run)
     with locked(run), pytest.raises(FileExistsError, match="being trained by another process"):
-        train(reopen(run), run, show_progress=False)
+        train(Run(run), show_progress=False)
     assert values(run) == expected
     with pytest.raises(FileExistsError):
-        write_new_json(run / "run.json", {})
+        write_json(run / "run.json", {}, new=True)
     assert read_json(run / "run.json")
 
 
@@ -287,17 +351,19 @@ def test_a_damaged_checkpoint_is_named(run):
     content[-1] ^= 1
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"00000010\.safetensors is damaged.*resume from step 8"):
-        train(reopen(run), run, show_progress=False)
+        train(Run(run), show_progress=False)
     path.write_bytes(content[:40])
     with pytest.raises(ValueError, match=r"00000010\.safetensors is damaged"):
-        train(reopen(run), run, show_progress=False)
+        train(Run(run), show_progress=False)
 
 
 def test_a_recipe_that_was_edited_is_refused(run):
     config = read_json(run / "run.json")
-    write_json(run / "run.json", config | {"settings": ["outer_steps=10", "truncation=4"]})
+    write_json(
+        run / "run.json", config | {"settings": config["settings"] | {"truncation": 4}}, sealed=True
+    )
     with pytest.raises(ValueError, match="no longer gives the experiment"):
-        reopen(run)
+        train(Run(run), show_progress=False)
 
 
 def test_a_loss_that_is_not_finite_is_skipped_with_its_momentum():
@@ -315,12 +381,11 @@ def test_a_loss_that_is_not_finite_is_skipped_with_its_momentum():
 def test_particles_that_are_not_finite_are_dropped_and_counted(tmp_path):
     folder = tmp_path / "run"
     settings = ["outer_steps=6", "poison=True"]
-    experiment = create(folder, str(RECIPE), settings)
-    train(experiment, folder, show_progress=False)
+    run = Run.create(folder, str(RECIPE), settings)
+    train(run, show_progress=False)
     lines = read_lines(folder / "metrics.jsonl")
-    assert dropped_particles(folder) == sum(line["dropped"] for line in lines) > 0
+    assert sum(line["dropped"] for line in lines) > 0
     bad = [line for line in lines if line["finite"] == 0]
-    assert skipped_steps(folder) == len(bad)
     assert all(line["update_norm"] == 0 for line in bad)
     assert all(line["finite"] == 0 for line in lines if line["meta_loss"] is None)
     _, theta = storage.load(folder)
@@ -339,6 +404,7 @@ class TestBadInput:
             (["train", RECIPE, "--set", "outer_steps"], ["field=value"]),
             (["train", RECIPE, "--set", "outer_steps=many"], ["many"]),
             (["train", RECIPE, "--set", "outer_steps=0"], ["outer_steps=0"]),
+            (["train", RECIPE, "--set", "learning_rate=1e309"], ["learning_rate=1e309", "finite"]),
             (["train", RECIPE, "--set", "outer_steps=2.5"], ["float", "int"]),
             (["train", "digits", "--set", "estimator=guess"], ["guess", "pes"]),
             (["train", RECIPE, "--set", "truncation=3"], ["truncation=3", "try 2 or 4"]),
@@ -360,7 +426,7 @@ class TestBadInput:
 
     def test_a_folder_that_holds_a_run_is_not_overwritten(self, run):
         with pytest.raises(FileExistsError, match="--resume"):
-            create(run, str(RECIPE))
+            Run.create(run, str(RECIPE))
 
 
 def test_recipes_that_come_along_can_be_built(tmp_path):
@@ -405,11 +471,11 @@ def test_help_of_a_recipe_lists_its_fields(monkeypatch, capsys):
 
 def test_a_rule_of_ones_own_is_trained_and_loaded_with_its_recipe(tmp_path):
     folder = tmp_path / "run"
-    experiment = create(folder, str(RECIPE), ["outer_steps=4", "own=True"])
-    theta = train(experiment, folder, show_progress=False)
+    run = Run.create(folder, str(RECIPE), ["outer_steps=4", "own=True"])
+    theta = train(run, show_progress=False)
     with pytest.raises(ValueError, match="describes no optimizer"):
         storage.load(folder)
-    _, again = storage.load(folder, experiment.learned)
+    _, again = storage.load(folder, run.experiment.learned)
     assert again == theta
     other = build("digits", ["outer_steps=1"]).learned
     with pytest.raises(ValueError, match="does not fit"):

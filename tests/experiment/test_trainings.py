@@ -12,10 +12,11 @@ import lopt
 from lopt.experiment.baselines import BASELINES, tune
 from lopt.experiment.trainings import (
     STREAMS,
+    OverDevices,
     begin,
     drawn,
     dtype_of,
-    over_devices,
+    mean_estimate,
     stream,
     trainings,
 )
@@ -90,9 +91,27 @@ def test_every_baseline_is_tuned_on_a_parabola(name, keys):
 @pytest.mark.parametrize("at_once", [1, 4, 100])
 def test_work_is_mapped_over_items_in_batches(at_once):
     shared = {"matrix": jnp.arange(6.0).reshape(2, 3), "name": "not an array"}
-    run = over_devices(lambda s, item: (s["matrix"] @ item["x"], item["n"]), shared, at_once)
+    run = OverDevices(lambda s, item: (s["matrix"] @ item["x"], item["n"]), shared, at_once)
     for count in (7, 3):
         items = {"x": np.arange(3.0 * count).reshape(count, 3), "n": np.arange(count)}
         product, numbers = run(items)
         np.testing.assert_allclose(product, items["x"] @ np.arange(6.0).reshape(2, 3).T)
         assert numbers.tolist() == list(range(count))
+
+
+def test_what_mapped_work_costs_is_measured(keys):
+    run = OverDevices(lambda shared, key: jnp.ones(shared.shape) + jax.random.normal(key), keys, 2)
+    run.trace(keys)
+    traced = run.compile_seconds
+    run.compile()
+    assert run.compile_seconds > traced > 0
+    assert run(keys).shape == (3, 3)
+    assert run.seconds > 0
+    assert run.memory >= 0
+
+
+def test_a_mean_estimate_is_taken_where_theta_stays(key):
+    task, theta = lopt.tasks.Quadratic(jnp.ones(2), jnp.ones(2)), jnp.array([2.0, 3.0])
+    np.testing.assert_allclose(mean_estimate((task, theta), key, 4), theta - 1)
+    losses = mean_estimate((task, theta), key, 4, lambda step: step.loss)
+    np.testing.assert_allclose(losses, task.loss(theta, task.batch(key)))

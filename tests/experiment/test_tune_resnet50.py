@@ -7,7 +7,7 @@ import pytest
 import lopt
 from lopt.experiment.data.image_files import CIFAR_FILES
 from lopt.experiment.runs.files import read_lines
-from lopt.experiment.runs.train import create
+from lopt.experiment.runs.run import Run
 from lopt.experiment.runs.train import train as meta_train
 from lopt.symbolic import Variable, make_expression, symbolic_optimizer
 
@@ -27,8 +27,6 @@ def test_two_steps_of_tuning_on_resnet50(tmp_path, monkeypatch):
     settings = (f"start={tmp_path / 'rule.safetensors'}", "task=cifar10_resnet50")
     settings += ("tensor_types=True", "batch_size=2", "horizon=2", "truncation=1")
     settings += ("particles=1", "outer_steps=2", "seeds=0")
-    theta = meta_train(
-        create(tmp_path / "run", "transfer", settings), tmp_path / "run", show_progress=False
-    )
+    theta = meta_train(Run.create(tmp_path / "run", "transfer", settings), show_progress=False)
     assert all(line["finite"] for line in read_lines(tmp_path / "run" / "metrics.jsonl"))
     assert 0 < abs(float(theta["log_multipliers"]["kernel"])) < 0.1

@@ -11,7 +11,9 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
+from lopt.core.task import AbstractTaskFamily
 from lopt.core.types import Scalar
+from lopt.experiment.trainings import Keys, dtype_of, trainings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,3 +86,22 @@ def tune(
     value = float(grid[best]) if grid.ndim == 1 else grid[best]
     chosen = jax.tree.map(lambda leaf: leaf[best], results)
     return Tuned(value, best in (0, len(grid) - 1), chosen, results)
+
+
+def tuned_baseline(tasks: AbstractTaskFamily, keys: Keys, num_steps: int, name: str) -> Tuned:
+    """Returns the learning rate of a baseline with the lowest mean loss over all steps and keys.
+
+    It is the published criterion (Sobotka et al. 2024, arXiv:2312.07174).
+
+    Args:
+        tasks: a family, or a task.
+        keys: of the trainings that it is chosen for.
+        num_steps: of each.
+        name: one of `BASELINES`.
+    """
+    baseline = BASELINES[name]
+
+    def train(optimizer: optax.GradientTransformation) -> tuple[Scalar, tuple[()]]:
+        return jnp.mean(trainings(tasks, optimizer, keys, num_steps)[1]), ()
+
+    return tune(baseline.factory, baseline.rates.astype(dtype_of(tasks)), train)

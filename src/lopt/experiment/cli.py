@@ -1,277 +1,115 @@
-"""The command line. JAX is imported by the commands, not by their help."""
+"""The command line: a table from commands to their settings and functions.
 
+Options, help and checks are those of the settings; JAX is imported with the functions.
+"""
+
+import dataclasses
+import importlib
+import inspect
 import os
 import signal
 import sys
-import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any, get_args, get_type_hints
 
-import tyro
-from rich.console import Console
-from rich.text import Text
-from tyro.conf import Positional
-
-from lopt.experiment.cli_horizon import horizon
-from lopt.experiment.cli_options import finish, options, say
-from lopt.experiment.cli_probe import probe
-from lopt.experiment.runs.environment import prepare_jax
-from lopt.experiment.runs.files import check_writable
-from lopt.experiment.settings import DistillSettings, Fields, RecordSettings
-
-if TYPE_CHECKING:
-    from lopt.experiment.runs.experiment import Experiment
-
-app = tyro.extras.SubcommandApp()
-app.command(probe, name="probe", help="Measure what happens inside of meta-training.")
-app.command(horizon, name="horizon", help="See what short horizons do to hyperparameters.")
+from lopt.experiment import settings as s
+from lopt.experiment.studies import settings as h
 
 
-@app.command
-def train(
-    recipe: Annotated[str | None, Positional] = None,
-    *,
-    settings: Fields = (),
-    start: Annotated[Path | None, tyro.conf.arg(name="from")] = None,
-    task: str | None = None,
-    run: Path | None = None,
-    resume: Path | None = None,
-) -> None:
-    """Meta-train an optimizer, then evaluate it.
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A command.
 
-    Args:
-        recipe: the name of a recipe, such as digits, or a Python file that defines one.
-        settings: change a field of the recipe; may be repeated.
-        start: train on what a run trained, on --task; instead of a recipe (it is then transfer).
-        task: with --from, data set and network, such as digits_conv or fashion_mnist_mlp.
-        run: the folder of the new run; runs/RECIPE, numbered if need be, by default.
-        resume: the folder of a run to continue, instead of a recipe.
+    Attributes:
+        settings: what it is asked for; the docstring is its help.
+        function: where it is, as "module:function" of `lopt.experiment`.
+        subject: what it is given first: "run", the folder of one, or "name".
+        folder: where its report goes, without --out; {} stands for the subject.
+        report: the name of the report's files.
+        keeps: whether the folder is given to the function, which goes on with what is there.
+        fresh: whether the folder must not hold such a report.
     """
-    if sum(option is not None for option in (recipe, resume, start)) != 1:
-        raise ValueError(
-            "lopt train takes a recipe, or --from RUN --task NAME, or --resume RUN: one of them."
-        )
-    if resume is not None and (settings or run is not None):
-        raise ValueError("lopt train --resume RUN takes no --set and no --run: the run has both.")
-    if (task is None) != (start is None):
-        raise ValueError("--from RUN and --task NAME go together; try --task digits_conv.")
-    if start is not None:
-        recipe, settings = "transfer", transfer_settings(start, str(task), settings)
-    _train(recipe, settings, run, resume)
+
+    settings: Any
+    function: str
+    subject: str = ""
+    folder: str = ""
+    report: str = ""
+    keeps: bool = False
+    fresh: bool = False
 
 
-@app.command
-def tune(
-    rule: Positional[Path],
-    *,
-    task: str = "digits_conv",
-    settings: Fields = (),
-    run: Path | None = None,
-) -> None:
-    """Meta-train the constants of a distilled rule, and a multiplier per type of tensor.
-
-    It is `lopt train --from RULE` with the setting tensor_types=True: it resumes likewise, with
-    lopt train --resume RUN.
-
-    Args:
-        rule: the folder that lopt distill wrote, or any weights of lopt.
-        task: data set and network, such as digits_conv, digits_resnet or cifar10_resnet50.
-        settings: change a field of the recipe transfer; may be repeated.
-        run: the folder of the new run; runs/tune, numbered if need be, by default.
-    """
-    settings = transfer_settings(rule, task, ("tensor_types=True", *settings))
-    _train("transfer", settings, _unused_folder("tune") if run is None else run, None)
+def _probe(settings: Any, function: str, subject: str, report: str) -> Command:
+    return Command(settings, f"probes.{function}", subject, f"{{}}/{report}", report, fresh=True)
 
 
-def transfer_settings(start: Path, task: str, settings: tuple[str, ...]) -> tuple[str, ...]:
-    """Returns the settings of the recipe transfer."""
-    return (f"start={start.resolve()}", f"task={task}", *settings)
+def _study(settings: Any, report: str) -> Command:
+    function = f"studies.short_horizon:{report}"
+    return Command(settings, function, "", "horizon/{dataset}", report, keeps=True)
 
 
-def _train(
-    recipe: str | None, settings: tuple[str, ...], run: Path | None, resume: Path | None
-) -> None:
-    prepare_jax()
-    from lopt.experiment.runs.train import create, reopen
-    from lopt.experiment.runs.train import train as meta_train
+SUBJECTS = {
+    "run": "the folder of a run.",
+    "name": "a recipe, by name or as a Python file, a run, or a task such as Rosenbrock.",
+}
+COMMANDS = {
+    "train": Command(s.TrainSettings, "runs.command:train_command"),
+    "tune": Command(s.TuneSettings, "runs.command:tune_command"),
+    "recipes": Command(s.RecipesSettings, "runs.registry:list_recipes"),
+    "evaluate": Command(s.EvaluateSettings, "evaluation.compare:evaluate", "run", "{}", "report"),
+    "record": Command(s.RecordSettings, "record:record", "run"),
+    "distill": Command(
+        s.DistillSettings, "distill:distill_run", "run", "{}/distilled", "report", True
+    ),
+    "sanity": Command(s.SanitySettings, "studies.sanity:sanity"),
+    "horizon quadratic": Command(
+        *(h.QuadraticSettings, "studies.noisy_quadratic:quadratic"),
+        *("", "horizon/quadratic", "quadratic"),
+    ),
+    "horizon surface": _study(h.SurfaceSettings, "surface"),
+    "horizon smd": _study(h.DescentSettings, "smd"),
+    "horizon best": _study(h.BestSettings, "best"),
+    "horizon online": _study(h.OnlineSettings, "online"),
+    "probe estimators": _probe(
+        s.ProbeSettings, "estimators:probe_estimators", "name", "estimators"
+    ),
+    "probe horizon": _probe(s.HorizonSettings, "truncation:probe_truncation", "name", "horizon"),
+    "probe dynamics": _probe(s.DynamicsSettings, "dynamics:probe_dynamics", "run", "dynamics"),
+    "probe symmetry": _probe(s.SymmetrySettings, "symmetry:probe_symmetry", "run", "symmetry"),
+}
+# Options whose names are other than their fields, and what stands for their values.
+NAMES = {"settings": "set", "start": "from"}
+METAVARS = {"settings": "FIELD=VALUE", "truncations": "STEPS ...", "horizons": "STEPS ..."}
 
-    if resume is not None:
-        folder, experiment = resume, reopen(resume)
-    else:
-        for attempt in range(10):
-            folder = run if run is not None else _unused_folder(str(recipe))
-            try:
-                experiment = create(folder, str(recipe), settings)
-                break
-            except FileExistsError:  # by a run that began at the same moment
-                if run is not None or attempt == 9:
-                    raise
-    say(f"Run {folder}")
-    try:
-        meta_train(experiment, folder)
-        _evaluate(experiment, folder)
-    except KeyboardInterrupt:
-        say(f"Stopped. Continue with: lopt train --resume {folder}")
-        raise
+ABOUT = """Learned optimizers: meta-train, evaluate, use.
 
-
-@app.command
-def recipes() -> None:
-    """List the recipes that come with lopt."""
-    from lopt.experiment.runs.registry import recipe_names
-
-    for name in recipe_names():
-        print(name)
-
-
-@app.command
-def evaluate(run: Positional[Path]) -> None:
-    """Evaluate a run's latest weights against tuned SGD, momentum and Adam.
-
-    Args:
-        run: the folder of a run.
-    """
-    prepare_jax()
-    from lopt.experiment.runs.train import reopen
-
-    _evaluate(reopen(run), run)
-
-
-def _evaluate(experiment: "Experiment", folder: Path) -> None:
-    import jax
-
-    from lopt.experiment.evaluation.compare import compare, evaluation_report
-    from lopt.experiment.report import stages
-    from lopt.experiment.runs.storage import load
-    from lopt.experiment.trainings import stream
-
-    learned, theta = load(folder, experiment.learned)
-    before = None if experiment.initial is None else {"before": (learned, experiment.initial)}
-    if not experiment.evaluations:
-        say(f"Trained; weights in {folder / 'weights.safetensors'}.")
-        return
-    key = stream("evaluation", experiment.seed)
-    comparisons = []
-    with stages("evaluating", len(experiment.evaluations)) as announce:
-        for i, evaluation in enumerate(experiment.evaluations):
-            announce(evaluation.name)
-            own = jax.random.fold_in(key, i)
-            comparisons.append(compare(evaluation, learned, theta, own, before))
-    finish(evaluation_report(experiment, comparisons, folder), folder, "report")
-
-
-@app.command
-@options(RecordSettings)
-def record(
-    run: Positional[Path],
-    *,
-    settings: RecordSettings,
-    output: Path | None = None,
-) -> None:
-    """Record what a run's optimizer sees and does, as a table for symbolic regression.
-
-    Args:
-        run: the folder of a run.
-        output: the file, ending in .npz or .npy; RUN/table.npz by default.
-    """
-    from lopt.experiment.data.tables import check_path, save_table
-
-    path = run / "table.npz" if output is None else output
-    check_path(path)
-    check_writable(path)
-    if path.exists():
-        raise FileExistsError(f"{path} already exists; give another file with --output.")
-    prepare_jax()
-    from lopt.experiment.record import record_run
-    from lopt.experiment.runs.run import Run
-
-    began = time.perf_counter()
-    table = record_run(Run(run), settings)
-    save_table(path, table)
-    about = table.about
-    say(
-        f"Wrote {path}: {len(table)} rows, {len(table.columns)} columns, output "
-        f"{about['output']}, from {about['runs']} runs of {settings.steps} steps on "
-        f"{len(set(table.task.tolist()))} tasks, in {time.perf_counter() - began:.0f} s."
-    )
-    if about["diverged_runs"]:
-        say(f"{about['diverged_runs']} runs became not finite and were left out.")
-
-
-@app.command
-@options(DistillSettings)
-def distill(
-    run: Annotated[Path | None, Positional] = None,
-    *,
-    settings: DistillSettings,
-    out: Path | None = None,
-    sanity: bool = False,
-) -> None:
-    """Distil a run's optimizer into a short equation, score it, and train with it.
-
-    Killed and started again, it goes on with what it has recorded and found.
-
-    Args:
-        run: the folder of a run.
-        out: the folder of the results; RUN/distilled by default.
-        sanity: distil known optimizers from 20 raw gradients instead of a run.
-    """
-    if (run is None) != sanity:
-        raise ValueError("lopt distill takes a run, or --sanity: one of the two.")
-    prepare_jax()
-    if run is None:
-        from lopt.experiment.distill_report import sanity_table
-
-        sanity_table(settings.seed).print(Console())
-        return
-    from lopt.experiment.distill import distill_run
-    from lopt.experiment.runs.run import Run
-
-    folder = run / "distilled" if out is None else out
-    finish(distill_run(Run(run), folder, settings), folder, "report")
-
-
-def _unused_folder(recipe: str) -> Path:
-    from lopt.experiment.runs.train import holds_run
-
-    base = Path("runs") / Path(recipe).stem
-    folder, number = base, 2
-    while holds_run(folder):
-        folder, number = base.with_name(f"{base.name}-{number}"), number + 1
-    return folder
-
-
-def _describe(recipe: str) -> None:
-    """Prints the fields of a recipe."""
-    from lopt.experiment.report import Table
-    from lopt.experiment.runs.registry import fields_of
-
-    title = f"lopt train {recipe}: fields, as in --set FIELD=VALUE"
-    Table(title, fields_of(recipe)).print(Console())
+LOPT_DATA_DIR: a folder with mnist/, fashion_mnist/, cifar10/ in the official file formats.
+LOPT_CACHE_DIR: where downloads and compiled programs are kept.
+LOPT_TRACEBACK=1: errors with their full traceback."""
 
 
 def main() -> None:
     """Runs the command line; what a user can mend is said in one line, with exit status 2."""
-    arguments = sys.argv[1:]
-    if arguments == ["--version"]:
-        print(f"lopt {version('lopt')}")
-        return
+    words = sys.argv[1:]
     for name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, name):  # Windows has no SIGHUP
             signal.signal(getattr(signal, name), _interrupt)
     try:
-        if arguments[:1] == ["train"] and {"-h", "--help"} & {*arguments[2:]}:
-            _describe(arguments[1])
-        else:
-            app.cli(prog="lopt", description=_ABOUT)
+        _dispatch(words)
     except KeyboardInterrupt as stop:
         sys.exit(128 + (stop.args[0] if stop.args else signal.SIGINT))
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except Exception as error:
         if os.environ.get("LOPT_TRACEBACK"):
             raise
-        Console(stderr=True).print(Text(f"lopt: {error}", style="red"), soft_wrap=True)
-        sys.exit(2)
+        from lopt.experiment.report.statistics import plain
+
+        expected = isinstance(error, ValueError | TypeError | OSError | ImportError)
+        kind = "" if expected else f"{type(error).__name__}: "
+        line = f"lopt: {kind}{' '.join(plain(error).split())}"
+        print(f"\x1b[31m{line}\x1b[0m" if sys.stderr.isatty() else line, file=sys.stderr)
+        sys.exit(2 if expected else 1)
 
 
 def _interrupt(number: int, frame: object) -> None:
@@ -279,11 +117,145 @@ def _interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt(number)
 
 
-_ABOUT = """Learned optimizers: meta-train, evaluate, use.
+def _dispatch(words: Sequence[str]) -> None:
+    if words and words[0] == "--version":
+        print(f"lopt {version('lopt')}")
+        return
+    name = next((n for n in (" ".join(words[:2]), *words[:1]) if n in COMMANDS), None)
+    if name is None:
+        _overview(words)
+    elif name == "train" and {"-h", "--help"} & {*words[2:]} and not words[1].startswith("-"):
+        from lopt.experiment.runs.registry import describe_recipe
 
-LOPT_DATA_DIR: a folder with mnist/, fashion_mnist/, cifar10/ in the official file formats.
-LOPT_CACHE_DIR: where downloads and compiled programs are kept.
-LOPT_TRACEBACK=1: errors with their full traceback."""
+        describe_recipe(words[1]).show()
+    else:
+        _run(name, COMMANDS[name], words[len(name.split()) :])
+
+
+def _overview(words: Sequence[str]) -> None:
+    """Prints a line for each command, or for those of a group such as `lopt probe`."""
+    group = words[0] if words else ""
+    shown = [name for name in COMMANDS if name.split()[0] == group] or list(COMMANDS)
+    known = not words or group.startswith("-") or len(shown) < len(COMMANDS)
+    if not known or (len(words) > 1 and not words[1].startswith("-")):
+        raise ValueError(f"there is no command {' '.join(words[:2])!r}; see lopt --help.")
+    print(
+        f"usage: lopt {group if len(shown) < len(COMMANDS) else ''} COMMAND ...".replace("  ", " ")
+    )
+    print(f"\n{ABOUT}\n")
+    for name in shown:
+        print(f"  {name:18} {s.help_of(COMMANDS[name].settings)[0].partition(chr(10))[0]}")
+    print("\nlopt COMMAND --help lists options.")
+
+
+def _run(name: str, command: Command, words: Sequence[str]) -> None:
+    given = _options(name, command, words)
+    subject, out = given.pop("subject", None), given.pop("out", None)
+    trust = given.pop("trust", False) if command.subject == "run" else False
+    settings = command.settings(**given)
+    folder = _folder(command, subject, settings, out)
+    from lopt.experiment.runs.environment import prepare_jax
+
+    prepare_jax()
+    module, _, function = command.function.partition(":")
+    arguments = [settings]
+    if command.keeps:
+        arguments.insert(0, folder)
+    if command.subject == "run":
+        from lopt.experiment.runs.run import Run
+
+        arguments.insert(0, Run(subject, trust=trust))
+    elif command.subject:
+        arguments.insert(0, subject)
+    report = getattr(importlib.import_module(f"lopt.experiment.{module}"), function)(*arguments)
+    if report is None:
+        return
+    if folder is None:
+        report.show()
+    else:
+        report.finish(folder, command.report)
+
+
+def _options(name: str, command: Command, words: Sequence[str]) -> dict[str, Any]:
+    """Returns what is given on the command line, by field."""
+    import tyro
+
+    about, meanings = s.help_of(command.settings)
+    types = get_type_hints(command.settings, include_extras=True)
+    parameters = []
+    marked: Any = tyro.conf
+    known = {
+        "repeated": marked.UseAppendAction,
+        "positional": marked.Positional,
+        "hidden": marked.Suppress,
+    }
+
+    def add(name: str, kind: Any, default: Any, meaning: str, marks: Sequence[str] = ()) -> None:
+        shown = tyro.conf.arg(name=NAMES.get(name), metavar=METAVARS.get(name), help=meaning)
+        kind = Annotated[kind, shown]
+        for mark in marks:
+            kind = known[mark][kind]
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        parameters.append(inspect.Parameter(name, keyword, default=default, annotation=kind))
+
+    empty = inspect.Parameter.empty
+    if command.subject:
+        kind = Path if command.subject == "run" else str
+        add("subject", kind, empty, SUBJECTS[command.subject], ["positional"])
+    for field in dataclasses.fields(command.settings):
+        kind, marks = types[field.name], getattr(types[field.name], "__metadata__", ())
+        kind = get_args(kind)[0] if marks else kind
+        default = empty if field.default is dataclasses.MISSING else field.default
+        add(field.name, kind, default, meanings[field.name], marks)
+    if command.report:
+        where = command.folder.format(command.subject.upper(), dataset="DATASET") or "the run's"
+        add("out", Path | None, None, f"the folder of the results; {where} by default.")
+    if command.subject == "run":
+        add("trust", bool, False, "run the recipe file that the run names, or has brought along.")
+
+    def collect(**given: Any) -> dict[str, Any]:
+        return given
+
+    changed: Any = collect
+    # A type checker's wrapper would lead back to the function inside of it.
+    vars(changed).pop("__wrapped__", None)
+    changed.__signature__ = inspect.Signature(parameters)
+    changed.__annotations__ = {one.name: one.annotation for one in parameters}
+    return tyro.cli(changed, prog=f"lopt {name}", description=about, args=list(words))
+
+
+def _folder(command: Command, subject: Any, settings: Any, out: Path | None) -> Path | None:
+    """Returns where the report goes; None for none.
+
+    Raises:
+        FileExistsError: if a given folder holds a run, or such a report already.
+        OSError: if it cannot be written.
+    """
+    from lopt.experiment.runs.files import check_writable
+
+    if not command.report:
+        return None
+    # What is no run has its folders elsewhere.
+    place = (
+        subject
+        if command.subject == "run" or (Path(f"{subject}") / "run.json").exists()
+        else (Path("probes") / Path(f"{subject}").stem)
+    )
+    folder = base = out or Path(command.folder.format(place, **vars(settings)))
+    if command.fresh and out is not None:
+        if (out / "run.json").exists():
+            raise FileExistsError(
+                f"{out} holds a run, whose figures would be replaced; give another folder with "
+                "--out."
+            )
+        if (out / f"{command.report}.json").exists():
+            raise FileExistsError(f"{out} already holds such a report; give another with --out.")
+    elif command.fresh:
+        number = 2
+        while (folder / f"{command.report}.json").exists():
+            folder, number = base.with_name(f"{base.name}-{number}"), number + 1
+    check_writable(folder / "report.json")
+    return folder
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from typing import Any
 
 import equinox as eqx
 import jax
-from rich.console import Console
 from typing_extensions import override
 
 from lopt import symbolic
@@ -23,7 +22,7 @@ from lopt.experiment import distill_report
 from lopt.experiment.data.tables import load_table, save_table
 from lopt.experiment.evaluation.compare import compare
 from lopt.experiment.record import record_run, with_columns
-from lopt.experiment.report import Report, progress
+from lopt.experiment.report import Report, progress, tell
 from lopt.experiment.runs import storage
 from lopt.experiment.runs.files import check_writable, digest, read_json, write_bytes, write_json
 from lopt.experiment.runs.run import Run
@@ -112,7 +111,7 @@ def distill_run(
         left = [name for name in searches for s in seeds if not searches[name].path(s).exists()]
         seconds = REST + settings.search_rows / 2000 * sum(BACKENDS[name][1] for name in left)
         text = f"{len(left)} searches, scores, trainings: about {seconds / 60:.0f} min on one core"
-        Console(stderr=True).print(text)
+        tell(text)
     evaluations = run.experiment.evaluations
     with progress("distilling", len(jobs) + 4 + len(evaluations), show=show_progress) as at:
         found = symbolic.distill(

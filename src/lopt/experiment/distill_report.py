@@ -7,9 +7,8 @@ import numpy as np
 
 from lopt import symbolic
 from lopt.experiment.evaluation.compare import Comparison, curves_of
-from lopt.experiment.report import Cell, Equation, Report, Table, finish, panels, progress
+from lopt.experiment.report import Cell, Equation, Report, finish, panels
 from lopt.symbolic.metrics import equation_complexity, network_complexity
-from lopt.symbolic.sanity import SUITE, run_sanity
 from lopt.symbolic.score import Ceiling
 from lopt.symbolic.search import predict
 from lopt.symbolic.select import output_variance
@@ -20,25 +19,6 @@ weighted = symbolic.Complexity(weighted=True)
 ENOUGH = 0.9
 _POINTS, _BINS, _MOST = 2000, 24, 6
 Row = Mapping[str, Cell]
-
-
-def sanity_table(seed: int) -> Table:
-    """Distils known optimizers from raw gradients; returns what was found."""
-    with progress("distilling", len(SUITE)) as at:
-        found = run_sanity(seed=seed, progress=lambda done, _, what: at(done, what))
-    rows: list[Row] = [
-        {
-            "optimizer": row.name,
-            "held-out R2": f"{row.r_squared:.5f}",
-            "asked": row.required,
-            "nodes": row.nodes,
-            "weight x variable as one": int(weighted(row.expression)),
-            "CPU s": row.seconds,
-            "equation": symbolic.to_text(row.expression, 3)[:60],
-        }
-        for row in found
-    ]
-    return Table("Known optimizers, distilled from raw gradients", rows)
 
 
 def add_front(report: Report, found: symbolic.Distillation, top: Ceiling) -> None:
@@ -158,7 +138,7 @@ def add_roll_outs(report: Report, comparisons: Sequence[Comparison]) -> None:
         report.heading("In the network's place")
         report.add(curves_of("roll_outs", comparisons))
     for comparison in comparisons:
-        (title, rows), network = comparison.table(), comparison.of("learned").final_loss.mean()
+        about, network = comparison.evaluation, comparison.of("learned").final_loss.mean()
         ratios = [float(runs.final_loss.mean() / network) for runs in comparison.runs]
-        rows = [row | {"x network": x} for row, x in zip(rows, ratios, strict=True)]
-        report.table(title, rows)
+        rows = [row | {"x network": x} for row, x in zip(comparison.rows(), ratios, strict=True)]
+        report.table(f"{about.name} ({about.horizon} steps, {about.num_seeds} seeds)", rows)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,10 +15,12 @@ from lopt.core.coordinatewise import Coordinatewise
 from lopt.core.devices import num_devices, round_up
 from lopt.core.inner import InnerTraining
 from lopt.core.types import Theta
-from lopt.experiment.report import progress
+from lopt.experiment.data.tables import check_path, save_table
+from lopt.experiment.report import progress, tell
+from lopt.experiment.runs.files import check_writable
 from lopt.experiment.runs.run import Run
 from lopt.experiment.settings import RecordSettings, split_lag
-from lopt.experiment.trainings import over_devices, stream
+from lopt.experiment.trainings import OverDevices, stream
 from lopt.learned import MomentFeatures, with_features
 from lopt.symbolic.expression import Variable
 from lopt.symbolic.record import RAW_GRADIENT, Recorded, record_episode
@@ -34,6 +37,30 @@ from lopt.symbolic.table import Table
 
 # Of neighbouring rows, which are nearly the same, a table takes one of so many.
 SPACING = 10
+
+
+def record(run: Run, settings: RecordSettings) -> None:
+    """Records a run, and writes the table to a file that is not there yet.
+
+    Raises:
+        FileExistsError: if it is.
+    """
+    path = run.folder / "table.npz" if settings.output is None else settings.output
+    check_path(path)
+    check_writable(path)
+    if path.exists():
+        raise FileExistsError(f"{path} already exists; give another file with --output.")
+    began = time.perf_counter()
+    table = record_run(run, settings)
+    save_table(path, table)
+    about, dropped = table.about, table.about["diverged_runs"]
+    tell(
+        f"Wrote {path}: {len(table)} rows, {len(table.columns)} columns, output {about['output']}, "
+        f"from {about['runs']} runs of {settings.steps} steps on {len(set(table.task.tolist()))} "
+        f"tasks, in {time.perf_counter() - began:.0f} s."
+        + f" {dropped} runs became not finite and were left out."
+        * (dropped > 0)
+    )
 
 
 def with_columns(run: Run, settings: RecordSettings) -> tuple[InnerTraining, Theta]:
@@ -121,7 +148,7 @@ def _recordings(inner: InnerTraining, theta: Theta, settings: RecordSettings) ->
         own = jax.random.fold_in(key, number)
         return record_episode(tasks, learned, theta, own, settings.steps, settings.per_tensor)
 
-    run = over_devices(one, (inner.tasks, inner.learned, theta), batch)
+    run = OverDevices(one, (inner.tasks, inner.learned, theta), batch)
     for first in itertools.count(0, batch):
         yield run(jnp.arange(first, first + batch, dtype=jnp.uint32))
 

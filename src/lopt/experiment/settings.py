@@ -1,17 +1,28 @@
 """Every option of the command line, once: its name, type, default, help and checks.
 
-Nothing here needs JAX, so that `lopt VERB --help` answers before JAX is loaded.
+A dataclass is a command; its docstring is the help. Nothing here needs JAX, so that
+`lopt COMMAND --help` answers before JAX is loaded.
 """
 
 import dataclasses
+import inspect
 import math
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
-import tyro
+# How an option is given, where its type does not say so.
+Repeated = Annotated[tuple[str, ...], "repeated"]
+Hidden = Annotated[int, "hidden"]
+Positional = Annotated[str | None, "positional"]
 
-Repeated = tyro.conf.UseAppendAction[tuple[str, ...]]
-Fields = Annotated[Repeated, tyro.conf.arg(name="set", metavar="FIELD=VALUE")]
+
+def help_of(settings: Any) -> tuple[str, dict[str, str]]:
+    """Returns what a dataclass says of itself, and of each of its fields."""
+    text, _, fields = inspect.cleandoc(settings.__doc__ or "").partition("Attributes:\n")
+    fields = re.sub(r"\n {8}", " ", fields)
+    return text.strip(), dict(re.findall(r"^ {4}(\w+): (.*)$", fields, re.MULTILINE))
+
 
 # Backends of `lopt distill`.
 SEARCHES = ("template", "operon", "gplearn", "pysr")
@@ -55,8 +66,86 @@ def check_decays(owner: str, decays: tuple[float, ...]) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
+class TrainSettings:
+    """Meta-train an optimizer, then evaluate it.
+
+    Attributes:
+        recipe: the name of a recipe, such as digits, or a Python file that defines one.
+        settings: change a field of the recipe; may be repeated. With --resume, outer_steps alone.
+        start: train on what a run trained, on --task; instead of a recipe (it is then transfer).
+        task: with --from, data set and network, such as digits_conv or fashion_mnist_mlp.
+        run: the folder of the new run; runs/RECIPE, numbered if need be, by default.
+        resume: the folder of a run to continue, instead of a recipe.
+        trust: run the recipe file that a run to continue names, or has brought along.
+    """
+
+    recipe: Positional = None
+    settings: Repeated = ()
+    start: Path | None = None
+    task: str | None = None
+    run: Path | None = None
+    resume: Path | None = None
+    trust: bool = False
+
+    def __post_init__(self) -> None:
+        if sum(option is not None for option in (self.recipe, self.resume, self.start)) != 1:
+            raise ValueError(
+                "lopt train takes a recipe, or --from RUN --task NAME, or --resume RUN: one of "
+                "them."
+            )
+        if self.resume is not None and self.run is not None:
+            raise ValueError("lopt train --resume RUN takes no --run: it goes on in its folder.")
+        if (self.task is None) != (self.start is None):
+            raise ValueError("--from RUN and --task NAME go together; try --task digits_conv.")
+
+
+@dataclasses.dataclass(frozen=True)
+class TuneSettings:
+    """Meta-train the constants of a distilled rule, and a multiplier per type of tensor.
+
+    It is `lopt train --from RULE` with the setting tensor_types=True: it resumes likewise, with
+    lopt train --resume RUN.
+
+    Attributes:
+        rule: the folder that lopt distill wrote, or any weights of lopt.
+        task: data set and network, such as digits_conv, digits_resnet or cifar10_resnet50.
+        settings: change a field of the recipe transfer; may be repeated.
+        run: the folder of the new run; runs/tune, numbered if need be, by default.
+    """
+
+    rule: Annotated[Path, "positional"]
+    task: str = "digits_conv"
+    settings: Repeated = ()
+    run: Path | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateSettings:
+    """Evaluate a run's latest weights against tuned SGD, momentum and Adam."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RecipesSettings:
+    """List the recipes that come with lopt."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SanitySettings:
+    """Distil known optimizers from 20 raw gradients.
+
+    Attributes:
+        seed: of everything random.
+    """
+
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclasses.dataclass(frozen=True)
 class RecordSettings:
-    """What is recorded.
+    """Record what a run's optimizer sees and does, as a table for symbolic regression.
 
     Attributes:
         rows: of the table.
@@ -74,6 +163,7 @@ class RecordSettings:
         also: features besides those that the rule gets, such as m_normalised or momentum_0.9.
         decays: of exponential averages of what the rule gets, features as well.
         seed: of everything random.
+        output: the file, ending in .npz or .npy; RUN/table.npz by default.
     """
 
     rows: int = 50_000
@@ -84,10 +174,11 @@ class RecordSettings:
     per_tensor: int = 10
     padded: bool = False
     keep_dead: bool = False
-    at_once: tyro.conf.Suppress[int] = 8
+    at_once: Hidden = 8
     also: tuple[str, ...] = ()
     decays: tuple[float, ...] = ()
     seed: int = 0
+    output: Path | None = None
 
     def __post_init__(self) -> None:
         check(self, rows=1, steps=1, per_tensor=1, at_once=1, lags=1)
@@ -126,7 +217,9 @@ def split_lag(text: str) -> tuple[str, int]:
 
 @dataclasses.dataclass(frozen=True)
 class DistillSettings:
-    """How a run is distilled.
+    """Distil a run's optimizer into a short equation, score it, and train with it.
+
+    Killed and started again, it goes on with what it has recorded and found.
 
     Attributes:
         rows: of the recorded table.
@@ -181,7 +274,7 @@ class DistillSettings:
 
 @dataclasses.dataclass(frozen=True)
 class ProbeSettings:
-    """What estimators are measured with.
+    """Measure bias, noise and cost of every estimator, and draw slices of the meta-loss.
 
     Attributes:
         settings: change a field of the recipe; may be repeated.
@@ -199,7 +292,7 @@ class ProbeSettings:
         exact_below: weights up to which forward mode takes all directions.
     """
 
-    settings: Fields = ()
+    settings: Repeated = ()
     horizon: int | None = None
     truncation: int | None = None
     particles: int = 8
@@ -209,8 +302,8 @@ class ProbeSettings:
     only: Repeated = ()
     seed: int = 0
     weights: Path | None = None
-    at_once: tyro.conf.Suppress[int] = 8
-    exact_below: tyro.conf.Suppress[int] = 8
+    at_once: Hidden = 8
+    exact_below: Hidden = 8
 
     def __post_init__(self) -> None:
         check(self, directions=1, at_once=1, horizon=1, truncation=1)
@@ -224,7 +317,7 @@ class ProbeSettings:
 
 @dataclasses.dataclass(frozen=True)
 class HorizonSettings:
-    """How short truncations are measured.
+    """Find out how long a truncation has to be, and what shorter ones would do.
 
     Attributes:
         settings: change a field of the recipe; may be repeated.
@@ -239,9 +332,9 @@ class HorizonSettings:
         weights: a file of weights or a run's folder; initial weights by default.
     """
 
-    settings: Fields = ()
+    settings: Repeated = ()
     horizon: int | None = None
-    truncations: Annotated[tuple[int, ...] | None, tyro.conf.arg(metavar="STEPS ...")] = None
+    truncations: tuple[int, ...] | None = None
     episodes: int = 8
     positions: int = 13
     reach: float = 30.0
@@ -250,13 +343,17 @@ class HorizonSettings:
     weights: Path | None = None
 
     def __post_init__(self) -> None:
-        check(self, horizon=1)
+        check(self, horizon=1, episodes=2, positions=3)
+        if self.positions % 2 == 0:
+            raise ValueError(f"--positions {self.positions} must be odd; try {self.positions + 1}.")
+        if not 1 < self.reach < math.inf:
+            raise ValueError(f"--reach {self.reach} must be above one and finite; try 30.")
         check_positive("tolerance", self.tolerance, 0.1)
 
 
 @dataclasses.dataclass(frozen=True)
 class DynamicsSettings:
-    """What is measured of the dynamics of optimizers.
+    """Measure the dynamics of a run's optimizer, beside SGD, momentum, Adam and Lion.
 
     Attributes:
         steps: of each training; the run's horizon, but at most 500, by default.
@@ -282,7 +379,7 @@ class DynamicsSettings:
 
 @dataclasses.dataclass(frozen=True)
 class SymmetrySettings:
-    """What is measured of broken symmetries.
+    """See which symmetries of its networks a run's optimizer breaks, beside SGD, Adam and Lion.
 
     Attributes:
         steps: of each training; the run's horizon, but at most 500, by default.

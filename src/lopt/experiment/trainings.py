@@ -1,6 +1,7 @@
 """Trainings of fresh tasks: the one place that starts them, on all devices, from named keys."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import equinox as eqx
@@ -8,17 +9,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.flatten_util import ravel_pytree
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
 from jaxtyping import Key as KeyArray
 
 from lopt.core.devices import device_mesh, round_up, spread
+from lopt.core.estimator import AbstractGradientEstimator
 from lopt.core.task import AbstractTask, AbstractTaskFamily
-from lopt.core.types import Key, Record
+from lopt.core.types import Key, Record, Theta
 from lopt.core.unroll import Step, TrainState, loss_of, start, unroll
-from lopt.experiment.recorded import recorded_together
 
 Keys = KeyArray[Array, " seed"]
+# Records of so many numbers are computed at once: of fewer steps of large networks.
+RECORD_SIZE = 2**22
 
 # Every stream of random numbers is far from those of meta-training, and from the others.
 STREAMS = {
@@ -102,39 +106,127 @@ def trainings(
     return jax.vmap(one)(keys, states)
 
 
-def over_devices(
-    function: Callable[[Any, Any], Any], shared: Any, at_once: int
-) -> Callable[[Any], Any]:
-    """Returns what maps `function(shared, item)` over items, spread over all devices.
+def recorded_together(
+    estimator: AbstractGradientEstimator,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    num_steps: int,
+    record: Callable[[Step], Any],
+    at_once: int,
+) -> tuple[TrainState, Record]:
+    """Returns what `lopt.unroll` does, with records of some steps computed at once.
+
+    A record of many small operations takes as long as a step of a small network; mapped over the
+    steps of a window it costs much less. By the semigroup law a run is one of windows.
+
+    Args:
+        estimator: a task, or an estimator of a meta-gradient.
+        optimizer: any Optax optimizer.
+        state: from `lopt.start`, or from an earlier run.
+        num_steps: at least 1.
+        record: what to keep of each step.
+        at_once: how many steps, cut to a divisor of `num_steps`; memory holds as many states.
+    """
+    window = max(size for size in range(1, at_once + 1) if num_steps % size == 0)
+    if window == 1:
+        return unroll(estimator, optimizer, state, num_steps, record=record)
+
+    def advance(state: TrainState, _: None) -> tuple[TrainState, Record]:
+        state, steps = unroll(estimator, optimizer, state, window, record=lambda step: step)
+        return state, jax.vmap(record)(steps)
+
+    state, kept = jax.lax.scan(advance, state, length=num_steps // window)
+    return state, jax.tree.map(lambda leaf: leaf.reshape(num_steps, *leaf.shape[2:]), kept)
+
+
+def mean_estimate(
+    shared: tuple[AbstractGradientEstimator, Theta],
+    key: Key,
+    count: int,
+    record: Callable[[Step], Any] = lambda step: ravel_pytree(step.grads)[0],
+) -> Any:
+    """Returns the mean of so many estimates in a row, at a theta that stays where it is.
+
+    Args:
+        shared: an estimator, which begins anew, and theta.
+        key: of all estimates.
+        count: of estimates.
+        record: of what the mean is taken; the gradient as a vector by default.
+    """
+    (estimator, theta), still = shared, optax.set_to_zero()
+    begun = start(estimator, still, theta, key)
+    _, records = unroll(estimator, still, begun, count, record=record)
+    return jax.tree.map(lambda x: x.mean(0), records)
+
+
+class OverDevices:
+    """What maps `function(shared, item)` over items, spread over all devices, and what that costs.
 
     Args:
         function: of what all have in common, and of one item; compiled once.
         shared: a pytree.
         at_once: how many items are computed at once, about.
 
-    Returns:
-        A function from items, arrays with one leading axis, to results as NumPy arrays.
+    Attributes:
+        batch: how many items are computed at once.
+        compile_seconds: of tracing and compiling, once that is done.
     """
-    mesh = device_mesh()
-    batch = round_up(at_once, mesh.size)
-    arrays, static = eqx.partition(shared, eqx.is_array)
-    everywhere = jax.device_put(arrays, NamedSharding(mesh, PartitionSpec()))
 
-    def one(arrays: Any, item: Any) -> Any:
-        return function(eqx.combine(arrays, static), item)
+    def __init__(self, function: Callable[[Any, Any], Any], shared: Any, at_once: int) -> None:
+        self._mesh = device_mesh()
+        self.batch = round_up(at_once, self._mesh.size)
+        arrays, static = eqx.partition(shared, eqx.is_array)
+        self._shared = jax.device_put(arrays, NamedSharding(self._mesh, PartitionSpec()))
 
-    program = jax.jit(jax.vmap(one, (None, 0)))
+        def one(arrays: Any, item: Any) -> Any:
+            return function(eqx.combine(arrays, static), item)
 
-    def run(items: Any) -> Any:
+        self._mapped = jax.jit(jax.vmap(one, (None, 0)))
+        self._traced: Any = None
+        self._compiled: Any = None
+        self._seconds: list[float] = []
+        self.compile_seconds = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """How long a batch takes, the median over those computed."""
+        return float(np.median(self._seconds))
+
+    @property
+    def memory(self) -> float:
+        """Bytes of temporary arrays for a batch, on all devices; NaN if XLA does not say."""
+        analysis = self._compiled.memory_analysis()
+        return np.nan if analysis is None else float(analysis.temp_size_in_bytes * self._mesh.size)
+
+    def trace(self, items: Any) -> None:
+        """Gets ready for `compile`; items are such as it will be called with."""
+        began = time.perf_counter()
+        self._traced = self._mapped.lower(self._shared, next(self._batches(items)))
+        self.compile_seconds += time.perf_counter() - began
+
+    def compile(self) -> None:
+        """Compiles what was traced; unlike tracing, this may be done in another thread."""
+        began = time.perf_counter()
+        self._compiled = self._traced.compile()
+        self.compile_seconds += time.perf_counter() - began
+
+    def __call__(self, items: Any) -> Any:
+        """Returns results as NumPy arrays, by item; items are arrays with one leading axis."""
+        if self._traced is None:
+            self.trace(items)
+        if self._compiled is None:
+            self.compile()
+        parts = []
+        for some in self._batches(items):
+            began = time.perf_counter()
+            parts.append(jax.device_get(self._compiled(self._shared, some)))
+            self._seconds.append(time.perf_counter() - began)
         count = len(jax.tree.leaves(items)[0])
-        # The last batch is filled up with items from the front.
-        numbers = np.resize(np.arange(count), round_up(count, batch)).reshape(-1, batch)
-        parts = [
-            jax.device_get(
-                program(everywhere, spread(jax.tree.map(lambda x, n=n: x[n], items), mesh))
-            )
-            for n in jnp.asarray(numbers)
-        ]
         return jax.tree.map(lambda *part: np.concatenate(part)[:count], *parts)
 
-    return run
+    def _batches(self, items: Any) -> Iterator[Any]:
+        count = len(jax.tree.leaves(items)[0])
+        # The last batch is filled up with items from the front.
+        numbers = np.resize(np.arange(count), round_up(count, self.batch)).reshape(-1, self.batch)
+        for n in jnp.asarray(numbers):
+            yield spread(jax.tree.map(lambda x, n=n: x[n], items), self._mesh)

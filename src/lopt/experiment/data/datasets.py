@@ -5,13 +5,19 @@ files, which are looked for in `$LOPT_DATA_DIR` and otherwise downloaded. Files 
 checked by format, so that they may be excerpts; downloads are checked by checksum.
 """
 
+import contextlib
 import os
+from collections.abc import Iterator
+from contextvars import ContextVar
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from lopt.experiment.data.image_files import CIFAR_FILES, read_cifar, read_pair
 from lopt.experiment.runs.environment import cache_folder
+from lopt.experiment.runs.files import digest
 from lopt.tasks.data import Data, image_data
 
 NAMES = ("digits", "mnist", "fashion_mnist", "cifar10")
@@ -27,24 +33,25 @@ CIFAR_ARCHIVE = "cifar-10-binary.tar.gz"
 
 ADDRESSES = {
     "mnist": "https://ossci-datasets.s3.amazonaws.com/mnist/",
-    "fashion_mnist": "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+    "fashion_mnist": "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
     "cifar10": "https://www.cs.toronto.edu/~kriz/",
 }
 
+# SHA-256, in the order of FILES.
 CHECKSUMS = {
     "mnist": (
-        "f68b3c2dcbeaaa9fbdd348bbdeb94873",
-        "d53e105ee54ea40749a09fcbcd1e9432",
-        "9fb629c4189551a2d022fa330f9573f3",
-        "ec29112dd5afa0611ce80d1b7f02629c",
+        "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+        "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+        "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+        "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
     ),
     "fashion_mnist": (
-        "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
-        "25c81989df183df01b3e8a0aad5dffbe",
-        "bef4ecab320f06d8554ea6380940ec79",
-        "bb300cfdad3c16e7a12a480ee83cd310",
+        "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+        "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+        "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+        "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
     ),
-    "cifar10": ("c32a1d4ab5d03f1284b67883e8d87530",),
+    "cifar10": ("c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",),
 }
 
 
@@ -71,11 +78,13 @@ def load_images(name: str, size: int = 8, folder: str | os.PathLike | None = Non
     """
     _check_name("load_images", name)
     if name == "digits":
+        _loaded(name, size, [])
         return _load_digits(size)
     paths = _local_paths(name, folder) or _download(name)
-    if name == "cifar10":
-        return image_data(*read_cifar(paths), 10, size)
-    return image_data(*read_pair(paths[0], paths[1]), *read_pair(paths[2], paths[3]), 10, size)
+    _loaded(name, size, paths)
+    parts = read_cifar(paths) if name == "cifar10" else map(read_pair, paths[::2], paths[1::2])
+    (images, labels), (test_images, test_labels) = parts
+    return image_data(images, labels, test_images, test_labels, 10, size)
 
 
 def available(name: str, folder: str | os.PathLike | None = None) -> bool:
@@ -88,9 +97,34 @@ def available(name: str, folder: str | os.PathLike | None = None) -> bool:
     _check_name("available", name)
     if name == "digits":
         return True
-    if folder is not None:
-        return bool(_complete(name, Path(folder)))
-    return bool(_local_paths(name, None) or _complete(name, cache_folder() / name))
+    if folder is None and _local_paths(name, None):
+        return True
+    return not _closest(name, cache_folder() / name if folder is None else Path(folder))[1]
+
+
+def mnist_or_digits() -> str:
+    """Returns "mnist" if it can be loaded without a network, else "digits"."""
+    return "mnist" if available("mnist") else "digits"
+
+
+@contextlib.contextmanager
+def data_loaded() -> Iterator[list[dict[str, Any]]]:
+    """Yields what `load_images` loads meanwhile: name, size, and the checksum of its files."""
+    token = _LOADED.set([])
+    try:
+        yield _LOADED.get()
+    finally:
+        _LOADED.reset(token)
+
+
+_LOADED: ContextVar[list[dict[str, Any]]] = ContextVar("loaded", default=[])  # noqa: B039
+
+
+def _loaded(name: str, size: int, paths: list[Path]) -> None:
+    checksums = "".join(digest(path) for path in paths)
+    found = {"name": name, "size": size, "sha256": sha256(checksums.encode()).hexdigest()}
+    if found not in _LOADED.get():
+        _LOADED.get().append(found)
 
 
 def _check_name(owner: str, name: str) -> None:
@@ -107,32 +141,17 @@ def _load_digits(size: int) -> Data:
     return image_data(images, labels, None, None, 10, size)
 
 
-def _data_folder(name: str) -> list[Path]:
-    """Returns `$LOPT_DATA_DIR/<name>`, or nothing if it is not set."""
-    root = os.environ.get("LOPT_DATA_DIR")
-    if root and not Path(root).is_dir():
-        raise FileNotFoundError(
-            f"LOPT_DATA_DIR={root} is not a folder; point it at the folder that holds "
-            f"{', '.join(NAMES[1:])}, or unset it."
-        )
-    return [Path(root) / name] if root else []
-
-
-def _choices(name: str, folder: Path) -> list[list[Path]]:
-    """Returns the sets of files that a data set can be read from, what is downloaded first."""
-    if name != "cifar10":
-        return [[folder / file for file in FILES]]
-    unpacked = [folder / "cifar-10-batches-bin", folder]
-    return [
-        [folder / CIFAR_ARCHIVE],
-        *([place / file for file in CIFAR_FILES] for place in unpacked),
-    ]
-
-
-def _complete(name: str, folder: Path) -> list[Path]:
-    """Returns the first set of files that is there, or nothing."""
-    whole = (paths for paths in _choices(name, folder) if all(path.is_file() for path in paths))
-    return next(whole, [])
+def _closest(name: str, folder: Path) -> tuple[list[Path], list[str]]:
+    """Returns the first whole set of files in a folder, else the closest, and what it lacks."""
+    sets = [[folder / file for file in FILES]]
+    if name == "cifar10":
+        unpacked = [folder / "cifar-10-batches-bin", folder]
+        sets = [[folder / CIFAR_ARCHIVE], *([at / file for file in CIFAR_FILES] for at in unpacked)]
+    found = [[path for path in paths if path.is_file()] for paths in sets]
+    if whole := [paths for paths in sets if paths in found]:
+        return whole[0], []
+    closest = sets[max(range(len(sets)), key=lambda i: len(found[i]))]
+    return closest, [path.name for path in closest if not path.is_file()]
 
 
 def _local_paths(name: str, folder: str | os.PathLike | None) -> list[Path]:
@@ -141,17 +160,22 @@ def _local_paths(name: str, folder: str | os.PathLike | None) -> list[Path]:
     Raises:
         FileNotFoundError: if a given folder, or one that has some of the files, lacks others.
     """
-    for place in [Path(folder)] if folder is not None else _data_folder(name):
-        if paths := _complete(name, place):
-            return paths
-        closest = max(_choices(name, place), key=lambda paths: sum(map(Path.is_file, paths)))
-        missing = [path.name for path in closest if not path.is_file()]
-        if folder is not None or len(missing) < len(closest):
+    root = os.environ.get("LOPT_DATA_DIR")
+    if folder is None:
+        if not root:
+            return []
+        if not Path(root).is_dir():
             raise FileNotFoundError(
-                f"load_images({name!r}): {closest[0].parent} lacks {', '.join(missing)}; put the "
-                f"official files from {ADDRESSES[name]} there."
+                f"LOPT_DATA_DIR={root} is not a folder; point it at the folder that holds "
+                f"{', '.join(NAMES[1:])}, or unset it."
             )
-    return []
+    paths, missing = _closest(name, Path(str(root), name) if folder is None else Path(folder))
+    if missing and (folder is not None or len(missing) < len(paths)):
+        raise FileNotFoundError(
+            f"load_images({name!r}): {paths[0].parent} lacks {', '.join(missing)}; put the "
+            f"official files from {ADDRESSES[name]} there."
+        )
+    return [] if missing else paths
 
 
 def _download(name: str) -> list[Path]:
@@ -163,10 +187,10 @@ def _download(name: str) -> list[Path]:
     import pooch
 
     folder = cache_folder() / name
-    files = [path.name for path in _choices(name, folder)[0]]
+    files = (CIFAR_ARCHIVE,) if name == "cifar10" else FILES
     try:
         return [
-            Path(pooch.retrieve(ADDRESSES[name] + file, f"md5:{checksum}", file, folder))
+            Path(pooch.retrieve(ADDRESSES[name] + file, f"sha256:{checksum}", file, folder))
             for file, checksum in zip(files, CHECKSUMS[name], strict=True)
         ]
     # Requests raises OSErrors, pooch ValueErrors on a wrong checksum.

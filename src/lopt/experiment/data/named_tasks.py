@@ -7,11 +7,18 @@ from lopt.experiment.data.datasets import NAMES, load_images
 from lopt.tasks import conv_classification, mlp_classification, resnet_classification
 from lopt.tasks.data import Data
 
-# Of each kind of network, at the size that a laptop trains.
+# Of each kind of network, at the size that a laptop trains; mlp100x100 and conv5x5 are those of Wu
+# et al. 2018, arXiv:1803.02021.
 NETWORKS: dict[str, Callable[[Data, int], AbstractTask]] = {
     "mlp": lambda data, batch_size: mlp_classification(data, (32,), batch_size=batch_size),
+    "mlp100x100": lambda data, batch_size: mlp_classification(
+        data, (100, 100), batch_size=batch_size, stddev=0.05
+    ),
     "conv": lambda data, batch_size: conv_classification(
         data, (16, 16), 3, (32,), batch_size=batch_size
+    ),
+    "conv5x5": lambda data, batch_size: conv_classification(
+        data, batch_size=batch_size, stddev=0.1
     ),
     "resnet": lambda data, batch_size: resnet_classification(
         data, (1, 1), channels=(8, 16), batch_size=batch_size
@@ -19,11 +26,6 @@ NETWORKS: dict[str, Callable[[Data, int], AbstractTask]] = {
     "resnet18": lambda data, batch_size: resnet_classification(data, 18, batch_size=batch_size),
     "resnet50": lambda data, batch_size: resnet_classification(data, 50, batch_size=batch_size),
 }
-
-
-def task_names() -> list[str]:
-    """Returns the names of all tasks."""
-    return [f"{data}_{network}" for data in NAMES for network in NETWORKS]
 
 
 def named_task(name: str, size: int = 0, batch_size: int = 128) -> AbstractTask:

@@ -6,26 +6,33 @@ steps; each baseline's learning rate is the best of 11 for just these runs, whic
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from lopt.core.learned import AbstractLearnedOptimizer
-from lopt.core.task import AbstractTask, judge
-from lopt.core.types import Key, Scalar, Split, Theta
-from lopt.core.unroll import TrainState
+from lopt.core.types import Key, Scalar, Theta
 from lopt.experiment.baselines import BASELINES, DEFAULT_ADAM, tune
-from lopt.experiment.report import Cell, Figure, Report, color_of, curves, finish, measured
-from lopt.experiment.runs.experiment import Evaluation, Experiment
-from lopt.experiment.runs.files import read_lines
-from lopt.experiment.runs.train import dropped_particles, skipped_steps
-from lopt.experiment.trainings import Keys, dtype_of, trainings
+from lopt.experiment.evaluation.evaluation import Evaluation
+from lopt.experiment.report import (
+    Cell,
+    Figure,
+    Measured,
+    Report,
+    color_of,
+    curves,
+    finish,
+    measured,
+    running_mean,
+    stages,
+)
+from lopt.experiment.runs.run import Run
+from lopt.experiment.settings import EvaluateSettings
+from lopt.experiment.trainings import dtype_of, stream
 
 SMOOTHING = 10
 # Those of the evaluation of a run; symmetry studies have Lion as well.
@@ -52,13 +59,11 @@ class Runs:
     final_loss: Float[np.ndarray, " seed"]
     metrics: dict[str, Float[np.ndarray, " seed"]]
 
-    def steps_to_reach(self, level: float) -> list[int | None]:
-        """Returns, per seed, the steps until the loss, averaged over 10 steps, is at `level`."""
+    def steps_to_reach(self, level: float) -> list[int]:
+        """Returns, of each seed that gets there, the steps until the mean of 10 is at `level`."""
         width = min(SMOOTHING, self.losses.shape[1])
-        means = np.lib.stride_tricks.sliding_window_view(self.losses, width, axis=1).mean(-1)
-        reached = means <= level
-        first = reached.argmax(axis=1) + width
-        return [int(n) if hit.any() else None for n, hit in zip(first, reached, strict=True)]
+        reached = running_mean(self.losses, width)[:, width - 1 :] <= level
+        return [int(hits.argmax()) + width for hits in reached if hits.any()]
 
     def final_level(self) -> float:
         """Returns the mean over seeds of the training loss over the last 10 steps."""
@@ -76,49 +81,11 @@ class Comparison:
         """Returns the runs of one optimizer."""
         return next(runs for runs in self.runs if runs.name == name)
 
-    def summary(self) -> dict[str, Any]:
-        """Returns the numbers of the report."""
-        learned, adam, default = self.of("learned"), self.of("Adam"), self.of("Adam 0.001")
-        difference = learned.final_loss - adam.final_loss
-        level = adam.final_level()
-        rows = []
+    def rows(self) -> list[dict[str, Cell]]:
+        """Returns a row of numbers for each optimizer."""
+        level, rows = self.of("Adam").final_level(), list[dict[str, Cell]]()
         for runs in self.runs:
             steps = runs.steps_to_reach(level)
-            hits = [n for n in steps if n is not None]
-            rows.append(
-                {
-                    "optimizer": runs.name,
-                    "learning_rate": runs.learning_rate,
-                    "learning_rate_at_edge_of_grid": runs.at_edge,
-                    "final_loss": _as_json(runs.final_loss),
-                    "test": {name: _as_json(v) for name, v in runs.metrics.items()},
-                    "steps_to_tuned_adams_loss": _as_json(np.asarray(hits, float)),
-                    "seeds_that_reached_it": len(hits),
-                    "final_losses": runs.final_loss.tolist(),
-                }
-            )
-        return {
-            "name": self.evaluation.name,
-            "trained_on": self.evaluation.trained_on,
-            "horizon": self.evaluation.horizon,
-            "seeds": self.evaluation.num_seeds,
-            "rows": rows,
-            "learned_minus_tuned_adam": _as_json(difference),
-            "beats_default_adam_on_every_seed": bool(
-                np.all(learned.final_loss < default.final_loss)
-            ),
-        }
-
-    def table(self) -> tuple[str, list[dict[str, Cell]]]:
-        """Returns the title and the rows of a table of the report."""
-        level, shown = self.of("Adam").final_level(), self.evaluation
-        rows: list[dict[str, Cell]] = []
-        for runs in self.runs:
-            steps = runs.steps_to_reach(level)
-            hits = [n for n in steps if n is not None]
-            reached = f"{np.mean(hits):.0f}" if hits else "not reached"
-            if 0 < len(hits) < len(steps):
-                reached += f" ({len(hits)} of {len(steps)})"
             metric = "accuracy" if "accuracy" in runs.metrics else "loss"
             rows.append(
                 {
@@ -126,28 +93,48 @@ class Comparison:
                     "rate": runs.learning_rate,
                     "final loss": measured(runs.final_loss),
                     f"test {metric}": measured(runs.metrics[metric]),
-                    "steps to tuned Adam": reached,
+                    "steps to tuned Adam": measured(steps) if steps else "not reached",
+                    "by seeds": len(steps),
                 }
             )
-        return f"{shown.name} ({shown.horizon} steps, {shown.num_seeds} seeds)", rows
+        return rows
+
+    def difference(self) -> Measured:
+        """Returns by how much the learned optimizer's final loss is above tuned Adam's, by seed."""
+        return measured(self.of("learned").final_loss - self.of("Adam").final_loss)
 
     def verdict(self) -> str:
         """Returns a sentence that compares the learned optimizer with Adam."""
-        learned, adam, default = self.of("learned"), self.of("Adam"), self.of("Adam 0.001")
-        found = measured(learned.final_loss - adam.final_loss)
+        found = self.difference()
         if found.mean is None or found.error is None or not np.isfinite(found.mean):
             return "The learned rule or tuned Adam diverges, so that they cannot be compared."
-        if found.mean < -2 * found.error:
-            verdict = "beats tuned Adam"
-        elif found.mean <= 2 * found.error:
-            verdict = "matches tuned Adam within two standard errors"
-        else:
-            verdict = "falls behind tuned Adam"
-        every = "on every" if np.all(learned.final_loss < default.final_loss) else "not on every"
+        verdict = "matches tuned Adam within two standard errors"
+        if abs(found.mean) > 2 * found.error:
+            verdict = "beats tuned Adam" if found.mean < 0 else "falls behind tuned Adam"
+        default = self.of(f"Adam {DEFAULT_ADAM:g}").final_loss
+        every = "on every" if np.all(self.of("learned").final_loss < default) else "not on every"
         return (
             f"The learned rule {verdict} (difference of final losses {found}, paired by seed); "
             f"it beats Adam at its default rate {every} initialisation."
         )
+
+    def json(self) -> dict[str, Any]:
+        """Returns what the JSON has besides the table."""
+        found = self.difference()
+        names = ("name", "horizon", "num_seeds", "trained_on")
+        return {
+            **{name: getattr(self.evaluation, name) for name in names},
+            "learned_minus_tuned_adam": {"mean": found.mean, "standard_error": found.error},
+            "rows": [
+                {
+                    "optimizer": runs.name,
+                    "learning_rate_at_edge_of_grid": runs.at_edge,
+                    "final_losses": runs.final_loss.tolist(),
+                    "test": {name: values.tolist() for name, values in runs.metrics.items()},
+                }
+                for runs in self.runs
+            ],
+        }
 
 
 def compare(
@@ -162,14 +149,14 @@ def compare(
     `others` are further learned optimizers and their weights, by name.
     """
     keys = jax.random.split(key, evaluation.num_seeds)
-    task, horizon, dtype = evaluation.task, evaluation.horizon, dtype_of(evaluation.task)
+    dtype = dtype_of(evaluation.task)
     results = []
     for name, (own, weights) in {"learned": (learned, theta), **(others or {})}.items():
-        found = _trained(task, own.optimizer(weights, num_steps=horizon), horizon, keys)
+        found = evaluation.trained(own.optimizer(weights, evaluation.horizon), keys)
         results.append(Runs(name, None, False, *jax.device_get(found)))
 
     def train(optimizer: optax.GradientTransformation) -> tuple[Scalar, Any]:
-        found = _trained(task, optimizer, horizon, keys)
+        found = evaluation.trained(optimizer, keys)
         return jnp.mean(found[1]), found
 
     for name in NAMES:
@@ -183,49 +170,54 @@ def compare(
     return Comparison(evaluation, tuple(results))
 
 
-@eqx.filter_jit
-def _trained(
-    task: AbstractTask, optimizer: optax.GradientTransformation, horizon: int, keys: Keys
-) -> tuple[Float[Array, "seed step"], Float[Array, " seed"], dict[str, Float[Array, " seed"]]]:
-    """Returns training losses, final losses and metrics of the test split."""
-    states, losses = trainings(task, optimizer, keys, horizon)
+def evaluate(run: Run, settings: EvaluateSettings | None = None) -> Report:
+    """Compares a run's latest weights with tuned baselines, on each of its evaluations.
 
-    def judged(state: TrainState, split: Split) -> dict[str, Scalar]:
-        key = jax.random.fold_in(state.key, 2**32 - 2)  # none of the run's own keys
-        return judge(task, state.params, state.estimator_state, key, split)
-
-    final = jax.vmap(lambda state: judged(state, "train"))(states)
-    return losses, final["loss"], jax.vmap(lambda state: judged(state, "test"))(states)
+    Returns:
+        A report with a table and curves for each, and the meta-losses of the run.
+    """
+    experiment = run.experiment
+    before = None if experiment.initial is None else {"before": (run.learned, experiment.initial)}
+    key, comparisons = stream("evaluation", experiment.seed), []
+    with stages("evaluating", len(experiment.evaluations)) as announce:
+        for i, evaluation in enumerate(experiment.evaluations):
+            announce(evaluation.name)
+            own = jax.random.fold_in(key, i)
+            comparisons.append(compare(evaluation, run.learned, run.theta, own, before))
+    return evaluation_report(run.name, comparisons, run.log)
 
 
 def evaluation_report(
-    experiment: Experiment, comparisons: Sequence[Comparison], folder: Path
+    name: str, comparisons: Sequence[Comparison], log: Mapping[str, Float[np.ndarray, " outer"]]
 ) -> Report:
-    """Returns the report of a run: a table and curves for each evaluation, and the meta-losses."""
-    lines = read_lines(folder / "metrics.jsonl")
-    skipped, dropped = skipped_steps(folder), dropped_particles(folder)
-    report = Report(f"Evaluation of {folder.name}")
+    """Returns the report of a run: a table and curves for each evaluation, and the meta-losses.
+
+    Args:
+        name: of the run.
+        comparisons: one for each evaluation.
+        log: of it, as `Run.log` is.
+    """
+    report = Report(f"Evaluation of {name}")
+    counts = {
+        "Skipped outer steps": int(np.sum(log["finite"] == 0)),
+        "Dropped particles": int(np.nansum(log["dropped"])),
+    }
     report.data |= {
-        "note": experiment.note,
-        "outer_steps": experiment.outer_steps,
-        "outer_steps_in_the_log": len(lines),
-        "outer_steps_skipped_as_not_finite": skipped,
-        "particles_dropped_as_not_finite": dropped,
-        "seconds_of_meta_training": sum(line["seconds"] for line in lines),
-        "evaluations": [comparison.summary() for comparison in comparisons],
+        "outer_steps": len(log["seconds"]),
+        "seconds_of_meta_training": float(np.nansum(log["seconds"])),
+        "evaluations": [comparison.json() for comparison in comparisons],
     }
     for comparison in comparisons:
-        report.table(*comparison.table())
+        about = comparison.evaluation
+        title = f"{about.name} ({about.horizon} steps, {about.num_seeds} seeds)"
+        report.table(title, comparison.rows())
         report.text(comparison.verdict())
-    for text in (
-        experiment.note,
-        f"Skipped outer steps: {skipped}." if skipped else "",
-        f"Dropped particles: {dropped}." if dropped else "",
-    ):
-        if text:
-            report.text(text)
+    for what, count in counts.items():
+        report.text(f"{what}: {count}." if count else "")
     report.add(curves_of("curves", comparisons))
-    report.figure("meta_training", lambda figure: _meta_losses(figure.add_subplot(), lines))
+    report.figure(
+        "meta_training", lambda figure: _meta_losses(figure.add_subplot(), log["meta_loss"])
+    )
     return report
 
 
@@ -245,19 +237,12 @@ def curves_of(name: str, comparisons: Sequence[Comparison]) -> Figure:
     )
 
 
-def _meta_losses(axes: Any, lines: Sequence[Mapping[str, Any]]) -> None:
-    losses = np.array([np.nan if v["meta_loss"] is None else v["meta_loss"] for v in lines], float)
+def _meta_losses(axes: Any, losses: Float[np.ndarray, " outer"]) -> None:
     axes.plot(losses, color="#bbbbbb", lw=0.6, label="each outer step")
     width = max(1, losses.size // 50)
     if losses.size > width:
-        windows = np.lib.stride_tricks.sliding_window_view(losses, width)
-        count = np.maximum(np.isfinite(windows).sum(axis=-1), 1)
-        mean = np.nansum(np.where(np.isfinite(windows), windows, 0), axis=-1) / count
-        steps = np.arange(width - 1, losses.size)
-        axes.plot(steps, mean, color=color_of("learned"), lw=1.8, label=f"mean of {width}")
+        seen = np.isfinite(losses)
+        share = running_mean(seen.astype(float), width)
+        mean = running_mean(np.where(seen, losses, 0), width) / np.where(share > 0, share, np.nan)
+        axes.plot(mean, color=color_of("learned"), lw=1.8, label=f"mean of {width}")
     finish(axes, xlabel="outer step", ylabel="meta-loss", title="Meta-training")
-
-
-def _as_json(values: np.ndarray) -> dict[str, float | None]:
-    found = measured(values)
-    return {"mean": found.mean, "standard_error": found.error}

@@ -6,27 +6,28 @@ so that the variance over any budget of inner steps follows from theirs.
 """
 
 import dataclasses
+import functools
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.flatten_util import ravel_pytree
-from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
+from scipy import stats
 
 import lopt.estimators as est
-from lopt.core.devices import device_mesh, round_up, spread
 from lopt.core.estimator import AbstractGradientEstimator
 from lopt.core.inner import InnerTraining, MetaTask
 from lopt.core.types import Key, Theta
-from lopt.core.unroll import start, unroll
-from lopt.experiment.probes.subject import default_truncation
+from lopt.experiment.probes.subject import subject
+from lopt.experiment.report import Figure, Measured, Report, finish, panels, stages
 from lopt.experiment.settings import ProbeSettings
+from lopt.experiment.trainings import OverDevices, mean_estimate
 
 # Differences below this, relative to the truth, are called rounding.
 ROUNDING = 1e-4
@@ -35,71 +36,114 @@ SIGNIFICANT = 1e-3
 MOST_LISTED = 10_000
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """What was measured of one estimator; None where it cannot be said.
+def probe_estimators(name: str, settings: ProbeSettings) -> Report:
+    """Measures bias, noise and cost of the estimators of a recipe, a run or a task.
 
-    Attributes:
-        name: of the estimator.
-        samples: how many were finite, and `dropped`, how many were not.
-        bias: norm of (mean - truth) over the norm of the truth.
-        bias_by_chance: what `bias` would be without any, from the noise of both.
-        chance: the probability of a bias as large without any.
-        along: the part of the mean along the truth, 1 without bias, and its standard error.
-        variance: of a weight's gradient, mean over weights, for the budget.
-        variances: that of each weight, for theta of at most `MOST_LISTED` weights.
-        signal_to_noise: the squared norm of the mean, less chance, over the sum of the variances.
-        seconds: per inner step, the median over calls.
-        compile_seconds: before the first.
-        memory: bytes of temporary arrays for the samples computed at once, on all devices.
-        at_once: how many pairs of episodes these are.
+    Args:
+        name: as for `subject`.
+        settings: windows, perturbation, numbers of samples, and which estimators.
+
+    Raises:
+        FileNotFoundError: if there is no such recipe, run or task.
+        ValueError: if a setting does not fit the horizon, or there is no such estimator.
     """
-
-    name: str
-    samples: int
-    dropped: int
-    bias: float | None
-    bias_by_chance: float | None
-    chance: float | None
-    along: float | None
-    along_error: float | None
-    variance: float | None
-    variances: tuple[float, ...] | None
-    signal_to_noise: float | None
-    seconds: float
-    compile_seconds: float
-    memory: int | None
-    at_once: float
-
-    @property
-    def biased(self) -> bool | None:
-        """Whether the bias is more than chance."""
-        return None if self.chance is None else self.chance < SIGNIFICANT
+    return report_of(name, *subject(name, settings), settings)
 
 
-@dataclasses.dataclass(frozen=True)
-class EstimatorProbe:
-    """All rows, for a budget of inner steps.
+def report_of(name: str, inner: InnerTraining, theta: Theta, settings: ProbeSettings) -> Report:
+    """Measures the estimators of an inner training at theta; see `probe_estimators`."""
+    began = time.perf_counter()
+    weights = ravel_pytree(theta)[0].size
+    if not weights:
+        raise ValueError("Theta has no weights: there is no gradient to probe.")
+    window = settings.truncation or default_truncation(inner.horizon)
+    settings = dataclasses.replace(settings, horizon=inner.horizon, truncation=window)
+    entries = _entries(inner, settings, window, weights)
+    key, slices_key = jax.random.split(jax.random.key(settings.seed))
+    rows: list[dict[str, Any]] = []
+    variances = {}
+    with stages("probing", len(entries) + 3) as announce:
+        announce("compiling")
+        programs = []
+        for entry in entries:
+            sample = functools.partial(mean_estimate, count=entry.estimates)
+            size = max(1, round(settings.at_once / entry.pairs))
+            programs.append(OverDevices(sample, (entry.estimator, theta), size))
+            programs[-1].trace(jax.random.split(key, size))
+        # XLA compiles one program on one core: two at a time keep two cores busy.
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(OverDevices.compile, programs))
+        announce("measuring the truth")
+        truth_key = jax.random.fold_in(key, len(entries))
+        truth = _Moments.of(programs[0](jax.random.split(truth_key, 2 * settings.samples)))
+        square = float(truth.mean @ truth.mean)
+        trusted = square > 4 * truth.noise and not truth.dropped
+        for i, (entry, program) in enumerate(zip(entries, programs, strict=True)):
+            announce(f"measuring {entry.name}")
+            count = max(2, round(settings.samples / entry.pairs))
+            own = _Moments.of(program(jax.random.split(jax.random.fold_in(key, i), count)))
+            known = own.size > 1 and entry.gradient
+            each = np.sum(own.deviations**2, axis=0) * own.size * entry.pairs / settings.particles
+            if known and weights <= MOST_LISTED:
+                # Four digits: more would say nothing, and fill megabytes.
+                variances[entry.name] = [float(f"{value:.3e}") for value in each]
+            signal = max(0.0, float(own.mean @ own.mean) - own.noise)
+            pairs = program.batch * entry.pairs
+            rows.append(
+                {
+                    "estimator": entry.name,
+                    **_bias(own, truth if known and trusted else None),
+                    "variance": float(each.mean()) if known else None,
+                    "S/N": signal / float(each.sum()) if known and each.any() else None,
+                    "µs/step": 1e6 * program.seconds / (2 * inner.horizon * pairs),
+                    "MiB": program.memory / 2**20,
+                    "samples": own.size,
+                    "dropped": own.dropped,
+                    "compile s": program.compile_seconds,
+                    "at once": pairs,
+                }
+            )
+        announce("slices of the meta-loss")
+        slices = loss_slices(inner, theta, slices_key, (window, inner.horizon, 3 * inner.horizon))
+    said = f"not finite in {truth.dropped} of its samples" if truth.dropped else "too noisy"
+    said = f"Full backpropagation is {said}: it is no truth here, so no bias is given."
+    report = Report(f"Meta-gradients of {name}", {"name": name, **dataclasses.asdict(settings)})
+    report.data |= {
+        "seconds": time.perf_counter() - began,
+        "devices": [str(device) for device in jax.local_devices()],
+        "versions": {package: version(package) for package in ("lopt", "jax", "equinox", "optax")},
+        "weights": weights,
+        "budget_of_inner_steps": 2 * inner.horizon * settings.particles,
+        "truth_dropped": truth.dropped,
+        "variances": variances,
+    }
+    if trusted:
+        norm, error = square**0.5, (truth.noise / square) ** 0.5
+        report.data |= {"truth_norm": norm, "truth_relative_standard_error": error}
+        said = (
+            f"Truth: full backpropagation, norm {norm:.3g}, standard error {error:.1%}. Bias: "
+            "|mean - truth| / |truth|; by chance: that of an estimator without any."
+        )
+    budget = f"{weights:,} weights, {report.data['budget_of_inner_steps']:,} inner steps each"
+    report.table(f"Estimators at {budget}", rows)
+    report.text(
+        f"{said} Variance: of one weight, mean over weights. S/N: |mean|^2 over the sum of "
+        "variances. MiB: of temporary memory."
+    )
+    report.figure("estimators", lambda figure: _draw_rows(figure, rows), (13.0, 5.4), budget)
+    area = (4.6 if slices["surfaces"] is None else 13.0, 4.2)
+    caption = "The meta-loss of one episode around theta."
+    data = jax.tree.map(np.ndarray.tolist, slices)
+    report.add(Figure("slices", lambda figure: _draw_slices(figure, slices), area, caption, data))
+    return report
 
-    Attributes:
-        rows: one per estimator.
-        weights: of theta.
-        budget: inner steps that variance and signal-to-noise are given for.
-        truth_norm: the norm of the true gradient; None if full backpropagation is too noisy.
-        truth_error: its standard error, relative to that norm.
-        truth_dropped: how many of its samples were not finite; with any of these it is no truth.
-    """
 
-    rows: tuple[Row, ...]
-    weights: int
-    budget: int
-    truth_norm: float | None
-    truth_error: float | None
-    truth_dropped: int
+def default_truncation(horizon: int) -> int:
+    """Returns the largest divisor of the horizon that is at most a quarter of it."""
+    return max((d for d in range(1, horizon // 4 + 1) if horizon % d == 0), default=1)
 
 
-@dataclasses.dataclass(frozen=True)
-class Entry:
+class _Entry(NamedTuple):
     """An estimator; how many estimates are a sample, and of how many pairs of episodes.
 
     Of one that gives no gradient, but a direction of a scale of its own, only the cost is measured.
@@ -112,245 +156,163 @@ class Entry:
     gradient: bool = True
 
 
-def entries(inner: InnerTraining, settings: ProbeSettings, weights: int) -> list[Entry]:
-    """Returns all estimators, full backpropagation first.
-
-    Raises:
-        ValueError: if a setting does not fit the horizon.
-    """
-    sigma = settings.sigma
-    window = settings.truncation or default_truncation(inner.horizon)
+def _entries(
+    inner: InnerTraining, settings: ProbeSettings, window: int, weights: int
+) -> list[_Entry]:
+    """Returns the estimators asked for, full backpropagation first."""
+    sigma, only = settings.sigma, settings.only
     number = None if weights <= settings.exact_below else settings.directions
-    along = "all" if number is None else number
     full, es = MetaTask(inner), est.ES(inner, sigma)
     smooth = est.Reparameterized(full, sigma)
     online = est.OnlineForwardMode(inner, window, number, stagger=False)
-    windows = inner.horizon // window
-    noisy: dict[str, Any] = {
-        "TruncatedES": est.TruncatedES(inner, window, sigma, False),
-        "PES": est.PES(inner, window, sigma, False),
-        "GPES, two windows": est.GPES(inner, window, 2 * window, sigma, False),
-        "NRES": est.NRES(inner, window, sigma, False),
-    }
-    half = settings.particles // 2
-    return [
-        Entry("full backprop", full, 2),
-        Entry("TruncatedBackprop", est.TruncatedBackprop(inner, window, False), 2 * windows),
-        Entry(f"ForwardMode ({along})", est.ForwardMode(inner, number), 2),
-        Entry(f"OnlineForwardMode ({along})", online, 2 * windows),
-        Entry("Reparameterized", smooth, 1),
-        Entry("ES", es, 1),
-        Entry("ES, one arm", est.ES(inner, sigma, antithetic=False), 2),
+    gpes = est.GPES(inner, window, 2 * window, sigma, False)
+    windows, half = inner.horizon // window, settings.particles // 2
+    listed = [
+        _Entry("full backprop", full, 2),
+        _Entry("TruncatedBackprop", est.TruncatedBackprop(inner, window, False), 2 * windows),
+        _Entry(f"ForwardMode ({number or 'all'})", est.ForwardMode(inner, number), 2),
+        _Entry(f"OnlineForwardMode ({number or 'all'})", online, 2 * windows),
+        _Entry("Reparameterized", smooth, 1),
+        _Entry("ES", es, 1),
+        _Entry("ES, one arm", est.ES(inner, sigma, antithetic=False), 2),
         # Its first baseline takes an episode of its own.
-        Entry("PolicyGradient", est.PolicyGradient(inner, sigma), 2, 1.5),
-        *(Entry(name, estimator, windows) for name, estimator in noisy.items()),
-        Entry("InverseVariance", est.InverseVariance(es, smooth, half), 1, float(2 * half)),
-        Entry("RankedES", est.RankedES(es, half), 1, float(half), gradient=False),
+        _Entry("PolicyGradient", est.PolicyGradient(inner, sigma), 2, 1.5),
+        _Entry("TruncatedES", est.TruncatedES(inner, window, sigma, False), windows),
+        _Entry("PES", est.PES(inner, window, sigma, False), windows),
+        _Entry("GPES, two windows", gpes, windows),
+        _Entry("NRES", est.NRES(inner, window, sigma, False), windows),
+        _Entry("InverseVariance", est.InverseVariance(es, smooth, half), 1, 2.0 * half),
+        _Entry("RankedES", est.RankedES(es, half), 1, float(half), gradient=False),
         # Theta itself is the first of its candidates.
-        Entry("RandomSearch", est.RandomSearch(inner, 2 * half - 1, sigma), 1, float(half), False),
+        _Entry("RandomSearch", est.RandomSearch(inner, 2 * half - 1, sigma), 1, float(half), False),
     ]
-
-
-def probe_estimators(
-    inner: InnerTraining,
-    theta: Theta,
-    key: Key,
-    settings: ProbeSettings | None = None,
-    only: Sequence[str] = (),
-    advance: Callable[[str], None] = lambda doing: None,
-) -> EstimatorProbe:
-    """Measures every estimator at theta.
-
-    Args:
-        inner: what is measured.
-        theta: where.
-        key: of everything random.
-        settings: windows, perturbation, numbers of samples.
-        only: names of estimators, or their beginnings; all that give a gradient by default. Full
-            backpropagation, the truth, is always there.
-        advance: called with a few words about what is done next.
-
-    Raises:
-        ValueError: if a setting does not fit the horizon, or there is no such estimator.
-    """
-    settings = settings or ProbeSettings()
-    weights = ravel_pytree(theta)[0].size
-    if not weights:
-        raise ValueError("Theta has no weights: there is no gradient to probe.")
-    listed = entries(inner, settings, weights)
     for name in only:
         if not any(entry.name.startswith(name) for entry in listed):
             known = "; ".join(entry.name for entry in listed)
             raise ValueError(f"There is no estimator {name!r} to probe; there are: {known}.")
-    if only:
-        listed = [listed[0], *(e for e in listed[1:] if e.name.startswith(tuple(only)))]
-    else:
-        listed = [entry for entry in listed if entry.gradient]
-    # XLA compiles one program on one core: two at a time keep two cores busy.
-    with ThreadPoolExecutor(2) as pool:
-        programs = [_Program.of(entry, theta, settings.at_once, pool) for entry in listed]
-        for entry, program in zip(listed, programs, strict=True):
-            advance(f"compiling {entry.name}")
-            program.compiled.result()
-    measured = []
-    truth = np.zeros((0, weights))
-    for i, (entry, program) in enumerate(zip(listed, programs, strict=True)):
-        advance(f"measuring {entry.name}")
-        count = max(2, round(settings.samples / entry.pairs))
-        samples, seconds = program(jax.random.fold_in(key, i), count)
-        if i == 0:
-            truth = program(jax.random.fold_in(key, len(listed)), 2 * settings.samples)[0]
-        measured.append((entry, samples, program.cost(seconds, 2 * inner.horizon * entry.pairs)))
-    reference = _Moments.of(truth)
-    trusted = reference.mean @ reference.mean > 4 * reference.noise and reference.dropped == 0
-    budget = 2 * inner.horizon * settings.particles
-    rows = tuple(
-        _row(entry, samples, cost, reference if trusted else None, settings.particles)
-        for entry, samples, cost in measured
-    )
-    dropped = reference.dropped
-    if not trusted:
-        return EstimatorProbe(rows, weights, budget, None, None, dropped)
-    norm = float(np.sqrt(reference.mean @ reference.mean))
-    error = float(reference.noise**0.5) / norm
-    return EstimatorProbe(rows, weights, budget, norm, error, dropped)
+    chosen = [e for e in listed[1:] if (e.name.startswith(only) if only else e.gradient)]
+    return [listed[0], *chosen]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Moments:
+class _Moments(NamedTuple):
+    """The mean of the finite samples and its noise; how many these are, and how many others."""
+
     mean: np.ndarray
     deviations: np.ndarray  # scaled so that deviations.T @ deviations is the covariance of the mean
-    count: int
+    noise: float  # the sum of the variances of the mean
+    size: int
     dropped: int
 
     @classmethod
     def of(cls, samples: np.ndarray) -> "_Moments":
-        finite = np.isfinite(samples).all(axis=1)
-        kept = samples[finite].astype(float)
-        count = len(kept)
+        finite = samples[np.isfinite(samples).all(axis=1)].astype(float)
+        count = len(finite)
         if count < 2:
-            nothing = np.full(samples.shape[1], np.nan)
-            return cls(nothing, np.full((1, samples.shape[1]), np.nan), count, len(samples) - count)
-        mean = kept.mean(axis=0)
-        deviations = (kept - mean) / (count * (count - 1)) ** 0.5
-        return cls(mean, deviations, count, len(samples) - count)
-
-    @property
-    def noise(self) -> float:
-        """The sum of the variances of the mean."""
-        return float(np.sum(self.deviations**2))
+            finite = np.full((2, samples.shape[1]), np.nan)
+        mean = finite.mean(axis=0)
+        deviations = (finite - mean) / (len(finite) * (len(finite) - 1)) ** 0.5
+        return cls(mean, deviations, float(np.sum(deviations**2)), count, len(samples) - count)
 
 
-def _row(
-    entry: Entry,
-    samples: np.ndarray,
-    cost: dict[str, Any],
-    truth: _Moments | None,
-    particles: int,
-) -> Row:
-    own = _Moments.of(samples)
-    budgets = own.count * entry.pairs / particles
-    total = own.noise * budgets
-    known = own.count > 1 and entry.gradient
-    signal = max(0.0, float(own.mean @ own.mean) - own.noise)
-    bias = by_chance = chance = along = along_error = None
-    if truth is not None and known:
-        square = float(truth.mean @ truth.mean)
-        difference = own.mean - truth.mean
-        both = np.concatenate([own.deviations, truth.deviations])
-        rounding = ROUNDING**2 * square
-        noise = float(np.sum(both**2)) + rounding
-        noise_squared = float(np.sum((both @ both.T) ** 2)) + rounding**2
-        # |difference|^2 is, without bias, about chi-square scaled to its first two moments.
-        freedom = noise**2 / noise_squared
-        statistic = freedom * float(difference @ difference) / noise
-        with jax.numpy_dtype_promotion("standard"):
-            chance = float(jax.scipy.special.gammaincc(freedom / 2, statistic / 2))
-        bias = float(difference @ difference / square) ** 0.5
-        by_chance = (noise / square) ** 0.5
-        along = float(own.mean @ truth.mean) / square
-        along_error = float(np.sum((both @ truth.mean) ** 2)) ** 0.5 / square
-    return Row(
-        name=entry.name,
-        samples=own.count,
-        dropped=own.dropped,
-        bias=bias,
-        bias_by_chance=by_chance,
-        chance=chance,
-        along=along,
-        along_error=along_error,
-        variance=total / samples.shape[1] if known else None,
-        variances=_listed(own, budgets) if known else None,
-        signal_to_noise=signal / total if known and total > 0 else None,
-        **cost,
-    )
+def _bias(own: _Moments, truth: _Moments | None) -> dict[str, Any]:
+    """Returns the bias, what it would be by chance, and how probable one as large is then."""
+    if truth is None:
+        return dict.fromkeys(("bias", "by chance", "biased", "along truth", "p-value"))
+    square = float(truth.mean @ truth.mean)
+    difference = own.mean - truth.mean
+    both = np.concatenate([own.deviations, truth.deviations])
+    noise = own.noise + truth.noise + ROUNDING**2 * square
+    # |difference|^2 is, without bias, about chi-square scaled to its first two moments.
+    freedom = noise**2 / float(np.sum((both @ both.T) ** 2) + (ROUNDING**2 * square) ** 2)
+    chance = float(stats.chi2.sf(freedom * float(difference @ difference) / noise, freedom))
+    along_error = float(np.linalg.norm(both @ truth.mean)) / square
+    return {
+        "bias": float(np.linalg.norm(difference)) / square**0.5,
+        "by chance": (noise / square) ** 0.5,
+        "biased": chance < SIGNIFICANT,
+        "along truth": Measured(float(own.mean @ truth.mean) / square, along_error),
+        "p-value": chance,
+    }
 
 
-def _listed(own: _Moments, budgets: float) -> tuple[float, ...] | None:
-    variances = np.sum(own.deviations**2, axis=0) * budgets
-    # Four digits: more would say nothing, and fill megabytes.
-    return tuple(float(f"{v:.3e}") for v in variances) if len(variances) <= MOST_LISTED else None
+def loss_slices(
+    inner: InnerTraining, theta: Theta, key: Key, lengths: Sequence[int]
+) -> dict[str, Any]:
+    """Computes the meta-loss of one episode along one random direction, and along two.
+
+    Directions have the norm of theta (or 1, if it is zero) and are orthogonal; distances along
+    them, in such norms, go from -1 to 1.
+
+    Args:
+        inner: what is measured; its horizon does not matter.
+        theta: the middle.
+        key: of the episode and of the directions.
+        lengths: inner steps.
+
+    Returns:
+        `lengths`; distances on the `line`, and `losses` there by length; distances on the `plane`,
+        and `surfaces` of losses by length, None if theta has but one weight.
+    """
+    ends = np.unique(lengths)
+    direction_key, episode_key = jax.random.split(key)
+    flat, unravel = ravel_pytree(theta)
+    drawn = jax.random.normal(direction_key, (flat.size, min(2, flat.size)), flat.dtype)
+    norm = jnp.linalg.norm(flat)
+    directions = jnp.linalg.qr(drawn)[0].T * jnp.where(norm > 0, norm, 1)
+
+    def losses(shared: Any, place: Float[Array, " axis"]) -> Float[Array, " length"]:
+        inner, flat = shared
+        theta = unravel(flat + place @ directions)
+        runs = [(inner.begin(theta, episode_key, jnp.asarray(n)), int(n)) for n in ends]
+        return jnp.stack([inner.advance(theta, run, n)[0].mean() for run, n in runs])
+
+    program = OverDevices(losses, (inner, flat), 64)
+
+    def at(places: np.ndarray) -> np.ndarray:
+        found = program(places.astype(flat.dtype)).astype(float).T
+        # Beyond 1e30 a run has diverged as well, and axes overflow.
+        return np.where(np.abs(found) < 1e30, found, np.nan)
+
+    line, plane, surfaces = np.linspace(-1, 1, 101), np.linspace(-1, 1, 21), None
+    on_line = at(np.pad(line[:, None], ((0, 0), (0, len(directions) - 1))))
+    if len(directions) == 2:
+        places = np.stack(np.meshgrid(plane, plane), axis=-1).reshape(-1, 2)
+        surfaces = at(places).reshape(len(ends), len(plane), len(plane))
+    return {"lengths": ends, "line": line, "losses": on_line, "plane": plane, "surfaces": surfaces}
 
 
-@dataclasses.dataclass(frozen=True)
-class _Program:
-    """A compiled function that takes a batch of samples, spread over the devices."""
+def _draw_rows(figure: Any, rows: Sequence[dict[str, Any]]) -> None:
+    places = np.arange(len(rows))[::-1]
+    biased = np.array([bool(row["biased"]) for row in rows])
+    columns = ("bias", "variance", "S/N", "µs/step", "MiB")
+    for axes, column in zip(figure.subplots(1, 5, sharey=True), columns, strict=True):
+        names = (column, "by chance")
+        values, chance = np.array([[row[n] or np.nan for row in rows] for n in names], float)
+        axes.plot(np.where(biased, np.nan, values), places, "o", label="not found biased")
+        axes.plot(np.where(biased, values, np.nan), places, "o", color="#d62728", label="biased")
+        if column == "bias":
+            axes.plot(chance, places, "|", ms=16, color="#999999", label="by chance", zorder=1)
+            figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+        finish(axes, log="x", legend=False, title=column)
+        low, high = axes.get_xlim()
+        axes.set_xlim(low / 4, high * 4)  # more than a decade, so that a power of ten is in it
+        axes.xaxis.set_minor_formatter("")
+        axes.tick_params(axis="x", labelsize=8)
+    axes.set_yticks(places, [row["estimator"] for row in rows])
 
-    pairs: float
-    batch: int
-    arguments: Any
-    compiled: Future[tuple[Any, float]]
 
-    @classmethod
-    def of(cls, entry: Entry, theta: Theta, at_once: int, pool: ThreadPoolExecutor) -> "_Program":
-        arrays, static = eqx.partition(entry.estimator, eqx.is_array)
-
-        def sample(arrays: Any, theta: Theta, key: Key) -> Float[Array, " weight"]:
-            estimator = eqx.combine(arrays, static)
-            # Theta stays where it is: what is measured are estimates of one meta-gradient.
-            begin = start(estimator, optax.set_to_zero(), theta, key)
-            _, grads = unroll(
-                estimator,
-                optax.set_to_zero(),
-                begin,
-                entry.estimates,
-                record=lambda step: ravel_pytree(step.grads)[0],
-            )
-            return grads.mean(0)
-
-        mesh = device_mesh()
-        batch = round_up(max(1, round(at_once / entry.pairs)), mesh.size)
-        arguments = jax.device_put((arrays, theta), NamedSharding(mesh, PartitionSpec()))
-        began = time.perf_counter()
-        lowered = jax.jit(jax.vmap(sample, (None, None, 0))).lower(
-            *arguments, spread(jax.random.split(jax.random.key(0), batch), mesh)
-        )
-        traced = time.perf_counter() - began
-
-        def compile_it() -> tuple[Any, float]:
-            began = time.perf_counter()
-            return lowered.compile(), traced + time.perf_counter() - began
-
-        return cls(entry.pairs, batch, arguments, pool.submit(compile_it))
-
-    def __call__(self, key: Key, count: int) -> tuple[np.ndarray, list[float]]:
-        """Returns at least `count` samples, and the seconds that each call took."""
-        compiled, results, seconds = self.compiled.result()[0], [], []
-        mesh = device_mesh()
-        for i in range(-(-count // self.batch)):
-            keys = spread(jax.random.split(jax.random.fold_in(key, i), self.batch), mesh)
-            began = time.perf_counter()
-            results.append(np.asarray(jax.block_until_ready(compiled(*self.arguments, keys))))
-            seconds.append(time.perf_counter() - began)
-        return np.concatenate(results), seconds
-
-    def cost(self, seconds: list[float], steps: float) -> dict[str, Any]:
-        compiled, compile_seconds = self.compiled.result()
-        analysis = compiled.memory_analysis()
-        memory = None if analysis is None else int(analysis.temp_size_in_bytes) * device_mesh().size
-        return {
-            "seconds": float(np.median(seconds)) / (steps * self.batch),
-            "compile_seconds": compile_seconds,
-            "memory": memory,
-            "at_once": self.batch * self.pairs,
-        }
+def _draw_slices(figure: Any, slices: dict[str, Any]) -> None:
+    lengths, losses, surfaces = slices["lengths"], slices["losses"], slices["surfaces"]
+    line, *planes = panels(figure, 1 if surfaces is None else 3)
+    for length, values in zip(lengths, losses, strict=True):
+        line.plot(slices["line"], values, label=f"{length} steps", lw=1.6)
+    along = "along one direction [norms of theta]"
+    finish(line, log=not (losses <= 0).any(), xlabel=along, ylabel="meta-loss")
+    for axes, i in zip(planes, (0, -1), strict=False):
+        norm = "log" if 0 < np.nanmin(surfaces[i], initial=np.inf) < np.inf else None
+        mesh = axes.pcolormesh(slices["plane"], slices["plane"], surfaces[i], norm=norm)
+        figure.colorbar(mesh, ax=axes, label="meta-loss")
+        axes.plot(0, 0, "w+", ms=10)
+        axes.set_facecolor("#dddddd")  # where the loss is not finite
+        axes.set(xlabel="first direction", ylabel="second direction", aspect="equal")
+        axes.set_title(f"two random directions, {lengths[i]} steps", fontsize=10)

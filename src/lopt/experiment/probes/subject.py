@@ -1,8 +1,8 @@
-"""What is probed: the inner training of a recipe, or a task by name."""
+"""What is probed: the inner training of a recipe or a run, or a task by name."""
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,13 @@ from lopt.core.task import AbstractTaskFamily
 from lopt.core.types import Theta
 from lopt.experiment.runs import storage
 from lopt.experiment.runs.registry import build, recipe_names
+from lopt.experiment.runs.run import Run
+from lopt.experiment.settings import HorizonSettings, ProbeSettings
 from lopt.learned import LearnableAdam
 
 
-def task_names() -> list[str]:
+def named_tasks() -> dict[str, Callable[[], AbstractTaskFamily]]:
     """Returns the tasks that can be probed by name: those that need no data."""
-    return sorted(_tasks())
-
-
-def _tasks() -> dict[str, Callable[[], AbstractTaskFamily]]:
     found: dict[str, Any] = {"QuadraticFamily": lambda: lopt.tasks.QuadraticFamily(10)}
     for name in lopt.tasks.__all__:
         value = getattr(lopt.tasks, name)
@@ -34,49 +32,42 @@ def _tasks() -> dict[str, Callable[[], AbstractTaskFamily]]:
 
 
 def subject(
-    name: str,
-    settings: Sequence[str] = (),
-    horizon: int | None = None,
-    weights: Path | None = None,
-    seed: int = 0,
-    longest: int = 40,
+    name: str, settings: ProbeSettings | HorizonSettings, longest: int = 40
 ) -> tuple[InnerTraining, Theta]:
     """Returns what is probed, and where.
 
     Args:
-        name: a recipe, by name or file, or a task, which Adam with learned hyperparameters trains.
-        settings: of the recipe, "field=value" each.
-        horizon: inner steps per episode; by default the recipe's, at most `longest`.
-        weights: a file of `lopt.save` or a run's folder; initial weights by default.
-        seed: of the initial weights.
+        name: a recipe, by name or file, the folder of a run, or a task, which Adam with learned
+            hyperparameters trains.
+        settings: fields of the recipe, the horizon, the weights, and the seed of initial ones.
         longest: the longest default horizon, and that of tasks.
 
     Raises:
-        FileNotFoundError: if there is no such recipe or task, or no such weights.
+        FileNotFoundError: if there is no such recipe, run or task, or no such weights.
         ValueError: if a setting is wrong, or the weights do not fit.
     """
-    tasks = _tasks()
+    tasks, run = named_tasks(), None
+    inner: InnerTraining | None
     if name in tasks:
-        if settings:
-            raise ValueError(f"--set changes fields of recipes, and {name} is a task.")
         inner = InnerTraining(tasks[name](), LearnableAdam(0.01), longest)
     elif name in recipe_names() or name.endswith(".py"):
-        found = build(name, settings).inner_training()
-        if found is None:
-            raise ValueError(f"The estimator of recipe {name} has no InnerTraining to probe.")
-        inner = found
+        inner = build(name, settings.settings).inner_training()
+    elif Path(name).is_dir():
+        run = Run(Path(name))
+        inner = run.inner
     else:
         raise FileNotFoundError(
-            f"There is no recipe or task {name!r}; recipes are {', '.join(recipe_names())}, or "
-            f"the path of a Python file (ending in .py); tasks are {', '.join(sorted(tasks))}."
+            f"There is no recipe or task {name!r}, nor a run; recipes are "
+            f"{', '.join(recipe_names())}, or the path of a Python file (ending in .py); tasks are "
+            f"{', '.join(sorted(tasks))}."
         )
-    length = min(longest, inner.horizon) if horizon is None else horizon
-    inner = dataclasses.replace(inner, horizon=length)
-    if weights is not None:
-        return inner, storage.load(weights, inner.learned)[1]
-    return inner, inner.learned.init(jax.random.key(seed))
-
-
-def default_truncation(horizon: int) -> int:
-    """Returns the largest divisor of the horizon that is at most a quarter of it."""
-    return max((d for d in range(1, horizon // 4 + 1) if horizon % d == 0), default=1)
+    if inner is None:
+        raise ValueError(f"The estimator of recipe {name} has no InnerTraining to probe.")
+    if settings.settings and (run or name in tasks):
+        kind = "run" if run else "task"
+        raise ValueError(f"--set changes fields of recipes, and {name} is a {kind}.")
+    horizon = settings.horizon or min(longest, inner.horizon)
+    inner = dataclasses.replace(inner, horizon=horizon)
+    if settings.weights is not None:
+        return inner, storage.load(settings.weights, inner.learned)[1]
+    return inner, run.theta if run else inner.learned.init(jax.random.key(settings.seed))

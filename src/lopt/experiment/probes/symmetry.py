@@ -1,92 +1,54 @@
 """Which symmetries a run's learned optimizer breaks, beside SGD, momentum, Adam and Lion.
 
-In meta-testing: all of them train fresh tasks of the run from the same params on the same batches.
-In meta-training: so does the learned optimizer with the theta of each kept checkpoint, and for a
-few steps with that of every outer step, while the beginning of the run's meta-training is done
-again. The study is that of Sobotka et al. 2024 (arXiv:2312.07174).
+In meta-testing all of them train fresh tasks of the run, from the same params on the same batches.
+In meta-training the learned optimizer does so with the theta of each checkpoint, and for a few
+steps with that of every outer step, while the beginning of the run's meta-training is done again.
+The study is that of Sobotka et al. 2024 (arXiv:2312.07174).
 """
 
 import dataclasses
-from collections.abc import Callable
-from pathlib import Path
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+import optax
 
-from lopt.analysis.symmetry import Symmetries, symmetries
+from lopt.analysis.symmetry import Symmetries, SymmetryProbe, drift, symmetries
 from lopt.core.checks import check_length
 from lopt.core.learned import AbstractLearnedOptimizer
 from lopt.core.task import AbstractTaskFamily
-from lopt.core.types import Key, Theta
-from lopt.core.unroll import unroll
-from lopt.estimators import particle_mesh
-from lopt.experiment.baselines import BASELINES, Tuned
-from lopt.experiment.probes.dynamics_watch import tuned_references
-from lopt.experiment.probes.symmetry_watch import Course, EachTheta, Watch, watched
-from lopt.experiment.report import stages
-from lopt.experiment.runs import storage
-from lopt.experiment.runs.experiment import Experiment
+from lopt.core.types import Key
+from lopt.core.unroll import Step
+from lopt.experiment.baselines import BASELINES, Tuned, tuned_baseline
+from lopt.experiment.report import Cell, Figure, Report, curves, measured, number, stages
 from lopt.experiment.runs.run import Run
-from lopt.experiment.runs.train import begin, guarded, initial_theta, reopen
+from lopt.experiment.runs.train import kept_thetas, replay
 from lopt.experiment.settings import SymmetrySettings
-from lopt.experiment.trainings import Keys, stream
+from lopt.experiment.trainings import RECORD_SIZE, Keys, stream, trainings
 
 LONGEST = 500
-SHORT = (
-    20  # inner steps of the truncations of the study, after which learned optimizers are fastest
-)
-MOST_PER_CALL = 10
+# Inner steps of the truncations of the study, after which learned optimizers are fastest.
+SHORT = 20
+# A figure of more symmetries is no longer looked at; the JSON has all.
+MOST_ROWS = 8
+# The headings of measures, and what `Deviation` calls them.
+MEASURES = {"signed": "signed", "absolute": "absolute", "normalised": "cosine"}
+# What is kept of trainings, by seed and step: "losses"; by symmetry the deviations of "updates" and
+# "gradients", without their sign, as learned optimizers add updates that the study's baselines
+# subtract; "early", means of those of updates; and "drift", of what gradient flow conserves, if it
+# is known.
+Trajectory = dict[str, Any]
 
 
-@dataclasses.dataclass(frozen=True)
-class Trained:
-    """One optimizer's trainings.
-
-    Attributes:
-        name: "learned", or that of a reference.
-        rate: None for the learned one.
-        course: by seed and step.
-    """
-
-    name: str
-    rate: Tuned | None
-    course: Course
-
-
-@dataclasses.dataclass(frozen=True)
-class SymmetryProbeResult:
-    """All that was found.
-
-    Attributes:
-        found: the symmetries of the run's tasks.
-        precision: of the params: the distance from 1 to the next number.
-        steps: of each training.
-        short: of each training, how many steps count for the course of meta-training.
-        optimizers: the learned one first.
-        stages: courses of the learned optimizer by outer step: initial weights and checkpoints.
-        outer_steps: those that were done again.
-        replay: at each of them, by outer step, seed and step; None if there are none.
-    """
-
-    found: Symmetries
-    precision: float
-    steps: int
-    short: int
-    optimizers: tuple[Trained, ...]
-    stages: dict[int, Course]
-    outer_steps: int
-    replay: Course | None
-
-
-def probe_symmetry(
-    folder: Path, settings: SymmetrySettings, *, show_progress: bool = True
-) -> SymmetryProbeResult:
+def probe_symmetry(run: Run, settings: SymmetrySettings, *, show_progress: bool = True) -> Report:
     """Measures a run's weights on tasks that its meta-training never drew.
 
     Args:
-        folder: of the run.
+        run: the run.
         settings: what is measured.
         show_progress: whether to draw a progress bar.
 
@@ -95,111 +57,173 @@ def probe_symmetry(
         ValueError: if the run has no inner training, its tasks have no continuous symmetry, or its
             optimizer is not made for such steps.
     """
-    experiment = reopen(folder)
-    learned, theta = storage.load(folder, experiment.learned)
-    inner = Run(folder).inner
-    steps = settings.steps or max(2, min(inner.horizon, LONGEST))
+    learned, tasks = run.learned, run.inner.tasks
+    steps = settings.steps or max(2, min(run.inner.horizon, LONGEST))
     check_length(f"lopt probe symmetry --steps {steps}", steps, learned.max_steps)
     find_key, run_key = jax.random.split(stream("symmetry", settings.seed))
     keys = jax.random.split(run_key, settings.seeds)
-    again = min(settings.outer_steps, experiment.outer_steps)
-    thetas = kept_thetas(experiment, folder)
-    total = 2 + 2 * len(BASELINES) + len(thetas) + len(_chunks(again))
-    with stages("probing", total, show=show_progress) as say:
-        say("finding symmetries")
-        found = find_symmetries(inner.tasks, find_key, folder)
-        watch = Watch((*found.generators, *found.nearly))
-        optimizers = _trained(inner.tasks, learned, theta, keys, steps, watch, say)
-        kept = {}
-        for number, weights in thetas.items():
-            say(f"the weights of outer step {number}")
-            optimizer = learned.optimizer(weights, steps)
-            kept[number] = jax.device_get(watched(inner.tasks, optimizer, keys, steps, watch))
-        short = min(SHORT, steps)
-        each = EachTheta(inner.tasks, learned, keys, short, watch)
-        replay = _replayed(experiment, again, each, say)
-    leaves = jax.tree.leaves(jax.eval_shape(lambda k: inner.tasks.draw(k).init(k), find_key))
-    precision = float(jnp.finfo(jnp.result_type(*leaves)).eps)
-    return SymmetryProbeResult(found, precision, steps, short, optimizers, kept, again, replay)
+    thetas = kept_thetas(run.experiment, run.folder)
+    short, again = min(SHORT, steps), min(settings.outer_steps, run.experiment.outer_steps)
+    per_call = math.gcd(again, 10)  # outer steps of a compiled call
+    trained, rates, kept, replayed = {}, {}, {}, []
+    total = 2 + 2 * len(BASELINES) + len(thetas) + again // per_call
+    with stages("probing", total, show=show_progress) as progress:
+        progress("finding symmetries")
+        found = _symmetries(run, find_key)
+        generators = (*found.generators, *found.nearly)
+        watch = eqx.Partial(trajectory, tasks, keys, SymmetryProbe(generators))
+        progress("training with the learned optimizer")
+        trained["learned"] = watch(steps, learned.optimizer(run.theta, steps))
+        for name, baseline in BASELINES.items():
+            progress(f"tuning {name}")
+            rates[name] = tuned_baseline(tasks, keys, steps, name)
+            progress(f"training with {name}")
+            trained[name] = watch(steps, baseline.factory(rates[name].value))
+        for outer_step, theta in thetas.items():
+            progress(f"the weights of outer step {outer_step}")
+            kept[outer_step] = watch(steps, learned.optimizer(theta, steps))
+        parts = replay(run.experiment, per_call, eqx.Partial(_early, watch, short, learned))
+        for outer_step in range(0, again, per_call):
+            progress(f"meta-training again, outer step {outer_step}")
+            replayed.append(next(parts))
+    trained = {name: jax.device_get(one) for name, one in trained.items()}
+    kept = {outer_step: jax.device_get(one) for outer_step, one in kept.items()}
+    head = {"run": run.name, **dataclasses.asdict(settings), "steps": steps}
+    report = Report(f"The symmetries that {run.name} breaks", head)
+    report.data["learning_rates"] = {name: rate.value for name, rate in rates.items()}
+    _meta_testing(report, found, trained, rates)
+    report.heading("Meta-training")
+    early = {name: trained[name]["early"] for name in BASELINES}
+    if replayed:
+        early["learned"] = jax.tree.map(lambda *each: np.concatenate(each).T, *replayed)
+    early["learned (kept)"] = jax.tree.map(
+        lambda *each: dict(zip(kept, each, strict=True)), *(one["early"] for one in kept.values())
+    )
+    caption = (
+        f"Mean deviation of the updates in the first {short} steps. Line: the weights of each "
+        "outer step, as meta-training is done again; dots: kept weights; dashed: the references."
+    )
+    style: dict[str, Any] = {"steps": range(again), "points": again, "xlabel": "outer step"}
+    report.add(_figure("meta_training", generators, early, caption, **style))
+    rows: list[dict[str, Cell]] = [
+        {"outer step": n, **{g.name: measured(one["early"][g.name].cosine) for g in generators}}
+        for n, one in kept.items()
+    ]
+    report.table(f"Over meta-training: normalised, mean of the first {short} steps", rows)
+    caption = "The learned optimizer with the weights it began with, and those of kept checkpoints."
+    updates = {f"outer step {outer_step}": one["updates"] for outer_step, one in kept.items()}
+    report.add(_figure("stages", generators, updates, caption, ordered=True, xlabel="step"))
+    return report
 
 
-def find_symmetries(tasks: AbstractTaskFamily, key: Key, folder: Path) -> Symmetries:
-    """Returns the symmetries of a task of a family, which all of its tasks share.
+@eqx.filter_jit
+def trajectory(
+    tasks: AbstractTaskFamily,
+    keys: Keys,
+    probe: SymmetryProbe,
+    steps: int,
+    optimizer: optax.GradientTransformation,
+) -> Trajectory:
+    """Returns what is kept of training a fresh task for each key."""
+    _, (losses, found) = trainings(
+        tasks, optimizer, keys, steps, lambda s: (s.loss, probe(s)), record_size=RECORD_SIZE
+    )
+    updates = {name: jax.tree.map(jnp.abs, one.updates) for name, one in found.items()}
+    conserved = {name: one.conserved for name, one in found.items() if one.conserved is not None}
+    return {
+        "losses": losses,
+        "updates": updates,
+        "early": jax.tree.map(lambda values: values[:, :SHORT].mean(axis=1), updates),
+        "gradients": {name: jax.tree.map(jnp.abs, one.grads) for name, one in found.items()},
+        "drift": jax.tree.map(jax.vmap(drift), conserved),
+    }
 
-    Raises:
-        ValueError: if it has no continuous one.
-    """
+
+def _early(watch: Any, steps: int, learned: AbstractLearnedOptimizer, step: Step) -> Any:
+    """Records what the theta of a step of meta-training does."""
+    return watch(steps, learned.optimizer(step.params, steps))["early"]
+
+
+def _symmetries(run: Run, key: Key) -> Symmetries:
+    """Returns the symmetries of a task of a run, which all of its tasks share."""
     draw_key, find_key = jax.random.split(key)
     # In double precision what an epsilon breaks is told from rounding.
     with jax.enable_x64(True):
-        task = tasks.draw(draw_key)
+        task = run.inner.tasks.draw(draw_key)
         found = symmetries(task, find_key)
     if found.generators or found.nearly:
         return found
-    slopes = [one for one in found.evidence.values() if len(one.slopes)]
-    nearest = "it has no layers to propose any for"
-    if slopes:
-        one = min(slopes, key=lambda evidence: evidence.slope)
-        nearest = f"the nearest of {len(slopes)} that were tried has the {one}"
+    tried = [one for one in found.evidence.values() if len(one.slopes)]
+    nearest = min(tried, key=lambda one: one.slope, default="none, as it has no layers")
     raise ValueError(
-        f"The tasks of the run {folder} ({type(task).__name__}) have no continuous symmetry that "
-        f"an optimizer could break: {nearest}. Try a run on networks, such as one of the recipe "
-        "digits."
+        f"The tasks of the run {run.folder} ({type(task).__name__}) have no continuous symmetry "
+        f"that an optimizer could break. The nearest of {len(tried)} that were tried: {nearest}. "
+        "Try a run on networks, such as one of the recipe digits."
     )
 
 
-def kept_thetas(experiment: Experiment, folder: Path) -> dict[int, Theta]:
-    """Returns the weights of a run by outer step: those it began with, and of its checkpoints."""
-    optimizer = guarded(experiment)
-    like = jax.eval_shape(lambda: begin(experiment, optimizer))
-    thetas = {0: initial_theta(experiment)}
-    for number in storage.checkpoints(folder / "checkpoints"):
-        state = storage.load_checkpoint(folder / "checkpoints", number, like)
-        thetas[number] = state.params
-    return thetas
+def _meta_testing(
+    report: Report, found: Symmetries, trained: dict[str, Trajectory], rates: dict[str, Tuned]
+) -> None:
+    report.text(
+        "Along the tangents of a symmetry the loss cannot change, and gradients have no component. "
+        "What updates have along them is the optimizer's own doing.",
+        detail=True,
+    )
+    report.text(str(found), code=True)
+    report.data["slopes"] = {name: one.slope for name, one in found.evidence.items()}
+    report.heading("Meta-testing")
+    report.text(
+        f"{report.settings['seeds']} fresh tasks of the run, {report.settings['steps']} steps "
+        "each, the same params and batches for all optimizers. Rates are the best of half decades "
+        "for just these runs (mean training loss; * at the grid's edge). Tables have means over "
+        "steps, and drift and loss at the end. Signed sums are those published, without their "
+        "sign: units cancel in them. Absolute sums do not cancel; the normalised measure is the "
+        "length of the cosines between the update and the tangents, which does not grow with the "
+        "learning rate. Drift is how far what gradient flow conserves has moved, as a share of it.",
+        detail=True,
+    )
+    losses = {name: one["losses"] for name, one in trained.items()}
+    report.add(curves("losses", {"Training loss": losses}, xlabel="step"))
+
+    def row(name: str, symmetry: str) -> dict[str, Cell]:
+        one, rate = trained[name], rates.get(name)
+        updates, moved = one["updates"][symmetry], one["drift"].get(symmetry)
+        return {
+            "optimizer": name,
+            "rate": "-" if rate is None else number(rate.value) + "*" * rate.at_edge,
+            **{m: measured(getattr(updates, f).mean(axis=1)) for m, f in MEASURES.items()},
+            "gradients": measured(one["gradients"][symmetry].cosine.mean(axis=1)),
+            "drift": None if moved is None else measured(moved[:, -1]),
+            "final loss": measured(losses[name][:, -1]),
+        }
+
+    caption = (
+        "Updates, mean and standard error over seeds, and the gradients on the learned optimizer's "
+        "path. What is exactly zero is not drawn."
+    )
+    drawn = {name: one["updates"] for name, one in trained.items()}
+    drawn["gradients"] = trained["learned"]["gradients"]
+    for name, but, generators in (
+        ("deviations", "", found.generators),
+        ("nearly", " but for an epsilon, as that of batch norm", found.nearly),
+    ):
+        if generators:
+            report.heading(f"Symmetries that hold{but}")
+            report.add(_figure(name, generators, drawn, caption, xlabel="step"))
+        for one in generators:
+            slope = f", nearly: slope {number(found.evidence[one.name].slope, 2)}" if but else ""
+            rows = [row(optimizer, one.name) for optimizer in trained]
+            report.table(f"{one.name} ({one.units} units{slope})", rows)
 
 
-def _trained(
-    tasks: AbstractTaskFamily,
-    learned: AbstractLearnedOptimizer,
-    theta: Theta,
-    keys: Keys,
-    steps: int,
-    watch: Watch,
-    say: Callable[[str], None],
-) -> tuple[Trained, ...]:
-    say("training with the learned optimizer")
-    course = watched(tasks, learned.optimizer(theta, steps), keys, steps, watch)
-    trained = [Trained("learned", None, jax.device_get(course))]
-    for name, baseline in BASELINES.items():
-        say(f"tuning {name}")
-        rate = tuned_references(tasks, keys, steps, name)
-        say(f"training with {name}")
-        course = watched(tasks, baseline.factory(rate.value), keys, steps, watch)
-        trained.append(Trained(name, rate, jax.device_get(course)))
-    return tuple(trained)
-
-
-def _replayed(
-    experiment: Experiment, steps: int, each: EachTheta, say: Callable[[str], None]
-) -> Course | None:
-    """Does the first outer steps of a run again, bit for bit, and watches each theta."""
-    optimizer, mesh = guarded(experiment), particle_mesh(experiment.meta)
-    courses: list[Course] = []
-    with jax.set_mesh(mesh):
-        everywhere = NamedSharding(mesh, PartitionSpec())
-        state = begin(experiment, optimizer)
-        for chunk in _chunks(steps):
-            say(f"meta-training again, outer step {int(state.step)}")
-            state = jax.device_put(state, everywhere)
-            state, course = unroll(experiment.meta, optimizer, state, chunk, record=each)
-            courses.append(jax.device_get(course))
-    if not courses:
-        return None
-    return jax.tree.map(lambda *parts: np.concatenate(parts), *courses)
-
-
-def _chunks(steps: int) -> list[int]:
-    """Returns equal parts of some outer steps, so that one program does them all."""
-    size = max((n for n in range(1, MOST_PER_CALL + 1) if steps % n == 0), default=1)
-    return [size] * (steps // size)
+def _figure(
+    name: str, generators: Sequence[Any], found: Mapping[str, Any], caption: str, **style: Any
+) -> Figure:
+    """Returns a figure with a row for each symmetry and a column for each measure."""
+    panels = {
+        f"{g.name}: {measure}": {n: getattr(one[g.name], field) for n, one in found.items()}
+        for g in generators
+        for measure, field in MEASURES.items()
+    }
+    return curves(name, panels, caption=caption, most=MOST_ROWS * len(MEASURES), **style)

@@ -5,168 +5,95 @@ slopes there say which way truncated backpropagation would turn it, and where it
 """
 
 import dataclasses
+import functools
 import time
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from lopt.analysis.truncation import Knob, TruncationSweep, truncations_of
-from lopt.core.devices import device_mesh, round_up, spread
 from lopt.core.inner import InnerTraining
 from lopt.core.types import Key, Scalar, Theta
-from lopt.core.unroll import start, unroll
 from lopt.estimators import TruncatedBackprop
-from lopt.experiment.trainings import over_devices
+from lopt.experiment.probes.subject import subject
+from lopt.experiment.report import Figure, Measured, Report, finish, mean_and_error, panels, stages
+from lopt.experiment.settings import HorizonSettings
+from lopt.experiment.trainings import Keys, OverDevices, mean_estimate
 from lopt.learned import Learnable
 
 MOST_KNOBS = 6
+Rows = Sequence[Mapping[str, Any]]
 
 
-@dataclasses.dataclass(frozen=True)
-class KnobResult:
-    """One knob, turned.
-
-    Attributes:
-        name: of the quantity that is multiplied: a rate, "1 - b1" of a decay, the exponential of
-            what has no logarithm, or "update scale".
-        factors: by which, at each position.
-        losses: the meta-loss of the whole episode, per position and episode.
-        slopes: its derivative by the logarithm of the factor, as each truncation sees it, per
-            position, episode and truncation.
-    """
-
-    name: str
-    factors: Float[np.ndarray, " position"]
-    losses: Float[np.ndarray, "position episode"]
-    slopes: Float[np.ndarray, "position episode truncation"]
-
-    def mean_slopes(self) -> tuple[np.ndarray, np.ndarray]:
-        """Returns mean and standard error over episodes, per position and truncation."""
-        count = self.slopes.shape[1]
-        return self.slopes.mean(1), self.slopes.std(1, ddof=1) / count**0.5
-
-    def rest(self, truncation: int) -> tuple[float, str]:
-        """Returns the factor at which descent with a truncation (by number) would come to rest.
-
-        From where the knob stands it goes down the slopes that the truncation sees, until they
-        turn. And "inside", or "below" or "above" if that is beyond the positions tried, or
-        "nowhere" for a truncation that sees nothing of the knob, such as a single step before its
-        update, or "diverged" where there is no slope to begin with.
-        """
-        slopes = self.mean_slopes()[0][:, truncation]
-        if not np.isfinite(slopes[np.argmin(np.abs(np.log(self.factors)))]):
-            return float("nan"), "diverged"
-        if not np.any(np.nan_to_num(slopes)):
-            return float("nan"), "nowhere"
-        logs = np.log(self.factors)
-        i = int(np.argmin(np.abs(logs)))
-        way = -1 if slopes[i] > 0 else 1
-        while 0 <= i + way < len(logs) and np.isfinite(slopes[i + way]):
-            here, there = slopes[i], slopes[i + way]
-            if here * there <= 0:
-                share = here / (here - there) if here != there else 0.0
-                return float(np.exp(logs[i] + share * (logs[i + way] - logs[i]))), "inside"
-            i += way
-        return float(self.factors[i]), "below" if way < 0 else "above"
-
-    def best(self) -> tuple[float, float]:
-        """Returns the position with the lowest mean meta-loss of the whole episode, and it."""
-        means = self.losses.mean(1)
-        i = int(np.argmin(np.where(np.isfinite(means), means, np.inf)))
-        return float(self.factors[i]), float(means[i])
-
-    def loss_at(self, factor: float) -> float:
-        """Returns the mean meta-loss of the whole episode at a factor, between positions linear."""
-        if not np.isfinite(factor):
-            return float("nan")
-        means = self.losses.mean(1)
-        return float(np.interp(np.log(factor), np.log(self.factors), means))
-
-
-@dataclasses.dataclass(frozen=True)
-class HorizonProbe:
-    """All that was measured.
-
-    Attributes:
-        truncations: inner steps; the last is the horizon.
-        knobs: what was turned.
-        gradients: the gradient by all of theta, per truncation, episode and weight.
-        seconds, memory: of one truncated estimate, per truncation; memory in bytes.
-    """
-
-    truncations: tuple[int, ...]
-    knobs: tuple[KnobResult, ...]
-    gradients: Float[np.ndarray, "truncation episode weight"]
-    seconds: tuple[float, ...]
-    memory: tuple[int | None, ...]
-
-
-def probe_horizon(
-    inner: InnerTraining,
-    theta: Theta,
-    key: Key,
-    truncations: tuple[int, ...] | None = None,
-    episodes: int = 8,
-    positions: int = 13,
-    reach: float = 30.0,
-    say: Callable[[str], None] = lambda text: None,
-) -> HorizonProbe:
-    """Measures the bias of every truncation.
+def probe_truncation(name: str, settings: HorizonSettings) -> Report:
+    """Measures what truncations of a recipe, a run or a task do.
 
     Args:
-        inner: what is measured; its horizon is the truth.
-        theta: where.
-        key: of the episodes, which all truncations and positions share.
-        truncations: inner steps, increasing, ending with the horizon; chosen by default.
-        episodes: over how many the means are.
-        positions: of each knob, odd.
-        reach: the largest factor; the smallest is its inverse.
-        say: told what is being done.
+        name: as for `subject`.
+        settings: which truncations, over how many episodes, and how far knobs are turned.
 
     Raises:
-        ValueError: if a number is out of range, or a truncation does not divide the horizon.
+        FileNotFoundError: if there is no such recipe, run or task.
+        ValueError: if a truncation does not divide the horizon.
     """
-    lengths = truncations_of(inner.horizon) if truncations is None else truncations
+    return report_of(name, *subject(name, settings, longest=200), settings)
+
+
+def report_of(name: str, inner: InnerTraining, theta: Theta, settings: HorizonSettings) -> Report:
+    """Measures what truncations of an inner training do at theta; see `probe_truncation`."""
+    began = time.perf_counter()
+    lengths = settings.truncations or truncations_of(inner.horizon)
     if len(lengths) < 2 or lengths[-1] != inner.horizon:
         raise ValueError(
             f"truncations={lengths} must be at least two and end with the horizon "
             f"{inner.horizon}; try {truncations_of(inner.horizon)}, or a longer horizon."
         )
-    if episodes < 2 or positions < 3 or positions % 2 == 0:
-        raise ValueError(
-            f"episodes={episodes} must be at least 2, positions={positions} odd and at least 3; "
-            "try 8 and 13."
-        )
-    if not 1 < reach < np.inf:
-        raise ValueError(f"reach={reach} must be above one; try 30.")
-    results = []
-    for name, knob, most in _knobs(inner, theta):
-        say(f"turning {name}")
-        half = positions // 2
-        below = np.linspace(-np.log(reach), 0, half + 1)
-        places = np.concatenate([below, np.linspace(0, min(np.log(reach), most), half + 1)[1:]])
-        places = np.unique(places)
-        losses, slopes = _sweep(
-            dataclasses.replace(inner, learned=knob), lengths, places, key, episodes
-        )
-        results.append(KnobResult(name, np.exp(places), losses, slopes))
-    say("the whole gradient, one truncation after the other")
-    whole = [_truncated(inner, theta, n, key, episodes) for n in lengths]
-    gradients, seconds, memory = zip(*whole, strict=True)
-    return HorizonProbe(lengths, tuple(results), np.stack(gradients), seconds, memory)
+    settings = dataclasses.replace(settings, horizon=inner.horizon, truncations=lengths)
+    title = f"How long truncations of {name} have to be"
+    report = Report(title, {"name": name, **dataclasses.asdict(settings)})
+    # All truncations and positions share their episodes.
+    keys = jax.random.split(jax.random.key(settings.seed), settings.episodes)
+    knobs = _knobs(inner, theta)
+    turned: dict[str, dict[str, np.ndarray]] = {}
+    rows: dict[str, Rows] = {}
+    with stages("probing", len(knobs) + 1) as announce:
+        for knob_name, knob, most in knobs:
+            announce(f"turning {knob_name}")
+            half, reach = settings.positions // 2 + 1, float(np.log(settings.reach))
+            above = np.linspace(0, min(reach, most), half)
+            logs = np.unique(np.concatenate([np.linspace(-reach, 0, half), above]))
+            losses, slopes = sweep(dataclasses.replace(inner, learned=knob), lengths, logs, keys)
+            mean, error = mean_and_error(slopes)
+            found = {"logs": logs, "losses": losses.mean(0), "slopes": mean, "errors": error}
+            turned[knob_name], rows[knob_name] = found, _rest_rows(lengths, **found)
+            report.table(f"{knob_name}, times a factor", rows[knob_name])
+        announce("the whole gradient, one truncation after the other")
+        gradients = _gradient_rows(inner, theta, lengths, keys)
+    report.table(f"Gradient by all of theta ({ravel_pytree(theta)[0].size:,} weights)", gradients)
+    within = _shortest(gradients, "bias", settings.tolerance)
+    report.text(
+        f"The bias of the gradient falls below {settings.tolerance:.0%} of its norm at a "
+        f"truncation of {within}."
+    )
+    said = verdict(rows, settings.tolerance)
+    report.text(said)
+    report.data |= {"bias_within_tolerance_from": within, "verdict": said}
+    report.data["seconds"] = time.perf_counter() - began
+    area, data = (4.6 * (len(knobs) + 1), 3.9), jax.tree.map(np.ndarray.tolist, turned)
+    report.add(Figure("horizon", lambda f: _draw(f, turned, gradients), area, data=data))
+    return report
 
 
 def _knobs(inner: InnerTraining, theta: Theta) -> list[tuple[str, Knob, float]]:
     """Returns a knob for each array of hyperparameters, or one for the updates.
 
-    With each comes its name, and the logarithm of the largest factor that makes sense.
+    With each comes the name of what is multiplied, "1 - b1" of a decay, the exponential of what has
+    no logarithm; and the logarithm of the largest factor that makes sense.
     """
     learned = inner.learned
     leaves = jax.tree_util.tree_leaves_with_path(theta)
@@ -174,7 +101,7 @@ def _knobs(inner: InnerTraining, theta: Theta) -> list[tuple[str, Knob, float]]:
         return [("update scale", Knob(learned, theta), np.inf)]
     forms = {name: form for name, _, form in learned.initial}
     knobs = []
-    for i, (path, leaf) in enumerate(leaves):
+    for path, leaf in leaves:
         words = jax.tree_util.keystr(path, simple=True, separator=".").split(".")
         # Constants of schedules other than values have logarithms of their own.
         own = words[-1] in ("power", "factor", "time_constant")
@@ -182,63 +109,168 @@ def _knobs(inner: InnerTraining, theta: Theta) -> list[tuple[str, Knob, float]]:
         named = {"log": name, "log_one_minus": f"1 - {name}", "identity": f"exp({name})"}[form]
         # One minus a decay is at most one.
         most = float(-jnp.max(leaf)) if form == "log_one_minus" else np.inf
-        direction = [
-            jnp.ones_like(x) if k == i else jnp.zeros_like(x) for k, (_, x) in enumerate(leaves)
-        ]
-        tree = jax.tree.unflatten(jax.tree.structure(theta), direction)
-        knobs.append((named, Knob(learned, theta, tree), most))
+        direction = jax.tree_util.tree_map_with_path(
+            lambda where, x, path=path: jnp.full_like(x, where == path), theta
+        )
+        knobs.append((named, Knob(learned, theta, direction), most))
     return knobs
 
 
-def _sweep(
-    inner: InnerTraining, lengths: tuple[int, ...], places: np.ndarray, key: Key, episodes: int
+def sweep(
+    inner: InnerTraining, lengths: tuple[int, ...], logs: np.ndarray, keys: Keys
 ) -> tuple[np.ndarray, np.ndarray]:
-    still = optax.set_to_zero()
+    """Turns a knob, the learned optimizer of `inner`, to the logarithms of some factors.
 
-    def run(sweep: TruncationSweep, item: tuple[Scalar, Array]) -> tuple[Array, Array]:
-        place, number = item
-        begin = start(sweep, still, place, jax.random.fold_in(key, number))
-        _, (losses, slopes) = unroll(
-            sweep,
-            still,
-            begin,
-            inner.horizon // lengths[0],
-            record=lambda step: (step.loss, step.estimator_state.slopes),
-        )
-        return losses.mean(), slopes.mean(0)
+    Returns:
+        The meta-loss of the whole episode, by episode and position; and its derivative by the
+        logarithm of the factor as each truncation sees it, by episode, position and truncation.
+    """
 
-    dtype = jax.tree.leaves(inner.learned.theta)[0].dtype  # type: ignore[attr-defined]
-    shape = (len(places), episodes)
-    each = np.repeat(places, episodes).astype(dtype)
-    numbers = np.tile(np.arange(episodes, dtype=np.uint32), len(places))
-    sweep = TruncationSweep(inner, lengths)
-    losses, slopes = over_devices(run, sweep, min(len(each), 32))((each, numbers))
+    def run(sweep: TruncationSweep, item: tuple[Scalar, Key]) -> tuple[Array, Array]:
+        def record(step: Any) -> tuple[Array, Array]:
+            return step.loss, step.estimator_state.slopes
+
+        place, key = item
+        return mean_estimate((sweep, place), key, inner.horizon // lengths[0], record)
+
+    shape = (len(keys), len(logs))
+    places = np.tile(logs, len(keys)).astype(inner.learned.init(keys[0]).dtype)
+    program = OverDevices(run, TruncationSweep(inner, lengths), min(len(places), 32))
+    losses, slopes = program((places, keys[np.repeat(np.arange(len(keys)), len(logs))]))
     return losses.astype(float).reshape(shape), slopes.astype(float).reshape(*shape, len(lengths))
 
 
-def _truncated(
-    inner: InnerTraining, theta: Theta, length: int, key: Key, episodes: int
-) -> tuple[np.ndarray, float, int | None]:
-    """Returns gradients by all of theta, and what one estimate costs."""
-    estimator = TruncatedBackprop(inner, length, stagger=False)
-    arrays, static = eqx.partition(estimator, eqx.is_array)
-    still = optax.set_to_zero()
-    windows = inner.horizon // length
+def resting(logs: np.ndarray, slopes: np.ndarray) -> tuple[float, str]:
+    """Returns the factor at which descent along slopes comes to rest, from where the knob stands.
 
-    def run(arrays: Any, theta: Theta, number: Array) -> Float[Array, " weight"]:
-        estimator = eqx.combine(arrays, static)
-        begin = start(estimator, still, theta, jax.random.fold_in(key, number))
-        _, grads = unroll(
-            estimator, still, begin, windows, record=lambda step: ravel_pytree(step.grads)[0]
+    And "inside", or "below" or "above" if that is beyond the positions tried, or "nowhere" for a
+    truncation that sees nothing of the knob, such as a single step before its update, or "diverged"
+    where there is no slope to begin with.
+    """
+    i = int(np.argmin(np.abs(logs)))
+    if not np.isfinite(slopes[i]) or not np.any(np.nan_to_num(slopes)):
+        return np.nan, "nowhere" if np.isfinite(slopes[i]) else "diverged"
+    way = -1 if slopes[i] > 0 else 1
+    while 0 <= i + way < len(logs) and np.isfinite(slopes[i + way]):
+        here, there = slopes[i], slopes[i + way]
+        if here * there <= 0:
+            share = here / (here - there) if here != there else 0.0
+            return float(np.exp(logs[i] + share * (logs[i + way] - logs[i]))), "inside"
+        i += way
+    return float(np.exp(logs[i])), "below" if way < 0 else "above"
+
+
+def _rest_rows(
+    lengths: Sequence[int], logs: Any, losses: Any, slopes: Any, errors: Any
+) -> list[dict[str, Any]]:
+    """Returns, per truncation, its slope where a knob stands, and where descent on it rests."""
+    here = int(np.argmin(np.abs(logs)))
+    least = int(np.argmin(np.where(np.isfinite(losses), losses, np.inf)))
+    best, lowest, rows = float(np.exp(logs[least])), losses[least], []
+    sure = np.abs(slopes[here]) > 2 * errors[here]
+    wrong = (slopes[here] * slopes[here, -1] < 0) & sure & sure[-1]
+    for i, length in enumerate(lengths):
+        factor, where = resting(logs, slopes[:, i])
+        there = float(np.interp(np.log(factor), logs, losses))
+        slope = Measured(float(slopes[here, i]), float(errors[here, i]))
+        excess = float(np.maximum(0.0, _ratio(there - lowest, abs(lowest))))
+        seen = {"truncation": length, "slope": slope, "wrong sign": bool(wrong[i])}
+        rest = {"rests at": factor, "where": where, "off by": factor / best}
+        rows.append(seen | rest | {"meta-loss there": there, "excess": excess, "best": best})
+    return rows
+
+
+def _gradient_rows(
+    inner: InnerTraining, theta: Theta, lengths: Sequence[int], keys: Keys
+) -> list[dict[str, Any]]:
+    """Returns, per truncation, how its gradient by all of theta compares with the exact one."""
+    found = []
+    for length in lengths:
+        sample = functools.partial(mean_estimate, count=inner.horizon // length)
+        estimator = TruncatedBackprop(inner, length, stagger=False)
+        program = OverDevices(sample, (estimator, theta), len(keys))
+        found.append((length, program, *mean_and_error(program(keys).astype(float))))
+    true = found[-1][2]
+    norm = np.linalg.norm(true)
+    return [
+        {
+            "truncation": length,
+            "bias": _ratio(np.linalg.norm(mean - true), norm),
+            "cosine": _ratio(mean @ true, norm * np.linalg.norm(mean)),
+            "noise": _ratio(np.linalg.norm(error), norm),
+            "ms per estimate": 1e3 * program.seconds * length / inner.horizon / program.batch,
+            "memory, MB": program.memory / program.batch / 1e6,
+        }
+        for length, program, mean, error in found
+    ]
+
+
+def _ratio(a: Any, b: Any) -> float:
+    return float(a / b) if b > 0 else float("nan")
+
+
+def _shortest(rows: Rows, column: str, tolerance: float) -> int:
+    """Returns the truncation from which on a column is within the tolerance; the last if none."""
+    beyond = [i for i, row in enumerate(rows) if not row[column] <= tolerance]
+    return rows[min(max(beyond, default=-1) + 1, len(rows) - 1)]["truncation"]
+
+
+def verdict(knobs: Mapping[str, Rows], tolerance: float) -> str:
+    """Returns one sentence to act on, from the rows of each knob."""
+    for name, rows in knobs.items():
+        last, best = rows[-1], f"{rows[-1]['best']:.3g}"
+        horizon = last["truncation"]
+        if last["where"] == "diverged":
+            return (
+                f"Training diverges where {name} stands: the best factor tried is {best}; begin "
+                "there and probe again."
+            )
+        if last["excess"] > tolerance:
+            return (
+                f"From where {name} stands, not even the gradient of all {horizon} steps leads to "
+                f"its best (factor {best}; it rests with a meta-loss {last['excess']:.0%} higher): "
+                "begin there, or smooth the way with lopt.PES."
+            )
+    enough = max(_shortest(rows, "excess", tolerance) for rows in knobs.values())
+    every = [(name, row) for name, rows in knobs.items() for row in rows]
+    name, row = max(every, key=lambda one: np.nan_to_num(one[1]["excess"]))
+    if not row["excess"] > tolerance:
+        return (
+            f"Truncations down to {enough} of {horizon} inner steps cost at most {tolerance:.0%} "
+            "of meta-loss: short ones are safe here."
         )
-        return grads.mean(0)
+    off, beyond = row["off by"], "" if row["where"] == "inside" else "at least "
+    way = f"{1 / off:.3g} times too small" if off < 1 else f"{off:.3g} times too large"
+    remedy = f"use truncations of at least {enough} of its {horizon} inner steps"
+    if enough == horizon:
+        remedy = "only the whole horizon will do"
+    return (
+        f"A truncation of {row['truncation']} would make {name} {beyond}{way} and the meta-loss "
+        f"{row['excess']:.0%} higher than it could be: {remedy}, or an estimator that is unbiased "
+        "at any truncation, such as lopt.PES."
+    )
 
-    mesh = device_mesh()
-    numbers = spread(jnp.arange(round_up(episodes, mesh.size), dtype=jnp.uint32), mesh)
-    program = jax.jit(jax.vmap(run, (None, None, 0))).lower(arrays, theta, numbers).compile()
-    began = time.perf_counter()
-    grads = np.asarray(program(arrays, theta, numbers), float)
-    seconds = (time.perf_counter() - began) / (windows * len(grads))
-    analysis = program.memory_analysis()
-    memory = None if analysis is None else int(analysis.temp_size_in_bytes) * mesh.size
-    return grads[:episodes], seconds, None if memory is None else memory // len(grads)
+
+def _draw(figure: Any, turned: Mapping[str, Any], gradients: Rows) -> None:
+    from matplotlib import colormaps
+
+    lengths = [row["truncation"] for row in gradients]
+    colors = colormaps["plasma"](np.linspace(0, 0.85, len(lengths)))
+    *each, axes = panels(figure, len(turned) + 1, len(turned) + 1)
+    for own, (name, found) in zip(each, turned.items(), strict=True):
+        logs, slopes, errors = (found[which] for which in ("logs", "slopes", "errors"))
+        for length, color, mean, error in zip(lengths, colors, slopes.T, errors.T, strict=True):
+            own.plot(np.exp(logs), mean, color=color, label=f"{length}")
+            own.fill_between(np.exp(logs), mean - error, mean + error, color=color, alpha=0.2, lw=0)
+            rest, where = resting(logs, mean)
+            if where == "inside":
+                own.plot([rest], [0], "o", color=color, mec="black", ms=7, zorder=3)
+        top = np.nanquantile(np.abs(slopes), 0.85) or 1.0
+        own.axhline(0, color="black", lw=0.8)
+        finish(own, log="x", title=f"{name}: slope of the meta-loss", xlabel="factor")
+        own.set(ylim=(-top, top))
+        own.get_legend().set_title("truncation")
+    bias, cosine = ([row[column] for row in gradients[:-1]] for column in ("bias", "cosine"))
+    axes.plot(lengths[:-1], bias, "o-", label="bias, all of theta")
+    axes.plot(lengths[:-1], 1 - np.array(cosine), "s--", label="1 - cosine")
+    finish(axes, log="xy", xlabel="truncation", title="against the whole gradient")

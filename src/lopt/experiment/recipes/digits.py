@@ -3,6 +3,7 @@
 Where their files are found, MNIST and Fashion-MNIST at 8x8 are trained on as well.
 """
 
+import dataclasses
 import math
 
 import equinox as eqx
@@ -11,38 +12,22 @@ import jax.numpy as jnp
 import optax
 
 import lopt
+from lopt.core.task import AbstractTask
 from lopt.experiment.data.datasets import available, load_images
-from lopt.experiment.runs.experiment import Evaluation, Experiment
+from lopt.experiment.settings import check_one_of
 from lopt.tasks import Data, Examples, Mixture, mlp_classification
 
-NOTE = (
-    "PES estimates the meta-gradient because it gets furthest in the time there is. In trials on "
-    "two cores, all three data sets, the plain mean loss as the objective, mean final losses on "
-    "digits, MNIST and Fashion-MNIST were 0.004, 0.361 and 0.557 after 300 outer steps of PES "
-    "(97 s), 0.005, 0.386 and 0.583 after 120 of truncated backpropagation (201 s; truncation 50, "
-    "biased towards short horizons), and 0.261, 0.834 and 0.806 after 75 of ES over whole "
-    "episodes (160 s)."
-)
+
+def found_here() -> tuple[str, ...]:
+    """Returns the data sets besides digits that need no download."""
+    return tuple(name for name in ("mnist", "fashion_mnist") if available(name))
 
 
-def experiment(
-    horizon: int = 200,
-    truncation: int = 50,
-    estimator: str = "pes",
-    sigma: float = 0.01,
-    particles: int = 16,
-    outer_steps: int = 800,
-    learning_rate: float = 3e-3,
-    weight_decay: float = 0.0,
-    gradient_clip: float = 1.0,
-    hidden: int = 32,
-    batch_size: int = 128,
-    seeds: int = 5,
-    seed: int = 0,
-) -> Experiment:
-    """Builds the experiment.
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """The main job: a small rule, meta-trained on perceptrons over 8x8 digits.
 
-    Args:
+    Attributes:
         horizon: inner steps per episode, and per evaluation.
         truncation: inner steps per outer step; divides the horizon. ES does without.
         estimator: of the meta-gradient: pes, es or truncated_backprop.
@@ -54,60 +39,71 @@ def experiment(
         gradient_clip: the largest norm of a meta-gradient.
         hidden: units of the hidden layer of the networks that are trained.
         batch_size: examples per inner step.
+        datasets: trained on besides digits; by default those of mnist and fashion_mnist whose
+            files are found.
         seeds: initialisations per evaluation.
         seed: of everything random.
     """
-    positive = {"learning_rate": learning_rate, "gradient_clip": gradient_clip}
-    positive |= {"outer_steps": outer_steps, "horizon": horizon}
-    for name, value in positive.items():
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name}={value} must be positive and finite.")
-    if not 0 <= weight_decay < math.inf:
-        raise ValueError(f"weight_decay={weight_decay} must not be negative.")
-    names = [name for name in ("digits", "mnist", "fashion_mnist") if available(name)]
-    data = {name: load_images(name, size=8) for name in names}
-    tasks = {
-        name: mlp_classification(images, (hidden,), batch_size=batch_size)
-        for name, images in data.items()
-    }
-    learned = lopt.adafactor_mlp(step_multiplier=0.01)
-    family = Mixture(tuple(tasks.values()))
-    inner = lopt.InnerTraining(family, learned, horizon, lopt.RampedLoss())
-    estimators = {
-        "pes": lambda: lopt.PES(inner, truncation, sigma),
-        "es": lambda: lopt.ES(inner, sigma),
-        "truncated_backprop": lambda: lopt.TruncatedBackprop(inner, truncation),
-    }
-    if estimator not in estimators:
-        raise ValueError(f"estimator={estimator!r} must be one of {', '.join(estimators)}.")
-    schedule = optax.cosine_decay_schedule(learning_rate, outer_steps)
-    outer = optax.chain(
-        optax.clip_by_global_norm(gradient_clip), optax.adamw(schedule, weight_decay=weight_decay)
-    )
 
-    evaluations = [
-        Evaluation(f"{name}, new initialisations", task, horizon, seeds, trained_on=True)
-        for name, task in tasks.items()
-    ]
-    first = data["digits"]
-    evaluations += [
-        Evaluation(
-            "digits, held-out images",
-            mlp_classification(held_out(first), (hidden,), batch_size=batch_size),
-            horizon,
-            seeds,
-        ),
-        Evaluation(
-            "digits, wider and deeper",
-            mlp_classification(first, (4 * hidden, 4 * hidden), batch_size=batch_size),
-            horizon,
-            seeds,
-        ),
-        Evaluation("digits, 5 times as long", tasks["digits"], 5 * horizon, seeds),
-    ]
-    meta = lopt.Mean(estimators[estimator](), particles)
-    note = NOTE if estimator == "pes" else ""
-    return Experiment(learned, meta, outer, outer_steps, tuple(evaluations), seed, note=note)
+    horizon: int = 200
+    truncation: int = 50
+    estimator: str = "pes"
+    sigma: float = 0.01
+    particles: int = 16
+    outer_steps: int = 800
+    learning_rate: float = 3e-3
+    weight_decay: float = 0.0
+    gradient_clip: float = 1.0
+    hidden: int = 32
+    batch_size: int = 128
+    datasets: tuple[str, ...] = dataclasses.field(default_factory=found_here)
+    seeds: int = 5
+    seed: int = 0
+
+    def build(self) -> lopt.Experiment:
+        """Builds the experiment."""
+        for name in ("learning_rate", "gradient_clip", "outer_steps", "horizon"):
+            if not 0 < (value := getattr(self, name)) < math.inf:
+                raise ValueError(f"{name}={value} must be positive and finite.")
+        data = {name: load_images(name, size=8) for name in ("digits", *self.datasets)}
+        first = data["digits"]
+
+        def task(images: Data, *widths: int) -> AbstractTask:
+            return mlp_classification(images, widths or (self.hidden,), batch_size=self.batch_size)
+
+        tasks = {name: task(images) for name, images in data.items()}
+        learned = lopt.adafactor_mlp(step_multiplier=0.01)
+        inner = lopt.InnerTraining(
+            Mixture(tuple(tasks.values())), learned, self.horizon, lopt.RampedLoss()
+        )
+        estimators = {
+            "pes": lambda: lopt.PES(inner, self.truncation, self.sigma),
+            "es": lambda: lopt.ES(inner, self.sigma),
+            "truncated_backprop": lambda: lopt.TruncatedBackprop(inner, self.truncation),
+        }
+        check_one_of("set estimator", (self.estimator,), tuple(estimators))
+        schedule = optax.cosine_decay_schedule(self.learning_rate, self.outer_steps)
+        outer = optax.chain(
+            optax.clip_by_global_norm(self.gradient_clip),
+            optax.adamw(schedule, weight_decay=self.weight_decay),
+        )
+        unseen = {
+            "held-out images": (task(held_out(first)), self.horizon),
+            "wider and deeper": (task(first, 4 * self.hidden, 4 * self.hidden), self.horizon),
+            "5 times as long": (tasks["digits"], 5 * self.horizon),
+        }
+        evaluations = [
+            lopt.Evaluation(f"{name}, new initialisations", one, self.horizon, self.seeds, True)
+            for name, one in tasks.items()
+        ] + [lopt.Evaluation(f"digits, {name}", *one, self.seeds) for name, one in unseen.items()]
+        return lopt.Experiment(
+            learned,
+            lopt.Mean(estimators[self.estimator](), self.particles),
+            outer,
+            self.outer_steps,
+            tuple(evaluations),
+            self.seed,
+        )
 
 
 def held_out(data: Data) -> Data:

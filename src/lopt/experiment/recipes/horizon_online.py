@@ -3,39 +3,27 @@
 Greedy by design, see `lopt horizon online`. Wu et al. 2018, arXiv:1803.02021, section 4.2.
 """
 
+import dataclasses
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float
 
 import lopt
 from lopt.core.task import AbstractTask
 from lopt.core.unroll import Step
-from lopt.experiment.runs.experiment import Experiment
-from lopt.experiment.studies.setting import (
-    constant_momentum,
-    measure,
-    setting,
-    values_of,
-    within_ranges,
-)
+from lopt.experiment.studies.setting import measure, outer_adam, warm_task
+from lopt.experiment.studies.settings import MOMENTUM
+from lopt.learned import momentum_sgd
 
 
-def experiment(
-    dataset: str = "digits",
-    steps: int = 5000,
-    num_meta_steps: int = 10,
-    steps_per_update: int = 100,
-    look_ahead: int = 5,
-    learning_rate: float = 0.1,
-    meta_learning_rate: float = 0.01,
-    deterministic: bool = False,
-    seed: int = 0,
-) -> Experiment:
-    """Builds the experiment.
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Meta-optimization while training: look a few steps ahead, update the learning rate, rewind.
 
-    Args:
+    Attributes:
         dataset: digits, mnist, fashion_mnist or cifar10.
         steps: of training.
         num_meta_steps: steps of meta-optimization between two stretches of training.
@@ -46,44 +34,54 @@ def experiment(
         deterministic: whether one batch serves all look-ahead steps of an update.
         seed: of everything random.
     """
-    if steps % steps_per_update or steps < steps_per_update:
-        raise ValueError(
-            f"steps_per_update={steps_per_update} must divide steps={steps}; "
-            f"try steps={max(1, steps // steps_per_update) * steps_per_update}."
+
+    dataset: str = "digits"
+    steps: int = 5000
+    num_meta_steps: int = 10
+    steps_per_update: int = 100
+    look_ahead: int = 5
+    learning_rate: float = 0.1
+    meta_learning_rate: float = 0.01
+    deterministic: bool = False
+    seed: int = 0
+
+    def build(self) -> lopt.Experiment:
+        """Builds the experiment."""
+        if self.steps % self.steps_per_update or self.steps < self.steps_per_update:
+            raise ValueError(
+                f"steps_per_update={self.steps_per_update} must divide steps={self.steps}; "
+                f"try steps={max(1, self.steps // self.steps_per_update) * self.steps_per_update}."
+            )
+        task = warm_task(self.dataset, self.seed)
+        effective: Any = (self.learning_rate / (1 - MOMENTUM), "log")
+        learned = lopt.learnable(momentum_sgd, effective_rate=effective, momentum=MOMENTUM)
+        meta = lopt.LookAhead(
+            lopt.InnerTraining(task, learned, self.steps_per_update),
+            steps=self.look_ahead,
+            batches=self.look_ahead,
+            estimates=self.num_meta_steps,
+            stride=self.steps_per_update,
+            deterministic=self.deterministic,
         )
-    chosen = setting(dataset, 1.0, seed=seed)
-    learned = constant_momentum(learning_rate)
-    meta = lopt.LookAhead(
-        lopt.InnerTraining(chosen.task, learned, steps_per_update),
-        steps=look_ahead,
-        batches=look_ahead,
-        estimates=num_meta_steps,
-        stride=steps_per_update,
-        deterministic=deterministic,
-    )
-    outer = optax.chain(optax.clip(10.0), optax.adam(meta_learning_rate), within_ranges())
-
-    # One more update's worth: the last stretch of training is that before it.
-    outer_steps = num_meta_steps * (steps // steps_per_update) + 1
-    return Experiment(
-        learned, meta, outer, outer_steps, seed=seed, record=Halts(chosen.classification)
-    )
+        # One more update's worth: the last stretch of training is that before it.
+        steps = self.num_meta_steps * (self.steps // self.steps_per_update) + 1
+        outer, record = outer_adam(self.meta_learning_rate), MeasuredWhenHalted(task)
+        return lopt.Experiment(learned, meta, outer, steps, seed=self.seed, record=record)
 
 
-class Halts(eqx.Module):
-    """Records hyperparameters, and how good the network is whenever its training halts."""
+class MeasuredWhenHalted(eqx.Module):
+    """Records hyperparameters, and whenever training has just halted how good the network is."""
 
     task: AbstractTask
 
     def __call__(self, step: Step) -> dict[str, Float[Array, ""]]:
-        """Returns what is logged of an outer step; not a number where training did not go on."""
-        state = step.estimator_state
+        """Returns what is logged of an outer step; NaN where training did not go on."""
+        state, one_minus = step.estimator_state, jnp.exp(step.params["momentum"])
+        rate = jnp.exp(step.params["effective_rate"]) * one_minus
 
         def measured() -> dict[str, Float[Array, ""]]:
             return measure(self.task, state.episode.train.params)
 
-        def nothing() -> dict[str, Float[Array, ""]]:
-            return jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), shapes)
-
-        shapes = jax.eval_shape(measured)
-        return {**values_of(step.params), **jax.lax.cond(state.estimates == 1, measured, nothing)}
+        nothing = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), jax.eval_shape(measured))
+        found = jax.lax.cond(state.estimates == 1, measured, lambda: nothing)
+        return {"learning_rate": rate, "momentum": 1 - one_minus, **found}

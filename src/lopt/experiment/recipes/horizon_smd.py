@@ -4,29 +4,21 @@ Each outer step begins again from the same weights, with fresh minibatches. Wu e
 arXiv:1803.02021, section 4.1.
 """
 
-import optax
+import dataclasses
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 import lopt
-from lopt.experiment.runs.experiment import Experiment
-from lopt.experiment.studies.setting import setting, values_of, within_ranges
+from lopt.core.unroll import Step
+from lopt.experiment.studies.setting import decayed_training, outer_adam, warm_task
 
 
-def experiment(
-    dataset: str = "digits",
-    horizon: int = 100,
-    time_constant: float = 250.0,
-    learning_rate: float = 0.01,
-    power: float = 1.0,
-    outer_steps: int = 200,
-    meta_learning_rate: float = 0.05,
-    gradient_clip: float = 10.0,
-    particles: int = 1,
-    batches: int = 10,
-    seed: int = 0,
-) -> Experiment:
-    """Builds the experiment.
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Stochastic meta-descent on two hyperparameters: the gradient of the loss after a short run.
 
-    Args:
+    Attributes:
         dataset: digits, mnist, fashion_mnist or cifar10.
         horizon: inner steps.
         time_constant: of the decay of the learning rate, inner steps.
@@ -39,14 +31,31 @@ def experiment(
         batches: over how many of them the final loss is averaged.
         seed: of everything random.
     """
-    chosen = setting(dataset, time_constant, learning_rate, power, seed)
-    outer = optax.chain(optax.clip(gradient_clip), optax.adam(meta_learning_rate), within_ranges())
-    meta = lopt.Mean(lopt.ForwardMode(chosen.inner(horizon, batches)), particles)
-    return Experiment(
-        chosen.learned,
-        meta,
-        outer,
-        outer_steps,
-        seed=seed,
-        record=lambda step: values_of(step.params),
-    )
+
+    dataset: str = "digits"
+    horizon: int = 100
+    time_constant: float = 250.0
+    learning_rate: float = 0.01
+    power: float = 1.0
+    outer_steps: int = 200
+    meta_learning_rate: float = 0.05
+    gradient_clip: float = 10.0
+    particles: int = 1
+    batches: int = 10
+    seed: int = 0
+
+    def build(self) -> lopt.Experiment:
+        """Builds the experiment."""
+        begin = (self.learning_rate, self.power, self.batches)
+        task = warm_task(self.dataset, self.seed)
+        inner = decayed_training(task, self.horizon, self.time_constant, *begin)
+        meta = lopt.Mean(lopt.ForwardMode(inner), self.particles)
+        outer = outer_adam(self.meta_learning_rate, self.gradient_clip)
+        steps, seed = self.outer_steps, self.seed
+        return lopt.Experiment(inner.learned, meta, outer, steps, seed=seed, record=hyperparameters)
+
+
+def hyperparameters(step: Step) -> dict[str, Float[Array, ""]]:
+    """Returns what is logged of an outer step."""
+    theta = step.params["learning_rate"]
+    return {"learning_rate": jnp.exp(theta["initial"]), "power": jnp.exp(theta["power"])}

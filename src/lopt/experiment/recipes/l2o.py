@@ -9,6 +9,7 @@ were published, 1,000 are done; the weights are the last, where those of the epo
 trained best. See what comes out with `lopt probe symmetry` and `lopt probe dynamics`.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -18,8 +19,7 @@ from jaxtyping import Array
 import lopt
 from lopt.core.task import AbstractTask
 from lopt.estimators import log_of_sum
-from lopt.experiment.data.datasets import available, load_images
-from lopt.experiment.runs.experiment import Evaluation, Experiment
+from lopt.experiment.data.datasets import load_images, mnist_or_digits
 from lopt.tasks import Data, batch_norm_classification, mlp_classification
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -30,26 +30,14 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 BATCH_NORM = "batch_norm"
 
 
-def experiment(
-    activation: str = "relu",
-    dataset: str = "",
-    size: int = 8,
-    hidden: tuple[int, ...] = (20,),
-    batch_size: int = 128,
-    horizon: int = 200,
-    truncation: int = 20,
-    particles: int = 1,
-    outer_steps: int = 1000,
-    learning_rate: float = 1e-3,
-    seeds: int = 5,
-    seed: int = 0,
-) -> Experiment:
-    """Builds the experiment.
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """The learned optimizer of the symmetry study: a two-layer LSTM, trained on 20 hidden units.
 
-    Args:
+    Attributes:
         activation: of the network that is trained: sigmoid, relu, leaky_relu, or batch_norm, which
             is ReLU behind batch normalisation.
-        dataset: digits, mnist or fashion_mnist; empty takes MNIST where it is found, else digits.
+        dataset: digits, mnist or fashion_mnist; MNIST where it is found, else digits, by default.
         size: pixels along each side; the published one is 28.
         hidden: units of the layers of the network that is trained.
         batch_size: examples per inner step.
@@ -61,16 +49,40 @@ def experiment(
         seeds: initialisations per evaluation.
         seed: of everything random.
     """
-    name = dataset or ("mnist" if available("mnist") else "digits")
-    task = network_task(load_images(name, size=size), activation, hidden, batch_size)
-    learned = lopt.dm(k=10.0, biases=2, multiplier=0.1)
-    inner = lopt.InnerTraining(task, learned, horizon)
-    meta = lopt.Mean(lopt.TruncatedBackprop(inner, truncation, reduction=log_of_sum), particles)
-    evaluations = (
-        Evaluation(f"{name}, new initialisations", task, horizon, seeds, trained_on=True),
-        Evaluation(f"{name}, 5 times as long", task, 5 * horizon, seeds),
-    )
-    return Experiment(learned, meta, optax.adam(learning_rate), outer_steps, evaluations, seed)
+
+    activation: str = "relu"
+    dataset: str = dataclasses.field(default_factory=mnist_or_digits)
+    size: int = 8
+    hidden: tuple[int, ...] = (20,)
+    batch_size: int = 128
+    horizon: int = 200
+    truncation: int = 20
+    particles: int = 1
+    outer_steps: int = 1000
+    learning_rate: float = 1e-3
+    seeds: int = 5
+    seed: int = 0
+
+    def build(self) -> lopt.Experiment:
+        """Builds the experiment."""
+        name = self.dataset
+        task = network_task(
+            load_images(name, size=self.size), self.activation, self.hidden, self.batch_size
+        )
+        learned = lopt.dm(k=10.0, biases=2, multiplier=0.1)
+        inner = lopt.InnerTraining(task, learned, self.horizon)
+        meta = lopt.Mean(
+            lopt.TruncatedBackprop(inner, self.truncation, reduction=log_of_sum), self.particles
+        )
+        evaluations = (
+            lopt.Evaluation(
+                f"{name}, new initialisations", task, self.horizon, self.seeds, trained_on=True
+            ),
+            lopt.Evaluation(f"{name}, 5 times as long", task, 5 * self.horizon, self.seeds),
+        )
+        return lopt.Experiment(
+            learned, meta, optax.adam(self.learning_rate), self.outer_steps, evaluations, self.seed
+        )
 
 
 def network_task(

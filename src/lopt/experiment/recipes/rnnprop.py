@@ -6,6 +6,7 @@ runs of 200 steps, truncated backpropagation over 20, gradients as constants, Ad
 files are found, else 8x8 digits. Distil what comes out with `lopt distill`.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -13,40 +14,22 @@ import optax
 
 import lopt
 from lopt.core.coordinatewise import Coordinatewise
-from lopt.experiment.data.datasets import available, load_images
-from lopt.experiment.runs.experiment import Evaluation, Experiment
+from lopt.experiment.data.datasets import load_images, mnist_or_digits
 from lopt.tasks import mlp_classification
 
 OPTIMIZERS = ("rnnprop", "small_rnnprop", "dm")
 
 
-def experiment(
-    optimizer: str = "rnnprop",
-    features: str = "",
-    cells: int = 0,
-    dense: int = 0,
-    dataset: str = "",
-    size: int = 8,
-    hidden: tuple[int, ...] = (30, 20),
-    batch_size: int = 128,
-    horizon: int = 200,
-    truncation: int = 20,
-    particles: int = 2,
-    outer_steps: int = 1000,
-    learning_rate: float = 1e-3,
-    weight_decay: float = 0.0,
-    gradient_clip: float = 1.0,
-    seeds: int = 5,
-    seed: int = 0,
-) -> Experiment:
-    """Builds the experiment.
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """The LSTM optimizers: RNNProp, its simplified form, and DM, trained on a perceptron.
 
-    Args:
+    Attributes:
         optimizer: rnnprop, small_rnnprop or dm.
         features: of rnnprop and small_rnnprop, such as mt+gt+mom5+mom99; empty takes their own.
         cells: width of the only LSTM of small_rnnprop; 0 takes its own.
         dense: width of the layer in front of it; 0 takes its own.
-        dataset: digits, mnist or fashion_mnist; empty takes MNIST where it is found, else digits.
+        dataset: digits, mnist or fashion_mnist; MNIST where it is found, else digits, by default.
         size: pixels along each side; the published one is 28.
         hidden: units of the layers of the network that is trained.
         batch_size: examples per inner step.
@@ -60,23 +43,48 @@ def experiment(
         seeds: initialisations per evaluation.
         seed: of everything random.
     """
-    name = dataset or ("mnist" if available("mnist") else "digits")
-    task = mlp_classification(load_images(name, size=size), hidden, batch_size=batch_size)
-    learned = learned_optimizer(optimizer, features, cells, dense)
-    inner = lopt.InnerTraining(task, learned, horizon)
-    meta = lopt.Mean(lopt.TruncatedBackprop(inner, truncation), particles)
-    outer = optax.chain(
-        optax.clip_by_global_norm(gradient_clip),
-        optax.adamw(learning_rate, weight_decay=weight_decay),
-    )
-    # Never trained on: another activation, one layer, and so other sizes of gradients.
-    other = mlp_classification(task.data, (20,), jax.nn.sigmoid, batch_size)
-    evaluations = (
-        Evaluation(f"{name}, new initialisations", task, horizon, seeds, trained_on=True),
-        Evaluation(f"{name}, 3 times as long", task, 3 * horizon, seeds),
-        Evaluation(f"{name}, 20 sigmoid units", other, horizon, seeds),
-    )
-    return Experiment(learned, meta, outer, outer_steps, evaluations, seed)
+
+    optimizer: str = "rnnprop"
+    features: str = ""
+    cells: int = 0
+    dense: int = 0
+    dataset: str = dataclasses.field(default_factory=mnist_or_digits)
+    size: int = 8
+    hidden: tuple[int, ...] = (30, 20)
+    batch_size: int = 128
+    horizon: int = 200
+    truncation: int = 20
+    particles: int = 2
+    outer_steps: int = 1000
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    gradient_clip: float = 1.0
+    seeds: int = 5
+    seed: int = 0
+
+    def build(self) -> lopt.Experiment:
+        """Builds the experiment."""
+        name = self.dataset
+        task = mlp_classification(
+            load_images(name, size=self.size), self.hidden, batch_size=self.batch_size
+        )
+        learned = learned_optimizer(self.optimizer, self.features, self.cells, self.dense)
+        inner = lopt.InnerTraining(task, learned, self.horizon)
+        meta = lopt.Mean(lopt.TruncatedBackprop(inner, self.truncation), self.particles)
+        outer = optax.chain(
+            optax.clip_by_global_norm(self.gradient_clip),
+            optax.adamw(self.learning_rate, weight_decay=self.weight_decay),
+        )
+        # Never trained on: another activation, one layer, and so other sizes of gradients.
+        other = mlp_classification(task.data, (20,), jax.nn.sigmoid, self.batch_size)
+        evaluations = (
+            lopt.Evaluation(
+                f"{name}, new initialisations", task, self.horizon, self.seeds, trained_on=True
+            ),
+            lopt.Evaluation(f"{name}, 3 times as long", task, 3 * self.horizon, self.seeds),
+            lopt.Evaluation(f"{name}, 20 sigmoid units", other, self.horizon, self.seeds),
+        )
+        return lopt.Experiment(learned, meta, outer, self.outer_steps, evaluations, self.seed)
 
 
 def learned_optimizer(

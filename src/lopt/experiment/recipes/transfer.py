@@ -7,6 +7,7 @@ about 7 GB each, which is 56 GB for four and 14 GB with `--set particles=1`. For
 backpropagation see `lopt.tasks.resnet_classification`. Both are estimates.
 """
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -14,34 +15,18 @@ import optax
 
 import lopt
 from lopt.experiment.data.named_tasks import named_task
-from lopt.experiment.runs.experiment import Evaluation, Experiment
-from lopt.experiment.runs.files import digest
-from lopt.experiment.runs.storage import load, weights_file
+from lopt.experiment.runs.storage import load
+from lopt.experiment.settings import check_one_of
 from lopt.learned import PerTensorType
 
 LARGE = ("resnet18", "resnet50")
 
 
-def experiment(
-    start: str = "",
-    task: str = "digits_conv",
-    size: int = 0,
-    batch_size: int = 128,
-    tensor_types: bool = False,
-    horizon: int = 200,
-    truncation: int = 20,
-    estimator: str = "pes",
-    sigma: float = 0.01,
-    particles: int = 4,
-    outer_steps: int = 200,
-    learning_rate: float = 1e-3,
-    gradient_clip: float = 1.0,
-    seeds: int = -1,
-    seed: int = 0,
-) -> Experiment:
-    """Builds the experiment.
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A trained optimizer trained on, on another task: transfer, and tuning of distilled rules.
 
-    Args:
+    Attributes:
         start: what to begin with: a run's folder, a distilled rule's, or a file of `lopt.save`.
         task: data set and network, such as digits_conv, fashion_mnist_mlp or cifar10_resnet50.
         size: pixels along each side; 0 for 32 of CIFAR-10 and 8 of others.
@@ -59,46 +44,61 @@ def experiment(
             none for resnet18 and resnet50, as an evaluation trains them all side by side.
         seed: of everything random.
     """
-    if not start:
-        raise ValueError("start='' must name a run, a distilled rule or a file of lopt.save.")
-    for name, value in {"learning_rate": learning_rate, "gradient_clip": gradient_clip}.items():
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name}={value} must be positive and finite.")
-    if outer_steps < 1:
-        raise ValueError(f"outer_steps={outer_steps} must be at least 1; try 200.")
-    if seeds < 0:
-        seeds = 0 if task.endswith(LARGE) else 5
-    learned, theta = load(start)
-    if tensor_types:
-        learned = PerTensorType(learned)
-        theta = learned.wrap(theta)
-    trained_on = named_task(task, size, batch_size)
-    inner = lopt.InnerTraining(trained_on, learned, horizon)
-    estimators = {
-        "pes": lambda: lopt.PES(inner, truncation, sigma),
-        "es": lambda: lopt.ES(inner, sigma),
-        "truncated_backprop": lambda: lopt.TruncatedBackprop(inner, truncation),
-        "forward": lambda: lopt.ForwardMode(inner),
-    }
-    if estimator not in estimators:
-        raise ValueError(f"estimator={estimator!r} must be one of {', '.join(estimators)}.")
-    outer = optax.chain(
-        optax.clip_by_global_norm(gradient_clip),
-        optax.adam(optax.cosine_decay_schedule(learning_rate, outer_steps)),
-    )
-    evaluations = (
-        [Evaluation(f"{task}, new initialisations", trained_on, horizon, seeds, trained_on=True)]
-        if seeds
-        else []
-    )
-    return Experiment(
-        learned,
-        lopt.Mean(estimators[estimator](), particles),
-        outer,
-        outer_steps,
-        tuple(evaluations),
-        seed,
-        steps_per_chunk=min(20, outer_steps),
-        initial=theta,
-        initial_digest=digest(weights_file(Path(start))),
-    )
+
+    start: Path = Path()
+    task: str = "digits_conv"
+    size: int = 0
+    batch_size: int = 128
+    tensor_types: bool = False
+    horizon: int = 200
+    truncation: int = 20
+    estimator: str = "pes"
+    sigma: float = 0.01
+    particles: int = 4
+    outer_steps: int = 200
+    learning_rate: float = 1e-3
+    gradient_clip: float = 1.0
+    seeds: int = -1
+    seed: int = 0
+
+    def build(self) -> lopt.Experiment:
+        """Builds the experiment."""
+        if self.start == Path():
+            raise ValueError("start='' must name a run, a distilled rule or a file of lopt.save.")
+        for name in ("learning_rate", "gradient_clip", "outer_steps"):
+            if not 0 < (value := getattr(self, name)) < math.inf:
+                raise ValueError(f"{name}={value} must be positive and finite.")
+        seeds = self.seeds
+        if seeds < 0:
+            seeds = 0 if self.task.endswith(LARGE) else 5
+        learned, theta = load(self.start)
+        if self.tensor_types:
+            learned = PerTensorType(learned)
+            theta = learned.wrap(theta)
+        trained_on = named_task(self.task, self.size, self.batch_size)
+        inner = lopt.InnerTraining(trained_on, learned, self.horizon)
+        estimators = {
+            "pes": lambda: lopt.PES(inner, self.truncation, self.sigma),
+            "es": lambda: lopt.ES(inner, self.sigma),
+            "truncated_backprop": lambda: lopt.TruncatedBackprop(inner, self.truncation),
+            "forward": lambda: lopt.ForwardMode(inner),
+        }
+        check_one_of("set estimator", (self.estimator,), tuple(estimators))
+        outer = optax.chain(
+            optax.clip_by_global_norm(self.gradient_clip),
+            optax.adam(optax.cosine_decay_schedule(self.learning_rate, self.outer_steps)),
+        )
+        title = f"{self.task}, new initialisations"
+        evaluations = (
+            (lopt.Evaluation(title, trained_on, self.horizon, seeds, True),) if seeds else ()
+        )
+        return lopt.Experiment(
+            learned,
+            lopt.Mean(estimators[self.estimator](), self.particles),
+            outer,
+            self.outer_steps,
+            evaluations,
+            self.seed,
+            steps_per_chunk=min(20, self.outer_steps),
+            initial=theta,
+        )

@@ -1,8 +1,17 @@
 """Reports: tables, figures and sentences that are declared once and shown everywhere."""
 
 from lopt.experiment.report.bars import progress, stages
-from lopt.experiment.report.kit import Equation, Figure, Report, Table, Text, curves
-from lopt.experiment.report.plots import bands, color_of, finish, log_axis, new_figure, panels, png
+from lopt.experiment.report.kit import Equation, Figure, Report, Table, Text, curves, tell
+from lopt.experiment.report.plots import (
+    bands,
+    color_of,
+    finish,
+    grid_size,
+    log_axis,
+    new_figure,
+    panels,
+    png,
+)
 from lopt.experiment.report.statistics import (
     Cell,
     Measured,
@@ -27,6 +36,7 @@ __all__ = [
     "color_of",
     "curves",
     "finish",
+    "grid_size",
     "log_axis",
     "mean_and_error",
     "measured",
@@ -38,4 +48,5 @@ __all__ = [
     "running_mean",
     "shown_steps",
     "stages",
+    "tell",
 ]

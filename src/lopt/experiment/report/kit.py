@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text as RichText
 
-from lopt.experiment.report.plots import bands, new_figure, panels, png
+from lopt.experiment.report.plots import Curve, bands, grid_size, new_figure, panels, png
 from lopt.experiment.report.statistics import (
     Cell,
     Measured,
@@ -121,7 +120,10 @@ class Table:
         return columns
 
     def print(self, console: Console) -> None:
-        """Prints the table: texts are folded, neither numbers nor words of headings break."""
+        """Prints the table: texts are folded, neither numbers nor words of headings break.
+
+        One that is wider still is printed in parts, each of which begins with the first column.
+        """
         columns = self._columns()
         widths = [max(map(len, (name, *cells))) for name, _, cells in columns]
         if _total(widths) > console.width:
@@ -130,6 +132,13 @@ class Table:
                 words = [word for cell in cells for word in cell.split()] if text else cells
                 own = [min(len(word), LONGEST_WORD) if text else len(word) for word in words]
                 least.append(max(*own, *map(len, name.split()), 1))
+            fitting = max(n for n in range(len(least) + 1) if _total(least[:n]) <= console.width)
+            if 2 <= fitting < len(least):
+                first, *names = self.rows[0]
+                for title, some in ((self.title, names[: fitting - 1]), ("", names[fitting - 1 :])):
+                    rows = [{name: row.get(name) for name in (first, *some)} for row in self.rows]
+                    Table(title, rows, self.strong).print(console)
+                return
             # What room there is goes to texts, first to the shortest.
             room = max(0, console.width - _total(least))
             texts = [i for i in range(len(columns)) if columns[i][1]]
@@ -211,14 +220,14 @@ class Figure:
 
 def curves(
     name: str,
-    found: Mapping[str, Mapping[str, Float[np.ndarray, "seed step"]]],
+    found: Mapping[str, Mapping[str, Curve]],
     *,
     caption: str = "",
     columns: int = 3,
+    most: int | None = None,
     steps: Sequence[int] | None = None,
-    log: bool = True,
-    smooth: int = 1,
-    **labels: Any,
+    points: int = 40,
+    **style: Any,
 ) -> Figure:
     """Returns a figure with a panel of curves, mean and standard error over seeds, for each title.
 
@@ -227,26 +236,39 @@ def curves(
         found: by the title of its panel, then by name, which gives the colour.
         caption: below the figure.
         columns: panels side by side.
+        most: how many panels are drawn; all by default.
         steps: where the values are; 1, 2, ... by default.
-        log: whether the vertical axes are logarithmic.
-        smooth: over how many steps back running means are drawn.
-        labels: `xlabel` and `ylabel`.
+        points: of how many steps, evenly, the JSON has numbers.
+        style: `log`, `smooth`, `ordered`, `xlabel` and `ylabel` of `bands`; of all panels, or
+            by title.
     """
-    every = [np.asarray(values) for panel in found.values() for values in panel.values()]
-    places = list(range(1, every[0].shape[1] + 1)) if steps is None and every else steps or []
-    at = np.array(shown_steps(len(places))) - 1
+    every = [curve for panel in found.values() for curve in panel.values()]
+    shapes = [np.shape(one) for one in every if not isinstance(one, Mapping)]
+    length = max((shape[1] for shape in shapes if len(shape) == 2), default=0)
+    places = list(range(1, length + 1)) if steps is None else steps
+    at = np.array(shown_steps(len(places), points), int) - 1
+    shown = list(found)[:most]
 
     def draw(figure: Any) -> None:
-        for i, (axes, title) in enumerate(
-            zip(panels(figure, len(found), columns), found, strict=True)
-        ):
-            arrays = {one: np.asarray(values, float) for one, values in found[title].items()}
-            style: Any = {"log": log, "smooth": smooth, "legend": i == 0, "title": title}
-            bands(axes, arrays, steps=places, **style, **labels)
+        explained: list[list[str]] = []
+        for axes, title in zip(panels(figure, len(shown), columns), shown, strict=True):
+            labels: Any = {"legend": list(found[title]) not in explained, "title": title}
+            explained.append(list(found[title]))
+            for key, value in style.items():
+                by_title = isinstance(value, Mapping) and value.keys() <= found.keys()
+                if not by_title or title in value:
+                    labels[key] = value[title] if by_title else value
+            bands(axes, found[title], steps=places, **labels)
 
-    def numbers(values: Any) -> dict[str, Any]:
-        mean, error = mean_and_error(np.asarray(values, float)[:, at])
-        return {"mean": mean.tolist(), "error": None if error is None else error.tolist()}
+    def numbers(curve: Curve) -> dict[str, Any]:
+        if isinstance(curve, Mapping):
+            values = np.stack(list(curve.values()), axis=1)
+        else:
+            values = np.asarray(curve, float)
+            values = values[:, at[at < values.shape[1]]] if values.ndim == 2 else values
+        mean, error = mean_and_error(np.asarray(values, float))
+        own = {"steps": list(curve)} if isinstance(curve, Mapping) else {}
+        return {**own, "mean": mean.tolist(), "error": None if error is None else error.tolist()}
 
     data = {
         "steps": [places[i] for i in at],
@@ -255,9 +277,9 @@ def curves(
             for title, panel in found.items()
         },
     }
-    columns = min(columns, len(found)) or 1
-    size = (4.6 * columns, 3.4 * (-(-len(found) // columns) or 1))
-    return Figure(name, draw, size, caption, data)
+    more = len(found) - len(shown)
+    caption += f" {more} more panels are in the JSON file." * (more > 0)
+    return Figure(name, draw, grid_size(len(shown), 4.6, 3.4, columns), caption, data)
 
 
 Part = Text | Equation | Table | Figure
@@ -287,13 +309,16 @@ class Report:
             self.details.add(len(self.parts))
         self.parts.append(part)
 
-    def heading(self, text: str, *, detail: bool = True) -> None:
-        """Adds a heading."""
+    def heading(self, text: str, below: str = "", *, detail: bool = True) -> None:
+        """Adds a heading, and a paragraph below it."""
         self.add(Text(text, heading=True), detail=detail)
+        if below:
+            self.text(below, detail=detail)
 
     def text(self, text: str, *, code: bool = False, detail: bool = False) -> None:
-        """Adds a paragraph."""
-        self.add(Text(text, code), detail=detail)
+        """Adds a paragraph, unless it is empty."""
+        if text:
+            self.add(Text(text, code), detail=detail)
 
     def table(
         self,
@@ -313,9 +338,10 @@ class Report:
         draw: Callable[[Any], object],
         size: tuple[float, float] = (6.4, 3.8),
         caption: str = "",
+        **data: Any,
     ) -> None:
-        """Adds a figure."""
-        self.add(Figure(name, draw, size, caption))
+        """Adds a figure; `data` are numbers for the JSON."""
+        self.add(Figure(name, draw, size, caption, data))
 
     def show(self, console: Console | None = None) -> None:
         """Prints the report in the terminal."""
@@ -349,6 +375,16 @@ class Report:
                 names.append(f"{part.name}.png")
                 write_bytes(folder / names[-1], part.png)
         return names
+
+    def finish(self, folder: Path, name: str) -> None:
+        """Shows and saves the report, and says which files were written."""
+        self.show()
+        tell(f"Wrote {', '.join(self.save(folder, name))} in {folder}.")
+
+
+def tell(text: str) -> None:
+    """Prints a line, however long, as it is."""
+    Console().print(RichText(plain(text)), soft_wrap=True)
 
 
 def _total(widths: Sequence[int]) -> int:

@@ -79,10 +79,11 @@ def running_mean(
     values: Float[np.ndarray, "... step"], width: int
 ) -> Float[np.ndarray, "... step"]:
     """Returns means over up to `width` steps back."""
-    sums = np.cumsum(np.concatenate([np.zeros_like(values[..., :1]), values], axis=-1), axis=-1)
-    ends = np.arange(1, values.shape[-1] + 1)
-    starts = np.maximum(0, ends - width)
-    return (sums[..., ends] - sums[..., starts]) / (ends - starts)
+    # Not as differences of sums, which lose what is much smaller than the first values.
+    padded = np.concatenate([np.zeros((*values.shape[:-1], width - 1)), values], axis=-1)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, width, axis=-1)
+    inside = np.add.outer(np.arange(values.shape[-1]), np.arange(width)) >= width - 1
+    return windows.mean(axis=-1, where=inside)
 
 
 def shown_steps(steps: int, most: int = 40) -> Sequence[int]:

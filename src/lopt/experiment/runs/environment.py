@@ -1,9 +1,19 @@
-"""How the command line sets up JAX, and where lopt keeps files between runs."""
+"""How commands set up JAX, where lopt keeps files between runs, and how long jobs are stopped."""
 
 import contextlib
 import ctypes
 import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+# How long a job that is asked to end may take to.
+GRACE = 4.0
 
 
 def cache_folder() -> Path:
@@ -55,3 +65,39 @@ def prepare_jax() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
     use_compilation_cache()
     use_all_cores()
+
+
+@contextlib.contextmanager
+def stoppable(remedy: str) -> Iterator[None]:
+    """Ends a job within seconds at Ctrl-C, SIGTERM or SIGHUP, and says how to go on.
+
+    Python's handlers wait for compiled programs and compilers; after a while a thread, which does
+    not, ends the process: what is on disk is whole at any moment.
+    """
+
+    def tell() -> None:
+        Console().print(Text(f"Stopped. {remedy}"), soft_wrap=True)
+
+    def watch() -> None:
+        numbers = os.read(reader, 1)
+        if numbers:
+            time.sleep(GRACE)
+            if not ended.is_set():
+                tell()
+                os._exit(128 + numbers[0])
+        os.close(reader)
+
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    ended = threading.Event()
+    threading.Thread(target=watch, daemon=True).start()
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    try:
+        yield
+    except KeyboardInterrupt:
+        tell()
+        raise
+    finally:
+        ended.set()
+        signal.set_wakeup_fd(before)
+        os.close(writer)

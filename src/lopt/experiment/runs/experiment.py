@@ -11,48 +11,9 @@ import optax
 from lopt.core.estimator import AbstractGradientEstimator
 from lopt.core.inner import InnerTraining
 from lopt.core.learned import AbstractLearnedOptimizer
-from lopt.core.task import AbstractTask
 from lopt.core.types import Key, Scalar, Theta
 from lopt.core.unroll import Step
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """One comparison of the learned optimizer with tuned baselines.
-
-    Attributes:
-        name: a few words, the title of its plot.
-        task: the task to train; any.
-        horizon: inner steps.
-        num_seeds: the number of initialisations, each with batches of its own; at least 5.
-        trained_on: whether meta-training drew this task (with other initialisations).
-    """
-
-    name: str
-    task: AbstractTask
-    horizon: int
-    num_seeds: int = 5
-    trained_on: bool = False
-
-    def __post_init__(self) -> None:
-        if self.horizon < 1:
-            raise ValueError(f"Evaluation(horizon={self.horizon}) must be at least 1.")
-        if self.num_seeds < 5:
-            raise ValueError(
-                f"Evaluation(num_seeds={self.num_seeds}) must be at least 5, "
-                "for standard errors that mean something."
-            )
-
-        def metrics(key: Key) -> Any:
-            params = self.task.init(key)
-            return self.task.metrics(params, self.task.prepare(params, key), self.task.batch(key))
-
-        found = eqx.filter_eval_shape(metrics, jax.random.key(0))
-        if "loss" not in found:
-            raise ValueError(
-                f"Evaluation(task={type(self.task).__name__}(...)) has the metrics "
-                f'{", ".join(found) or "{}"}; must have "loss", try {{"loss": ..., **metrics}}.'
-            )
+from lopt.experiment.evaluation.evaluation import Evaluation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,10 +29,8 @@ class Experiment:
         seed: everything random about the run.
         steps_per_chunk: outer steps per compiled call; after each, progress and metrics are
             written and a checkpoint is made.
-        note: a sentence or two for the report, such as why this estimator.
         record: what else to log of each outer step, by name.
         initial: the theta to begin with, for training on; by default the learned optimizer's.
-        initial_digest: of the file that it was read from: a run is not resumed with another.
     """
 
     learned: AbstractLearnedOptimizer
@@ -81,10 +40,26 @@ class Experiment:
     evaluations: tuple[Evaluation, ...] = ()
     seed: int = 0
     steps_per_chunk: int = 20
-    note: str = ""
     record: Callable[[Step], Mapping[str, Scalar]] | None = None
     initial: Theta | None = None
-    initial_digest: str = ""
+
+    def check_evaluations(self) -> None:
+        """Refuses evaluations that cannot work, before anything is trained: traces them.
+
+        Raises:
+            ValueError: if the learned optimizer cannot train a task for its horizon.
+        """
+        for one in self.evaluations:
+
+            def results(key: Key, one: Evaluation = one) -> Any:
+                theta = self.learned.init(key) if self.initial is None else self.initial
+                optimizer = self.learned.optimizer(theta, one.horizon)
+                return one.trained(optimizer, jax.random.split(key, 1))
+
+            try:
+                eqx.filter_eval_shape(results, jax.random.key(0))
+            except Exception as error:
+                raise ValueError(f"The evaluation {one.name!r} cannot work: {error}") from error
 
     def inner_training(self) -> InnerTraining | None:
         """Returns the first inner training in the estimator, or None if it has none."""
@@ -98,3 +73,5 @@ class Experiment:
                 raise ValueError(
                     f"Experiment({name}={value!r}) must be a positive integer; try 20."
                 )
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"Experiment(seed={self.seed}) must be between 0 and {2**32 - 1}.")

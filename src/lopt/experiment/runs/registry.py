@@ -1,29 +1,61 @@
-"""Finding recipes, and setting their fields from the command line.
+"""Recipes: finding them, setting their fields, and building their experiments.
 
-A recipe is a Python file that defines `experiment(field=default, ...) -> Experiment`. Its
-parameters are what `--set field=value` may change, converted to the type of their defaults.
+A recipe is a Python file with a dataclass `Recipe`, whose fields are what `--set field=value` may
+change, and whose `build()` returns an `Experiment`.
 """
 
 import ast
 import contextlib
+import dataclasses
 import importlib
 import importlib.util
-import inspect
+import math
 import pkgutil
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lopt.experiment.report import Report
 from lopt.experiment.runs.experiment import Experiment
+from lopt.experiment.settings import help_of
 
 _PACKAGE = "lopt.experiment.recipes"
+Values = Mapping[str, Any]
 
 
 def recipe_names() -> list[str]:
     """Returns the names of the recipes that come with lopt."""
     package = importlib.import_module(_PACKAGE)
     return sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+
+
+def list_recipes(settings: Any) -> Report:
+    """Returns a list of the recipes, each with what it says of itself."""
+    report = Report("Recipes")
+    texts = {name: help_of(load_recipe(name))[0].partition("\n")[0] for name in recipe_names()}
+    report.table("Recipes", [{"recipe": name, "what": text} for name, text in texts.items()])
+    return report
+
+
+def describe_recipe(recipe: str) -> Report:
+    """Returns name, type, default and meaning of each field of a recipe."""
+    found = load_recipe(recipe)
+    about, meanings = help_of(found)
+    report = Report(f"The recipe {recipe}")
+    report.text(about)
+    report.table(
+        f"lopt train {recipe}: fields, as in --set FIELD=VALUE",
+        [
+            {
+                "field": field.name,
+                "type": getattr(field.type, "__name__", str(field.type)),
+                "default": "-" if _default(field) is None else repr(_default(field)),
+                "meaning": meanings.get(field.name, ""),
+            }
+            for field in dataclasses.fields(found)
+        ],
+    )
+    return report
 
 
 def build(recipe: str, settings: Sequence[str] = ()) -> Experiment:
@@ -35,65 +67,67 @@ def build(recipe: str, settings: Sequence[str] = ()) -> Experiment:
 
     Raises:
         FileNotFoundError: if there is no such recipe.
-        ValueError: if it defines no experiment, or a setting is not one of its fields.
+        ValueError: if it defines none, or a setting is not one of its fields.
     """
-    function = _load(recipe)
-    fields = inspect.signature(function).parameters
+    return experiment_of(recipe, make_recipe(recipe, load_recipe(recipe), parsed(settings)))
+
+
+def parsed(settings: Sequence[str]) -> dict[str, str]:
+    """Returns values as text, by field, of settings such as "horizon=100"."""
     values = {}
     for setting in settings:
         name, separator, text = setting.partition("=")
         if not separator:
             raise ValueError(f"--set {setting}: write it as field=value.")
+        values[name] = text
+    return values
+
+
+def make_recipe(recipe: str, found: Any, values: Values) -> Any:
+    """Returns a recipe with some fields set.
+
+    Args:
+        recipe: its name, for errors.
+        found: its dataclass.
+        values: by field, as text or as JSON has them.
+    """
+    fields = {field.name: field for field in dataclasses.fields(found)}
+    for name, value in values.items():
         if name not in fields:
             raise ValueError(
-                f"--set {setting}: recipe {recipe} has no field {name!r}; "
+                f"--set {name}={value}: recipe {recipe} has no field {name!r}; "
                 f"its fields are {', '.join(fields) or 'none'}."
             )
-        values[name] = _convert(setting, text, fields[name].default)
-    missing = [n for n, p in fields.items() if p.default is p.empty and n not in values]
-    if missing:
-        raise ValueError(f"Recipe {recipe} needs {missing[0]}: give --set {missing[0]}=VALUE.")
+    given = {name: _convert(name, value, _default(fields[name])) for name, value in values.items()}
     with _naming(recipe):
-        experiment = function(**values)
+        return found(**given)
+
+
+def experiment_of(recipe: str, made: Any) -> Experiment:
+    """Builds a recipe's experiment."""
+    with _naming(recipe):
+        experiment = made.build()
     if not isinstance(experiment, Experiment):
         raise ValueError(f"Recipe {recipe} returned {type(experiment)}, not a lopt.Experiment.")
     return experiment
 
 
-def fields_of(recipe: str) -> list[dict[str, str]]:
-    """Returns name, type, default and meaning of each field of a recipe.
-
-    Raises:
-        FileNotFoundError: if there is no such recipe.
-        ValueError: if it defines no experiment.
-    """
-    function = _load(recipe)
-    _, _, texts = inspect.cleandoc(function.__doc__ or "").partition("Args:\n")
-    meanings = dict(re.findall(r"^ {4}(\w+): (.*)$", re.sub(r"\n {8}", " ", texts), re.MULTILINE))
-    return [
-        {
-            "field": name,
-            "type": getattr(field.annotation, "__name__", str(field.annotation)),
-            "default": "" if field.default is field.empty else repr(field.default),
-            "meaning": meanings.get(name, ""),
-        }
-        for name, field in inspect.signature(function).parameters.items()
-    ]
+def values_of(made: Any) -> dict[str, Any]:
+    """Returns the fields of a recipe as JSON has them."""
+    values = {field.name: getattr(made, field.name) for field in dataclasses.fields(made)}
+    return {
+        name: str(value.resolve()) if isinstance(value, Path) else value
+        for name, value in values.items()
+    }
 
 
-@contextlib.contextmanager
-def _naming(recipe: str) -> Iterator[None]:
-    """Turns what goes wrong inside of a recipe into an error that names it."""
-    try:
-        yield
-    except Exception as error:
-        raise ValueError(
-            f"Recipe {recipe} failed with {type(error).__name__}: {error} "
-            "(LOPT_TRACEBACK=1 shows where)"
-        ) from error
+def weights_fields(found: Any) -> list[str]:
+    """Returns the fields of a recipe that name weights: those that are paths."""
+    return [f.name for f in dataclasses.fields(found) if isinstance(_default(f), Path)]
 
 
-def _load(recipe: str) -> Callable[..., Any]:
+def load_recipe(recipe: str) -> Any:
+    """Returns the dataclass of a recipe; the code of a file is executed."""
     path = Path(recipe)
     if path.suffix == ".py":
         if not path.is_file():
@@ -111,26 +145,52 @@ def _load(recipe: str) -> Callable[..., Any]:
             f"There is no recipe {recipe!r}; known are {', '.join(recipe_names())}, "
             "or the path of a Python file (ending in .py)."
         )
-    function = getattr(module, "experiment", None)
-    if not callable(function):
-        raise ValueError(f"Recipe {recipe} defines no function experiment(...).")
-    return function
+    found = getattr(module, "Recipe", None)
+    if not (dataclasses.is_dataclass(found) and callable(getattr(found, "build", None))):
+        raise ValueError(f"Recipe {recipe} defines no dataclass Recipe with a method build().")
+    return found
 
 
-def _convert(setting: str, text: str, default: Any) -> Any:
-    if isinstance(default, str):
-        return text
+@contextlib.contextmanager
+def _naming(recipe: str) -> Iterator[None]:
+    """Turns what goes wrong inside of a recipe into an error that names it."""
     try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        raise ValueError(f"--set {setting}: {text!r} is not a value like {default!r}.") from None
+        yield
+    except Exception as error:
+        raise ValueError(
+            f"Recipe {recipe} failed with {type(error).__name__}: {error} "
+            "(LOPT_TRACEBACK=1 shows where)"
+        ) from error
+
+
+def _default(field: Any) -> Any:
+    """Returns the default of a field; None if it has none."""
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return None if field.default is dataclasses.MISSING else field.default
+
+
+def _convert(name: str, value: Any, default: Any) -> Any:
+    """Returns a value of a field as one of the type of its default."""
+    if isinstance(default, str | Path) and isinstance(value, str):
+        return type(default)(value)
+    text = value
+    if isinstance(value, str):
+        try:
+            value = ast.literal_eval(value)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            raise ValueError(
+                f"--set {name}={text}: {text!r} is not a value like {default!r}."
+            ) from None
+    if isinstance(value, list):
+        value = tuple(value)
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    if default is not inspect.Parameter.empty and default is not None:
-        expected = type(default)
-        if type(value) is not expected:
-            raise ValueError(
-                f"--set {setting}: {text!r} is {type(value).__name__}, but the field takes "
-                f"{expected.__name__}, as in {default!r}."
-            )
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"--set {name}={text}: must be finite.")
+    if default is not None and type(value) is not type(default):
+        raise ValueError(
+            f"--set {name}={text}: {text!r} is {type(value).__name__}, but the field takes "
+            f"{type(default).__name__}, as in {default!r}."
+        )
     return value

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import safetensors.numpy
 from lopt.core.learned import AbstractLearnedOptimizer
 from lopt.core.types import Theta
 from lopt.experiment.runs.description import describe, restore
-from lopt.experiment.runs.files import read_json, write_bytes, write_json
+from lopt.experiment.runs.files import one_line, read_json, write_bytes, write_json
 
 KEEP = 3
 
@@ -36,9 +36,7 @@ def save(path: str | Path, learned: AbstractLearnedOptimizer, theta: Theta) -> N
     )
     if expected != found:
         raise ValueError(f"save(theta) is {found}, which does not fit {learned}: {expected}.")
-    # One key, as safetensors writes several in any order, and equal weights are equal files.
-    metadata = {"lopt": json.dumps(described | {"sha256": _digest(_arrays(theta))})}
-    write_bytes(Path(path), _to_bytes(theta, metadata))
+    _save(Path(path), described, theta)
 
 
 def save_weights(path: Path, learned: AbstractLearnedOptimizer, theta: Theta) -> None:
@@ -49,7 +47,13 @@ def save_weights(path: Path, learned: AbstractLearnedOptimizer, theta: Theta) ->
     try:
         save(path, learned, theta)
     except TypeError:
-        write_bytes(path, _to_bytes(theta, {"sha256": _digest(_arrays(theta))}))
+        _save(path, {}, theta)
+
+
+def _save(path: Path, described: dict[str, Any], theta: Theta) -> None:
+    described = described | {"checksum": _checksum(described, _arrays(theta))}
+    # One key, as safetensors writes several in any order, and equal weights are equal files.
+    write_bytes(path, safetensors.numpy.save(_arrays(theta), {"lopt": json.dumps(described)}))
 
 
 def load(
@@ -71,35 +75,46 @@ def load(
             configuration.
     """
     path = weights_file(Path(path))
-    arrays, metadata = _read(path)
-    if learned is None and "lopt" not in metadata:
+    if not path.exists():
+        raise FileNotFoundError(
+            f"There is no file {path}; give a file of lopt.save, or the folder of a run."
+        )
+    arrays, metadata = _from_bytes(path.read_bytes(), path)
+    try:
+        described = json.loads(metadata.get("lopt", "{}"))
+        # Files of earlier versions have no checksum.
+        checksum = described.pop("checksum", None)
+        whole = checksum in (None, _checksum(described, arrays))
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        whole = False
+    if not whole:
+        raise ValueError(
+            f"{path} is damaged: its checksum is another, or its description not a dictionary; "
+            "restore it from a copy."
+        )
+    if learned is None and not described:
         raise ValueError(
             f"{path} describes no optimizer (lopt.save did not write it, or its optimizer has "
             "parts from outside of lopt); give it, as in load(path, learned)."
         )
-    checksum = metadata.get("sha256")
-    if "lopt" in metadata:
-        try:
-            description = json.loads(metadata["lopt"])
-            if isinstance(description, dict):
-                checksum = description.get("sha256")
-            learned = restore(description) if learned is None else learned
-        except (ValueError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"{path} describes an optimizer that cannot be made: {error} Give it, as in "
-                "load(path, learned)."
-            ) from error
-    if not isinstance(learned, AbstractLearnedOptimizer):
-        raise ValueError(f"{path} describes {learned}, which is not a learned optimizer.")
-    if checksum is not None and checksum != _digest(arrays):
-        raise ValueError(f"{path} is damaged: its checksum is another; restore it from a copy.")
-    if broken := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
+    try:
+        learned = restore(described) if learned is None else learned
+        if not isinstance(learned, AbstractLearnedOptimizer):
+            raise TypeError(f"{learned} is not a learned optimizer.")
+        like = eqx.filter_eval_shape(learned.init, jax.random.key(0))
+    # What a file describes may fail anyhow.
+    except Exception as error:
+        raise ValueError(
+            f"{path} describes an optimizer that cannot be made: {one_line(error)} Give it, as in "
+            "load(path, learned)."
+        ) from error
+    theta = _fill(like, arrays, path, exact=False)
+    if broken := [name for name, array in _arrays(theta).items() if not np.isfinite(array).all()]:
         raise ValueError(
             f"{path} has weights that are not finite, in {', '.join(broken[:3])}; its "
             "meta-training diverged: use an earlier checkpoint, or train again."
         )
-    like = eqx.filter_eval_shape(learned.init, jax.random.key(0))
-    return learned, _fill(like, arrays, path, check_dtypes=False)
+    return learned, theta
 
 
 def weights_file(path: Path) -> Path:
@@ -115,13 +130,9 @@ def load_optimizer(
     """Loads saved weights as an Optax optimizer, to be used wherever Optax is used.
 
     Args:
-        path: as for `load`.
+        path: as for `load`, which says also what is refused.
         learned: as for `load`.
         num_steps: the length of the run, for designs that use it.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file is damaged, or its weights do not fit.
     """
     learned, theta = load(path, learned)
     return learned.optimizer(theta, num_steps)
@@ -132,18 +143,22 @@ def save_checkpoint(folder: Path, step: int, state: Any) -> None:
 
     The arrays are written first; the JSON beside them, with their checksum, makes them count.
     """
-    content = _to_bytes(state, {})
+    content = safetensors.numpy.save(_arrays(state))
     write_bytes(folder / f"{step:08d}.safetensors", content)
-    digest = hashlib.sha256(content).hexdigest()
-    write_json(folder / f"{step:08d}.json", {"step": step, "sha256": digest})
+    write_json(folder / f"{step:08d}.json", _about(step, content))
     for old in checkpoints(folder)[:-KEEP]:
         (folder / f"{old:08d}.json").unlink(missing_ok=True)
         (folder / f"{old:08d}.safetensors").unlink(missing_ok=True)
 
 
+def _about(step: int, content: bytes) -> dict[str, Any]:
+    return {"step": step, "sha256": hashlib.sha256(content).hexdigest()}
+
+
 def checkpoints(folder: Path) -> list[int]:
     """Returns the numbers of the checkpoints in a folder, in order."""
-    return sorted(int(path.stem) for path in folder.glob("*.json") if path.stem.isdecimal())
+    stems = [path.stem for path in folder.glob("*.json")]
+    return sorted(int(stem) for stem in stems if re.fullmatch("[0-9]{8,}", stem))
 
 
 def load_checkpoint(folder: Path, step: int, like: Any) -> Any:
@@ -153,73 +168,64 @@ def load_checkpoint(folder: Path, step: int, like: Any) -> Any:
         ValueError: if it is damaged or does not fit.
     """
     path = folder / f"{step:08d}.safetensors"
-    try:
-        digest = read_json(path.with_suffix(".json"))["sha256"]
-    except (ValueError, TypeError, KeyError):
-        digest = None
     content = path.read_bytes() if path.exists() else b""
-    if hashlib.sha256(content).hexdigest() != digest:
+    try:
+        whole = read_json(path.with_suffix(".json")) == _about(step, content)
+    except ValueError:
+        whole = False
+    if not whole:
         others = [number for number in checkpoints(folder) if number < step]
         remedy = f"to resume from step {others[-1]}" if others else "to start again"
         raise ValueError(
             f"The checkpoint {path} is damaged: {path.with_suffix('.json').name} does not give "
             f"its checksum; delete both files {remedy}."
         )
-    arrays, _ = _read(path)
-    return _fill(like, arrays, path, check_dtypes=True)
+    return _fill(like, _from_bytes(content, path)[0], path, exact=True)
 
 
-def _named_leaves(tree: Any) -> tuple[list[tuple[str, Any]], Callable[[list[Any]], Any]]:
+def _named_leaves(tree: Any) -> tuple[list[tuple[str, Any]], Any]:
+    """Returns the leaves of a tree with their names, and its structure."""
     leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
-    named = [(jax.tree_util.keystr(path) or "value", leaf) for path, leaf in leaves]
-    return named, lambda new: jax.tree.unflatten(structure, new)
+    return [(jax.tree_util.keystr(path) or "value", leaf) for path, leaf in leaves], structure
 
 
 def _is_key(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _to_bytes(tree: Any, metadata: dict[str, str]) -> bytes:
-    return safetensors.numpy.save(_arrays(tree), metadata)
-
-
 def _arrays(tree: Any) -> dict[str, np.ndarray]:
     """Returns the leaves of a tree by name."""
-    named, _ = _named_leaves(tree)
     return {
         # safetensors 0.8.0 scrambles arrays that are not contiguous, without a word.
         name: np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf, order="C")
-        for name, leaf in named
+        for name, leaf in _named_leaves(tree)[0]
     }
 
 
-def _digest(arrays: dict[str, np.ndarray]) -> str:
-    """Returns the SHA-256 of the names, dtypes, shapes and numbers of arrays."""
-    found = hashlib.sha256()
-    for name in sorted(arrays):
-        array = arrays[name]
-        found.update(f"{name} {array.dtype} {array.shape}".encode())
-        found.update(np.ascontiguousarray(array).tobytes())
+def _checksum(described: dict[str, Any], arrays: dict[str, np.ndarray]) -> str:
+    """Returns the SHA-256 of a description, and of names, dtypes, shapes and numbers of arrays."""
+    found = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
+    for name, array in sorted(arrays.items()):
+        found.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
     return found.hexdigest()
 
 
-def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    if not path.exists():
-        raise FileNotFoundError(
-            f"There is no file {path}; give a file of lopt.save, or the folder of a run."
-        )
+def _from_bytes(content: bytes, path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Returns the arrays and the metadata of a safetensors file."""
     try:
-        with safetensors.safe_open(path, "numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except safetensors.SafetensorError as error:
+        arrays = safetensors.numpy.load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    # Of a dtype that NumPy lacks, a KeyError.
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{path} is not a whole safetensors file ({error}); restore it from a copy."
+            f"{path} is not a whole safetensors file ({one_line(error)}); restore it from a copy."
         ) from error
+    return arrays, header.get("__metadata__", {})
 
 
-def _fill(like: Any, arrays: dict[str, np.ndarray], path: Path, *, check_dtypes: bool) -> Any:
-    """Puts arrays into the structure of `like`, by name."""
-    named, unflatten = _named_leaves(like)
+def _fill(like: Any, arrays: dict[str, np.ndarray], path: Path, *, exact: bool) -> Any:
+    """Puts arrays into the structure of `like`, by name; unless exact, in floats of any size."""
+    named, structure = _named_leaves(like)
     missing = [name for name, _ in named if name not in arrays]
     extra = sorted(set(arrays) - {name for name, _ in named})
     if missing or extra:
@@ -230,13 +236,15 @@ def _fill(like: Any, arrays: dict[str, np.ndarray], path: Path, *, check_dtypes:
     leaves = []
     for name, leaf in named:
         array = arrays[name]
-        if _is_key(leaf):
-            leaves.append(jax.random.wrap_key_data(jnp.asarray(array)))
-            continue
-        if array.shape != leaf.shape or (check_dtypes and array.dtype != leaf.dtype):
+        wanted = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
+        floats = all(jnp.issubdtype(one.dtype, jnp.floating) for one in (array, wanted))
+        fits = array.dtype == wanted.dtype or (floats and not exact)
+        if array.shape != wanted.shape or not fits:
             raise ValueError(
                 f"{path} does not fit: {name} is {array.dtype}{list(array.shape)}, expected "
-                f"{leaf.dtype}{list(leaf.shape)}; was it written with another configuration?"
+                f"{wanted.dtype}{list(wanted.shape)}; was it written with another configuration?"
             )
-        leaves.append(jnp.asarray(array, leaf.dtype))
-    return unflatten(leaves)
+        with np.errstate(over="ignore"):  # `load` refuses what is infinite then
+            put = jnp.asarray(array, wanted.dtype)
+        leaves.append(jax.random.wrap_key_data(put) if _is_key(leaf) else put)
+    return jax.tree.unflatten(structure, leaves)

@@ -1,15 +1,13 @@
 """Meta-training as a long job: compiled chunks of the outer unroll, a log, checkpoints, resuming.
 
-A run is a folder: `run.json` (recipe, settings, the printed experiment), `metrics.jsonl` (a line
-per outer step), `checkpoints/`, and `weights.safetensors`, the latest theta. It can be killed at
-any moment; resumed, it continues as if nothing had happened, bit for bit.
+A run's folder holds `run.json`, `metrics.jsonl` (a line per outer step), `checkpoints/`, and
+`weights.safetensors`, the latest theta. It can be killed at any moment; resumed, it continues as if
+nothing had happened, bit for bit.
 """
 
 import os
-import re
 import time
-from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,125 +19,36 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
-from lopt.core.types import Theta
+from lopt.core.types import Record, Theta
 from lopt.core.unroll import Step, TrainState, start, unroll
 from lopt.estimators import particle_mesh
+from lopt.experiment.report import progress
 from lopt.experiment.runs import storage
 from lopt.experiment.runs.environment import release_memory
 from lopt.experiment.runs.experiment import Experiment
 from lopt.experiment.runs.files import (
-    digest,
     locked,
-    read_json,
-    read_lines,
+    number_in,
+    scan_lines,
     temporary_files,
     to_line,
-    write_bytes,
-    write_new_json,
 )
-from lopt.experiment.runs.registry import build
-from lopt.experiment.report import progress
+from lopt.experiment.runs.run import Run
 
 
-def create(folder: Path, recipe: str, settings: Sequence[str] = ()) -> Experiment:
-    """Builds an experiment and makes the folder of a new run of it.
-
-    Raises:
-        FileExistsError: if the folder already holds a run.
-        FileNotFoundError, ValueError: if the recipe or a setting is wrong; nothing is written.
-    """
-    if holds_run(folder):
-        raise FileExistsError(
-            f"{folder} already holds a run; continue it with lopt train --resume {folder}, "
-            "or give another folder with --run."
-        )
-    experiment = build(recipe, settings)
-    config = {
-        "recipe": str(Path(recipe).resolve()) if recipe.endswith(".py") else recipe,
-        "recipe_sha256": source_digest(recipe),
-        "settings": list(settings),
-        "versions": {name: version(name) for name in ("lopt", "jax", "equinox", "optax")},
-        "experiment": printed(experiment),
-    }
-    try:
-        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        write_new_json(folder / "run.json", config)
-    except FileExistsError:
-        raise FileExistsError(f"{folder} was taken by another run at this moment.") from None
-    except OSError as error:
-        raise type(error)(f"The folder {folder} cannot be made ({error}); try another.") from error
-    return experiment
-
-
-def holds_run(folder: Path) -> bool:
-    """Returns whether anything of a run is in a folder."""
-    names = ("run.json", "metrics.jsonl", "weights.safetensors")
-    return any((folder / name).exists() for name in names) or bool(
-        storage.checkpoints(folder / "checkpoints")
-    )
-
-
-def reopen(folder: Path) -> Experiment:
-    """Builds the experiment of an existing run again.
-
-    Raises:
-        FileNotFoundError: if the folder holds no run.
-        ValueError: if the recipe no longer gives the experiment that the run began with.
-    """
-    if not (folder / "run.json").exists():
-        raise FileNotFoundError(
-            f"{folder} holds no run (it has no run.json); begin one with "
-            f"lopt train RECIPE --run {folder}."
-        )
-    config = read_json(folder / "run.json")
-    fields = ("recipe", "recipe_sha256", "settings", "experiment")
-    if not (isinstance(config, dict) and all(field in config for field in fields)):
-        raise ValueError(
-            f"{folder / 'run.json'} is not that of a run: it lacks one of {', '.join(fields)}; "
-            "restore it from a copy, or begin a new run in another folder."
-        )
-    # A file of code that is not the recorded one is not executed.
-    edited = source_digest(config["recipe"]) != config["recipe_sha256"]
-    experiment = None if edited else build(config["recipe"], config["settings"])
-    if experiment is None or _squeezed(printed(experiment)) != _squeezed(config["experiment"]):
-        raise ValueError(
-            f"The recipe {config['recipe']} no longer gives the experiment that {folder} began "
-            "with (it was edited, or other data files are found now); begin a new run instead."
-        )
-    return experiment
-
-
-def source_digest(recipe: str) -> str | None:
-    """Returns the checksum of a recipe file; None for recipes that come with lopt."""
-    if not recipe.endswith(".py"):
-        return None
-    return digest(Path(recipe))
-
-
-def printed(experiment: Experiment) -> str:
-    """Returns the experiment as text, without the addresses of functions in memory."""
-    return re.sub(r" at 0x[0-9a-f]+", "", eqx.tree_pformat(experiment))
-
-
-def _squeezed(text: str) -> str:
-    """Returns text without its layout, nor a word that tells whether functions are type-checked."""
-    return re.sub(r"\s+|wrapped ", "", text)
-
-
-def train(experiment: Experiment, folder: Path, *, show_progress: bool = True) -> Theta:
+def train(run: Run, *, show_progress: bool = True) -> Theta:
     """Meta-trains, from the run's last checkpoint if it has one, to the end.
-
-    Args:
-        experiment: what to train.
-        folder: the run's folder.
-        show_progress: whether to draw a progress bar.
 
     Returns:
         The trained theta; it is also saved as `weights.safetensors`.
 
     Raises:
-        ValueError: if the last checkpoint is damaged or does not fit.
+        FileExistsError: if another process trains it.
+        ValueError: if recipe or data are no longer those that the run began with, or the last
+            checkpoint is damaged or does not fit.
     """
+    run.check_unchanged()
+    experiment, folder = run.experiment, run.folder
     optimizer = guarded(experiment)
     mesh = particle_mesh(experiment.meta)
     # A compiled program takes arguments placed as those it was compiled for.
@@ -148,18 +57,23 @@ def train(experiment: Experiment, folder: Path, *, show_progress: bool = True) -
         for torn in [*temporary_files(folder), *temporary_files(folder / "checkpoints")]:
             torn.unlink()  # what a killed run was writing
         metrics = folder / "metrics.jsonl"
-        lines = read_lines(metrics)
-        state = _latest_state(experiment, optimizer, folder, len(lines))
+        # Where each checkpoint was made: how long the log was, and particles dropped until then.
+        saved, until = storage.checkpoints(folder / "checkpoints"), {0: (0, 0)}
+        logged = dropped = 0
+        for line, end in scan_lines(metrics):
+            logged, dropped = logged + 1, dropped + int(max(0, number_in(line, "dropped")))
+            if logged in saved:
+                until[logged] = end, dropped
+        state = _latest_state(experiment, optimizer, folder, logged)
         done = int(state.step)
-        # What was logged after the checkpoint will be computed, and logged, again.
-        kept = lines[:done]
-        dropped = sum(int(line.get("dropped", 0)) for line in kept)
-        logged, programs = _Log(experiment.record), dict[int, Any]()
-        write_bytes(metrics, "".join(map(to_line, kept)).encode())
+        length, dropped = until[done]
+        record_of, programs = _Log(experiment.record), dict[int, Any]()
         with (
             metrics.open("a") as log,
             progress("meta-training", experiment.outer_steps, done=done, show=show_progress) as at,
         ):
+            # What was logged after the checkpoint will be computed, and logged, again.
+            log.truncate(length)
             while done < experiment.outer_steps:
                 num_steps = min(experiment.steps_per_chunk, experiment.outer_steps - done)
                 began = time.perf_counter()
@@ -167,11 +81,11 @@ def train(experiment: Experiment, folder: Path, *, show_progress: bool = True) -
                 if num_steps not in programs:
                     compiled: Any = unroll  # by Equinox, which mypy does not see
                     programs[num_steps] = compiled.lower(
-                        experiment.meta, optimizer, state, num_steps, record=logged
+                        experiment.meta, optimizer, state, num_steps, record=record_of
                     ).compile()
                     release_memory()
                 state, record = programs[num_steps](
-                    experiment.meta, optimizer, state, num_steps, record=logged
+                    experiment.meta, optimizer, state, num_steps, record=record_of
                 )
                 record = {name: np.asarray(value) for name, value in record.items()}
                 skipped = int(state.opt_state.total_notfinite)
@@ -194,6 +108,38 @@ def train(experiment: Experiment, folder: Path, *, show_progress: bool = True) -
                 at(done, text + f", {skipped} skipped (not finite)" * bool(skipped))
         storage.save_weights(folder / "weights.safetensors", experiment.learned, state.params)
         return state.params
+
+
+def replay(
+    experiment: Experiment, num_steps: int, record: Callable[[Step], Any]
+) -> Iterator[Record]:
+    """Does meta-training again from its beginning, bit for bit, without an end.
+
+    Args:
+        experiment: what to train.
+        num_steps: of each compiled call.
+        record: what to keep of each outer step.
+
+    Yields:
+        The records of each call, as NumPy arrays.
+    """
+    optimizer, mesh = guarded(experiment), particle_mesh(experiment.meta)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    with jax.set_mesh(mesh):
+        state = begin(experiment, optimizer)
+    while True:
+        with jax.set_mesh(mesh):
+            state = jax.device_put(state, everywhere)
+            state, records = unroll(experiment.meta, optimizer, state, num_steps, record=record)
+        yield jax.device_get(records)
+
+
+def kept_thetas(experiment: Experiment, folder: Path) -> dict[int, Theta]:
+    """Returns the weights of a run by outer step: those it began with, and of its checkpoints."""
+    like = jax.eval_shape(lambda: begin(experiment, guarded(experiment)))
+    folder = folder / "checkpoints"
+    saved = {n: storage.load_checkpoint(folder, n, like) for n in storage.checkpoints(folder)}
+    return {0: initial_theta(experiment), **{n: state.params for n, state in saved.items()}}
 
 
 def guarded(experiment: Experiment) -> optax.GradientTransformation:
@@ -226,16 +172,6 @@ def guarded(experiment: Experiment) -> optax.GradientTransformation:
         )
 
     return optax.GradientTransformationExtraArgs(start, update)
-
-
-def skipped_steps(folder: Path) -> int:
-    """Returns how many outer steps of a run had a gradient that was not finite."""
-    return sum(not line["finite"] for line in read_lines(folder / "metrics.jsonl"))
-
-
-def dropped_particles(folder: Path) -> int:
-    """Returns how many particles of a run's outer steps were left out as not finite."""
-    return sum(int(line.get("dropped", 0)) for line in read_lines(folder / "metrics.jsonl"))
 
 
 class _Log(eqx.Module):

@@ -1,19 +1,22 @@
-"""The report of short-horizon bias on the noisy quadratic: a table, JSON and figures."""
+"""The study of short-horizon bias on the noisy quadratic: known numbers, and what schedules do."""
 
 import time
 from typing import Any
 
 import numpy as np
 
-from lopt.analysis import Run, Study, acceptance_rows, paper_study
-from lopt.experiment.report import Report, finish, panels, stages
+from lopt.analysis import Study, acceptance_rows, paper_study
+from lopt.experiment.report import Figure, Report, finish, panels, stages
+from lopt.experiment.studies.settings import QuadraticSettings
 
 # How many pieces of work `paper_study` and `acceptance_rows` announce.
 _PIECES = 32
-_COLORS = {"greedy": "#1f77b4", "fixed": "#7f7f7f", "Adam": "#d62728", "optimal": "#2ca02c"}
+# A panel is a title, its labels, and curves: name, places, values, colour and line.
+Curve = tuple[str, Any, Any, str, str]
+Panel = tuple[str, dict[str, Any], list[Curve]]
 
 
-def quadratic_report() -> Report:
+def quadratic(settings: QuadraticSettings) -> Report:
     """Studies the paper's problem, and compares its numbers with references."""
     began = time.perf_counter()
     with stages("noisy quadratic", _PIECES) as announce:
@@ -21,127 +24,81 @@ def quadratic_report() -> Report:
         rows = acceptance_rows(found, announce)
     seconds = time.perf_counter() - began
     report = Report("The noisy quadratic: 1000 directions, 250 steps")
-    report.data |= {
-        "seconds": seconds,
-        "all_within": all(row.within for row in rows),
-        "rows": [vars(row) | {"within": row.within} for row in rows],
-        "runs": _runs(found),
-        "look_ahead": {h: run.final_loss for h, run in found.look_ahead.items()},
-        "look_ahead_rate": {h: run.final_loss for h, run in found.look_ahead_rate.items()},
-        "fits": {
-            h: {"learning_rate": f.learning_rate, "decay": f.decay, "final_loss": f.run.final_loss}
-            for h, f in found.fits.items()
-        },
-    }
-    report.table(
-        "The noisy quadratic: 1000 directions, 250 steps",
-        [
-            {
-                "quantity": row.quantity,
-                "computed": f"{row.value:.8g}",
-                "reference": row.reference,
-                "within": row.within,
-            }
-            for row in rows
-        ],
-    )
+    cells: list[dict[str, Any]] = [
+        {
+            "quantity": row.quantity,
+            "computed": f"{row.value:.8g}",
+            "reference": row.reference,
+            "within": row.within,
+        }
+        for row in rows
+    ]
+    report.table(report.title, cells)
     missed = [row.quantity for row in rows if not row.within]
     verdict = f"not within: {'; '.join(missed)}" if missed else "all within their tolerance"
     report.text(f"{len(rows)} numbers in {seconds:.0f} seconds, {verdict}.")
-    report.figure("quadratic", lambda figure: draw_quadratic(figure, found), (14.0, 7.6))
+    shown = panels_of(found)
+    numbers = {
+        title: {name: {"at": list(x), "values": list(y)} for name, x, y, *_ in curves}
+        for title, _, curves in shown
+    }
+    size, data = (14.0, 7.6), {"panels": numbers}
+    report.add(Figure("quadratic", lambda figure: draw_panels(figure, shown), size, data=data))
     return report
 
 
-def draw_quadratic(figure: Any, found: Study) -> list[Any]:
-    """Draws what each schedule of a study does, and how it does it."""
-    axes = panels(figure, 6)
-    runs = {
-        "greedy": ("greedy", found.greedy),
-        "fixed": ("best fixed pair", found.fixed),
-        "Adam": ("whole horizon, Adam", found.adam),
-        "optimal": ("whole horizon, optimum in the box", found.optimal),
-    }
-    _losses(axes[0], runs)
-    _schedules(axes[1], axes[2], runs)
-    _bands(axes[3], runs)
-    _look_aheads(axes[4], found)
-    _fits(axes[5], found)
-    for own in axes:
-        finish(own)
-    return axes
+def panels_of(found: Study) -> list[Panel]:
+    """Returns what each schedule of a study does, and how it does it."""
+    runs = [
+        ("greedy", found.greedy, "#1f77b4"),
+        ("best fixed pair", found.fixed, "#7f7f7f"),
+        ("whole horizon, Adam", found.adam, "#d62728"),
+        ("whole horizon, optimum in the box", found.optimal, "#2ca02c"),
+    ]
+    times = np.arange(0.0, len(found.greedy.losses))
+    shares = (np.arange(found.greedy.bands.shape[1]) + 0.5) / found.greedy.bands.shape[1]
+    losses: list[Curve] = []
+    rates: list[Curve] = []
+    momenta: list[Curve] = []
+    bands: list[Curve] = []
+    for name, run, color in runs:
+        fifth = run.bands[len(run.bands) // 5]
+        losses.append((f"{name}: {run.final_loss:.2f}", times, run.losses, color, "-"))
+        rates.append((name, times[1:], run.schedule.learning_rates, color, "-"))
+        momenta.append((name, times[1:], run.schedule.momenta, color, "-"))
+        bands.append((name, shares, run.bands[-1], color, "-"))
+        bands.append((f"{name}, at a fifth", shares, fifth, color, ":"))
+    ahead: list[Curve] = [
+        (name, list(some), [run.final_loss for run in some.values()], "#9467bd", line)
+        for name, some, line in (
+            ("learning rate", found.look_ahead_rate, "o--"),
+            ("and momentum", found.look_ahead, "o-"),
+        )
+    ]
+    optimum = [found.optimal.final_loss] * len(found.look_ahead)
+    ahead.append(("optimum in the box", list(found.look_ahead), optimum, "#2ca02c", "-"))
+    finals, decays = zip(*((f.run.final_loss, f.decay) for f in found.fits.values()), strict=True)
+    fits: list[Curve] = [
+        ("final loss", list(found.fits), finals, "#8c564b", "o-"),
+        ("fitted decay", list(found.fits), decays, "#e377c2", "s--"),
+    ]
+    loss, step = {"ylabel": "expected excess loss", "log": True}, {"xlabel": "step"}
+    looked = {"xlabel": "steps that are looked ahead, and held", "ylabel": "final loss"}
+    band = {"xlabel": "directions, from steep to flat", "legend": False}
+    fitted = {"xlabel": "horizon that the schedule was fitted to", "log": "xy"}
+    return [
+        ("Loss", loss | step, losses),
+        ("Learning rate", step | {"ylabel": "learning rate", "log": True}, rates),
+        ("Momentum", step | {"ylabel": "momentum", "legend": False}, momenta),
+        ("Loss by curvature: at the end, dotted at a fifth", loss | band, bands),
+        ("Chosen by a horizon, again and again", looked | {"log": "xy"}, ahead),
+        ("a / (1 + t / K)^decay, fitted once", fitted, fits),
+    ]
 
 
-def _runs(found: Study) -> dict[str, Any]:
-    names = ("greedy", "greedy_rate", "fixed", "fixed_rate", "adam", "optimal", "optimal_rate")
-    return {name: _numbers(getattr(found, name)) for name in names}
-
-
-def _numbers(run: Run) -> dict[str, Any]:
-    return {
-        "final_loss": run.final_loss,
-        "growth": run.growth,
-        "losses": run.losses.tolist(),
-        "learning_rates": run.schedule.learning_rates.tolist(),
-        "momenta": run.schedule.momenta.tolist(),
-        "bands_at_the_end": run.bands[-1].tolist(),
-    }
-
-
-def _losses(axes: Any, runs: dict[str, tuple[str, Run]]) -> None:
-    for name, (label, run) in runs.items():
-        axes.plot(run.losses, color=_COLORS[name], label=f"{label}: {run.final_loss:.2f}")
-    axes.set(yscale="log", xlabel="step", ylabel="expected excess loss", title="Loss")
-
-
-def _schedules(rates: Any, momenta: Any, runs: dict[str, tuple[str, Run]]) -> None:
-    for name, (label, run) in runs.items():
-        steps = np.arange(1, run.losses.size)
-        rates.plot(steps, run.schedule.learning_rates, color=_COLORS[name], label=label)
-        momenta.plot(steps, run.schedule.momenta, color=_COLORS[name])
-    rates.set(yscale="log", xlabel="step", ylabel="learning rate", title="Learning rate")
-    momenta.set(xlabel="step", ylabel="momentum", title="Momentum")
-
-
-def _bands(axes: Any, runs: dict[str, tuple[str, Run]]) -> None:
-    """Draws what is left at the end, and dotted a fifth of the way, of each band's loss."""
-    for name, (_, run) in runs.items():
-        places = (np.arange(run.bands.shape[1]) + 0.5) / run.bands.shape[1]
-        axes.plot(places, run.bands[-1], color=_COLORS[name])
-        axes.plot(places, run.bands[len(run.bands) // 5], color=_COLORS[name], ls=":", lw=1)
-    axes.set(
-        yscale="log",
-        xlabel="directions, from steep to flat",
-        ylabel="expected excess loss",
-        title="Loss by curvature: at the end, dotted at a fifth",
-    )
-
-
-def _look_aheads(axes: Any, found: Study) -> None:
-    for label, runs, style in (
-        ("learning rate", found.look_ahead_rate, "o--"),
-        ("and momentum", found.look_ahead, "o-"),
-    ):
-        finals = [run.final_loss for run in runs.values()]
-        axes.plot(list(runs), finals, style, color="#9467bd", ms=4, label=label)
-    axes.axhline(found.optimal.final_loss, color=_COLORS["optimal"], lw=1)
-    axes.set(
-        xscale="log",
-        yscale="log",
-        xlabel="steps that are looked ahead, and held",
-        ylabel="final loss",
-        title="Chosen by a horizon, again and again",
-    )
-
-
-def _fits(axes: Any, found: Study) -> None:
-    horizons = list(found.fits)
-    finals = [fit.run.final_loss for fit in found.fits.values()]
-    axes.plot(horizons, finals, "o-", color="#8c564b", ms=4, label="final loss")
-    decays = [fit.decay for fit in found.fits.values()]
-    axes.plot(horizons, decays, "s--", color="#e377c2", ms=4, label="fitted decay")
-    axes.set(
-        xscale="log",
-        yscale="log",
-        xlabel="horizon that the schedule was fitted to",
-        title="a / (1 + t / K)^decay, fitted once",
-    )
+def draw_panels(figure: Any, shown: list[Panel]) -> None:
+    """Draws panels on an empty figure."""
+    for axes, (title, labels, curves) in zip(panels(figure, len(shown)), shown, strict=True):
+        for name, x, y, color, line in curves:
+            axes.plot(x, y, line, color=color, lw=1 if line == ":" else 1.5, ms=4, label=name)
+        finish(axes, title=title, **labels)

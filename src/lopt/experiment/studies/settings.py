@@ -2,25 +2,38 @@
 
 import dataclasses
 import math
-from typing import Annotated
-
-import tyro
+from typing import Any
 
 from lopt.experiment.settings import check, check_one_of, check_positive
 
-Horizons = Annotated[tuple[int, ...], tyro.conf.arg(metavar="STEPS ...")]
-DATASETS = ("digits", "mnist", "fashion_mnist", "cifar10")
+# Of each data set: the network's name in `named_tasks`, pixels on each side, the batch size, and
+# the learning rate of the warm start.
+NETWORKS = {
+    "digits": ("mlp", 8, 128, 0.1),
+    "mnist": ("mlp100x100", 28, 100, 0.1),
+    "fashion_mnist": ("mlp100x100", 28, 100, 0.1),
+    "cifar10": ("conv5x5", 32, 100, 5e-3),
+}
+# Fixed offline; where it begins online.
+MOMENTUM = 0.9
+# What a step of forward mode with two directions costs at most, in plain steps.
+FORWARD = 1 + 2 * 2
 
 
-def _check_horizons(horizons: tuple[int, ...]) -> None:
+def _check_study(settings: Any, **least: int) -> None:
+    """Refuses what is wrong in the settings of any study; integers are of at least so much."""
+    check(settings, **least)
+    check_one_of("dataset", (settings.dataset,), tuple(NETWORKS))
+    horizons = getattr(settings, "horizons", (1,))
     if not horizons or list(horizons) != sorted(set(horizons)) or horizons[0] < 1:
         raise ValueError(
             f"--horizons {' '.join(map(str, horizons)) or '(none)'} must be positive numbers of "
             "inner steps in increasing order; try 10 100 1000."
         )
+    check_positive("time-constant", getattr(settings, "time_constant", None), max(horizons) / 4)
 
 
-def _check_rates(option: str, values: tuple[float, ...], low: float, high: float) -> None:
+def _check_range(option: str, values: tuple[float, ...], low: float, high: float) -> None:
     if not values or len(set(values)) < len(values) or not all(low <= v <= high for v in values):
         raise ValueError(
             f"--{option} {' '.join(map(str, values)) or '(none)'} must be different numbers "
@@ -29,8 +42,15 @@ def _check_rates(option: str, values: tuple[float, ...], low: float, high: float
 
 
 @dataclasses.dataclass(frozen=True)
+class QuadraticSettings:
+    """Solve the noisy quadratic: greedy, fixed and optimised schedules, against the published."""
+
+
+@dataclasses.dataclass(frozen=True)
 class SurfaceSettings:
-    """What a surface is of; two of the same settings are the same surface.
+    """Map the loss after each horizon over learning rate and decay, on a real network.
+
+    Killed, it goes on where it was.
 
     Attributes:
         dataset: digits, mnist, fashion_mnist or cifar10.
@@ -43,7 +63,7 @@ class SurfaceSettings:
     """
 
     dataset: str = "digits"
-    horizons: Horizons = (10, 100, 1000)
+    horizons: tuple[int, ...] = (10, 100, 1000)
     points: int = 400
     sample: str = "grid"
     time_constant: float | None = None
@@ -51,8 +71,7 @@ class SurfaceSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_one_of("dataset", (self.dataset,), DATASETS)
-        _check_horizons(self.horizons)
+        _check_study(self, batches=1)
         check_one_of("sample", (self.sample,), ("grid", "random"))
         side = math.isqrt(max(0, self.points))
         if self.points < 4 or (self.sample == "grid" and side**2 != self.points):
@@ -60,23 +79,18 @@ class SurfaceSettings:
                 f"--points {self.points} must be at least 4, and a square for a grid; "
                 f"try {max(2, side) ** 2}."
             )
-        check_positive("time-constant", self.time_constant, max(self.horizons) / 4)
-        check(self, batches=1)
 
     @property
     def decay_time(self) -> float:
         """The time constant of the decay."""
         return max(self.horizons) / 4 if self.time_constant is None else self.time_constant
 
-    @property
-    def field_horizons(self) -> tuple[int, ...]:
-        """The horizons that have a field."""
-        return self.horizons[:-1] or self.horizons
-
 
 @dataclasses.dataclass(frozen=True)
 class DescentSettings:
-    """Which meta-descents are run.
+    """Descend on learning rate and decay by the gradient of the loss after each horizon.
+
+    Every outer step begins again from the same weights. Killed, it goes on where it was.
 
     Attributes:
         dataset: digits, mnist, fashion_mnist or cifar10.
@@ -92,7 +106,7 @@ class DescentSettings:
     """
 
     dataset: str = "digits"
-    horizons: Horizons = (10, 100)
+    horizons: tuple[int, ...] = (10, 100)
     learning_rate: tuple[float, ...] = (0.01,)
     power: tuple[float, ...] = (0.1, 10.0)
     time_constant: float | None = None
@@ -102,26 +116,33 @@ class DescentSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_one_of("dataset", (self.dataset,), DATASETS)
-        _check_horizons(self.horizons)
-        _check_rates("learning-rate", self.learning_rate, 1e-4, 10.0)
-        _check_rates("power", self.power, 1e-4, 1e3)
-        check(self, num_meta_steps=1, particles=1)
+        _check_study(self, num_meta_steps=1, particles=1)
+        _check_range("learning-rate", self.learning_rate, 1e-4, 10.0)
+        _check_range("power", self.power, 1e-4, 1e3)
         check_positive("meta-learning-rate", self.meta_learning_rate, 0.05)
-        check_positive("time-constant", self.time_constant, max(self.horizons) / 4)
 
 
-# Momentum of the online runs, whose effective rates are learned, between 1e-4 and 10.
-MOMENTUM = 0.9
-# What a step of forward mode with k directions costs at most, in plain steps: 1 + 2 k.
-HYPERPARAMETERS = 2
-# The escape looks ahead over this share of the whole run.
-LONG = 5
+@dataclasses.dataclass(frozen=True)
+class BestSettings:
+    """Train to the end with what each horizon chose, from several initialisations.
+
+    Attributes:
+        dataset: digits, mnist, fashion_mnist or cifar10.
+        steps: inner steps; the longest horizon of the surface by default.
+        seeds: initialisations.
+    """
+
+    dataset: str = "digits"
+    steps: int | None = None
+    seeds: int = 3
+
+    def __post_init__(self) -> None:
+        _check_study(self, steps=1, seeds=1)
 
 
 @dataclasses.dataclass(frozen=True)
 class OnlineSettings:
-    """What is tuned while training.
+    """Tune the learning rate while training, by looking ahead, against a tuned schedule.
 
     Attributes:
         dataset: digits, mnist, fashion_mnist or cifar10.
@@ -142,15 +163,14 @@ class OnlineSettings:
     seeds: int = 3
 
     def __post_init__(self) -> None:
-        check_one_of("dataset", (self.dataset,), DATASETS)
-        check(self, steps=1, num_meta_steps=1, steps_per_update=1, look_ahead=1, seeds=1)
+        _check_study(self, steps=1, num_meta_steps=1, steps_per_update=1, look_ahead=1, seeds=1)
         if self.steps % self.steps_per_update:
             near = max(1, self.steps // self.steps_per_update) * self.steps_per_update
             raise ValueError(
                 f"--steps-per-update {self.steps_per_update} must divide --steps {self.steps}; "
                 f"try --steps {near}."
             )
-        _check_rates("learning-rate", self.learning_rate, 1e-4, 10 * (1 - MOMENTUM))
+        _check_range("learning-rate", self.learning_rate, 1e-4, 10 * (1 - MOMENTUM))
         if self.long_outer_steps < 1:
             raise ValueError(
                 f"--steps {self.steps} with {len(self.learning_rate)} initial learning rates is "
@@ -160,18 +180,16 @@ class OnlineSettings:
     @property
     def budget(self) -> int:
         """Plain inner steps that all initial rates cost together, for one seed."""
-        ahead = self.look_ahead * (1 + 2 * HYPERPARAMETERS) + self.look_ahead
         updates = self.steps // self.steps_per_update
-        one = self.steps + updates * self.num_meta_steps * ahead
-        return len(self.learning_rate) * one
+        ahead = updates * self.num_meta_steps * self.look_ahead * (FORWARD + 1)
+        return len(self.learning_rate) * (self.steps + ahead)
 
     @property
     def long_horizon(self) -> int:
-        """The horizon of the escape, inner steps."""
-        return max(1, self.steps // LONG)
+        """The horizon of the meta-descent on the same budget: a fifth of the run."""
+        return max(1, self.steps // 5)
 
     @property
     def long_outer_steps(self) -> int:
         """How many steps of meta-descent over the long horizon the budget pays for."""
-        one = self.long_horizon * (1 + 2 * HYPERPARAMETERS)
-        return (self.budget - self.steps) // one
+        return (self.budget - self.steps) // (self.long_horizon * FORWARD)
