@@ -168,6 +168,7 @@ def write_distill(folder):
 
 def read_distill(path):
     from lopt.experiment.distill_settings import check_settings
+
     from lopt.experiment.settings import DistillSettings
 
     check_settings(path.parent, path.parent, DistillSettings(), ("gradient",))
