@@ -6,8 +6,8 @@ A dataclass is a command; its docstring is the help. Nothing here needs JAX, so 
 
 import dataclasses
 import inspect
-import math
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,41 +28,42 @@ def help_of(settings: Any) -> tuple[str, dict[str, str]]:
 SEARCHES = ("template", "operon", "gplearn", "pysr")
 
 
-def check(settings: Any, **least: int) -> None:
-    """Refuses fields that are not integers of at least so much, and wrong seeds."""
-    for name, fewest in least.items():
-        value = getattr(settings, name)
-        if value is None:
-            continue
-        if type(value) is not int or value < fewest:
-            raise ValueError(
-                f"{type(settings).__name__}({name}={value!r}) must be an integer of at least "
-                f"{fewest}; try {getattr(type(settings), name) or 10 * max(1, fewest)}."
-            )
-    if not 0 <= getattr(settings, "seed", 0) < 2**32:
-        raise ValueError(f"--seed {settings.seed} must be between 0 and {2**32 - 1}.")
+# For `check`: how fields of recipes are given, and a range.
+FIELD, POSITIVE = "--set {field}={value}", "(0, inf)"
 
 
-def check_one_of(option: str, values: tuple[str, ...], known: tuple[str, ...]) -> None:
-    """Refuses names that are not known."""
-    for value in values:
-        if value not in known:
-            raise ValueError(f"--{option} {value} must be one of {', '.join(known)}.")
+def check(
+    settings: Any, said: str = "--{option} {value}", **rules: int | str | Collection[str]
+) -> None:
+    """Refuses values of fields, alone or in tuples; seeds always.
 
-
-def check_positive(option: str, value: float | None, hint: float) -> None:
-    """Refuses what is not positive and finite."""
-    if value is not None and not 0 < value < math.inf:
-        raise ValueError(f"--{option} {value} must be positive and finite; try {hint:g}.")
-
-
-def check_decays(owner: str, decays: tuple[float, ...]) -> None:
-    """Refuses decays outside of (0, 1), and repeated ones."""
-    for decay in decays:
-        if not 0 < decay < 1:
-            raise ValueError(f"{owner}: the decay {decay} must be above 0 and below 1; try 0.9.")
-        if decays.count(decay) > 1:
-            raise ValueError(f"{owner}: the decay {decay} is there twice; leave one out.")
+    Args:
+        settings: a dataclass, whose defaults are what is suggested.
+        said: how a value was given.
+        rules: by field, the lowest number, an interval such as "(0, 1)", or all names there are.
+    """
+    for field, rule in {"seed": "[0, 4294967295]", **rules}.items():
+        given, default = getattr(settings, field, None), getattr(type(settings), field, None)
+        option = field.replace("_", "-")
+        hint = default[0] if isinstance(default, tuple) and default else default
+        if given == () and default:
+            raise ValueError(f"--{option} must have a value; try {hint}.")
+        values = given if isinstance(given, tuple) else () if given is None else (given,)
+        for value in values:
+            if isinstance(rule, int):
+                good, must = value >= rule, f"at least {rule}"
+                hint = max(hint or 10 * rule, rule)
+            elif isinstance(rule, str):
+                low, high = map(float, rule[1:-1].split(","))
+                good = low < value < high or (rule[0] == "[" and value in (low, high))
+                must = f"in {rule}"
+            else:
+                good, must = value in rule, f"one of {', '.join(rule)}"
+            shown = said.format(option=option, field=field, value=value)
+            if not good:
+                raise ValueError(f"{shown} must be {must}{f'; try {hint}' * bool(hint)}.")
+            if values.count(value) > 1:
+                raise ValueError(f"{shown} is there twice; leave one out.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,10 +90,7 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         if sum(option is not None for option in (self.recipe, self.resume, self.start)) != 1:
-            raise ValueError(
-                "lopt train takes a recipe, or --from RUN --task NAME, or --resume RUN: one of "
-                "them."
-            )
+            raise ValueError("lopt train takes a recipe, --from RUN or --resume RUN: one of them.")
         if self.resume is not None and self.run is not None:
             raise ValueError("lopt train --resume RUN takes no --run: it goes on in its folder.")
         if (self.task is None) != (self.start is None):
@@ -181,28 +179,24 @@ class RecordSettings:
     output: Path | None = None
 
     def __post_init__(self) -> None:
-        check(self, rows=1, steps=1, per_tensor=1, at_once=1, lags=1)
+        check(self, rows=1, steps=1, per_tensor=1, at_once=1, lags=1, decays="(0, 1)")
         if self.lags is not None:
             if self.lags > self.steps:
                 raise ValueError(
-                    f"RecordSettings(lags={self.lags}) must be at most steps={self.steps}; try 20."
+                    f"--lags {self.lags} must be at most --steps {self.steps}; try 20."
                 )
             if self.features or self.also or self.decays:
                 raise ValueError(
-                    f"RecordSettings(features={self.features}, also={self.also}, "
-                    f"decays={self.decays}, lags={self.lags}): lags stand for raw gradients and "
-                    "features for themselves; give one of the two."
+                    f"--features {self.features}, --also {self.also}, --decays {self.decays} and "
+                    f"--lags {self.lags}: lags stand for raw gradients and features for "
+                    "themselves; give one of the two."
                 )
-        check_decays("RecordSettings(decays)", self.decays)
         for feature in self.features:
             split_lag(feature)
 
 
 def split_lag(text: str) -> tuple[str, int]:
     """Returns the name and the lag of a feature as it is printed.
-
-    Raises:
-        ValueError: if what stands in its brackets is not t minus a number of steps.
 
     Example:
         >>> split_lag("gradient[t-2]")
@@ -257,15 +251,12 @@ class DistillSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check(self, rows=100, steps=1, history=0, seeds=1, search_rows=10, longest=1, digits=1)
-        if self.digits > 17:
-            raise ValueError(f"--digits {self.digits} must be from 1 to 17; try 3.")
-        check_decays("DistillSettings(decays)", self.decays or ())
-        check_one_of("search", self.search, SEARCHES)
+        check(self, rows=100, steps=1, history=0, seeds=1, search_rows=10, longest=1)
+        check(self, digits="[1, 17]", decays="(0, 1)", search=SEARCHES)
         if self.history >= self.steps:
             raise ValueError(
-                f"DistillSettings(history={self.history}, steps={self.steps}) looks back further "
-                f"than a training goes; try --history 2 or --steps {10 * self.history}."
+                f"--history {self.history} looks back further than --steps {self.steps}; "
+                f"try --history 2 or --steps {10 * self.history}."
             )
 
     @property
@@ -308,13 +299,10 @@ class ProbeSettings:
     exact_below: Hidden = 8
 
     def __post_init__(self) -> None:
-        check(self, directions=1, at_once=1, horizon=1, truncation=1)
-        if self.particles < 4 or self.particles % 2:
-            raise ValueError(f"particles={self.particles} must be even, and at least 4; try 8.")
-        if self.samples < 2 * self.particles:
-            raise ValueError(
-                f"samples={self.samples} must be at least twice particles={self.particles}."
-            )
+        check(self, particles=4, directions=1, at_once=1, horizon=1, truncation=1)
+        if self.particles % 2:
+            raise ValueError(f"--particles {self.particles} must be even; try 8.")
+        check(self, samples=2 * self.particles)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -345,12 +333,9 @@ class HorizonSettings:
     weights: Path | None = None
 
     def __post_init__(self) -> None:
-        check(self, horizon=1, episodes=2, positions=3)
+        check(self, horizon=1, episodes=2, positions=3, reach="(1, inf)", tolerance=POSITIVE)
         if self.positions % 2 == 0:
             raise ValueError(f"--positions {self.positions} must be odd; try {self.positions + 1}.")
-        if not 1 < self.reach < math.inf:
-            raise ValueError(f"--reach {self.reach} must be above one and finite; try 30.")
-        check_positive("tolerance", self.tolerance, 0.1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,6 @@ Where their files are found, MNIST and Fashion-MNIST at 8x8 are trained on as we
 """
 
 import dataclasses
-import math
 
 import equinox as eqx
 import jax
@@ -14,7 +13,8 @@ import optax
 import lopt
 from lopt.core.task import AbstractTask
 from lopt.experiment.data.datasets import available, load_images
-from lopt.experiment.settings import check_one_of
+from lopt.experiment.recipes import named_estimator
+from lopt.experiment.settings import FIELD, POSITIVE, check
 from lopt.tasks import Data, Examples, Mixture, mlp_classification
 
 
@@ -30,7 +30,7 @@ class Recipe:
     Attributes:
         horizon: inner steps per episode, and per evaluation.
         truncation: inner steps per outer step; divides the horizon. ES does without.
-        estimator: of the meta-gradient: pes, es or truncated_backprop.
+        estimator: of the meta-gradient: pes, es, truncated_backprop or forward.
         sigma: perturbation of theta, for PES and ES.
         particles: episodes side by side, or pairs of them.
         outer_steps: steps of meta-training.
@@ -62,9 +62,7 @@ class Recipe:
 
     def build(self) -> lopt.Experiment:
         """Builds the experiment."""
-        for name in ("learning_rate", "gradient_clip", "outer_steps", "horizon"):
-            if not 0 < (value := getattr(self, name)) < math.inf:
-                raise ValueError(f"{name}={value} must be positive and finite.")
+        check(self, FIELD, horizon=1, outer_steps=1, learning_rate=POSITIVE, gradient_clip=POSITIVE)
         data = {name: load_images(name, size=8) for name in ("digits", *self.datasets)}
         first = data["digits"]
 
@@ -76,12 +74,8 @@ class Recipe:
         inner = lopt.InnerTraining(
             Mixture(tuple(tasks.values())), learned, self.horizon, lopt.RampedLoss()
         )
-        estimators = {
-            "pes": lambda: lopt.PES(inner, self.truncation, self.sigma),
-            "es": lambda: lopt.ES(inner, self.sigma),
-            "truncated_backprop": lambda: lopt.TruncatedBackprop(inner, self.truncation),
-        }
-        check_one_of("set estimator", (self.estimator,), tuple(estimators))
+        one = named_estimator(self.estimator, inner, self.truncation, self.sigma)
+        meta = lopt.Mean(one, self.particles)
         schedule = optax.cosine_decay_schedule(self.learning_rate, self.outer_steps)
         outer = optax.chain(
             optax.clip_by_global_norm(self.gradient_clip),
@@ -97,12 +91,7 @@ class Recipe:
             for name, one in tasks.items()
         ] + [lopt.Evaluation(f"digits, {name}", *one, self.seeds) for name, one in unseen.items()]
         return lopt.Experiment(
-            learned,
-            lopt.Mean(estimators[self.estimator](), self.particles),
-            outer,
-            self.outer_steps,
-            tuple(evaluations),
-            self.seed,
+            learned, meta, outer, self.outer_steps, tuple(evaluations), self.seed
         )
 
 

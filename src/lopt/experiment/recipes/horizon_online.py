@@ -14,8 +14,9 @@ from jaxtyping import Array, Float
 import lopt
 from lopt.core.task import AbstractTask
 from lopt.core.unroll import Step
+from lopt.experiment.settings import FIELD, check
 from lopt.experiment.studies.setting import measure, outer_adam, warm_task
-from lopt.experiment.studies.settings import MOMENTUM
+from lopt.experiment.studies.settings import MOMENTUM, NETWORKS
 from lopt.learned import momentum_sgd
 
 
@@ -47,11 +48,9 @@ class Recipe:
 
     def build(self) -> lopt.Experiment:
         """Builds the experiment."""
-        if self.steps % self.steps_per_update or self.steps < self.steps_per_update:
-            raise ValueError(
-                f"steps_per_update={self.steps_per_update} must divide steps={self.steps}; "
-                f"try steps={max(1, self.steps // self.steps_per_update) * self.steps_per_update}."
-            )
+        check(self, FIELD, dataset=NETWORKS, steps_per_update=1, steps=self.steps_per_update)
+        if self.steps % self.steps_per_update:
+            raise ValueError(f"--set steps={self.steps} must be a multiple of steps_per_update.")
         task = warm_task(self.dataset, self.seed)
         effective: Any = (self.learning_rate / (1 - MOMENTUM), "log")
         learned = lopt.learnable(momentum_sgd, effective_rate=effective, momentum=MOMENTUM)

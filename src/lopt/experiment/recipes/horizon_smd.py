@@ -11,7 +11,9 @@ from jaxtyping import Array, Float
 
 import lopt
 from lopt.core.unroll import Step
+from lopt.experiment.settings import FIELD, POSITIVE, check
 from lopt.experiment.studies.setting import decayed_training, outer_adam, warm_task
+from lopt.experiment.studies.settings import NETWORKS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,9 +48,10 @@ class Recipe:
 
     def build(self) -> lopt.Experiment:
         """Builds the experiment."""
-        begin = (self.learning_rate, self.power, self.batches)
-        task = warm_task(self.dataset, self.seed)
-        inner = decayed_training(task, self.horizon, self.time_constant, *begin)
+        check(self, FIELD, dataset=NETWORKS, horizon=1, time_constant=POSITIVE)
+        check(self, FIELD, learning_rate=POSITIVE, power=POSITIVE)
+        begin = (self.time_constant, self.learning_rate, self.power, self.batches)
+        inner = decayed_training(warm_task(self.dataset, self.seed), self.horizon, *begin)
         meta = lopt.Mean(lopt.ForwardMode(inner), self.particles)
         outer = outer_adam(self.meta_learning_rate, self.gradient_clip)
         steps, seed = self.outer_steps, self.seed

@@ -65,39 +65,28 @@ class Recipe:
 
     def build(self) -> lopt.Experiment:
         """Builds the experiment."""
-        name = self.dataset
-        task = network_task(
-            load_images(name, size=self.size), self.activation, self.hidden, self.batch_size
-        )
+        data, horizon, name = load_images(self.dataset, size=self.size), self.horizon, self.dataset
+        task = network_task(data, self.activation, self.hidden, self.batch_size)
         learned = lopt.dm(k=10.0, biases=2, multiplier=0.1)
-        inner = lopt.InnerTraining(task, learned, self.horizon)
-        meta = lopt.Mean(
-            lopt.TruncatedBackprop(inner, self.truncation, reduction=log_of_sum), self.particles
-        )
+        inner = lopt.InnerTraining(task, learned, horizon)
+        one = lopt.TruncatedBackprop(inner, self.truncation, reduction=log_of_sum)
+        meta = lopt.Mean(one, self.particles)
         evaluations = (
-            lopt.Evaluation(
-                f"{name}, new initialisations", task, self.horizon, self.seeds, trained_on=True
-            ),
-            lopt.Evaluation(f"{name}, 5 times as long", task, 5 * self.horizon, self.seeds),
+            lopt.Evaluation(f"{name}, new initialisations", task, horizon, self.seeds, True),
+            lopt.Evaluation(f"{name}, 5 times as long", task, 5 * horizon, self.seeds),
         )
-        return lopt.Experiment(
-            learned, meta, optax.adam(self.learning_rate), self.outer_steps, evaluations, self.seed
-        )
+        outer = optax.adam(self.learning_rate)
+        return lopt.Experiment(learned, meta, outer, self.outer_steps, evaluations, self.seed)
 
 
 def network_task(
     data: Data, activation: str, hidden: tuple[int, ...] = (20,), batch_size: int = 128
 ) -> AbstractTask:
-    """Returns classification by one of the networks of the study.
-
-    Raises:
-        ValueError: if there is no such activation.
-    """
+    """Returns classification by one of the networks of the study."""
     if activation == BATCH_NORM:
         return batch_norm_classification(data, hidden, batch_size=batch_size, init="torch")
     if activation not in ACTIVATIONS:
         raise ValueError(
             f"activation={activation!r} must be one of {', '.join(ACTIVATIONS)} or {BATCH_NORM}."
         )
-    function = ACTIVATIONS[activation]
-    return mlp_classification(data, hidden, function, batch_size, init="torch")
+    return mlp_classification(data, hidden, ACTIVATIONS[activation], batch_size, init="torch")

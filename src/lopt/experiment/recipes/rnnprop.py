@@ -64,25 +64,22 @@ class Recipe:
 
     def build(self) -> lopt.Experiment:
         """Builds the experiment."""
-        name = self.dataset
-        task = mlp_classification(
-            load_images(name, size=self.size), self.hidden, batch_size=self.batch_size
-        )
+        data, horizon, seeds = load_images(self.dataset, size=self.size), self.horizon, self.seeds
+        task = mlp_classification(data, self.hidden, batch_size=self.batch_size)
         learned = learned_optimizer(self.optimizer, self.features, self.cells, self.dense)
-        inner = lopt.InnerTraining(task, learned, self.horizon)
+        inner = lopt.InnerTraining(task, learned, horizon)
         meta = lopt.Mean(lopt.TruncatedBackprop(inner, self.truncation), self.particles)
         outer = optax.chain(
             optax.clip_by_global_norm(self.gradient_clip),
             optax.adamw(self.learning_rate, weight_decay=self.weight_decay),
         )
         # Never trained on: another activation, one layer, and so other sizes of gradients.
-        other = mlp_classification(task.data, (20,), jax.nn.sigmoid, self.batch_size)
+        other = mlp_classification(data, (20,), jax.nn.sigmoid, self.batch_size)
+        name = self.dataset
         evaluations = (
-            lopt.Evaluation(
-                f"{name}, new initialisations", task, self.horizon, self.seeds, trained_on=True
-            ),
-            lopt.Evaluation(f"{name}, 3 times as long", task, 3 * self.horizon, self.seeds),
-            lopt.Evaluation(f"{name}, 20 sigmoid units", other, self.horizon, self.seeds),
+            lopt.Evaluation(f"{name}, new initialisations", task, horizon, seeds, True),
+            lopt.Evaluation(f"{name}, 3 times as long", task, 3 * horizon, seeds),
+            lopt.Evaluation(f"{name}, 20 sigmoid units", other, horizon, seeds),
         )
         return lopt.Experiment(learned, meta, outer, self.outer_steps, evaluations, self.seed)
 
@@ -90,11 +87,7 @@ class Recipe:
 def learned_optimizer(
     optimizer: str, features: str = "", cells: int = 0, dense: int = 0
 ) -> Coordinatewise:
-    """Returns one of the LSTM optimizers by name.
-
-    Raises:
-        ValueError: if there is no such optimizer or feature, or it has no such field.
-    """
+    """Returns one of the LSTM optimizers by name; those without sizes or features take none."""
     if optimizer not in OPTIMIZERS:
         raise ValueError(f"optimizer={optimizer!r} must be one of {', '.join(OPTIMIZERS)}.")
     if (cells or dense) and optimizer != "small_rnnprop":

@@ -8,15 +8,15 @@ backpropagation see `lopt.tasks.resnet_classification`. Both are estimates.
 """
 
 import dataclasses
-import math
 from pathlib import Path
 
 import optax
 
 import lopt
 from lopt.experiment.data.named_tasks import named_task
+from lopt.experiment.recipes import named_estimator
 from lopt.experiment.runs.storage import load
-from lopt.experiment.settings import check_one_of
+from lopt.experiment.settings import FIELD, POSITIVE, check
 from lopt.learned import PerTensorType
 
 LARGE = ("resnet18", "resnet50")
@@ -65,39 +65,27 @@ class Recipe:
         """Builds the experiment."""
         if self.start == Path():
             raise ValueError("start='' must name a run, a distilled rule or a file of lopt.save.")
-        for name in ("learning_rate", "gradient_clip", "outer_steps"):
-            if not 0 < (value := getattr(self, name)) < math.inf:
-                raise ValueError(f"{name}={value} must be positive and finite.")
-        seeds = self.seeds
-        if seeds < 0:
-            seeds = 0 if self.task.endswith(LARGE) else 5
+        check(self, FIELD, outer_steps=1, learning_rate=POSITIVE, gradient_clip=POSITIVE)
+        seeds = self.seeds if self.seeds >= 0 else 0 if self.task.endswith(LARGE) else 5
         learned, theta = load(self.start)
         if self.tensor_types:
             learned = PerTensorType(learned)
             theta = learned.wrap(theta)
-        trained_on = named_task(self.task, self.size, self.batch_size)
-        inner = lopt.InnerTraining(trained_on, learned, self.horizon)
-        estimators = {
-            "pes": lambda: lopt.PES(inner, self.truncation, self.sigma),
-            "es": lambda: lopt.ES(inner, self.sigma),
-            "truncated_backprop": lambda: lopt.TruncatedBackprop(inner, self.truncation),
-            "forward": lambda: lopt.ForwardMode(inner),
-        }
-        check_one_of("set estimator", (self.estimator,), tuple(estimators))
+        task = named_task(self.task, self.size, self.batch_size)
+        inner = lopt.InnerTraining(task, learned, self.horizon)
+        one = named_estimator(self.estimator, inner, self.truncation, self.sigma)
+        meta = lopt.Mean(one, self.particles)
         outer = optax.chain(
             optax.clip_by_global_norm(self.gradient_clip),
             optax.adam(optax.cosine_decay_schedule(self.learning_rate, self.outer_steps)),
         )
         title = f"{self.task}, new initialisations"
-        evaluations = (
-            (lopt.Evaluation(title, trained_on, self.horizon, seeds, True),) if seeds else ()
-        )
         return lopt.Experiment(
             learned,
-            lopt.Mean(estimators[self.estimator](), self.particles),
+            meta,
             outer,
             self.outer_steps,
-            evaluations,
+            (lopt.Evaluation(title, task, self.horizon, seeds, True),) if seeds else (),
             self.seed,
             steps_per_chunk=min(20, self.outer_steps),
             initial=theta,

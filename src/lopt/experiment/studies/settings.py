@@ -2,9 +2,8 @@
 
 import dataclasses
 import math
-from typing import Any
 
-from lopt.experiment.settings import check, check_one_of, check_positive
+from lopt.experiment.settings import POSITIVE, check
 
 # Of each data set: the network's name in `named_tasks`, pixels on each side, the batch size, and
 # the learning rate of the warm start.
@@ -18,27 +17,6 @@ NETWORKS = {
 MOMENTUM = 0.9
 # What a step of forward mode with two directions costs at most, in plain steps.
 FORWARD = 1 + 2 * 2
-
-
-def _check_study(settings: Any, **least: int) -> None:
-    """Refuses what is wrong in the settings of any study; integers are of at least so much."""
-    check(settings, **least)
-    check_one_of("dataset", (settings.dataset,), tuple(NETWORKS))
-    horizons = getattr(settings, "horizons", (1,))
-    if not horizons or list(horizons) != sorted(set(horizons)) or horizons[0] < 1:
-        raise ValueError(
-            f"--horizons {' '.join(map(str, horizons)) or '(none)'} must be positive numbers of "
-            "inner steps in increasing order; try 10 100 1000."
-        )
-    check_positive("time-constant", getattr(settings, "time_constant", None), max(horizons) / 4)
-
-
-def _check_range(option: str, values: tuple[float, ...], low: float, high: float) -> None:
-    if not values or len(set(values)) < len(values) or not all(low <= v <= high for v in values):
-        raise ValueError(
-            f"--{option} {' '.join(map(str, values)) or '(none)'} must be different numbers "
-            f"between {low:g} and {high:g}."
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,14 +49,13 @@ class SurfaceSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check_study(self, batches=1)
-        check_one_of("sample", (self.sample,), ("grid", "random"))
-        side = math.isqrt(max(0, self.points))
-        if self.points < 4 or (self.sample == "grid" and side**2 != self.points):
-            raise ValueError(
-                f"--points {self.points} must be at least 4, and a square for a grid; "
-                f"try {max(2, side) ** 2}."
-            )
+        check(self, dataset=NETWORKS, horizons=1, points=4, batches=1)
+        check(self, sample=("grid", "random"), time_constant=POSITIVE)
+        if list(self.horizons) != sorted(self.horizons):
+            raise ValueError(f"--horizons {self.horizons} must increase; try 10 100 1000.")
+        square = math.isqrt(self.points) ** 2
+        if self.sample == "grid" and square != self.points:
+            raise ValueError(f"--points {self.points} must be a square for a grid; try {square}.")
 
     @property
     def decay_time(self) -> float:
@@ -116,10 +93,9 @@ class DescentSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check_study(self, num_meta_steps=1, particles=1)
-        _check_range("learning-rate", self.learning_rate, 1e-4, 10.0)
-        _check_range("power", self.power, 1e-4, 1e3)
-        check_positive("meta-learning-rate", self.meta_learning_rate, 0.05)
+        check(self, dataset=NETWORKS, horizons=1, num_meta_steps=1, particles=1)
+        check(self, learning_rate="[0.0001, 10]", power="[0.0001, 1000]")
+        check(self, time_constant=POSITIVE, meta_learning_rate=POSITIVE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +113,7 @@ class BestSettings:
     seeds: int = 3
 
     def __post_init__(self) -> None:
-        _check_study(self, steps=1, seeds=1)
+        check(self, dataset=NETWORKS, steps=1, seeds=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,18 +139,18 @@ class OnlineSettings:
     seeds: int = 3
 
     def __post_init__(self) -> None:
-        _check_study(self, steps=1, num_meta_steps=1, steps_per_update=1, look_ahead=1, seeds=1)
+        check(self, dataset=NETWORKS, learning_rate="[0.0001, 1]", steps=1, seeds=1)
+        check(self, num_meta_steps=1, steps_per_update=1, look_ahead=1)
         if self.steps % self.steps_per_update:
             near = max(1, self.steps // self.steps_per_update) * self.steps_per_update
             raise ValueError(
                 f"--steps-per-update {self.steps_per_update} must divide --steps {self.steps}; "
                 f"try --steps {near}."
             )
-        _check_range("learning-rate", self.learning_rate, 1e-4, 10 * (1 - MOMENTUM))
         if self.long_outer_steps < 1:
             raise ValueError(
-                f"--steps {self.steps} with {len(self.learning_rate)} initial learning rates is "
-                f"too small a budget for a meta-descent over {self.long_horizon} of them; try more."
+                f"--steps {self.steps} is too small a budget for a meta-descent over "
+                f"{self.long_horizon} of them; try more of them, or of --learning-rate."
             )
 
     @property
