@@ -200,7 +200,7 @@ def _options(name: str, command: Command, words: Sequence[str]) -> dict[str, Any
     if command.subject == "run":
         add("trust", bool, "run the recipe file that the run names, or has brought along.", False)
     options = dataclasses.make_dataclass("Options", fields, kw_only=True)
-    given = tyro.cli(options, prog=f"lopt {name}", description=about, args=list(words))
+    given: Any = tyro.cli(options, prog=f"lopt {name}", description=about, args=list(words))
     return dict(vars(given))
 
 

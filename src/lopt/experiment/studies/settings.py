@@ -60,7 +60,7 @@ class SurfaceSettings:
     @property
     def decay_time(self) -> float:
         """The time constant of the decay."""
-        return max(self.horizons) / 4 if self.time_constant is None else self.time_constant
+        return self.time_constant or max(self.horizons) / 4
 
 
 @dataclasses.dataclass(frozen=True)
