@@ -5,6 +5,7 @@ Options, help and checks are those of the settings; JAX is imported with the fun
 
 import dataclasses
 import importlib
+import inspect
 import os
 import signal
 import sys
@@ -19,25 +20,15 @@ from lopt.experiment.studies import settings as h
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """A command.
-
-    Attributes:
-        settings: what it is asked for; the docstring is its help.
-        function: where it is, as "module:function" of `lopt.experiment`.
-        subject: what it is given first: "run", the folder of one, or "name".
-        folder: where its report goes, without --out; {} stands for the subject.
-        report: the name of the report's files.
-        keeps: whether the folder is given to the function, which goes on with what is there.
-        fresh: whether the folder must not hold such a report.
-    """
+    """A command."""
 
     settings: Any
-    function: str
-    subject: str = ""
-    folder: str = ""
-    report: str = ""
-    keeps: bool = False
-    fresh: bool = False
+    function: str  # "module:function" of `lopt.experiment`.
+    subject: str = ""  # what it is given first: "run", the folder of one, or "name".
+    folder: str = ""  # where its report goes, without --out; {} stands for the subject.
+    report: str = ""  # the name of the report's files.
+    keeps: bool = False  # whether the function gets the folder, and goes on with what is there.
+    fresh: bool = False  # whether the folder must not hold such a report.
 
 
 def _probe(settings: Any, function: str, subject: str, report: str) -> Command:
@@ -141,7 +132,8 @@ def _overview(words: Sequence[str]) -> None:
     program = f"lopt {group}" if len(shown) < len(COMMANDS) else "lopt"
     print(f"usage: {program} COMMAND ...\n\n{ABOUT}\n")
     for name in shown:
-        print(f"  {name:18} {s.help_of(COMMANDS[name].settings)[0].partition(chr(10))[0]}")
+        about = inspect.getdoc(COMMANDS[name].settings) or ""
+        print(f"  {name:18} {about.splitlines()[0]}")
     print("\nlopt COMMAND --help lists options.")
 
 

@@ -25,43 +25,25 @@ def found_here() -> tuple[str, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """The main job: a small rule, meta-trained on perceptrons over 8x8 digits.
+    """The main job: a small rule, meta-trained on perceptrons over 8x8 digits."""
 
-    Attributes:
-        horizon: inner steps per episode, and per evaluation.
-        truncation: inner steps per outer step; divides the horizon. ES does without.
-        estimator: of the meta-gradient: pes, es, truncated_backprop or forward.
-        sigma: perturbation of theta, for PES and ES.
-        particles: episodes side by side, or pairs of them.
-        outer_steps: steps of meta-training.
-        learning_rate: of the outer AdamW; falls to zero along a cosine.
-        weight_decay: of the outer AdamW.
-        gradient_clip: the largest norm of a meta-gradient.
-        hidden: units of the hidden layer of the networks that are trained.
-        batch_size: examples per inner step.
-        datasets: trained on besides digits; by default those of mnist and fashion_mnist whose
-            files are found.
-        seeds: initialisations per evaluation.
-        seed: of everything random.
-    """
-
-    horizon: int = 200
-    truncation: int = 50
-    estimator: str = "pes"
-    sigma: float = 0.01
-    particles: int = 16
-    outer_steps: int = 800
-    learning_rate: float = 3e-3
-    weight_decay: float = 0.0
-    gradient_clip: float = 1.0
-    hidden: int = 32
-    batch_size: int = 128
+    horizon: int = 200  # inner steps per episode, and per evaluation.
+    truncation: int = 50  # inner steps per outer step; divides the horizon. ES does without.
+    estimator: str = "pes"  # of the meta-gradient: pes, es, truncated_backprop or forward.
+    sigma: float = 0.01  # perturbation of theta, for PES and ES.
+    particles: int = 16  # episodes side by side, or pairs of them.
+    outer_steps: int = 800  # steps of meta-training.
+    learning_rate: float = 3e-3  # of the outer AdamW; falls to zero along a cosine.
+    weight_decay: float = 0.0  # of the outer AdamW.
+    gradient_clip: float = 1.0  # the largest norm of a meta-gradient.
+    hidden: int = 32  # units of the hidden layer of the networks that are trained.
+    batch_size: int = 128  # examples per inner step.
+    # trained on besides digits; by default those of mnist and fashion_mnist whose files are found.
     datasets: tuple[str, ...] = dataclasses.field(default_factory=found_here)
-    seeds: int = 5
-    seed: int = 0
+    seeds: int = 5  # initialisations per evaluation.
+    seed: int = 0  # of everything random.
 
     def build(self) -> lopt.Experiment:
-        """Builds the experiment."""
         check(self, FIELD, horizon=1, outer_steps=1, learning_rate=POSITIVE, gradient_clip=POSITIVE)
         data = {name: load_images(name, size=8) for name in ("digits", *self.datasets)}
         first = data["digits"]

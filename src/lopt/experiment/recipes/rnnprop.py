@@ -22,48 +22,31 @@ OPTIMIZERS = ("rnnprop", "small_rnnprop", "dm")
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """The LSTM optimizers: RNNProp, its simplified form, and DM, trained on a perceptron.
+    """The LSTM optimizers: RNNProp, its simplified form, and DM, trained on a perceptron."""
 
-    Attributes:
-        optimizer: rnnprop, small_rnnprop or dm.
-        features: of rnnprop and small_rnnprop, such as mt+gt+mom5+mom99; empty takes their own.
-        cells: width of the only LSTM of small_rnnprop; 0 takes its own.
-        dense: width of the layer in front of it; 0 takes its own.
-        dataset: digits, mnist or fashion_mnist; MNIST where it is found, else digits, by default.
-        size: pixels along each side; the published one is 28.
-        hidden: units of the layers of the network that is trained.
-        batch_size: examples per inner step.
-        horizon: inner steps per episode, and per evaluation.
-        truncation: inner steps per outer step; divides the horizon.
-        particles: episodes side by side.
-        outer_steps: steps of meta-training; a published epoch is horizon / truncation of them.
-        learning_rate: of the outer AdamW.
-        weight_decay: of the outer AdamW: networks with smaller weights are simpler to distil.
-        gradient_clip: the largest norm of a meta-gradient.
-        seeds: initialisations per evaluation.
-        seed: of everything random.
-    """
-
-    optimizer: str = "rnnprop"
+    optimizer: str = "rnnprop"  # rnnprop, small_rnnprop or dm.
+    # of rnnprop and small_rnnprop, such as mt+gt+mom5+mom99; empty takes their own.
     features: str = ""
-    cells: int = 0
-    dense: int = 0
+    cells: int = 0  # width of the only LSTM of small_rnnprop; 0 takes its own.
+    dense: int = 0  # width of the layer in front of it; 0 takes its own.
+    # digits, mnist or fashion_mnist; MNIST where it is found, else digits, by default.
     dataset: str = dataclasses.field(default_factory=mnist_or_digits)
-    size: int = 8
-    hidden: tuple[int, ...] = (30, 20)
-    batch_size: int = 128
-    horizon: int = 200
-    truncation: int = 20
-    particles: int = 2
+    size: int = 8  # pixels along each side; the published one is 28.
+    hidden: tuple[int, ...] = (30, 20)  # units of the layers of the network that is trained.
+    batch_size: int = 128  # examples per inner step.
+    horizon: int = 200  # inner steps per episode, and per evaluation.
+    truncation: int = 20  # inner steps per outer step; divides the horizon.
+    particles: int = 2  # episodes side by side.
+    # steps of meta-training; a published epoch is horizon / truncation of them.
     outer_steps: int = 1000
-    learning_rate: float = 1e-3
+    learning_rate: float = 1e-3  # of the outer AdamW.
+    # of the outer AdamW: networks with smaller weights are simpler to distil.
     weight_decay: float = 0.0
-    gradient_clip: float = 1.0
-    seeds: int = 5
-    seed: int = 0
+    gradient_clip: float = 1.0  # the largest norm of a meta-gradient.
+    seeds: int = 5  # initialisations per evaluation.
+    seed: int = 0  # of everything random.
 
     def build(self) -> lopt.Experiment:
-        """Builds the experiment."""
         data, horizon, seeds = load_images(self.dataset, size=self.size), self.horizon, self.seeds
         task = mlp_classification(data, self.hidden, batch_size=self.batch_size)
         learned = learned_optimizer(self.optimizer, self.features, self.cells, self.dense)

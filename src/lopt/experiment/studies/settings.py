@@ -29,24 +29,16 @@ class SurfaceSettings:
     """Map the loss after each horizon over learning rate and decay, on a real network.
 
     Killed, it goes on where it was.
-
-    Attributes:
-        dataset: digits, mnist, fashion_mnist or cifar10.
-        horizons: inner steps, increasing.
-        points: pairs of learning rate and power of the decay; a square number for a grid.
-        sample: grid or random.
-        time_constant: of the decay, in inner steps; a quarter of the longest horizon by default.
-        batches: training batches that each loss is averaged over.
-        seed: of everything random.
     """
 
-    dataset: str = "digits"
-    horizons: tuple[int, ...] = (10, 100, 1000)
-    points: int = 400
-    sample: str = "grid"
+    dataset: str = "digits"  # digits, mnist, fashion_mnist or cifar10.
+    horizons: tuple[int, ...] = (10, 100, 1000)  # inner steps, increasing.
+    points: int = 400  # pairs of learning rate and power of the decay; a square number for a grid.
+    sample: str = "grid"  # grid or random.
+    # of the decay, in inner steps; a quarter of the longest horizon by default.
     time_constant: float | None = None
-    batches: int = 20
-    seed: int = 0
+    batches: int = 20  # training batches that each loss is averaged over.
+    seed: int = 0  # of everything random.
 
     def __post_init__(self) -> None:
         check(self, dataset=NETWORKS, horizons=1, points=4, batches=1)
@@ -68,29 +60,20 @@ class DescentSettings:
     """Descend on learning rate and decay by the gradient of the loss after each horizon.
 
     Every outer step begins again from the same weights. Killed, it goes on where it was.
-
-    Attributes:
-        dataset: digits, mnist, fashion_mnist or cifar10.
-        horizons: inner steps, one descent for each.
-        learning_rate: where descents begin.
-        power: of the decay, where descents begin; all pairs are tried.
-        time_constant: of the decay, in inner steps; that of the folder's surface, or a quarter of
-            the longest horizon, by default.
-        num_meta_steps: outer steps of each descent.
-        meta_learning_rate: of the outer Adam, per unit of the logarithms.
-        particles: runs per outer step, on minibatches of their own.
-        seed: of everything random.
     """
 
-    dataset: str = "digits"
-    horizons: tuple[int, ...] = (10, 100)
-    learning_rate: tuple[float, ...] = (0.01,)
+    dataset: str = "digits"  # digits, mnist, fashion_mnist or cifar10.
+    horizons: tuple[int, ...] = (10, 100)  # inner steps, one descent for each.
+    learning_rate: tuple[float, ...] = (0.01,)  # where descents begin.
+    # of the decay, where descents begin; all pairs are tried.
     power: tuple[float, ...] = (0.1, 10.0)
+    # of the decay, in inner steps; that of the folder's surface, or a quarter of the longest
+    # horizon, by default.
     time_constant: float | None = None
-    num_meta_steps: int = 200
-    meta_learning_rate: float = 0.05
-    particles: int = 1
-    seed: int = 0
+    num_meta_steps: int = 200  # outer steps of each descent.
+    meta_learning_rate: float = 0.05  # of the outer Adam, per unit of the logarithms.
+    particles: int = 1  # runs per outer step, on minibatches of their own.
+    seed: int = 0  # of everything random.
 
     def __post_init__(self) -> None:
         check(self, dataset=NETWORKS, horizons=1, num_meta_steps=1, particles=1)
@@ -100,17 +83,11 @@ class DescentSettings:
 
 @dataclasses.dataclass(frozen=True)
 class BestSettings:
-    """Train to the end with what each horizon chose, from several initialisations.
+    """Train to the end with what each horizon chose, from several initialisations."""
 
-    Attributes:
-        dataset: digits, mnist, fashion_mnist or cifar10.
-        steps: inner steps; the longest horizon of the surface by default.
-        seeds: initialisations.
-    """
-
-    dataset: str = "digits"
-    steps: int | None = None
-    seeds: int = 3
+    dataset: str = "digits"  # digits, mnist, fashion_mnist or cifar10.
+    steps: int | None = None  # inner steps; the longest horizon of the surface by default.
+    seeds: int = 3  # initialisations.
 
     def __post_init__(self) -> None:
         check(self, dataset=NETWORKS, steps=1, seeds=1)
@@ -118,25 +95,15 @@ class BestSettings:
 
 @dataclasses.dataclass(frozen=True)
 class OnlineSettings:
-    """Tune the learning rate while training, by looking ahead, against a tuned schedule.
+    """Tune the learning rate while training, by looking ahead, against a tuned schedule."""
 
-    Attributes:
-        dataset: digits, mnist, fashion_mnist or cifar10.
-        steps: of training.
-        num_meta_steps: outer steps between two stretches of training.
-        steps_per_update: inner steps of each stretch of training.
-        look_ahead: inner steps.
-        learning_rate: where runs begin.
-        seeds: initialisations of each.
-    """
-
-    dataset: str = "digits"
-    steps: int = 5000
-    num_meta_steps: int = 10
-    steps_per_update: int = 100
-    look_ahead: int = 5
-    learning_rate: tuple[float, ...] = (0.001, 0.01, 0.1)
-    seeds: int = 3
+    dataset: str = "digits"  # digits, mnist, fashion_mnist or cifar10.
+    steps: int = 5000  # of training.
+    num_meta_steps: int = 10  # outer steps between two stretches of training.
+    steps_per_update: int = 100  # inner steps of each stretch of training.
+    look_ahead: int = 5  # inner steps.
+    learning_rate: tuple[float, ...] = (0.001, 0.01, 0.1)  # where runs begin.
+    seeds: int = 3  # initialisations of each.
 
     def __post_init__(self) -> None:
         check(self, dataset=NETWORKS, learning_rate="[0.0001, 1]", steps=1, seeds=1)

@@ -35,18 +35,13 @@ LOWEST = 0.02
 class Surface:
     """The losses after each horizon over learning rate and power, and their derivatives.
 
-    Attributes:
-        settings: what it is of.
-        places: logarithms (base e) of learning rate and power.
-        losses: NaN where training diverged.
-        field_places: where `field` is, logarithms like `places`.
-        field: derivatives of the losses by both logarithms, after all horizons but the longest
-            (where there are several), which would take several times as long as the losses.
+    Places are natural logarithms of learning rate and power; the field has the derivatives by both,
+    after all horizons but the longest, which would take several times as long as the losses.
     """
 
     settings: SurfaceSettings
     places: Float[np.ndarray, "point 2"]
-    losses: Float[np.ndarray, "horizon point"]
+    losses: Float[np.ndarray, "horizon point"]  # NaN where training diverged.
     field_places: Float[np.ndarray, "place 2"]
     field: Float[np.ndarray, "shorter place 2"]
 
