@@ -51,7 +51,7 @@ class Recipe:
         if self.start == Path():
             raise ValueError("start='' must name a run, a distilled rule or a file of lopt.save.")
         check(self, FIELD, outer_steps=1, learning_rate=POSITIVE, gradient_clip=POSITIVE)
-        seeds = self.seeds if self.seeds >= 0 else 0 if self.task.endswith(LARGE) else 5
+        seeds = (0 if self.task.endswith(LARGE) else 5) if self.seeds < 0 else self.seeds
         learned, theta = load(self.start)
         if self.tensor_types:
             learned = PerTensorType(learned)

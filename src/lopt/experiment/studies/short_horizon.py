@@ -128,9 +128,7 @@ def best(folder: Path, settings: s.BestSettings) -> Report:
     """Trains to the end with what surface and descents chose."""
     found = read_surface(folder)
     if found is None:
-        raise FileNotFoundError(
-            f"{folder} holds no surface; make one with lopt horizon surface --out {folder}."
-        )
+        raise FileNotFoundError(f"{folder} holds no surface; make one with lopt horizon surface.")
     horizons, constant = found.settings.horizons, found.settings.decay_time
     check_study(folder, settings.dataset, constant)
     last = settings.steps or horizons[-1]
@@ -168,17 +166,16 @@ def online(folder: Path, settings: s.OnlineSettings) -> Report:
         found = []
         for seed in range(settings.seeds):
             run = folder / "online" / f"rate-{rate:g}-seed-{seed}"
-            _trained(run, "horizon_online", shared | {"learning_rate": rate, "seed": seed})
-            logged = read_columns(run / "metrics.jsonl", tuple(PANELS))
+            begin = {"learning_rate": rate, "seed": seed}
+            logged = _trained(run, "horizon_online", shared | begin, tuple(PANELS))
             found.append(logged[:, :: settings.num_meta_steps][:, updates])
-        by_name = np.stack(found, axis=1)
-        runs[f"online, from {rate:g}"] = dict(zip(PANELS, by_name, strict=True))
+        by_panel = np.stack(found, axis=1)
+        runs[f"online, from {rate:g}"] = dict(zip(PANELS, by_panel, strict=True))
     horizon, constant = settings.long_horizon, settings.steps / 4
     shared = {"dataset": settings.dataset, "time_constant": constant, "horizon": horizon}
     shared |= {"outer_steps": settings.long_outer_steps, "meta_learning_rate": LONG_RATE}
     run = folder / "online" / f"horizon-{horizon}"
-    _trained(run, "horizon_smd", shared)
-    path = read_columns(run / "metrics.jsonl", DESCENT).T
+    path = _trained(run, "horizon_smd", shared).T
     tuned, long = "tuned schedule", f"horizon {horizon}, same budget"
     choices = {tuned: _tuned(settings), long: answer(path, last=3)}
     steps = (settings.steps_per_update * updates).tolist()
@@ -283,11 +280,14 @@ def check_study(folder: Path, dataset: str, time_constant: float) -> None:
             )
 
 
-def _trained(run: Path, recipe: str, settings: dict[str, Any]) -> None:
-    """Begins, or goes on with, a run of a recipe."""
+def _trained(
+    run: Path, recipe: str, settings: dict[str, Any], names: Sequence[str] = DESCENT
+) -> Float[np.ndarray, "name step"]:
+    """Begins, or goes on with, a run of a recipe; returns what it logged."""
     if not (run / "run.json").exists():
         found = Run.create(run, recipe, [f"{name}={value}" for name, value in settings.items()])
     elif (found := Run(run)).config["settings"] | settings != found.config["settings"]:
         raise FileExistsError(f"{run} has other settings; give another --out, or delete it.")
     tell(f"Run {run}")
     train(found)
+    return read_columns(run / "metrics.jsonl", names)
