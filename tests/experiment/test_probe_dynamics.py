@@ -286,8 +286,8 @@ def test_an_optimizer_for_other_tensors_says_so(key):
     [
         (["nowhere"], "holds no run"),
         (["untrained"], "weights.safetensors"),
-        (["untrained", "--seeds", "0"], "seeds=0"),
-        (["untrained", "--steps", "3"], "steps=3"),
+        (["untrained", "--seeds", "0"], "--seeds 0"),
+        (["untrained", "--steps", "3"], "--steps 3"),
         (["untrained", "--seed", "-1"], "--seed -1"),
     ],
 )

@@ -200,8 +200,8 @@ def test_bad_input_is_one_error_before_anything_is_written(run, tmp_path, monkey
         assert not (tmp_path / "results").exists()
         return " ".join(capsys.readouterr().err.split())
 
-    assert "seeds=0" in said(run, "--seeds", 0)
-    assert "steps=1" in said(run, "--steps", 1)
+    assert "--seeds 0" in said(run, "--seeds", 0)
+    assert "--steps 1" in said(run, "--steps", 1)
     assert "outer_steps=-1" in said(run, "--outer-steps", -1)
     assert "--seed -1" in said(run, "--seed", -1)
     assert "holds no run" in said(tmp_path)

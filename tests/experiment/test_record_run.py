@@ -143,11 +143,11 @@ def test_features_are_read_as_they_are_printed():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"rows": 0}, r"rows=0"),
-        ({"steps": 0}, r"steps=0"),
-        ({"lags": 3, "decays": (0.9,)}, r"decays=\(0\.9,\), lags=3"),
-        ({"per_tensor": 0}, r"per_tensor=0"),
-        ({"steps": 10, "lags": 11}, "lags=11"),
+        ({"rows": 0}, "--rows 0"),
+        ({"steps": 0}, "--steps 0"),
+        ({"lags": 3, "decays": (0.9,)}, r"--decays \(0\.9,\) and --lags 3"),
+        ({"per_tensor": 0}, "--per-tensor 0"),
+        ({"steps": 10, "lags": 11}, "--lags 11"),
         ({"lags": 2, "features": ("gradient",)}, "give one of the two"),
         ({"features": ("gradient[2]",)}, "is no feature"),
     ],

@@ -20,25 +20,15 @@ from lopt.experiment.studies import settings as h
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """A command.
-
-    Attributes:
-        settings: what it is asked for; the docstring is its help.
-        function: where it is, as "module:function" of `lopt.experiment`.
-        subject: what it is given first: "run", the folder of one, or "name".
-        folder: where its report goes, without --out; {} stands for the subject.
-        report: the name of the report's files.
-        keeps: whether the folder is given to the function, which goes on with what is there.
-        fresh: whether the folder must not hold such a report.
-    """
+    """A command."""
 
     settings: Any
-    function: str
-    subject: str = ""
-    folder: str = ""
-    report: str = ""
-    keeps: bool = False
-    fresh: bool = False
+    function: str  # "module:function" of `lopt.experiment`.
+    subject: str = ""  # what it is given first: "run", the folder of one, or "name".
+    folder: str = ""  # where its report goes, without --out; {} stands for the subject.
+    report: str = ""  # the name of the report's files.
+    keeps: bool = False  # whether the function gets the folder, and goes on with what is there.
+    fresh: bool = False  # whether the folder must not hold such a report.
 
 
 def _probe(settings: Any, function: str, subject: str, report: str) -> Command:
@@ -139,12 +129,11 @@ def _overview(words: Sequence[str]) -> None:
     known = not words or group.startswith("-") or len(shown) < len(COMMANDS)
     if not known or (len(words) > 1 and not words[1].startswith("-")):
         raise ValueError(f"there is no command {' '.join(words[:2])!r}; see lopt --help.")
-    print(
-        f"usage: lopt {group if len(shown) < len(COMMANDS) else ''} COMMAND ...".replace("  ", " ")
-    )
-    print(f"\n{ABOUT}\n")
+    program = f"lopt {group}" if len(shown) < len(COMMANDS) else "lopt"
+    print(f"usage: {program} COMMAND ...\n\n{ABOUT}\n")
     for name in shown:
-        print(f"  {name:18} {s.help_of(COMMANDS[name].settings)[0].partition(chr(10))[0]}")
+        about = inspect.getdoc(COMMANDS[name].settings) or ""
+        print(f"  {name:18} {about.splitlines()[0]}")
     print("\nlopt COMMAND --help lists options.")
 
 
@@ -157,16 +146,12 @@ def _run(name: str, command: Command, words: Sequence[str]) -> None:
     from lopt.experiment.runs.environment import prepare_jax
 
     prepare_jax()
-    module, _, function = command.function.partition(":")
-    arguments = [settings]
-    if command.keeps:
-        arguments.insert(0, folder)
     if command.subject == "run":
         from lopt.experiment.runs.run import Run
 
-        arguments.insert(0, Run(subject, trust=trust))
-    elif command.subject:
-        arguments.insert(0, subject)
+        subject = Run(subject, trust=trust)
+    arguments = [subject] * bool(command.subject) + [folder] * command.keeps + [settings]
+    module, _, function = command.function.partition(":")
     report = getattr(importlib.import_module(f"lopt.experiment.{module}"), function)(*arguments)
     if report is None:
         return
@@ -182,78 +167,53 @@ def _options(name: str, command: Command, words: Sequence[str]) -> dict[str, Any
 
     about, meanings = s.help_of(command.settings)
     types = get_type_hints(command.settings, include_extras=True)
-    parameters = []
-    marked: Any = tyro.conf
+    conf: Any = tyro.conf
     known = {
-        "repeated": marked.UseAppendAction,
-        "positional": marked.Positional,
-        "hidden": marked.Suppress,
+        "repeated": conf.UseAppendAction,
+        "positional": conf.Positional,
+        "hidden": conf.Suppress,
     }
+    fields = []
 
-    def add(name: str, kind: Any, default: Any, meaning: str, marks: Sequence[str] = ()) -> None:
-        shown = tyro.conf.arg(name=NAMES.get(name), metavar=METAVARS.get(name), help=meaning)
-        kind = Annotated[kind, shown]
-        for mark in marks:
-            kind = known[mark][kind]
-        keyword = inspect.Parameter.KEYWORD_ONLY
-        parameters.append(inspect.Parameter(name, keyword, default=default, annotation=kind))
+    def add(name: str, kind: Any, meaning: str, default: Any = dataclasses.MISSING) -> None:
+        for mark in getattr(kind, "__metadata__", ()):
+            kind = known[mark][get_args(kind)[0]]
+        shown = conf.arg(name=NAMES.get(name), metavar=METAVARS.get(name), help=meaning)
+        fields.append((name, Annotated[kind, shown], dataclasses.field(default=default)))
 
-    empty = inspect.Parameter.empty
     if command.subject:
         kind = Path if command.subject == "run" else str
-        add("subject", kind, empty, SUBJECTS[command.subject], ["positional"])
+        add("subject", Annotated[kind, "positional"], SUBJECTS[command.subject])
     for field in dataclasses.fields(command.settings):
-        kind, marks = types[field.name], getattr(types[field.name], "__metadata__", ())
-        kind = get_args(kind)[0] if marks else kind
-        default = empty if field.default is dataclasses.MISSING else field.default
-        add(field.name, kind, default, meanings[field.name], marks)
+        add(field.name, types[field.name], meanings[field.name], field.default)
     if command.report:
         where = command.folder.format(command.subject.upper(), dataset="DATASET") or "the run's"
-        add("out", Path | None, None, f"the folder of the results; {where} by default.")
+        add("out", Path | None, f"the folder of the results; {where} by default.", None)
     if command.subject == "run":
-        add("trust", bool, False, "run the recipe file that the run names, or has brought along.")
-
-    def collect(**given: Any) -> dict[str, Any]:
-        return given
-
-    changed: Any = collect
-    # A type checker's wrapper would lead back to the function inside of it.
-    vars(changed).pop("__wrapped__", None)
-    changed.__signature__ = inspect.Signature(parameters)
-    changed.__annotations__ = {one.name: one.annotation for one in parameters}
-    return tyro.cli(changed, prog=f"lopt {name}", description=about, args=list(words))
+        add("trust", bool, "run the recipe file that the run names, or has brought along.", False)
+    options = dataclasses.make_dataclass("Options", fields, kw_only=True)
+    given: Any = tyro.cli(options, prog=f"lopt {name}", description=about, args=list(words))
+    return dict(vars(given))
 
 
 def _folder(command: Command, subject: Any, settings: Any, out: Path | None) -> Path | None:
-    """Returns where the report goes; None for none.
-
-    Raises:
-        FileExistsError: if a given folder holds a run, or such a report already.
-        OSError: if it cannot be written.
-    """
+    """Returns where the report goes, which must be writable; None for none."""
     from lopt.experiment.runs.files import check_writable
 
     if not command.report:
         return None
     # What is no run has its folders elsewhere.
-    place = (
-        subject
-        if command.subject == "run" or (Path(f"{subject}") / "run.json").exists()
-        else (Path("probes") / Path(f"{subject}").stem)
-    )
+    is_run = command.subject == "run" or (Path(f"{subject}") / "run.json").exists()
+    place = subject if is_run else Path("probes") / Path(f"{subject}").stem
     folder = base = out or Path(command.folder.format(place, **vars(settings)))
     if command.fresh and out is not None:
         if (out / "run.json").exists():
-            raise FileExistsError(
-                f"{out} holds a run, whose figures would be replaced; give another folder with "
-                "--out."
-            )
+            raise FileExistsError(f"{out} holds a run; give another folder with --out.")
         if (out / f"{command.report}.json").exists():
             raise FileExistsError(f"{out} already holds such a report; give another with --out.")
-    elif command.fresh:
-        number = 2
-        while (folder / f"{command.report}.json").exists():
-            folder, number = base.with_name(f"{base.name}-{number}"), number + 1
+    number = 2
+    while command.fresh and (folder / f"{command.report}.json").exists():
+        folder, number = base.with_name(f"{base.name}-{number}"), number + 1
     check_writable(folder / "report.json")
     return folder
 

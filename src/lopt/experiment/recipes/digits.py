@@ -4,7 +4,6 @@ Where their files are found, MNIST and Fashion-MNIST at 8x8 are trained on as we
 """
 
 import dataclasses
-import math
 
 import equinox as eqx
 import jax
@@ -14,7 +13,8 @@ import optax
 import lopt
 from lopt.core.task import AbstractTask
 from lopt.experiment.data.datasets import available, load_images
-from lopt.experiment.settings import check_one_of
+from lopt.experiment.recipes import named_estimator
+from lopt.experiment.settings import FIELD, POSITIVE, check
 from lopt.tasks import Data, Examples, Mixture, mlp_classification
 
 
@@ -25,46 +25,26 @@ def found_here() -> tuple[str, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """The main job: a small rule, meta-trained on perceptrons over 8x8 digits.
+    """The main job: a small rule, meta-trained on perceptrons over 8x8 digits."""
 
-    Attributes:
-        horizon: inner steps per episode, and per evaluation.
-        truncation: inner steps per outer step; divides the horizon. ES does without.
-        estimator: of the meta-gradient: pes, es or truncated_backprop.
-        sigma: perturbation of theta, for PES and ES.
-        particles: episodes side by side, or pairs of them.
-        outer_steps: steps of meta-training.
-        learning_rate: of the outer AdamW; falls to zero along a cosine.
-        weight_decay: of the outer AdamW.
-        gradient_clip: the largest norm of a meta-gradient.
-        hidden: units of the hidden layer of the networks that are trained.
-        batch_size: examples per inner step.
-        datasets: trained on besides digits; by default those of mnist and fashion_mnist whose
-            files are found.
-        seeds: initialisations per evaluation.
-        seed: of everything random.
-    """
-
-    horizon: int = 200
-    truncation: int = 50
-    estimator: str = "pes"
-    sigma: float = 0.01
-    particles: int = 16
-    outer_steps: int = 800
-    learning_rate: float = 3e-3
-    weight_decay: float = 0.0
-    gradient_clip: float = 1.0
-    hidden: int = 32
-    batch_size: int = 128
+    horizon: int = 200  # inner steps per episode, and per evaluation.
+    truncation: int = 50  # inner steps per outer step; divides the horizon. ES does without.
+    estimator: str = "pes"  # of the meta-gradient: pes, es, truncated_backprop or forward.
+    sigma: float = 0.01  # perturbation of theta, for PES and ES.
+    particles: int = 16  # episodes side by side, or pairs of them.
+    outer_steps: int = 800  # steps of meta-training.
+    learning_rate: float = 3e-3  # of the outer AdamW; falls to zero along a cosine.
+    weight_decay: float = 0.0  # of the outer AdamW.
+    gradient_clip: float = 1.0  # the largest norm of a meta-gradient.
+    hidden: int = 32  # units of the hidden layer of the networks that are trained.
+    batch_size: int = 128  # examples per inner step.
+    # trained on besides digits; by default those of mnist and fashion_mnist whose files are found.
     datasets: tuple[str, ...] = dataclasses.field(default_factory=found_here)
-    seeds: int = 5
-    seed: int = 0
+    seeds: int = 5  # initialisations per evaluation.
+    seed: int = 0  # of everything random.
 
     def build(self) -> lopt.Experiment:
-        """Builds the experiment."""
-        for name in ("learning_rate", "gradient_clip", "outer_steps", "horizon"):
-            if not 0 < (value := getattr(self, name)) < math.inf:
-                raise ValueError(f"{name}={value} must be positive and finite.")
+        check(self, FIELD, horizon=1, outer_steps=1, learning_rate=POSITIVE, gradient_clip=POSITIVE)
         data = {name: load_images(name, size=8) for name in ("digits", *self.datasets)}
         first = data["digits"]
 
@@ -76,12 +56,8 @@ class Recipe:
         inner = lopt.InnerTraining(
             Mixture(tuple(tasks.values())), learned, self.horizon, lopt.RampedLoss()
         )
-        estimators = {
-            "pes": lambda: lopt.PES(inner, self.truncation, self.sigma),
-            "es": lambda: lopt.ES(inner, self.sigma),
-            "truncated_backprop": lambda: lopt.TruncatedBackprop(inner, self.truncation),
-        }
-        check_one_of("set estimator", (self.estimator,), tuple(estimators))
+        one = named_estimator(self.estimator, inner, self.truncation, self.sigma)
+        meta = lopt.Mean(one, self.particles)
         schedule = optax.cosine_decay_schedule(self.learning_rate, self.outer_steps)
         outer = optax.chain(
             optax.clip_by_global_norm(self.gradient_clip),
@@ -97,12 +73,7 @@ class Recipe:
             for name, one in tasks.items()
         ] + [lopt.Evaluation(f"digits, {name}", *one, self.seeds) for name, one in unseen.items()]
         return lopt.Experiment(
-            learned,
-            lopt.Mean(estimators[self.estimator](), self.particles),
-            outer,
-            self.outer_steps,
-            tuple(evaluations),
-            self.seed,
+            learned, meta, outer, self.outer_steps, tuple(evaluations), self.seed
         )
 
 

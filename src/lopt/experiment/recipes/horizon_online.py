@@ -1,7 +1,4 @@
-"""Meta-optimization while training: look a few steps ahead, update the learning rate, rewind.
-
-Greedy by design, see `lopt horizon online`. Wu et al. 2018, arXiv:1803.02021, section 4.2.
-"""
+"""Meta-optimization while training, by looking ahead."""
 
 import dataclasses
 from typing import Any
@@ -14,8 +11,9 @@ from jaxtyping import Array, Float
 import lopt
 from lopt.core.task import AbstractTask
 from lopt.core.unroll import Step
+from lopt.experiment.settings import FIELD, check
 from lopt.experiment.studies.setting import measure, outer_adam, warm_task
-from lopt.experiment.studies.settings import MOMENTUM
+from lopt.experiment.studies.settings import MOMENTUM, NETWORKS
 from lopt.learned import momentum_sgd
 
 
@@ -23,35 +21,23 @@ from lopt.learned import momentum_sgd
 class Recipe:
     """Meta-optimization while training: look a few steps ahead, update the learning rate, rewind.
 
-    Attributes:
-        dataset: digits, mnist, fashion_mnist or cifar10.
-        steps: of training.
-        num_meta_steps: steps of meta-optimization between two stretches of training.
-        steps_per_update: inner steps of each stretch of training.
-        look_ahead: inner steps, and batches that the loss there is averaged over.
-        learning_rate: of momentum, where it begins.
-        meta_learning_rate: of the outer Adam, per unit of the logarithms.
-        deterministic: whether one batch serves all look-ahead steps of an update.
-        seed: of everything random.
+    Greedy by design, see `lopt horizon online`. Wu et al. 2018, arXiv:1803.02021, section 4.2.
     """
 
-    dataset: str = "digits"
-    steps: int = 5000
-    num_meta_steps: int = 10
-    steps_per_update: int = 100
-    look_ahead: int = 5
-    learning_rate: float = 0.1
-    meta_learning_rate: float = 0.01
-    deterministic: bool = False
-    seed: int = 0
+    dataset: str = "digits"  # digits, mnist, fashion_mnist or cifar10.
+    steps: int = 5000  # of training.
+    num_meta_steps: int = 10  # steps of meta-optimization between two stretches of training.
+    steps_per_update: int = 100  # inner steps of each stretch of training.
+    look_ahead: int = 5  # inner steps, and batches that the loss there is averaged over.
+    learning_rate: float = 0.1  # of momentum, where it begins.
+    meta_learning_rate: float = 0.01  # of the outer Adam, per unit of the logarithms.
+    deterministic: bool = False  # whether one batch serves all look-ahead steps of an update.
+    seed: int = 0  # of everything random.
 
     def build(self) -> lopt.Experiment:
-        """Builds the experiment."""
-        if self.steps % self.steps_per_update or self.steps < self.steps_per_update:
-            raise ValueError(
-                f"steps_per_update={self.steps_per_update} must divide steps={self.steps}; "
-                f"try steps={max(1, self.steps // self.steps_per_update) * self.steps_per_update}."
-            )
+        check(self, FIELD, dataset=NETWORKS, steps_per_update=1, steps=self.steps_per_update)
+        if self.steps % self.steps_per_update:
+            raise ValueError(f"--set steps={self.steps} must be a multiple of steps_per_update.")
         task = warm_task(self.dataset, self.seed)
         effective: Any = (self.learning_rate / (1 - MOMENTUM), "log")
         learned = lopt.learnable(momentum_sgd, effective_rate=effective, momentum=MOMENTUM)

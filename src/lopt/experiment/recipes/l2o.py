@@ -32,72 +32,47 @@ BATCH_NORM = "batch_norm"
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """The learned optimizer of the symmetry study: a two-layer LSTM, trained on 20 hidden units.
+    """The learned optimizer of the symmetry study: a two-layer LSTM, trained on 20 hidden units."""
 
-    Attributes:
-        activation: of the network that is trained: sigmoid, relu, leaky_relu, or batch_norm, which
-            is ReLU behind batch normalisation.
-        dataset: digits, mnist or fashion_mnist; MNIST where it is found, else digits, by default.
-        size: pixels along each side; the published one is 28.
-        hidden: units of the layers of the network that is trained.
-        batch_size: examples per inner step.
-        horizon: inner steps per episode, and of the first evaluation.
-        truncation: inner steps per outer step; divides the horizon.
-        particles: episodes side by side; the published number is 1.
-        outer_steps: steps of meta-training; 10,000 were published (50 epochs of 20 runs).
-        learning_rate: of the outer Adam.
-        seeds: initialisations per evaluation.
-        seed: of everything random.
-    """
-
+    # of the network that is trained: sigmoid, relu, leaky_relu, or batch_norm, which is ReLU behind
+    # batch normalisation.
     activation: str = "relu"
+    # digits, mnist or fashion_mnist; MNIST where it is found, else digits, by default.
     dataset: str = dataclasses.field(default_factory=mnist_or_digits)
-    size: int = 8
-    hidden: tuple[int, ...] = (20,)
-    batch_size: int = 128
-    horizon: int = 200
-    truncation: int = 20
-    particles: int = 1
-    outer_steps: int = 1000
-    learning_rate: float = 1e-3
-    seeds: int = 5
-    seed: int = 0
+    size: int = 8  # pixels along each side; the published one is 28.
+    hidden: tuple[int, ...] = (20,)  # units of the layers of the network that is trained.
+    batch_size: int = 128  # examples per inner step.
+    horizon: int = 200  # inner steps per episode, and of the first evaluation.
+    truncation: int = 20  # inner steps per outer step; divides the horizon.
+    particles: int = 1  # episodes side by side; the published number is 1.
+    outer_steps: int = 1000  # steps of meta-training; 10,000 were published (50 epochs of 20 runs).
+    learning_rate: float = 1e-3  # of the outer Adam.
+    seeds: int = 5  # initialisations per evaluation.
+    seed: int = 0  # of everything random.
 
     def build(self) -> lopt.Experiment:
-        """Builds the experiment."""
-        name = self.dataset
-        task = network_task(
-            load_images(name, size=self.size), self.activation, self.hidden, self.batch_size
-        )
+        data, horizon, name = load_images(self.dataset, size=self.size), self.horizon, self.dataset
+        task = network_task(data, self.activation, self.hidden, self.batch_size)
         learned = lopt.dm(k=10.0, biases=2, multiplier=0.1)
-        inner = lopt.InnerTraining(task, learned, self.horizon)
-        meta = lopt.Mean(
-            lopt.TruncatedBackprop(inner, self.truncation, reduction=log_of_sum), self.particles
-        )
+        inner = lopt.InnerTraining(task, learned, horizon)
+        one = lopt.TruncatedBackprop(inner, self.truncation, reduction=log_of_sum)
+        meta = lopt.Mean(one, self.particles)
         evaluations = (
-            lopt.Evaluation(
-                f"{name}, new initialisations", task, self.horizon, self.seeds, trained_on=True
-            ),
-            lopt.Evaluation(f"{name}, 5 times as long", task, 5 * self.horizon, self.seeds),
+            lopt.Evaluation(f"{name}, new initialisations", task, horizon, self.seeds, True),
+            lopt.Evaluation(f"{name}, 5 times as long", task, 5 * horizon, self.seeds),
         )
-        return lopt.Experiment(
-            learned, meta, optax.adam(self.learning_rate), self.outer_steps, evaluations, self.seed
-        )
+        outer = optax.adam(self.learning_rate)
+        return lopt.Experiment(learned, meta, outer, self.outer_steps, evaluations, self.seed)
 
 
 def network_task(
     data: Data, activation: str, hidden: tuple[int, ...] = (20,), batch_size: int = 128
 ) -> AbstractTask:
-    """Returns classification by one of the networks of the study.
-
-    Raises:
-        ValueError: if there is no such activation.
-    """
+    """Returns classification by one of the networks of the study."""
     if activation == BATCH_NORM:
         return batch_norm_classification(data, hidden, batch_size=batch_size, init="torch")
     if activation not in ACTIVATIONS:
         raise ValueError(
             f"activation={activation!r} must be one of {', '.join(ACTIVATIONS)} or {BATCH_NORM}."
         )
-    function = ACTIVATIONS[activation]
-    return mlp_classification(data, hidden, function, batch_size, init="torch")
+    return mlp_classification(data, hidden, ACTIVATIONS[activation], batch_size, init="torch")

@@ -22,67 +22,47 @@ OPTIMIZERS = ("rnnprop", "small_rnnprop", "dm")
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """The LSTM optimizers: RNNProp, its simplified form, and DM, trained on a perceptron.
+    """The LSTM optimizers: RNNProp, its simplified form, and DM, trained on a perceptron."""
 
-    Attributes:
-        optimizer: rnnprop, small_rnnprop or dm.
-        features: of rnnprop and small_rnnprop, such as mt+gt+mom5+mom99; empty takes their own.
-        cells: width of the only LSTM of small_rnnprop; 0 takes its own.
-        dense: width of the layer in front of it; 0 takes its own.
-        dataset: digits, mnist or fashion_mnist; MNIST where it is found, else digits, by default.
-        size: pixels along each side; the published one is 28.
-        hidden: units of the layers of the network that is trained.
-        batch_size: examples per inner step.
-        horizon: inner steps per episode, and per evaluation.
-        truncation: inner steps per outer step; divides the horizon.
-        particles: episodes side by side.
-        outer_steps: steps of meta-training; a published epoch is horizon / truncation of them.
-        learning_rate: of the outer AdamW.
-        weight_decay: of the outer AdamW: networks with smaller weights are simpler to distil.
-        gradient_clip: the largest norm of a meta-gradient.
-        seeds: initialisations per evaluation.
-        seed: of everything random.
-    """
-
-    optimizer: str = "rnnprop"
+    optimizer: str = "rnnprop"  # rnnprop, small_rnnprop or dm.
+    # of rnnprop and small_rnnprop, such as mt+gt+mom5+mom99; empty takes their own.
     features: str = ""
-    cells: int = 0
-    dense: int = 0
+    cells: int = 0  # width of the only LSTM of small_rnnprop; 0 takes its own.
+    dense: int = 0  # width of the layer in front of it; 0 takes its own.
+    # digits, mnist or fashion_mnist; MNIST where it is found, else digits, by default.
     dataset: str = dataclasses.field(default_factory=mnist_or_digits)
-    size: int = 8
-    hidden: tuple[int, ...] = (30, 20)
-    batch_size: int = 128
-    horizon: int = 200
-    truncation: int = 20
-    particles: int = 2
+    size: int = 8  # pixels along each side; the published one is 28.
+    hidden: tuple[int, ...] = (30, 20)  # units of the layers of the network that is trained.
+    batch_size: int = 128  # examples per inner step.
+    horizon: int = 200  # inner steps per episode, and per evaluation.
+    truncation: int = 20  # inner steps per outer step; divides the horizon.
+    particles: int = 2  # episodes side by side.
+    # steps of meta-training; a published epoch is horizon / truncation of them.
     outer_steps: int = 1000
-    learning_rate: float = 1e-3
+    learning_rate: float = 1e-3  # of the outer AdamW.
+    # of the outer AdamW: networks with smaller weights are simpler to distil.
     weight_decay: float = 0.0
-    gradient_clip: float = 1.0
-    seeds: int = 5
-    seed: int = 0
+    gradient_clip: float = 1.0  # the largest norm of a meta-gradient.
+    seeds: int = 5  # initialisations per evaluation.
+    seed: int = 0  # of everything random.
 
     def build(self) -> lopt.Experiment:
-        """Builds the experiment."""
-        name = self.dataset
-        task = mlp_classification(
-            load_images(name, size=self.size), self.hidden, batch_size=self.batch_size
-        )
+        data, horizon, seeds = load_images(self.dataset, size=self.size), self.horizon, self.seeds
+        task = mlp_classification(data, self.hidden, batch_size=self.batch_size)
         learned = learned_optimizer(self.optimizer, self.features, self.cells, self.dense)
-        inner = lopt.InnerTraining(task, learned, self.horizon)
+        inner = lopt.InnerTraining(task, learned, horizon)
         meta = lopt.Mean(lopt.TruncatedBackprop(inner, self.truncation), self.particles)
         outer = optax.chain(
             optax.clip_by_global_norm(self.gradient_clip),
             optax.adamw(self.learning_rate, weight_decay=self.weight_decay),
         )
         # Never trained on: another activation, one layer, and so other sizes of gradients.
-        other = mlp_classification(task.data, (20,), jax.nn.sigmoid, self.batch_size)
+        other = mlp_classification(data, (20,), jax.nn.sigmoid, self.batch_size)
+        name = self.dataset
         evaluations = (
-            lopt.Evaluation(
-                f"{name}, new initialisations", task, self.horizon, self.seeds, trained_on=True
-            ),
-            lopt.Evaluation(f"{name}, 3 times as long", task, 3 * self.horizon, self.seeds),
-            lopt.Evaluation(f"{name}, 20 sigmoid units", other, self.horizon, self.seeds),
+            lopt.Evaluation(f"{name}, new initialisations", task, horizon, seeds, True),
+            lopt.Evaluation(f"{name}, 3 times as long", task, 3 * horizon, seeds),
+            lopt.Evaluation(f"{name}, 20 sigmoid units", other, horizon, seeds),
         )
         return lopt.Experiment(learned, meta, outer, self.outer_steps, evaluations, self.seed)
 
@@ -90,11 +70,7 @@ class Recipe:
 def learned_optimizer(
     optimizer: str, features: str = "", cells: int = 0, dense: int = 0
 ) -> Coordinatewise:
-    """Returns one of the LSTM optimizers by name.
-
-    Raises:
-        ValueError: if there is no such optimizer or feature, or it has no such field.
-    """
+    """Returns one of the LSTM optimizers by name; those without sizes or features take none."""
     if optimizer not in OPTIMIZERS:
         raise ValueError(f"optimizer={optimizer!r} must be one of {', '.join(OPTIMIZERS)}.")
     if (cells or dense) and optimizer != "small_rnnprop":

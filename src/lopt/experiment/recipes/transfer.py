@@ -8,15 +8,15 @@ backpropagation see `lopt.tasks.resnet_classification`. Both are estimates.
 """
 
 import dataclasses
-import math
 from pathlib import Path
 
 import optax
 
 import lopt
 from lopt.experiment.data.named_tasks import named_task
+from lopt.experiment.recipes import named_estimator
 from lopt.experiment.runs.storage import load
-from lopt.experiment.settings import check_one_of
+from lopt.experiment.settings import FIELD, POSITIVE, check
 from lopt.learned import PerTensorType
 
 LARGE = ("resnet18", "resnet50")
@@ -24,80 +24,53 @@ LARGE = ("resnet18", "resnet50")
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """A trained optimizer trained on, on another task: transfer, and tuning of distilled rules.
+    """A trained optimizer trained on, on another task: transfer, and tuning of distilled rules."""
 
-    Attributes:
-        start: what to begin with: a run's folder, a distilled rule's, or a file of `lopt.save`.
-        task: data set and network, such as digits_conv, fashion_mnist_mlp or cifar10_resnet50.
-        size: pixels along each side; 0 for 32 of CIFAR-10 and 8 of others.
-        batch_size: examples per inner step.
-        tensor_types: whether vectors, matrices and kernels get a learned multiplier each.
-        horizon: inner steps per episode, and per evaluation.
-        truncation: inner steps per outer step; divides the horizon. ES does without.
-        estimator: of the meta-gradient: pes, es, truncated_backprop or forward.
-        sigma: perturbation of theta, for PES and ES.
-        particles: episodes side by side, or pairs of them.
-        outer_steps: steps of meta-training.
-        learning_rate: of the outer Adam; falls to zero along a cosine.
-        gradient_clip: the largest norm of a meta-gradient.
-        seeds: initialisations per evaluation, at least 5; 0 for no evaluation. By default 5, but
-            none for resnet18 and resnet50, as an evaluation trains them all side by side.
-        seed: of everything random.
-    """
-
+    # what to begin with: a run's folder, a distilled rule's, or a file of `lopt.save`.
     start: Path = Path()
+    # data set and network, such as digits_conv, fashion_mnist_mlp or cifar10_resnet50.
     task: str = "digits_conv"
-    size: int = 0
-    batch_size: int = 128
+    size: int = 0  # pixels along each side; 0 for 32 of CIFAR-10 and 8 of others.
+    batch_size: int = 128  # examples per inner step.
+    # whether vectors, matrices and kernels get a learned multiplier each.
     tensor_types: bool = False
-    horizon: int = 200
-    truncation: int = 20
-    estimator: str = "pes"
-    sigma: float = 0.01
-    particles: int = 4
-    outer_steps: int = 200
-    learning_rate: float = 1e-3
-    gradient_clip: float = 1.0
+    horizon: int = 200  # inner steps per episode, and per evaluation.
+    truncation: int = 20  # inner steps per outer step; divides the horizon. ES does without.
+    estimator: str = "pes"  # of the meta-gradient: pes, es, truncated_backprop or forward.
+    sigma: float = 0.01  # perturbation of theta, for PES and ES.
+    particles: int = 4  # episodes side by side, or pairs of them.
+    outer_steps: int = 200  # steps of meta-training.
+    learning_rate: float = 1e-3  # of the outer Adam; falls to zero along a cosine.
+    gradient_clip: float = 1.0  # the largest norm of a meta-gradient.
+    # initialisations per evaluation, at least 5; 0 for no evaluation. By default 5, but none for
+    # resnet18 and resnet50, as an evaluation trains them all side by side.
     seeds: int = -1
-    seed: int = 0
+    seed: int = 0  # of everything random.
 
     def build(self) -> lopt.Experiment:
-        """Builds the experiment."""
         if self.start == Path():
             raise ValueError("start='' must name a run, a distilled rule or a file of lopt.save.")
-        for name in ("learning_rate", "gradient_clip", "outer_steps"):
-            if not 0 < (value := getattr(self, name)) < math.inf:
-                raise ValueError(f"{name}={value} must be positive and finite.")
-        seeds = self.seeds
-        if seeds < 0:
-            seeds = 0 if self.task.endswith(LARGE) else 5
+        check(self, FIELD, outer_steps=1, learning_rate=POSITIVE, gradient_clip=POSITIVE)
+        seeds = (0 if self.task.endswith(LARGE) else 5) if self.seeds < 0 else self.seeds
         learned, theta = load(self.start)
         if self.tensor_types:
             learned = PerTensorType(learned)
             theta = learned.wrap(theta)
-        trained_on = named_task(self.task, self.size, self.batch_size)
-        inner = lopt.InnerTraining(trained_on, learned, self.horizon)
-        estimators = {
-            "pes": lambda: lopt.PES(inner, self.truncation, self.sigma),
-            "es": lambda: lopt.ES(inner, self.sigma),
-            "truncated_backprop": lambda: lopt.TruncatedBackprop(inner, self.truncation),
-            "forward": lambda: lopt.ForwardMode(inner),
-        }
-        check_one_of("set estimator", (self.estimator,), tuple(estimators))
+        task = named_task(self.task, self.size, self.batch_size)
+        inner = lopt.InnerTraining(task, learned, self.horizon)
+        one = named_estimator(self.estimator, inner, self.truncation, self.sigma)
+        meta = lopt.Mean(one, self.particles)
         outer = optax.chain(
             optax.clip_by_global_norm(self.gradient_clip),
             optax.adam(optax.cosine_decay_schedule(self.learning_rate, self.outer_steps)),
         )
         title = f"{self.task}, new initialisations"
-        evaluations = (
-            (lopt.Evaluation(title, trained_on, self.horizon, seeds, True),) if seeds else ()
-        )
         return lopt.Experiment(
             learned,
-            lopt.Mean(estimators[self.estimator](), self.particles),
+            meta,
             outer,
             self.outer_steps,
-            evaluations,
+            (lopt.Evaluation(title, task, self.horizon, seeds, True),) if seeds else (),
             self.seed,
             steps_per_chunk=min(20, self.outer_steps),
             initial=theta,

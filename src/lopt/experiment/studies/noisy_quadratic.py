@@ -1,12 +1,13 @@
 """The study of short-horizon bias on the noisy quadratic: known numbers, and what schedules do."""
 
+import collections
 import time
 from typing import Any
 
 import numpy as np
 
 from lopt.analysis import Study, acceptance_rows, paper_study
-from lopt.experiment.report import Figure, Report, finish, panels, stages
+from lopt.experiment.report import Report, finish, panels, stages
 from lopt.experiment.studies.settings import QuadraticSettings
 
 # How many pieces of work `paper_study` and `acceptance_rows` announce.
@@ -42,8 +43,14 @@ def quadratic(settings: QuadraticSettings) -> Report:
         title: {name: {"at": list(x), "values": list(y)} for name, x, y, *_ in curves}
         for title, _, curves in shown
     }
-    size, data = (14.0, 7.6), {"panels": numbers}
-    report.add(Figure("quadratic", lambda figure: draw_panels(figure, shown), size, data=data))
+
+    def draw(figure: Any) -> None:
+        for axes, (title, labels, curves) in zip(panels(figure, len(shown)), shown, strict=True):
+            for name, x, y, color, line in curves:
+                axes.plot(x, y, line, color=color, lw=1 if line == ":" else 1.5, ms=4, label=name)
+            finish(axes, title=title, **labels)
+
+    report.figure("quadratic", draw, (14.0, 7.6), panels=numbers)
     return report
 
 
@@ -57,17 +64,14 @@ def panels_of(found: Study) -> list[Panel]:
     ]
     times = np.arange(0.0, len(found.greedy.losses))
     shares = (np.arange(found.greedy.bands.shape[1]) + 0.5) / found.greedy.bands.shape[1]
-    losses: list[Curve] = []
-    rates: list[Curve] = []
-    momenta: list[Curve] = []
-    bands: list[Curve] = []
+    curves: dict[str, list[Curve]] = collections.defaultdict(list)
     for name, run, color in runs:
         fifth = run.bands[len(run.bands) // 5]
-        losses.append((f"{name}: {run.final_loss:.2f}", times, run.losses, color, "-"))
-        rates.append((name, times[1:], run.schedule.learning_rates, color, "-"))
-        momenta.append((name, times[1:], run.schedule.momenta, color, "-"))
-        bands.append((name, shares, run.bands[-1], color, "-"))
-        bands.append((f"{name}, at a fifth", shares, fifth, color, ":"))
+        curves["loss"].append((f"{name}: {run.final_loss:.2f}", times, run.losses, color, "-"))
+        curves["rate"].append((name, times[1:], run.schedule.learning_rates, color, "-"))
+        curves["momentum"].append((name, times[1:], run.schedule.momenta, color, "-"))
+        curves["bands"].append((name, shares, run.bands[-1], color, "-"))
+        curves["bands"].append((f"{name}, at a fifth", shares, fifth, color, ":"))
     ahead: list[Curve] = [
         (name, list(some), [run.final_loss for run in some.values()], "#9467bd", line)
         for name, some, line in (
@@ -87,18 +91,10 @@ def panels_of(found: Study) -> list[Panel]:
     band = {"xlabel": "directions, from steep to flat", "legend": False}
     fitted = {"xlabel": "horizon that the schedule was fitted to", "log": "xy"}
     return [
-        ("Loss", loss | step, losses),
-        ("Learning rate", step | {"ylabel": "learning rate", "log": True}, rates),
-        ("Momentum", step | {"ylabel": "momentum", "legend": False}, momenta),
-        ("Loss by curvature: at the end, dotted at a fifth", loss | band, bands),
+        ("Loss", loss | step, curves["loss"]),
+        ("Learning rate", step | {"ylabel": "learning rate", "log": True}, curves["rate"]),
+        ("Momentum", step | {"ylabel": "momentum", "legend": False}, curves["momentum"]),
+        ("Loss by curvature: at the end, dotted at a fifth", loss | band, curves["bands"]),
         ("Chosen by a horizon, again and again", looked | {"log": "xy"}, ahead),
         ("a / (1 + t / K)^decay, fitted once", fitted, fits),
     ]
-
-
-def draw_panels(figure: Any, shown: list[Panel]) -> None:
-    """Draws panels on an empty figure."""
-    for axes, (title, labels, curves) in zip(panels(figure, len(shown)), shown, strict=True):
-        for name, x, y, color, line in curves:
-            axes.plot(x, y, line, color=color, lw=1 if line == ":" else 1.5, ms=4, label=name)
-        finish(axes, title=title, **labels)

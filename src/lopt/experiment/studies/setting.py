@@ -16,7 +16,6 @@ import lopt
 from lopt.core.task import AbstractTask
 from lopt.core.types import Key, Params, State, Theta
 from lopt.experiment.data.named_tasks import named_task
-from lopt.experiment.settings import check_one_of
 from lopt.experiment.studies.settings import MOMENTUM, NETWORKS
 from lopt.experiment.trainings import trainings
 from lopt.learned import inverse_time_momentum
@@ -27,7 +26,6 @@ WARM_STEPS = 50
 
 def warm_task(dataset: str, seed: int = 0) -> AbstractTask:
     """Returns the task of a data set, one of `NETWORKS`, begun from the warm start of a seed."""
-    check_one_of("dataset", (dataset,), tuple(NETWORKS))
     network, size, batch_size, rate = NETWORKS[dataset]
     task = named_task(f"{dataset}_{network}", size, batch_size)
     keys = jax.random.key(seed)[None]
@@ -43,19 +41,12 @@ def decayed_training(
     power: float = 1.0,
     batches: int = 10,
 ) -> lopt.InnerTraining:
-    """Returns training judged by its final loss; learning rate and power are theta.
+    """Returns training judged by its final loss, the mean over some batches.
 
-    Args:
-        task: from `warm_task`.
-        horizon: inner steps.
-        time_constant: K, in inner steps.
-        learning_rate: where theta begins; the rate of plain momentum, not its effective one.
-        power: where theta begins.
-        batches: over how many the final loss is averaged.
+    Theta is the learning rate, of plain momentum, and the power; K is the time constant.
     """
-    names = ("learning_rate", "power")
-    constants = (learning_rate, MOMENTUM, power, time_constant)
-    learned = inverse_time_momentum(*constants, learn=names, effective=False)
+    constants, learn = (learning_rate, MOMENTUM, power, time_constant), ("learning_rate", "power")
+    learned = inverse_time_momentum(*constants, learn=learn, effective=False)
     return lopt.InnerTraining(task, learned, horizon, lopt.FinalLoss(batches))
 
 

@@ -1,10 +1,8 @@
 """The study of short horizons on a network: surfaces, meta-descents, runs to the end, and online.
 
-Each function takes the folder of a study and settings, goes on with what is there, and returns a
-report. Besides a surface, the folder holds a run per meta-descent below `smd/`, and below `online/`
-a run per initial learning rate and seed, and a meta-descent over a longer horizon that costs as
-much as all initial rates together. Other settings than those of the folder are refused
-(FileExistsError). Wu et al. 2018, arXiv:1803.02021, section 4.
+Each command goes on with what its folder holds: a surface; below `smd/` a run per meta-descent;
+below `online/` a run per initial learning rate and seed, and a meta-descent over a longer horizon
+that costs as much as all initial rates together. Wu et al. 2018, arXiv:1803.02021, section 4.
 """
 
 import dataclasses
@@ -25,21 +23,16 @@ from lopt.analysis.surface import losses_after, measure_after
 from lopt.core.types import Scalar, Theta
 from lopt.experiment.baselines import tune
 from lopt.experiment.report import Report, curves, measured, progress, shown_steps, tell
-from lopt.experiment.runs.files import read_lines
+from lopt.experiment.runs.files import read_columns
 from lopt.experiment.runs.run import Run
 from lopt.experiment.runs.train import train
+from lopt.experiment.studies import settings as s
 from lopt.experiment.studies.setting import decayed_training, measure, theta_at, warm_task
-from lopt.experiment.studies.settings import (
-    BestSettings,
-    DescentSettings,
-    OnlineSettings,
-    SurfaceSettings,
-)
 from lopt.experiment.studies.surface import (
     LEARNING_RATES,
-    Surface,
     compute_surface,
     draw_surface,
+    grid,
     read_surface,
     surface_settings,
 )
@@ -59,7 +52,7 @@ Pair = tuple[float, float]
 Runs = dict[str, dict[str, Float[np.ndarray, "seed step"]]]
 
 
-def surface(folder: Path, settings: SurfaceSettings) -> Report:
+def surface(folder: Path, settings: s.SurfaceSettings) -> Report:
     """Maps the loss after each horizon over learning rate and decay."""
     settings = dataclasses.replace(settings, time_constant=settings.decay_time)
     check_study(folder, settings.dataset, settings.decay_time)
@@ -76,49 +69,53 @@ def surface(folder: Path, settings: SurfaceSettings) -> Report:
     report.table(title, rows)
     if diverged := int(np.isnan(found.losses[-1]).sum()):
         report.text(f"{diverged} of {len(found.places)} runs diverged.")
-    _add_surface(report, found, folder)
+    _add_surface(report, folder)
     return report
 
 
-def _add_surface(report: Report, found: Surface, folder: Path) -> None:
-    size, paths = (4.6 * len(found.settings.horizons), 3.9), descents(folder)
-    report.figure("surface", lambda figure: draw_surface(figure, found, paths), size)
+def _add_surface(report: Report, folder: Path) -> None:
+    if found := read_surface(folder):
+        size, paths = (4.6 * len(found.settings.horizons), 3.9), descents(folder)
+        report.figure("surface", lambda figure: draw_surface(figure, found, paths), size)
 
 
-def smd(folder: Path, settings: DescentSettings) -> Report:
+def smd(folder: Path, settings: s.DescentSettings) -> Report:
     """Runs, or goes on with, one meta-descent for each horizon and each beginning."""
-    own, constant = surface_settings(folder), settings.time_constant
-    if constant is None:
-        constant = own.decay_time if own else max(settings.horizons) / 4
+    own = surface_settings(folder)
+    constant = settings.time_constant or (own.decay_time if own else max(settings.horizons) / 4)
     check_study(folder, settings.dataset, constant)
     names = ("dataset", "meta_learning_rate", "particles", "seed")
-    shared = {name: getattr(settings, name) for name in names}
+    shared: dict[str, Any] = {name: getattr(settings, name) for name in names}
     shared |= {"time_constant": constant, "outer_steps": settings.num_meta_steps}
     for horizon, rate, power in itertools.product(
         settings.horizons, settings.learning_rate, settings.power
     ):
         run = folder / "smd" / f"horizon-{horizon}-rate-{rate:g}-power-{power:g}"
-        _trained(run, "horizon_smd", shared, horizon=horizon, learning_rate=rate, power=power)
+        begin = {"horizon": horizon, "learning_rate": rate, "power": power}
+        _trained(run, "horizon_smd", shared | begin)
     report = Report("Meta-descents", dataclasses.asdict(settings) | {"time_constant": constant})
     rows: list[dict[str, Any]] = []
     for horizon, path in descents(folder):
         (rate, power), loss = answer(path), float(path[-LAST:, 2].mean())
         row = {"horizon": horizon, "from": f"{path[0, 0]:.3g}, {path[0, 1]:.3g}"}
-        row |= {"to learning rate": rate, "to power": power, "last meta-loss": loss}
-        rows.append(row)
+        rows.append(row | {"to learning rate": rate, "to power": power, "last meta-loss": loss})
     report.table(report.title, rows)
-    if found := read_surface(folder):
-        _add_surface(report, found, folder)
+    _add_surface(report, folder)
     return report
 
 
 def descents(folder: Path) -> list[tuple[int, Float[np.ndarray, "step 3"]]]:
     """Returns of each meta-descent its horizon, and learning rates, powers and meta-losses."""
     found = []
-    for path in sorted((folder / "smd").glob("*/run.json")):
-        if lines := read_lines(path.parent / "metrics.jsonl"):
-            found.append((Run(path.parent).config["settings"]["horizon"], _columns(lines, DESCENT)))
+    for run in _descent_runs(folder):
+        path = read_columns(run.folder / "metrics.jsonl", DESCENT).T
+        if len(path):
+            found.append((run.config["settings"]["horizon"], path))
     return sorted(found, key=lambda one: one[0])
+
+
+def _descent_runs(folder: Path) -> list[Run]:
+    return [Run(path.parent) for path in sorted((folder / "smd").glob("*/run.json"))]
 
 
 def answer(path: Float[np.ndarray, "step 3"], last: int = LAST) -> Pair:
@@ -127,17 +124,11 @@ def answer(path: Float[np.ndarray, "step 3"], last: int = LAST) -> Pair:
     return float(rate), float(power)
 
 
-def best(folder: Path, settings: BestSettings) -> Report:
-    """Trains to the end with what surface and descents chose.
-
-    Raises:
-        FileNotFoundError: if the folder holds no surface.
-    """
+def best(folder: Path, settings: s.BestSettings) -> Report:
+    """Trains to the end with what surface and descents chose."""
     found = read_surface(folder)
     if found is None:
-        raise FileNotFoundError(
-            f"{folder} holds no surface; make one with lopt horizon surface --out {folder}."
-        )
+        raise FileNotFoundError(f"{folder} holds no surface; make one with lopt horizon surface.")
     horizons, constant = found.settings.horizons, found.settings.decay_time
     check_study(folder, settings.dataset, constant)
     last = settings.steps or horizons[-1]
@@ -164,7 +155,7 @@ def best(folder: Path, settings: BestSettings) -> Report:
     return _compared("best", settings, rows, explained, runs, steps)
 
 
-def online(folder: Path, settings: OnlineSettings) -> Report:
+def online(folder: Path, settings: s.OnlineSettings) -> Report:
     """Tunes the learning rate while training, as far as that is not done, against schedules."""
     names = ("dataset", "steps", "num_meta_steps", "steps_per_update", "look_ahead")
     shared: dict[str, Any] = {name: getattr(settings, name) for name in names}
@@ -175,16 +166,18 @@ def online(folder: Path, settings: OnlineSettings) -> Report:
         found = []
         for seed in range(settings.seeds):
             run = folder / "online" / f"rate-{rate:g}-seed-{seed}"
-            lines = _trained(run, "horizon_online", shared, learning_rate=rate, seed=seed)
-            found.append(_columns(lines[:: settings.num_meta_steps], tuple(PANELS))[updates])
-        by_name = np.moveaxis(np.array(found), 2, 0)
-        runs[f"online, from {rate:g}"] = dict(zip(PANELS, by_name, strict=True))
+            begin = {"learning_rate": rate, "seed": seed}
+            logged = _trained(run, "horizon_online", shared | begin, tuple(PANELS))
+            found.append(logged[:, :: settings.num_meta_steps][:, updates])
+        by_panel = np.stack(found, axis=1)
+        runs[f"online, from {rate:g}"] = dict(zip(PANELS, by_panel, strict=True))
     horizon, constant = settings.long_horizon, settings.steps / 4
     shared = {"dataset": settings.dataset, "time_constant": constant, "horizon": horizon}
     shared |= {"outer_steps": settings.long_outer_steps, "meta_learning_rate": LONG_RATE}
-    lines = _trained(folder / "online" / f"horizon-{horizon}", "horizon_smd", shared)
+    run = folder / "online" / f"horizon-{horizon}"
+    path = _trained(run, "horizon_smd", shared).T
     tuned, long = "tuned schedule", f"horizon {horizon}, same budget"
-    choices = {tuned: _tuned(settings), long: answer(_columns(lines, DESCENT), last=3)}
+    choices = {tuned: _tuned(settings), long: answer(path, last=3)}
     steps = (settings.steps_per_update * updates).tolist()
     runs |= _to_the_end(choices, settings, constant, steps)
     last, loss = (
@@ -204,32 +197,27 @@ def online(folder: Path, settings: OnlineSettings) -> Report:
     return _compared("online", settings, rows, verdict, runs, steps)
 
 
-def _tuned(settings: OnlineSettings) -> Pair:
+def _tuned(settings: s.OnlineSettings) -> Pair:
     """Returns the best of a grid of schedules, tried for the whole run."""
     steps = settings.steps
     inner = decayed_training(warm_task(settings.dataset), steps, steps / 4)
-    rates, powers = np.geomspace(*LEARNING_RATES, 6), np.geomspace(0.1, 10, 5)
-    places = np.stack(np.meshgrid(rates, powers, indexing="ij"), -1).reshape(-1, 2)
+    places = grid(np.geomspace(*LEARNING_RATES, 6), np.geomspace(0.1, 10, 5)).astype(np.float32)
     key = jax.random.fold_in(jax.random.key(0), 3)
 
     def train(theta: Theta) -> tuple[Scalar, tuple[()]]:
         return losses_after(inner, theta, key, (steps,), 20)[0], ()
 
-    tuned = tune(lambda place: theta_at(*jnp.log(place)), places.astype(np.float32), train)
+    tuned = tune(lambda place: theta_at(*jnp.log(place)), places, train)
     return float(tuned.value[0]), float(tuned.value[1])
 
 
 def _to_the_end(
     choices: Mapping[str, Pair],
-    settings: BestSettings | OnlineSettings,
+    settings: s.BestSettings | s.OnlineSettings,
     time_constant: float,
     steps: Sequence[int],
 ) -> Runs:
-    """Trains with learning rates and powers from several warm starts.
-
-    Returns:
-        By name of the choice and of what is measured, values by seed and step.
-    """
+    """Trains with learning rates and powers, by name, from several warm starts."""
     rates, powers = jnp.asarray(list(choices.values()), jnp.float32).T
     thetas, found = jax.vmap(theta_at)(jnp.log(rates), jnp.log(powers)), []
 
@@ -254,7 +242,7 @@ def _to_the_end(
 
 def _compared(
     name: str,
-    settings: BestSettings | OnlineSettings,
+    settings: s.BestSettings | s.OnlineSettings,
     rows: Mapping[str, dict[str, Any]],
     text: str,
     runs: Runs,
@@ -273,20 +261,15 @@ def _compared(
     )
     report.text(text)
     found = {title: {run: runs[run][which] for run in runs} for which, (title, _) in PANELS.items()}
-    x = "x" if isinstance(settings, BestSettings) else ""  # steps are geometric, or even
+    x = "x" if isinstance(settings, s.BestSettings) else ""  # steps are geometric, or even
     log = {title: x + y for title, y in PANELS.values()}
     report.add(curves(name, found, steps=steps, columns=2, log=log, xlabel="step"))
     return report
 
 
 def check_study(folder: Path, dataset: str, time_constant: float) -> None:
-    """Refuses a folder that holds the study of another problem.
-
-    Raises:
-        FileExistsError: if a surface or descent in it has another data set or time constant.
-    """
-    runs = [path.parent for path in sorted((folder / "smd").glob("*/run.json"))]
-    found = {run: Run(run).config["settings"] for run in runs}
+    """Refuses a folder whose surface or descents have another data set or time constant."""
+    found = {run.folder: run.config["settings"] for run in _descent_runs(folder)}
     if own := surface_settings(folder):
         found[folder] = {"dataset": own.dataset, "time_constant": own.decay_time}
     for path, of in found.items():
@@ -297,18 +280,14 @@ def check_study(folder: Path, dataset: str, time_constant: float) -> None:
             )
 
 
-def _trained(run: Path, recipe: str, shared: dict[str, Any], **own: Any) -> list[dict[str, Any]]:
+def _trained(
+    run: Path, recipe: str, settings: dict[str, Any], names: Sequence[str] = DESCENT
+) -> Float[np.ndarray, "name step"]:
     """Begins, or goes on with, a run of a recipe; returns what it logged."""
-    settings = shared | own
     if not (run / "run.json").exists():
         found = Run.create(run, recipe, [f"{name}={value}" for name, value in settings.items()])
     elif (found := Run(run)).config["settings"] | settings != found.config["settings"]:
         raise FileExistsError(f"{run} has other settings; give another --out, or delete it.")
     tell(f"Run {run}")
     train(found)
-    return read_lines(run / "metrics.jsonl")
-
-
-def _columns(lines: list[dict[str, Any]], names: Sequence[str]) -> Float[np.ndarray, "line name"]:
-    """Returns logged numbers; NaN where none was."""
-    return np.array([[line[name] for name in names] for line in lines], float)
+    return read_columns(run / "metrics.jsonl", names)

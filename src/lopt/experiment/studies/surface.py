@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+from numpy.typing import ArrayLike
 
 from lopt.analysis.surface import losses_after
 from lopt.experiment.report import panels, progress
@@ -24,6 +25,8 @@ from lopt.experiment.trainings import OverDevices
 
 # The ranges of learning rate and power that surfaces cover.
 LEARNING_RATES, POWERS = (1e-3, 0.5), (0.01, 200.0)
+# What lines of the log hold.
+FIELDS = ("losses", "field")
 # Wu et al. average the lowest 50 of 2,500 points.
 LOWEST = 0.02
 
@@ -32,18 +35,13 @@ LOWEST = 0.02
 class Surface:
     """The losses after each horizon over learning rate and power, and their derivatives.
 
-    Attributes:
-        settings: what it is of.
-        places: logarithms (base e) of learning rate and power.
-        losses: NaN where training diverged.
-        field_places: where `field` is, logarithms like `places`.
-        field: derivatives of the losses by both logarithms, after all horizons but the longest
-            (where there are several), which would take several times as long as the losses.
+    Places are natural logarithms of learning rate and power; the field has the derivatives by both,
+    after all horizons but the longest, which would take several times as long as the losses.
     """
 
     settings: SurfaceSettings
     places: Float[np.ndarray, "point 2"]
-    losses: Float[np.ndarray, "horizon point"]
+    losses: Float[np.ndarray, "horizon point"]  # NaN where training diverged.
     field_places: Float[np.ndarray, "place 2"]
     field: Float[np.ndarray, "shorter place 2"]
 
@@ -62,10 +60,7 @@ def surface_settings(folder: Path) -> SurfaceSettings | None:
     if not path.exists():
         return None
     content = read_json(path, sealed=True)
-    try:
-        return SurfaceSettings(**{**content, "horizons": tuple(content["horizons"])})
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is not of a surface ({error}); delete it.") from error
+    return SurfaceSettings(**content | {"horizons": tuple(content["horizons"])})
 
 
 def read_surface(folder: Path) -> Surface | None:
@@ -76,24 +71,16 @@ def read_surface(folder: Path) -> Surface | None:
         return None
     points, places = _places(settings)
     try:
-        losses, field = (
-            np.array([row for line in lines for row in line.get(name, ())], float).reshape(shape)
-            for name, shape in (
-                ("losses", (len(points), len(settings.horizons))),
-                ("field", (len(places), -1, 2)),
-            )
-        )
+        rows = {name: [row for line in lines for row in line.get(name, ())] for name in FIELDS}
+        losses = np.array(rows["losses"], float).reshape(len(points), len(settings.horizons))
+        field = np.array(rows["field"], float).reshape(len(places), -1, 2)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a whole surface ({error}); delete it.") from error
     return Surface(settings, points, losses.T, places, np.moveaxis(field, 1, 0))
 
 
 def compute_surface(settings: SurfaceSettings, folder: Path) -> Surface:
-    """Returns the surface of a folder, computed as far as it is not there.
-
-    Raises:
-        FileExistsError: if the folder holds another surface.
-    """
+    """Returns the surface of a folder, computed as far as it is not there."""
     if surface_settings(folder) not in (None, settings):
         raise FileExistsError(f"{folder} holds a surface of other settings; give another --out.")
     if (whole := read_surface(folder)) is not None:
@@ -131,16 +118,21 @@ def _jobs(settings: SurfaceSettings) -> list[tuple[str, Float[np.ndarray, "part 
     size = 4 if settings.dataset == "cifar10" else 64
     return [
         (name, places[i : i + size])
-        for name, places in zip(("losses", "field"), _places(settings), strict=True)
+        for name, places in zip(FIELDS, _places(settings), strict=True)
         for i in range(0, len(places), size)
     ]
+
+
+def grid(xs: ArrayLike, ys: ArrayLike) -> Float[np.ndarray, "place 2"]:
+    """Returns all pairs."""
+    return np.stack(np.meshgrid(xs, ys, indexing="ij"), axis=-1).reshape(-1, 2)
 
 
 def _places(settings: SurfaceSettings) -> list[Float[np.ndarray, "place 2"]]:
     """Returns logarithms of learning rates and powers, for the losses and for the field."""
     low, high = np.log([LEARNING_RATES, POWERS]).T
     sides = (np.linspace(0, 1, math.isqrt(settings.points)), (np.arange(7) + 0.5) / 7)
-    units = [np.stack(np.meshgrid(s, s, indexing="ij"), axis=-1).reshape(-1, 2) for s in sides]
+    units = [grid(side, side) for side in sides]
     if settings.sample == "random":
         key, shape = jax.random.key(settings.seed), (settings.points, 2)
         units[0] = np.asarray(jax.random.uniform(key, shape), float)
