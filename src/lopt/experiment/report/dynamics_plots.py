@@ -17,13 +17,7 @@ MOST_CURVES = 60
 
 
 def draw_histograms(figure: Any, found: tuple[Any, Any, Any], names: Sequence[str]) -> list[Any]:
-    """Draws the distribution of updates over time, a panel for each tensor.
-
-    Args:
-        figure: an empty one.
-        found: counts and largest updates by step and tensor, and edges, of an `UpdateHistogram`.
-        names: of the tensors, from `tensor_names`.
-    """
+    """Draws counts and largest updates by step and tensor, and edges, of an `UpdateHistogram`."""
     counts, largest, edges = (np.asarray(one) for one in found)
     axes, steps = panels(figure, len(names), 4), np.arange(len(counts) + 1)
     shares = counts[..., 1:-1] / np.maximum(1, counts.sum(axis=-1, keepdims=True))
@@ -39,12 +33,7 @@ def draw_histograms(figure: Any, found: tuple[Any, Any, Any], names: Sequence[st
 
 
 def draw_responses(figure: Any, curves: Mapping[str, tuple[Any, Any]]) -> list[Any]:
-    """Draws the update as a function of each feature: some curves, and their mean in bold.
-
-    Args:
-        figure: an empty one.
-        curves: by feature its values, and the curves from `response_curves`.
-    """
+    """Draws `response_curves` at values of each feature: some of them, and their mean in bold."""
     axes = panels(figure, len(curves), 4)
     for own, (name, (values, rows)) in zip(axes, curves.items(), strict=True):
         apart = rows[:: -(-len(rows) // MOST_CURVES)]
@@ -59,12 +48,7 @@ def draw_responses(figure: Any, curves: Mapping[str, tuple[Any, Any]]) -> list[A
 
 
 def draw_portraits(figure: Any, found: Mapping[str, Portrait]) -> list[Any]:
-    """Draws the valley for each optimizer: paths, first updates, ends, and the drift.
-
-    Args:
-        figure: an empty one.
-        found: by optimizer, from `valley_portrait`.
-    """
+    """Draws each optimizer's `valley_portrait`: paths, first updates, ends, and the drift."""
     axes = panels(figure, len(found), 4)
     for own, (name, portrait) in zip(axes, found.items(), strict=True):
         paths, field = np.asarray(portrait.paths), np.asarray(portrait.field)

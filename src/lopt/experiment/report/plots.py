@@ -69,17 +69,20 @@ def literal(text: str) -> str:
     return plain(text).replace("$", r"\$")
 
 
+def _grid(count: int, columns: int) -> tuple[int, int]:
+    columns = min(columns, count) or 1
+    return -(-count // columns) or 1, columns
+
+
 def panels(figure: Any, count: int, columns: int = 3) -> list[Any]:
     """Returns so many axes of a figure, in rows."""
-    columns = min(columns, count) or 1
-    rows = -(-count // columns) or 1
-    return [figure.add_subplot(rows, columns, i + 1) for i in range(count)]
+    return [figure.add_subplot(*_grid(count, columns), i + 1) for i in range(count)]
 
 
 def grid_size(count: int, width: float, height: float, columns: int = 4) -> tuple[float, float]:
     """Returns the inches of a figure with so many panels of a size, some in a row."""
-    columns = min(columns, count) or 1
-    return width * columns, height * (-(-count // columns) or 1)
+    rows, columns = _grid(count, columns)
+    return width * columns, height * rows
 
 
 def bands(
@@ -93,7 +96,7 @@ def bands(
     ordered: bool = False,
     **labels: str,
 ) -> Any:
-    """Draws the mean of each curve over seeds, and its standard error about it.
+    """Draws the mean of each curve over seeds, and its standard error about it; returns the axes.
 
     Of a level the mean is drawn as a dashed line, of points as dots.
 
@@ -104,16 +107,12 @@ def bands(
         log: which axes are logarithmic, as of `finish`.
         smooth: over how many steps back running means are taken.
         legend: whether to draw one.
-        ordered: whether colours go from dark to light, in the order of the curves; without errors.
+        ordered: whether colours go from dark to light, in the order of the curves.
         labels: `title`, `xlabel` and `ylabel`.
-
-    Returns:
-        The axes.
     """
     for i, (name, curve) in enumerate(curves.items()):
-        color = color_of(name.split(" (")[0], i)
-        strong = name.startswith(("learned", "network"))
-        style: Any = {"color": shade(i, len(curves)) if ordered else color, "label": literal(name)}
+        color = shade(i, len(curves)) if ordered else color_of(name.split(" (")[0], i)
+        style: Any = {"color": color, "label": literal(name)}
         if isinstance(curve, Mapping):
             means = [np.mean(seeds) for seeds in curve.values()]
             axes.plot(list(curve), means, "o", mec="black", **style)
@@ -124,40 +123,39 @@ def bands(
         values = running_mean(np.asarray(curve, float), smooth)
         places = np.arange(1, values.shape[1] + 1) if steps is None else np.asarray(steps)
         mean, error = mean_and_error(values)
+        strong = name.startswith(("learned", "network"))
         axes.plot(places, mean, lw=2.2 if strong else 1.4, **style)
-        if error is not None and not ordered:
+        if error is not None:
             # On a logarithmic axis a band that reaches zero has no end; the least seed is one.
-            low = np.maximum(mean - error, values.min(axis=0)) if log else mean - error
-            axes.fill_between(places, low, mean + error, color=style["color"], alpha=0.2, lw=0)
+            logarithmic = log and log != "x"
+            low = np.maximum(mean - error, values.min(axis=0)) if logarithmic else mean - error
+            axes.fill_between(places, low, mean + error, color=color, alpha=0.2, lw=0)
     return finish(axes, log=log, legend=legend, **labels)
 
 
 def finish(axes: Any, *, log: bool | str = False, legend: bool = True, **labels: str) -> Any:
     """Gives axes their labels, a grid, a legend and ticks that do not overlap; returns them.
 
-    `log` is True for a logarithmic vertical axis, or "x", "y", "xy" or "signed".
+    `log` is True or "y" for a logarithmic vertical axis, or "x" or "xy", or "signed" for one that
+    is logarithmic on both sides of zero.
     """
     lines = textwrap.TextWrapper(LONGEST_TITLE, replace_whitespace=False)
     axes.set(**{name: lines.fill(literal(text)) for name, text in labels.items()})
     axes.title.set_fontsize(10)
     for which in ("signed",) if log == "signed" else "y" if log is True else log or "":
-        log_axis(axes, which)
+        _log_axis(axes, which)
     axes.grid(alpha=0.25, lw=0.5)
     if legend and axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=8, frameon=False)
     return axes
 
 
-def log_axis(axes: Any, which: str = "y") -> None:
-    """Makes an axis logarithmic, unless nothing on it is positive, over at most 12 decades.
-
-    "signed" makes the vertical axis logarithmic on both sides of zero.
-    """
+def _log_axis(axes: Any, which: str) -> None:
+    """Makes an axis logarithmic, unless nothing on it is positive, over at most 12 decades."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    column = 0 if which == "x" else 1
-    data = [np.asarray(line.get_xydata(), float)[:, column] for line in axes.get_lines()]
-    values = np.concatenate(data) if data else np.ones(1)
+    data = [np.asarray(line.get_xydata(), float) for line in axes.get_lines()]
+    values = np.concatenate([np.ones((0, 2)), *data])[:, 0 if which == "x" else 1]
     if which == "signed":
         sizes = np.abs(values[np.isfinite(values) & (values != 0)])
         linear = float(np.quantile(sizes, 0.05)) if sizes.size else 1.0
