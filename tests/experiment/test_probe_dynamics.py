@@ -260,7 +260,7 @@ def test_the_best_rate_of_the_grid_is_found(key):
 def test_where_batches_do_not_differ_there_is_no_noise(key):
     task = lopt.tasks.Quadratic(jnp.ones(3), jnp.zeros(3))
     keys = jax.random.split(key, 2)
-    recorded, noise = recorded_trainings(task, optax.sgd(0.1), keys, (0, 2, 5), 4, {})
+    recorded, noise = recorded_trainings(task, keys, (0, 2, 5), 4, optax.sgd(0.1), {})
     assert recorded["Training loss"].shape == (2, 5)
     assert noise.shape == (2, 3, 2, 3)
     assert np.isnan(noise).all()

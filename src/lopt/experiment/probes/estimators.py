@@ -6,11 +6,9 @@ so that the variance over any budget of inner steps follows from theirs.
 """
 
 import dataclasses
-import functools
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +23,7 @@ from lopt.core.estimator import AbstractGradientEstimator
 from lopt.core.inner import InnerTraining, MetaTask
 from lopt.core.types import Key, Theta
 from lopt.experiment.probes.subject import subject
-from lopt.experiment.report import Figure, Measured, Report, finish, panels, stages
+from lopt.experiment.report import Measured, Report, bands, finish, panels, stages
 from lopt.experiment.settings import ProbeSettings
 from lopt.experiment.trainings import OverDevices, mean_estimate
 
@@ -42,17 +40,12 @@ def probe_estimators(name: str, settings: ProbeSettings) -> Report:
     Args:
         name: as for `subject`.
         settings: windows, perturbation, numbers of samples, and which estimators.
-
-    Raises:
-        FileNotFoundError: if there is no such recipe, run or task.
-        ValueError: if a setting does not fit the horizon, or there is no such estimator.
     """
     return report_of(name, *subject(name, settings), settings)
 
 
 def report_of(name: str, inner: InnerTraining, theta: Theta, settings: ProbeSettings) -> Report:
     """Measures the estimators of an inner training at theta; see `probe_estimators`."""
-    began = time.perf_counter()
     weights = ravel_pytree(theta)[0].size
     if not weights:
         raise ValueError("Theta has no weights: there is no gradient to probe.")
@@ -66,7 +59,7 @@ def report_of(name: str, inner: InnerTraining, theta: Theta, settings: ProbeSett
         announce("compiling")
         programs = []
         for entry in entries:
-            sample = functools.partial(mean_estimate, count=entry.estimates)
+            sample = partial(mean_estimate, count=entry.estimates)
             size = max(1, round(settings.at_once / entry.pairs))
             programs.append(OverDevices(sample, (entry.estimator, theta), size))
             programs[-1].trace(jax.random.split(key, size))
@@ -107,16 +100,10 @@ def report_of(name: str, inner: InnerTraining, theta: Theta, settings: ProbeSett
         slices = loss_slices(inner, theta, slices_key, (window, inner.horizon, 3 * inner.horizon))
     said = f"not finite in {truth.dropped} of its samples" if truth.dropped else "too noisy"
     said = f"Full backpropagation is {said}: it is no truth here, so no bias is given."
+    steps = 2 * inner.horizon * settings.particles
     report = Report(f"Meta-gradients of {name}", {"name": name, **dataclasses.asdict(settings)})
-    report.data |= {
-        "seconds": time.perf_counter() - began,
-        "devices": [str(device) for device in jax.local_devices()],
-        "versions": {package: version(package) for package in ("lopt", "jax", "equinox", "optax")},
-        "weights": weights,
-        "budget_of_inner_steps": 2 * inner.horizon * settings.particles,
-        "truth_dropped": truth.dropped,
-        "variances": variances,
-    }
+    report.data |= {"weights": weights, "budget_of_inner_steps": steps}
+    report.data |= {"truth_dropped": truth.dropped, "variances": variances}
     if trusted:
         norm, error = square**0.5, (truth.noise / square) ** 0.5
         report.data |= {"truth_norm": norm, "truth_relative_standard_error": error}
@@ -124,17 +111,18 @@ def report_of(name: str, inner: InnerTraining, theta: Theta, settings: ProbeSett
             f"Truth: full backpropagation, norm {norm:.3g}, standard error {error:.1%}. Bias: "
             "|mean - truth| / |truth|; by chance: that of an estimator without any."
         )
-    budget = f"{weights:,} weights, {report.data['budget_of_inner_steps']:,} inner steps each"
+    budget = f"{weights:,} weights, {steps:,} inner steps each"
     report.table(f"Estimators at {budget}", rows)
     report.text(
         f"{said} Variance: of one weight, mean over weights. S/N: |mean|^2 over the sum of "
         "variances. MiB: of temporary memory."
     )
     report.figure("estimators", lambda figure: _draw_rows(figure, rows), (13.0, 5.4), budget)
-    area = (4.6 if slices["surfaces"] is None else 13.0, 4.2)
-    caption = "The meta-loss of one episode around theta."
-    data = jax.tree.map(np.ndarray.tolist, slices)
-    report.add(Figure("slices", lambda figure: _draw_slices(figure, slices), area, caption, data))
+    caption, numbers = (
+        "The meta-loss of one episode around theta.",
+        jax.tree.map(np.ndarray.tolist, slices),
+    )
+    report.figure("slices", partial(_draw_slices, **slices), caption=caption, **numbers)
     return report
 
 
@@ -238,16 +226,10 @@ def _bias(own: _Moments, truth: _Moments | None) -> dict[str, Any]:
 def loss_slices(
     inner: InnerTraining, theta: Theta, key: Key, lengths: Sequence[int]
 ) -> dict[str, Any]:
-    """Computes the meta-loss of one episode along one random direction, and along two.
+    """Computes the meta-loss of one episode of some lengths along random directions from theta.
 
     Directions have the norm of theta (or 1, if it is zero) and are orthogonal; distances along
     them, in such norms, go from -1 to 1.
-
-    Args:
-        inner: what is measured; its horizon does not matter.
-        theta: the middle.
-        key: of the episode and of the directions.
-        lengths: inner steps.
 
     Returns:
         `lengths`; distances on the `line`, and `losses` there by length; distances on the `plane`,
@@ -301,16 +283,21 @@ def _draw_rows(figure: Any, rows: Sequence[dict[str, Any]]) -> None:
     axes.set_yticks(places, [row["estimator"] for row in rows])
 
 
-def _draw_slices(figure: Any, slices: dict[str, Any]) -> None:
-    lengths, losses, surfaces = slices["lengths"], slices["losses"], slices["surfaces"]
-    line, *planes = panels(figure, 1 if surfaces is None else 3)
-    for length, values in zip(lengths, losses, strict=True):
-        line.plot(slices["line"], values, label=f"{length} steps", lw=1.6)
-    along = "along one direction [norms of theta]"
-    finish(line, log=not (losses <= 0).any(), xlabel=along, ylabel="meta-loss")
+def _draw_slices(
+    figure: Any, lengths: Any, line: Any, losses: Any, plane: Any, surfaces: Any
+) -> None:
+    first, *planes = panels(figure, 1 if surfaces is None else 3, size=(4.4, 4.2))
+    bands(
+        first,
+        {f"{length} steps": row[None] for length, row in zip(lengths, losses, strict=True)},
+        steps=line,
+        log=not (losses <= 0).any(),
+        xlabel="along one direction [norms of theta]",
+        ylabel="meta-loss",
+    )
     for axes, i in zip(planes, (0, -1), strict=False):
         norm = "log" if 0 < np.nanmin(surfaces[i], initial=np.inf) < np.inf else None
-        mesh = axes.pcolormesh(slices["plane"], slices["plane"], surfaces[i], norm=norm)
+        mesh = axes.pcolormesh(plane, plane, surfaces[i], norm=norm)
         figure.colorbar(mesh, ax=axes, label="meta-loss")
         axes.plot(0, 0, "w+", ms=10)
         axes.set_facecolor("#dddddd")  # where the loss is not finite

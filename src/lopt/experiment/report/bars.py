@@ -43,8 +43,8 @@ def progress(what: str, total: int, *, done: int = 0, show: bool = True) -> Iter
 
 
 @contextlib.contextmanager
-def stages(what: str, total: int, *, show: bool = True) -> Iterator[Callable[[str], None]]:
+def stages(what: str, total: int) -> Iterator[Callable[[str], None]]:
     """Shows stages of a job; each call of what it yields ends one and names the next."""
     counts = itertools.count()
-    with progress(what, total, show=show) as at:
+    with progress(what, total) as at:
         yield lambda text: at(next(counts), text)

@@ -173,7 +173,7 @@ class Figure:
     Attributes:
         name: of its file, without the ending.
         draw: gets an empty matplotlib figure.
-        size: inches, width and height.
+        size: inches, width and height, unless `draw` sets others.
         caption: below the figure.
         data: numbers for the JSON.
     """
@@ -226,15 +226,16 @@ def curves(
         points: of how many steps, evenly, the JSON has numbers.
         style: of `plots.bands`, for all panels or by title.
     """
-    every = [curve for panel in found.values() for curve in panel.values()]
-    lengths = [len(one[0]) for one in every if not isinstance(one, Mapping) and np.ndim(one) == 2]
+    drawn = [curve for panel in found.values() for curve in panel.values()]
+    lengths = [len(one[0]) for one in drawn if not isinstance(one, Mapping) and np.ndim(one) == 2]
     places = list(range(1, max(lengths, default=0) + 1)) if steps is None else steps
     at = np.array(statistics.shown_steps(len(places), points), int) - 1
     shown = list(found)[:most]
 
     def draw(figure: Any) -> None:
         explained: list[list[str]] = []
-        for axes, title in zip(plots.panels(figure, len(shown), columns), shown, strict=True):
+        every = plots.panels(figure, len(shown), columns, (4.6, 3.4))
+        for axes, title in zip(every, shown, strict=True):
             own: Any = {"legend": list(found[title]) not in explained, "title": title}
             explained.append(list(found[title]))
             for key, value in style.items():
@@ -260,7 +261,7 @@ def curves(
     }
     more = len(found) - len(shown)
     caption += f" {more} more panels are in the JSON file." * (more > 0)
-    return Figure(name, draw, plots.grid_size(len(shown), 4.6, 3.4, columns), caption, data)
+    return Figure(name, draw, caption=caption, data=data)
 
 
 Part = Text | Table | Figure

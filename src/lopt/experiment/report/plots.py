@@ -69,20 +69,15 @@ def literal(text: str) -> str:
     return plain(text).replace("$", r"\$")
 
 
-def _grid(count: int, columns: int) -> tuple[int, int]:
+def panels(
+    figure: Any, count: int, columns: int = 3, size: tuple[float, float] | None = None
+) -> list[Any]:
+    """Returns so many axes of a figure, in rows; with a size, in inches, the figure has room."""
     columns = min(columns, count) or 1
-    return -(-count // columns) or 1, columns
-
-
-def panels(figure: Any, count: int, columns: int = 3) -> list[Any]:
-    """Returns so many axes of a figure, in rows."""
-    return [figure.add_subplot(*_grid(count, columns), i + 1) for i in range(count)]
-
-
-def grid_size(count: int, width: float, height: float, columns: int = 4) -> tuple[float, float]:
-    """Returns the inches of a figure with so many panels of a size, some in a row."""
-    rows, columns = _grid(count, columns)
-    return width * columns, height * rows
+    rows = -(-count // columns) or 1
+    if size is not None:
+        figure.set_size_inches(size[0] * columns, size[1] * rows)
+    return [figure.add_subplot(rows, columns, i + 1) for i in range(count)]
 
 
 def bands(
