@@ -34,7 +34,7 @@ def num_steps(run: Run, settings: s.DynamicsSettings | s.SymmetrySettings, least
 def rate_cells(tuned: Mapping[str, Tuned], name: str) -> dict[str, Cell]:
     """Returns an optimizer's tuned rate, and whether it is at the edge of its grid."""
     own = tuned.get(name)
-    return {"rate": own and own.value, "edge": own and own.at_edge}
+    return {"rate": own.value if own else None, "edge": own.at_edge if own else None}
 
 
 def named_tasks() -> dict[str, Callable[[], AbstractTaskFamily]]:

@@ -244,12 +244,11 @@ def curves(
             plots.bands(axes, found[title], steps=places, **own)
 
     def numbers(curve: plots.Curve) -> dict[str, Any]:
-        points = isinstance(curve, Mapping)
-        values = np.stack([*curve.values()], axis=1) if points else np.asarray(curve, float)
-        if not points and values.ndim == 2:
-            values = values[:, at]
-        mean, error = statistics.mean_and_error(values)
-        own = {"steps": list(curve)} if points else {}
+        own = {"steps": [*curve]} if isinstance(curve, Mapping) else {}
+        values = [*curve.values()] if isinstance(curve, Mapping) else np.asarray(curve).T
+        by_step = np.asarray(values, float)
+        chosen = by_step[at] if by_step.ndim == 2 and not own else by_step
+        mean, error = statistics.mean_and_error(chosen.T)
         return {**own, "mean": mean.tolist(), "error": None if error is None else error.tolist()}
 
     data = {
