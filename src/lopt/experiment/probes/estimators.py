@@ -118,11 +118,9 @@ def report_of(name: str, inner: InnerTraining, theta: Theta, settings: ProbeSett
         "variances. MiB: of temporary memory."
     )
     report.figure("estimators", lambda figure: _draw_rows(figure, rows), (13.0, 5.4), budget)
-    caption, numbers = (
-        "The meta-loss of one episode around theta.",
-        jax.tree.map(np.ndarray.tolist, slices),
-    )
-    report.figure("slices", partial(_draw_slices, **slices), caption=caption, **numbers)
+    draw, numbers = partial(_draw_slices, **slices), jax.tree.map(np.ndarray.tolist, slices)
+    caption = "The meta-loss of one episode around theta."
+    report.figure("slices", draw, caption=caption, **numbers)
     return report
 
 

@@ -149,23 +149,21 @@ def _log_axis(axes: Any, which: str) -> None:
     """Makes an axis logarithmic, unless nothing on it is positive, over at most 12 decades."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    data = [np.asarray(line.get_xydata(), float) for line in axes.get_lines()]
-    values = np.concatenate([np.ones((0, 2)), *data])[:, 0 if which == "x" else 1]
     if which == "signed":
-        sizes = np.abs(values[np.isfinite(values) & (values != 0)])
-        linear = float(np.quantile(sizes, 0.05)) if sizes.size else 1.0
-        axes.set_yscale("symlog", linthresh=linear)
+        data = [np.abs(np.asarray(line.get_ydata(), float)) for line in axes.get_lines()]
+        sizes = np.concatenate([np.zeros(0), *data])
+        sizes = sizes[(sizes > 0) & np.isfinite(sizes)]
+        axes.set_yscale("symlog", linthresh=float(np.quantile(sizes, 0.05)) if sizes.size else 1.0)
         return
-    positive = values[np.isfinite(values) & (values > 0)]
-    if not positive.size:
+    axis, place = (axes.xaxis, 0) if which == "x" else (axes.yaxis, 1)
+    low, high = float(axes.dataLim.minpos[place]), float(axes.dataLim.max[place])
+    if not 0 < low <= high < np.inf:
         return
-    axis, limit = (axes.xaxis, axes.set_xlim) if which == "x" else (axes.yaxis, axes.set_ylim)
-    (axes.set_xscale if which == "x" else axes.set_yscale)("log", nonpositive="mask")
+    getattr(axes, f"set_{which}scale")("log", nonpositive="mask")
     axis.set_major_locator(LogLocator(numticks=6))
-    decades = np.log10(positive.max()) - np.log10(positive.min())
+    decades = np.log10(high) - np.log10(low)
     if decades > DECADES:
         # The margin that matplotlib leaves above is a share of all decades.
-        top = float(positive.max())
-        limit(top * 10.0**-DECADES, min(4 * top, 1e308))
+        getattr(axes, f"set_{which}lim")(high * 10.0**-DECADES, min(4 * high, 1e308))
     elif decades > 1.5:
         axis.set_minor_formatter(NullFormatter())
