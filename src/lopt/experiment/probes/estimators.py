@@ -35,17 +35,12 @@ MOST_LISTED = 10_000
 
 
 def probe_estimators(name: str, settings: ProbeSettings) -> Report:
-    """Measures bias, noise and cost of the estimators of a recipe, a run or a task.
-
-    Args:
-        name: as for `subject`.
-        settings: windows, perturbation, numbers of samples, and which estimators.
-    """
+    """Measures bias, noise and cost of the estimators of a recipe, a run or a task by name."""
     return report_of(name, *subject(name, settings), settings)
 
 
 def report_of(name: str, inner: InnerTraining, theta: Theta, settings: ProbeSettings) -> Report:
-    """Measures the estimators of an inner training at theta; see `probe_estimators`."""
+    """Measures the estimators of an inner training at theta."""
     weights = ravel_pytree(theta)[0].size
     if not weights:
         raise ValueError("Theta has no weights: there is no gradient to probe.")
@@ -145,7 +140,6 @@ class _Entry(NamedTuple):
 def _entries(
     inner: InnerTraining, settings: ProbeSettings, window: int, weights: int
 ) -> list[_Entry]:
-    """Returns the estimators asked for, full backpropagation first."""
     sigma, only = settings.sigma, settings.only
     number = None if weights <= settings.exact_below else settings.directions
     full, es = MetaTask(inner), est.ES(inner, sigma)
@@ -201,7 +195,6 @@ class _Moments(NamedTuple):
 
 
 def _bias(own: _Moments, truth: _Moments | None) -> dict[str, Any]:
-    """Returns the bias, what it would be by chance, and how probable one as large is then."""
     if truth is None:
         return dict.fromkeys(("bias", "by chance", "biased", "along truth", "p-value"))
     square = float(truth.mean @ truth.mean)

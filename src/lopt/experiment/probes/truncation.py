@@ -31,17 +31,12 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def probe_truncation(name: str, settings: HorizonSettings) -> Report:
-    """Measures what truncations of a recipe, a run or a task do.
-
-    Args:
-        name: as for `subject`.
-        settings: which truncations, over how many episodes, and how far knobs are turned.
-    """
+    """Measures what truncations of a recipe, a run or a task by name do."""
     return report_of(name, *subject(name, settings, longest=200), settings)
 
 
 def report_of(name: str, inner: InnerTraining, theta: Theta, settings: HorizonSettings) -> Report:
-    """Measures what truncations of an inner training do at theta; see `probe_truncation`."""
+    """Measures what truncations of an inner training do at theta."""
     lengths = settings.truncations or truncations_of(inner.horizon)
     if len(lengths) < 2 or lengths[-1] != inner.horizon:
         raise ValueError(
@@ -155,7 +150,6 @@ def resting(logs: np.ndarray, slopes: np.ndarray) -> tuple[float, str]:
 def _rest_rows(
     lengths: Sequence[int], logs: Any, losses: Any, slopes: Any, errors: Any
 ) -> list[dict[str, Any]]:
-    """Returns, per truncation, its slope where a knob stands, and where descent on it rests."""
     here = int(np.argmin(np.abs(logs)))
     least = int(np.argmin(np.where(np.isfinite(losses), losses, np.inf)))
     best, lowest, rows = float(np.exp(logs[least])), losses[least], []
@@ -175,7 +169,6 @@ def _rest_rows(
 def _gradient_rows(
     inner: InnerTraining, theta: Theta, lengths: Sequence[int], keys: Keys
 ) -> list[dict[str, Any]]:
-    """Returns, per truncation, how its gradient by all of theta compares with the exact one."""
     found = []
     for length in lengths:
         sample = partial(mean_estimate, count=inner.horizon // length)

@@ -90,13 +90,7 @@ class Equation(Text):
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table: rows of cells by heading, all with the headings of the first.
-
-    Attributes:
-        title: above the table.
-        rows: a cell is text, a number, a mean with its error, or None.
-        strong: the rows that stand out.
-    """
+    """A table: rows of cells by heading, all with the headings of the first; some are `strong`."""
 
     title: str
     rows: Sequence[Mapping[str, Cell]]
@@ -145,16 +139,14 @@ class Table:
 
     def html(self) -> str:
         """Returns an element of a page."""
-        columns = [(name, ' class="text"' * text, cells) for name, text, cells in self._columns()]
-        lines = ["".join(f"<th{kind}>{_escaped(name)}</th>" for name, kind, _ in columns)]
-        for i in range(len(self.rows)):
-            lines.append(
-                "".join(f"<td{kind}>{_escaped(cells[i])}</td>" for _, kind, cells in columns)
-            )
-        caption = f"<caption>{_escaped(self.title)}</caption>"
-        strong = {i + 1: ' class="strong"' for i in self.strong}
-        rows = "\n".join(f"<tr{strong.get(i, '')}>{line}</tr>" for i, line in enumerate(lines))
-        return f"<table>{caption}\n{rows}\n</table>"
+        columns, lines = self._columns(), [f"<table><caption>{_escaped(self.title)}</caption>"]
+        for i in range(-1, len(self.rows)):
+            lines.append('<tr class="strong">' if i in self.strong else "<tr>")
+            for name, text, cells in columns:
+                tag, cell = ("td", cells[i]) if i >= 0 else ("th", name)
+                kind = ' class="text"' * text
+                lines[-1] += f"<{tag}{kind}>{_escaped(cell)}</{tag}>"
+        return "\n".join([*lines, "</table>"])
 
     def json(self) -> Any:
         """Returns rows of numbers; of a mean with its error both."""
@@ -168,15 +160,7 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """A figure: a function that draws on an empty one, and what it shows.
-
-    Attributes:
-        name: of its file, without the ending.
-        draw: gets an empty matplotlib figure.
-        size: inches, width and height, unless `draw` sets others.
-        caption: below the figure.
-        data: numbers for the JSON.
-    """
+    """A figure: `draw` gets an empty one of so many inches; `data` are numbers for the JSON."""
 
     name: str
     draw: Callable[[Any], object]
@@ -214,17 +198,10 @@ def curves(
     points: int = 40,
     **style: Any,
 ) -> Figure:
-    """Returns a figure with a panel of curves, mean and standard error over seeds, for each title.
+    """Returns a figure with a panel of `plots.bands` for each title, in `columns` side by side.
 
-    Args:
-        name: of its file.
-        found: by the title of its panel, then by name, which gives the colour.
-        caption: below the figure.
-        columns: panels side by side.
-        most: how many panels are drawn; all by default.
-        steps: where the values are; 1, 2, ... by default.
-        points: of how many steps, evenly, the JSON has numbers.
-        style: of `plots.bands`, for all panels or by title.
+    At most so many are drawn; of all of them the JSON has means and errors at so many points. Of
+    `style`, which is that of `bands`, each can be a value for all panels, or values by title.
     """
     drawn = [curve for panel in found.values() for curve in panel.values()]
     lengths = [len(one[0]) for one in drawn if not isinstance(one, Mapping) and np.ndim(one) == 2]
@@ -271,11 +248,9 @@ class Report:
     """Tables, figures, equations and sentences, in their order.
 
     Attributes:
-        title: a line.
         settings: what was asked for.
-        data: numbers for the JSON that no table shows.
-        parts: what is shown.
-        details: the parts that are on the page and in the JSON only, by place.
+        data: numbers for the JSON that no part has.
+        details: places of the parts that are not shown in the terminal.
     """
 
     title: str

@@ -39,13 +39,6 @@ def color_of(name: str, place: int = 0) -> str:
     return PALETTE.get(name) or OTHERS[place % len(OTHERS)]
 
 
-def shade(number: int, count: int) -> Any:
-    """Returns one of so many colours in order, from dark to light."""
-    import matplotlib
-
-    return matplotlib.colormaps["plasma"](0.85 * number / max(1, count - 1))
-
-
 def new_figure(width: float, height: float) -> Any:
     """Returns an empty figure of so many inches."""
     # Importing pyplot takes a second and a display; figures of their own take neither.
@@ -93,20 +86,15 @@ def bands(
 ) -> Any:
     """Draws the mean of each curve over seeds, and its standard error about it; returns the axes.
 
-    Of a level the mean is drawn as a dashed line, of points as dots.
-
-    Args:
-        axes: to draw on.
-        curves: by name, which is the label and gives the colour.
-        steps: where the values are; 1, 2, ... by default.
-        log: which axes are logarithmic, as of `finish`.
-        smooth: over how many steps back running means are taken.
-        legend: whether to draw one.
-        ordered: whether colours go from dark to light, in the order of the curves.
-        labels: `title`, `xlabel` and `ylabel`.
+    Of a level the mean is drawn as a dashed line, of points as dots. The colour is that of the
+    name, or goes from dark to light where curves are `ordered`. Values are at `steps`, by default
+    1, 2, ..., and running means over `smooth` steps; `log`, `legend` and labels as of `finish`.
     """
+    from matplotlib import colormaps
+
+    shades = colormaps["plasma"](np.linspace(0, 0.85, len(curves)))
     for i, (name, curve) in enumerate(curves.items()):
-        color = shade(i, len(curves)) if ordered else color_of(name.split(" (")[0], i)
+        color = shades[i] if ordered else color_of(name.split(" (")[0], i)
         style: Any = {"color": color, "label": literal(name)}
         if isinstance(curve, Mapping):
             means = [np.mean(seeds) for seeds in curve.values()]
