@@ -94,10 +94,9 @@ def recorded_trainings(
     optimizer: optax.GradientTransformation,
     references: Optimizers,
 ) -> tuple[Record, Float[np.ndarray, "seed moment 2 3"]]:
-    """Trains fresh tasks, and measures the noise of gradients and of updates at some moments.
+    """Trains fresh tasks, and measures the noise of gradients and updates at moments, also the end.
 
-    Noise has a tail index, a trace and a top eigenvalue, which are NaN where there is no noise or
-    numbers are not finite. The last moment is the end of the trainings.
+    It has a tail index, a trace and a top eigenvalue; NaN where there is none, or none is finite.
     """
     companions = dynamics.Companions(optimizer, {**references}) if references else None
     optimizer = companions.optimizer if companions else optimizer
@@ -160,7 +159,7 @@ def _add_trainings(
     titles = (LOSS, RELATIVE, RATE)
     panels = {title: {name: one[title] for name, one in trained.items()} for title in titles}
     caption = "Mean and standard error over seeds."
-    report.add(curves("courses", panels, caption=caption, log={RATE: "signed"}, xlabel="step"))
+    report.add(curves("courses", panels, caption, log={RATE: "signed"}, xlabel="step"))
     # Of all seeds together: an update that is largest in one of them is the largest.
     largest = {name: one["largest"].max(axis=(0, 2)) for name, one in trained.items()}
     report.table(
@@ -285,7 +284,6 @@ def add_answers(
         partial(plots.draw_portraits, found=portraits),
         caption="Paths from a grid of starts (arrows: first updates, dots: ends). Every point of "
         "the diagonal is a minimum.",
-        ends={name: one.paths[:, -1].tolist() for name, one in portraits.items()},
     )
     report.table(
         "In the valley (x - y)^2 / 2, and after an impulse (steps)",

@@ -23,7 +23,7 @@ from lopt.core.estimator import AbstractGradientEstimator
 from lopt.core.inner import InnerTraining, MetaTask
 from lopt.core.types import Key, Theta
 from lopt.experiment.probes.subject import subject
-from lopt.experiment.report import Measured, Report, bands, finish, panels, stages
+from lopt.experiment.report import Measured, Report, finish, panels, stages
 from lopt.experiment.settings import ProbeSettings
 from lopt.experiment.trainings import OverDevices, mean_estimate
 
@@ -77,20 +77,12 @@ def report_of(name: str, inner: InnerTraining, theta: Theta, settings: ProbeSett
                 variances[entry.name] = [float(f"{value:.3e}") for value in each]
             signal = max(0.0, float(own.mean @ own.mean) - own.noise)
             pairs = program.batch * entry.pairs
-            rows.append(
-                {
-                    "estimator": entry.name,
-                    **_bias(own, truth if known and trusted else None),
-                    "variance": float(each.mean()) if known else None,
-                    "S/N": signal / float(each.sum()) if known and each.any() else None,
-                    "µs/step": 1e6 * program.seconds / (2 * inner.horizon * pairs),
-                    "MiB": program.memory / 2**20,
-                    "samples": own.size,
-                    "dropped": own.dropped,
-                    "compile s": program.compile_seconds,
-                    "at once": pairs,
-                }
-            )
+            row = {"estimator": entry.name, **_bias(own, truth if known and trusted else None)}
+            row["variance"] = float(each.mean()) if known else None
+            row["S/N"] = signal / float(each.sum()) if known and each.any() else None
+            row["µs/step"] = 1e6 * program.seconds / (2 * inner.horizon * pairs)
+            row |= {"MiB": program.memory / 2**20, "samples": own.size, "dropped": own.dropped}
+            rows.append(row | {"compile s": program.compile_seconds, "at once": pairs})
         announce("slices of the meta-loss")
         slices = loss_slices(inner, theta, slices_key, (window, inner.horizon, 3 * inner.horizon))
     said = f"not finite in {truth.dropped} of its samples" if truth.dropped else "too noisy"
@@ -278,14 +270,10 @@ def _draw_slices(
     figure: Any, lengths: Any, line: Any, losses: Any, plane: Any, surfaces: Any
 ) -> None:
     first, *planes = panels(figure, 1 if surfaces is None else 3, size=(4.4, 4.2))
-    bands(
-        first,
-        {f"{length} steps": row[None] for length, row in zip(lengths, losses, strict=True)},
-        steps=line,
-        log=not (losses <= 0).any(),
-        xlabel="along one direction [norms of theta]",
-        ylabel="meta-loss",
-    )
+    for length, values in zip(lengths, losses, strict=True):
+        first.plot(line, values, label=f"{length} steps", lw=1.6)
+    along = "along one direction [norms of theta]"
+    finish(first, log=not (losses <= 0).any(), xlabel=along, ylabel="meta-loss")
     for axes, i in zip(planes, (0, -1), strict=False):
         norm = "log" if 0 < np.nanmin(surfaces[i], initial=np.inf) < np.inf else None
         mesh = axes.pcolormesh(plane, plane, surfaces[i], norm=norm)

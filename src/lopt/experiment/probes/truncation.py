@@ -58,9 +58,8 @@ def report_of(name: str, inner: InnerTraining, theta: Theta, settings: HorizonSe
             losses, slopes = sweep(dataclasses.replace(inner, learned=knob), lengths, logs, keys)
             mean, error = mean_and_error(slopes)
             found = {"logs": logs, "losses": losses.mean(0), "slopes": mean, "errors": error}
-            rows[what] = _rest_rows(lengths, **found)
-            turned[what] = (logs, slopes)
-            numbers[what] = {name: values.tolist() for name, values in found.items()}
+            turned[what], rows[what] = (logs, slopes), _rest_rows(lengths, **found)
+            numbers[what] = jax.tree.map(np.ndarray.tolist, found)
             report.table(f"{what}, times a factor", rows[what])
         announce("the whole gradient, one truncation after the other")
         gradients = _gradient_rows(inner, theta, lengths, keys)
@@ -70,9 +69,7 @@ def report_of(name: str, inner: InnerTraining, theta: Theta, settings: HorizonSe
         f"The bias of the gradient falls below {settings.tolerance:.0%} of its norm at a "
         f"truncation of {within}."
     )
-    said = verdict(rows, settings.tolerance)
-    report.text(said)
-    report.data |= {"bias_within_tolerance_from": within, "verdict": said}
+    report.text(verdict(rows, settings.tolerance))
     draw, caption = partial(_draw, turned=turned, gradients=gradients), "Dots: where descent rests."
     report.figure("horizon", draw, caption=caption, **numbers)
     return report
