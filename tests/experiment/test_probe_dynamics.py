@@ -66,7 +66,7 @@ def written(run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
     with pytest.MonkeyPatch.context() as patch:
         command(patch, folder, run, "--steps", 60, "--seeds", 2)
-    return folder / "probes" / "learned_rate"
+    return run / "dynamics"
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +207,7 @@ def test_what_a_run_does_not_allow_is_left_out_and_said(report, written):
 def test_nothing_is_written_over(run, written, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         command(monkeypatch, written, run, "--out", written)
-    assert "already holds a probe" in capsys.readouterr().err
+    assert "already holds such a report" in capsys.readouterr().err
 
 
 def test_a_rule_is_asked_about_each_of_its_features(key):
