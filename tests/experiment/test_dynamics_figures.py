@@ -18,7 +18,7 @@ from lopt.analysis.dynamics import (
     valley_portrait,
     valley_starts,
 )
-from lopt.experiment.report import curves, grid_size, new_figure, png
+from lopt.experiment.report import curves, new_figure, png
 from lopt.experiment.report import dynamics_plots as plots
 
 pytestmark = pytest.mark.standard_promotion
@@ -27,9 +27,9 @@ pytestmark = pytest.mark.standard_promotion
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
-def size(draw, *arguments, inches=(6.0, 4.0)):
+def size(draw, *arguments):
     """Returns the width and height of a PNG."""
-    figure = new_figure(*inches)
+    figure = new_figure(6.0, 4.0)
     assert draw(figure, *arguments)
     content = png(figure)
     assert content[:8] == PNG
@@ -59,12 +59,7 @@ def test_answers_are_drawn():
     values = jnp.linspace(-1, 1, 7)
     responses = jax.vmap(lambda scale: scale * values)(jnp.arange(200.0))
     one, five = (
-        size(
-            plots.draw_responses,
-            {str(i): (values, responses) for i in range(n)},
-            inches=grid_size(n, 3.5, 2.9),
-        )
-        for n in (1, 5)
+        size(plots.draw_responses, {str(i): (values, responses) for i in range(n)}) for n in (1, 5)
     )
     assert five[0] == pytest.approx(4 * one[0], abs=4)
     assert five[1] == pytest.approx(2 * one[1], abs=4)
@@ -77,4 +72,4 @@ def test_portraits_are_drawn():
         "too fast": valley_portrait(optax.sgd(3.0), starts, 10),
         "still": valley_portrait(optax.set_to_zero(), starts[4:5], 2),
     }
-    assert size(plots.draw_portraits, found, inches=(12.0, 4.0))[0] > 800
+    assert size(plots.draw_portraits, found)[0] > 800

@@ -66,7 +66,7 @@ def written(run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
     with pytest.MonkeyPatch.context() as patch:
         command(patch, folder, run, "--steps", 60, "--seeds", 2)
-    return folder / "probes" / "learned_rate"
+    return run / "dynamics"
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +207,7 @@ def test_what_a_run_does_not_allow_is_left_out_and_said(report, written):
 def test_nothing_is_written_over(run, written, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         command(monkeypatch, written, run, "--out", written)
-    assert "already holds a probe" in capsys.readouterr().err
+    assert "already holds such a report" in capsys.readouterr().err
 
 
 def test_a_rule_is_asked_about_each_of_its_features(key):
@@ -260,7 +260,7 @@ def test_the_best_rate_of_the_grid_is_found(key):
 def test_where_batches_do_not_differ_there_is_no_noise(key):
     task = lopt.tasks.Quadratic(jnp.ones(3), jnp.zeros(3))
     keys = jax.random.split(key, 2)
-    recorded, noise = recorded_trainings(task, optax.sgd(0.1), keys, (0, 2, 5), 4, {})
+    recorded, noise = recorded_trainings(task, keys, (0, 2, 5), 4, optax.sgd(0.1), {})
     assert recorded["Training loss"].shape == (2, 5)
     assert noise.shape == (2, 3, 2, 3)
     assert np.isnan(noise).all()

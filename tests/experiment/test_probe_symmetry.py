@@ -181,7 +181,7 @@ def test_what_there_is_none_of_is_left_out(run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(symmetry, "symmetries", exactly)
     monkeypatch.setattr(symmetry, "BASELINES", {"SGD": BASELINES["SGD"]})
-    report = probe_symmetry(less, SymmetrySettings(2, 1, 0, 0), show_progress=False)
+    report = probe_symmetry(less, SymmetrySettings(2, 1, 0, 0))
     files = report.save(tmp_path / "less")
     assert "nearly.png" not in files
     assert "meta_training.png" in files

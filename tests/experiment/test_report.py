@@ -1,16 +1,22 @@
 """Reports: one declaration, shown everywhere alike, and nothing a user wrote taken for markup."""
 
+import dataclasses
 import html
+import inspect
 import io
 import itertools
 import json
 import math
 import re
+import sys
+import types
 
 import numpy as np
 import pytest
 from rich.console import Console
 
+from lopt.experiment import cli
+from lopt.experiment.probes.subject import subject
 from lopt.experiment.report import (
     Measured,
     Report,
@@ -24,6 +30,7 @@ from lopt.experiment.report import (
     running_mean,
 )
 from lopt.experiment.report.statistics import plain
+from lopt.experiment.settings import ProbeSettings
 
 HOSTILE = "gradient[t-2] [red]no[/red] $x_ <b>&amp; \x1b[31mred\x1b]0;title\x07\r\x00"
 CLEAN = "gradient[t-2] [red]no[/red] $x_ <b>&amp; red"
@@ -227,3 +234,58 @@ def test_without_a_terminal_progress_is_a_plain_line_every_so_often(capsys, monk
 
 def test_plain_text_keeps_its_lines():
     assert plain("a\n\tb\x1b[1m c") == "a\n\tb c"
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightsSettings:
+    """Measure how large weights are at the beginning.
+
+    Attributes:
+        seeds: how many times they are drawn.
+    """
+
+    seeds: int = 3
+
+    def __post_init__(self):
+        if self.seeds < 1:
+            raise ValueError(f"--seeds {self.seeds} must be at least 1; try 3.")
+
+
+def probe_weights(name, settings):
+    """Returns how large the weights of a recipe, a run or a task are."""
+    report = Report(f"The weights of {name}", {"name": name, **dataclasses.asdict(settings)})
+    draws = [subject(name, ProbeSettings(seed=seed))[1] for seed in range(settings.seeds)]
+    sizes = {which: np.abs([draw[which] for draw in draws]) for which in draws[0]}
+    rows = [{"weight": which, "size": measured(values)} for which, values in sizes.items()]
+    report.table(f"Weights of {name} ({settings.seeds} seeds)", rows)
+    report.text("Sizes are absolute values.")
+    drawn = {which: values[:, None] * np.ones(2) for which, values in sizes.items()}
+    report.add(curves("weights", {"size": drawn}, "Absolute values.", xlabel="step"))
+    return report
+
+
+def test_a_probe_costs_few_lines(monkeypatch, tmp_path, capsys):
+    lines = [inspect.getsource(one).splitlines() for one in (WeightsSettings, probe_weights)]
+    assert sum(map(len, lines)) <= 40
+    module = types.SimpleNamespace(probe_weights=probe_weights)
+    monkeypatch.setitem(sys.modules, "lopt.experiment.probes.weights", module)
+    command = cli._probe(WeightsSettings, "weights:probe_weights", "name", "weights")
+    monkeypatch.setattr(cli, "COMMANDS", {**cli.COMMANDS, "probe weights": command})
+    monkeypatch.setattr("lopt.experiment.runs.environment.prepare_jax", lambda: None)
+    monkeypatch.setattr("sys.argv", ["lopt", "probe", "weights", "Beale", "--seeds", "2"])
+    monkeypatch.chdir(tmp_path)
+    cli.main()
+    shown = capsys.readouterr().out
+    assert "learning_rate" in shown
+    assert "Wrote weights.json, weights.html, weights.png in probes/Beale/weights." in shown
+    folder = tmp_path / "probes" / "Beale" / "weights"
+    content = json.loads((folder / "weights.json").read_text())
+    assert content["settings"] == {"name": "Beale", "seeds": 2}
+    assert len(content["parts"][0]["rows"]) == 4
+    assert set(content["parts"][2]["curves"]["size"]) >= {"learning_rate", "eps"}
+    assert "Sizes are absolute values." in (folder / "weights.html").read_text()
+    assert (folder / "weights.png").read_bytes().startswith(b"\x89PNG")
+    monkeypatch.setattr("sys.argv", ["lopt", "probe", "weights", "Beale", "--seeds", "0"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "--seeds 0 must be at least 1" in capsys.readouterr().err

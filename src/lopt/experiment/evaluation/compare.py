@@ -5,6 +5,7 @@ steps; each baseline's learning rate is the best of 11 for just these runs, whic
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,18 +19,8 @@ from lopt.core.learned import AbstractLearnedOptimizer
 from lopt.core.types import Key, Scalar, Theta
 from lopt.experiment.baselines import BASELINES, DEFAULT_ADAM, tune
 from lopt.experiment.evaluation.evaluation import Evaluation
-from lopt.experiment.report import (
-    Cell,
-    Figure,
-    Measured,
-    Report,
-    color_of,
-    curves,
-    finish,
-    measured,
-    running_mean,
-    stages,
-)
+from lopt.experiment.report import Cell, Figure, Measured, Report, curves, measured, stages
+from lopt.experiment.report.plots import color_of, finish, running_mean
 from lopt.experiment.runs.run import Run
 from lopt.experiment.settings import EvaluateSettings
 from lopt.experiment.trainings import dtype_of, stream
@@ -46,7 +37,7 @@ class Runs:
     Attributes:
         name: of the optimizer.
         learning_rate: the tuned one; None for the learned optimizer.
-        at_edge: whether the tuned one was the smallest or largest of those tried.
+        at_edge: whether that is the smallest or largest of those tried.
         losses: the training loss before each step.
         final_loss: the loss over the training split after the last step, in inference mode.
         metrics: the task's metrics over the test split after the last step, by name.
@@ -83,21 +74,20 @@ class Comparison:
 
     def rows(self) -> list[dict[str, Cell]]:
         """Returns a row of numbers for each optimizer."""
-        level, rows = self.of("Adam").final_level(), list[dict[str, Cell]]()
-        for runs in self.runs:
-            steps = runs.steps_to_reach(level)
-            metric = "accuracy" if "accuracy" in runs.metrics else "loss"
-            rows.append(
-                {
-                    "optimizer": runs.name,
-                    "rate": runs.learning_rate,
-                    "final loss": measured(runs.final_loss),
-                    f"test {metric}": measured(runs.metrics[metric]),
-                    "steps to tuned Adam": measured(steps) if steps else "not reached",
-                    "by seeds": len(steps),
-                }
-            )
-        return rows
+        level = self.of("Adam").final_level()
+        metric = "accuracy" if "accuracy" in self.runs[0].metrics else "loss"
+        reached = [runs.steps_to_reach(level) for runs in self.runs]
+        return [
+            {
+                "optimizer": runs.name,
+                "rate": runs.learning_rate,
+                "final loss": measured(runs.final_loss),
+                f"test {metric}": measured(runs.metrics[metric]),
+                "steps to tuned Adam": measured(steps) if steps else "not reached",
+                "by seeds": len(steps),
+            }
+            for runs, steps in zip(self.runs, reached, strict=True)
+        ]
 
     def difference(self) -> Measured:
         """Returns by how much the learned optimizer's final loss is above tuned Adam's, by seed."""
@@ -118,13 +108,12 @@ class Comparison:
             f"it beats Adam at its default rate {every} initialisation."
         )
 
-    def json(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """Returns what the JSON has besides the table."""
-        found = self.difference()
         names = ("name", "horizon", "num_seeds", "trained_on")
         return {
             **{name: getattr(self.evaluation, name) for name in names},
-            "learned_minus_tuned_adam": {"mean": found.mean, "standard_error": found.error},
+            "learned_minus_tuned_adam": dataclasses.asdict(self.difference()),
             "rows": [
                 {
                     "optimizer": runs.name,
@@ -149,8 +138,7 @@ def compare(
     `others` are further learned optimizers and their weights, by name.
     """
     keys = jax.random.split(key, evaluation.num_seeds)
-    dtype = dtype_of(evaluation.task)
-    results = []
+    dtype, results = dtype_of(evaluation.task), []
     for name, (own, weights) in {"learned": (learned, theta), **(others or {})}.items():
         found = evaluation.trained(own.optimizer(weights, evaluation.horizon), keys)
         results.append(Runs(name, None, False, *jax.device_get(found)))
@@ -171,11 +159,7 @@ def compare(
 
 
 def evaluate(run: Run, settings: EvaluateSettings | None = None) -> Report:
-    """Compares a run's latest weights with tuned baselines, on each of its evaluations.
-
-    Returns:
-        A report with a table and curves for each, and the meta-losses of the run.
-    """
+    """Compares a run's latest weights with tuned baselines, on each of its evaluations."""
     experiment = run.experiment
     before = None if experiment.initial is None else {"before": (run.learned, experiment.initial)}
     key, comparisons = stream("evaluation", experiment.seed), []
@@ -190,34 +174,24 @@ def evaluate(run: Run, settings: EvaluateSettings | None = None) -> Report:
 def evaluation_report(
     name: str, comparisons: Sequence[Comparison], log: Mapping[str, Float[np.ndarray, " outer"]]
 ) -> Report:
-    """Returns the report of a run: a table and curves for each evaluation, and the meta-losses.
-
-    Args:
-        name: of the run.
-        comparisons: one for each evaluation.
-        log: of it, as `Run.log` is.
-    """
-    report = Report(f"Evaluation of {name}")
-    counts = {
-        "Skipped outer steps": int(np.sum(log["finite"] == 0)),
-        "Dropped particles": int(np.nansum(log["dropped"])),
-    }
-    report.data |= {
+    """Returns the report of a run: a table and curves for each evaluation, and the meta-losses."""
+    numbers = {
         "outer_steps": len(log["seconds"]),
         "seconds_of_meta_training": float(np.nansum(log["seconds"])),
-        "evaluations": [comparison.json() for comparison in comparisons],
+        "evaluations": [comparison.summary() for comparison in comparisons],
     }
+    report = Report(f"Evaluation of {name}", data=numbers)
     for comparison in comparisons:
         about = comparison.evaluation
         title = f"{about.name} ({about.horizon} steps, {about.num_seeds} seeds)"
         report.table(title, comparison.rows())
         report.text(comparison.verdict())
-    for what, count in counts.items():
-        report.text(f"{what}: {count}." if count else "")
+    if skipped := int(np.sum(log["finite"] == 0)):
+        report.text(f"Skipped outer steps: {skipped}.")
+    if dropped := int(np.nansum(log["dropped"])):
+        report.text(f"Dropped particles: {dropped}.")
     report.add(curves_of("curves", comparisons))
-    report.figure(
-        "meta_training", lambda figure: _meta_losses(figure.add_subplot(), log["meta_loss"])
-    )
+    report.figure("meta_training", functools.partial(_draw_meta_losses, losses=log["meta_loss"]))
     return report
 
 
@@ -225,19 +199,15 @@ def curves_of(name: str, comparisons: Sequence[Comparison]) -> Figure:
     """Returns a figure of the training losses of all optimizers."""
 
     def label(runs: Runs) -> str:
-        return runs.name + " (tuned)" * (runs.learning_rate is not None and " " not in runs.name)
+        return runs.name + " (tuned)" * (runs.name in NAMES)
 
-    return curves(
-        name,
-        {one.evaluation.name: {label(r): r.losses for r in one.runs} for one in comparisons},
-        smooth=5,
-        xlabel="inner step",
-        ylabel="training loss",
-        caption="Training losses, mean and standard error over seeds.",
-    )
+    panels = {one.evaluation.name: {label(r): r.losses for r in one.runs} for one in comparisons}
+    style: Any = {"smooth": 5, "xlabel": "inner step", "ylabel": "training loss"}
+    return curves(name, panels, "Training losses, mean and standard error over seeds.", **style)
 
 
-def _meta_losses(axes: Any, losses: Float[np.ndarray, " outer"]) -> None:
+def _draw_meta_losses(figure: Any, losses: Float[np.ndarray, " outer"]) -> None:
+    axes = figure.add_subplot()
     axes.plot(losses, color="#bbbbbb", lw=0.6, label="each outer step")
     width = max(1, losses.size // 50)
     if losses.size > width:

@@ -35,13 +35,10 @@ class Evaluation:
     trained_on: bool = False
 
     def __post_init__(self) -> None:
-        if self.horizon < 1:
-            raise ValueError(f"Evaluation(horizon={self.horizon}) must be at least 1.")
-        if self.num_seeds < 5:
-            raise ValueError(
-                f"Evaluation(num_seeds={self.num_seeds}) must be at least 5, "
-                "for standard errors that mean something."
-            )
+        for name, least in (("horizon", 1), ("num_seeds", 5)):
+            if getattr(self, name) < least:
+                given = f"{name}={getattr(self, name)}"
+                raise ValueError(f"Evaluation({given}) must be at least {least}.")
 
         def metrics(key: Key) -> Any:
             params = self.task.init(key)

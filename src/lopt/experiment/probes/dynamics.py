@@ -5,6 +5,7 @@ scripted gradients, and run in the valley (x - y)^2 / 2.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -17,20 +18,19 @@ import optax
 from jaxtyping import Array, Float
 
 from lopt.analysis import dynamics
-from lopt.core.checks import check_length
 from lopt.core.coordinatewise import Coordinatewise
 from lopt.core.inner import InnerTraining
 from lopt.core.task import AbstractTaskFamily
 from lopt.core.types import Key, Theta
 from lopt.core.unroll import Step, TrainState
 from lopt.experiment.baselines import BASELINES, Tuned, tuned_baseline
-from lopt.experiment.report import Report, curves, grid_size, measured, shown_steps, stages
+from lopt.experiment.probes.subject import num_steps, rate_cells
+from lopt.experiment.report import Report, curves, measured, shown_steps, stages
 from lopt.experiment.report import dynamics_plots as plots
 from lopt.experiment.runs.run import Run
 from lopt.experiment.settings import DynamicsSettings
 from lopt.experiment.trainings import RECORD_SIZE, Keys, begin, drawn, stream, trainings
 
-SHORTEST, LONGEST = 10, 500
 FINAL = 10  # steps that the final loss is a mean of
 SIGNALS: tuple[dynamics.script.Signal, ...] = ("impulse", "step", "sign flip")
 MOST_CURVES, MOST_ROWS = 8, 12  # features that are drawn, and in the table
@@ -44,17 +44,10 @@ COSINE, SIZE = "Cosine with the update of", "Step relative to that of"
 
 
 def probe_dynamics(run: Run, settings: DynamicsSettings) -> Report:
-    """Measures the latest weights of a run on tasks that its meta-training never drew.
-
-    Raises:
-        FileNotFoundError: if the folder holds no run, or no weights.
-        ValueError: if the run has no inner training, or its optimizer is not made for such steps.
-    """
+    """Measures the latest weights of a run on tasks that its meta-training never drew."""
     learned, theta, tasks = run.learned, run.theta, run.inner.tasks
-    steps = settings.steps or max(SHORTEST, min(run.inner.horizon, LONGEST))
-    check_length(f"lopt probe dynamics --steps {steps}", steps, learned.max_steps)
-    streams = jax.random.split(stream("dynamics", settings.seed), 4)
-    run_key, valley_key, signal_key, input_key = streams
+    steps, key = num_steps(run, settings, 10), stream("dynamics", settings.seed)
+    run_key, valley_key, signal_key, input_key = jax.random.split(key, 4)
     keys = jax.random.split(run_key, settings.seeds)
     valley_keys = jax.random.split(valley_key, settings.starts**2)
     head = {"run": run.name, **dataclasses.asdict(settings), "steps": steps}
@@ -73,13 +66,12 @@ def probe_dynamics(run: Run, settings: DynamicsSettings) -> Report:
         # Parts of one length share a program; the last may be longer.
         part = max(1, steps // settings.moments)
         moments = [*range(0, steps - part + 1, part)[: settings.moments], steps]
+        watch = partial(recorded_trainings, tasks, keys, moments, settings.batches)
         trained, noise = {}, {}
         for name, optimizer in optimizers.items():
             progress(f"training with {name}, and its noise")
             others = references if name == "learned" else {}
-            trained[name], noise[name] = recorded_trainings(
-                tasks, optimizer, keys, moments, settings.batches, others
-            )
+            trained[name], noise[name] = watch(optimizer, others)
         params = begin(tasks, optax.set_to_zero(), keys[0]).params
         names = dynamics.tensor_names(params)
         _add_trainings(report, trained, tuned, names)
@@ -96,16 +88,15 @@ def probe_dynamics(run: Run, settings: DynamicsSettings) -> Report:
 
 def recorded_trainings(
     tasks: AbstractTaskFamily,
-    optimizer: optax.GradientTransformation,
     keys: Keys,
     moments: Sequence[int],
     batches: int,
+    optimizer: optax.GradientTransformation,
     references: Optimizers,
 ) -> tuple[Record, Float[np.ndarray, "seed moment 2 3"]]:
-    """Trains fresh tasks, and measures the noise of gradients and of updates at some moments.
+    """Trains fresh tasks, and measures the noise of gradients and updates at moments, also the end.
 
-    Noise has a tail index, a trace and a top eigenvalue, which are NaN where there is no noise or
-    numbers are not finite. The last moment is the end of the trainings.
+    It has a tail index, a trace and a top eigenvalue; NaN where there is none, or none is finite.
     """
     companions = dynamics.Companions(optimizer, {**references}) if references else None
     optimizer = companions.optimizer if companions else optimizer
@@ -168,7 +159,7 @@ def _add_trainings(
     titles = (LOSS, RELATIVE, RATE)
     panels = {title: {name: one[title] for name, one in trained.items()} for title in titles}
     caption = "Mean and standard error over seeds."
-    report.add(curves("courses", panels, caption=caption, log={RATE: "signed"}, xlabel="step"))
+    report.add(curves("courses", panels, caption, log={RATE: "signed"}, xlabel="step"))
     # Of all seeds together: an update that is largest in one of them is the largest.
     largest = {name: one["largest"].max(axis=(0, 2)) for name, one in trained.items()}
     report.table(
@@ -176,8 +167,7 @@ def _add_trainings(
         [
             {
                 "optimizer": name,
-                "rate": tuned[name].value if name in tuned else None,
-                "edge": tuned[name].at_edge if name in tuned else None,
+                **rate_cells(tuned, name),
                 "mean loss": measured(one[LOSS].mean(axis=1, dtype=float)),
                 "final loss": measured(one[LOSS][:, -FINAL:].mean(axis=1, dtype=float)),
                 "largest |u|, first step": float(largest[name][0]),
@@ -191,17 +181,15 @@ def _add_trainings(
     report.heading("How large updates are")
     for name, one in trained.items():
         counts, largest = one["counts"].sum(axis=0), one["largest"].max(axis=0)
-        steps = np.array(shown_steps(len(counts)))
+        found, steps = (counts, largest, HISTOGRAM.edges), np.array(shown_steps(len(counts)))
+        numbers = {"steps": steps, "counts": counts[steps - 1], "largest": largest[steps - 1]}
         report.figure(
             f"updates_{name}",
-            partial(plots.draw_histograms, found=(counts, largest, HISTOGRAM.edges), names=names),
-            grid_size(len(names), 4.0, 3.4),
-            f"{name}: the distribution of |update| in each tensor, of all seeds together. "
+            partial(plots.draw_histograms, found=found, names=names),
+            caption=f"{name}: the distribution of |update| in each tensor, of all seeds together. "
             f"Shares of less than {HISTOGRAM.lowest:g}, zeros included, are not drawn.",
-            steps=steps.tolist(),
             edges=HISTOGRAM.edges.tolist(),
-            counts=counts[steps - 1].tolist(),
-            largest=largest[steps - 1].tolist(),
+            **{name: values.tolist() for name, values in numbers.items()},
         )
 
 
@@ -213,16 +201,14 @@ def _add_alignment(report: Report, learned: Record, names: Sequence[str]) -> Non
     caption = "The learned optimizer on its own path: what the references would have done there."
     log: dict[str, bool | str] = {COSINE: False, "Effective learning rate": "signed"}
     report.add(curves("alignment", panels, caption=caption, log=log, xlabel="step"))
-    rows: list[dict[str, Any]] = []
-    for name in BASELINES:
-        rows.append({"reference": name})
-        for label, title in (("cosine", COSINE), ("|u| / |ref|", SIZE)):
-            values = panels[title][name]
+    rows: list[dict[str, Any]] = [{"reference": name} for name in BASELINES]
+    for label, title in (("cosine", COSINE), ("|u| / |ref|", SIZE)):
+        for row, values in zip(rows, panels[title].values(), strict=True):
             # Angles to an update of zero are NaN, and left out of the mean.
             mean = np.ma.masked_invalid(values).mean(axis=1, dtype=float)
-            rows[-1][f"{label}, first"] = measured(values[:, 0])
-            rows[-1][f"{label}, mean"] = measured(np.ma.compressed(mean))
-            rows[-1][f"{label}, last"] = measured(values[:, -1])
+            row[f"{label}, first"] = measured(values[:, 0])
+            row[f"{label}, mean"] = measured(np.ma.compressed(mean))
+            row[f"{label}, last"] = measured(values[:, -1])
     report.table("The learned optimizer against references, on its own path", rows)
 
 
@@ -239,16 +225,14 @@ def _add_noise(report: Report, noise: Mapping[str, np.ndarray], moments: Sequenc
         for j, measure in enumerate(("tail", "trace", "top"))
         for i, vectors in enumerate("gu")
     }
-    log = {"tail g": False, "tail u": False}
-    style: dict[str, Any] = {"columns": 2, "steps": moments, "log": log, "xlabel": "step"}
-    report.add(curves("noise", panels, caption="Each on its own path, states frozen.", **style))
+    log, caption = {"tail g": False, "tail u": False}, "Each on its own path, states frozen."
+    report.add(curves("noise", panels, caption, 2, steps=moments, log=log, xlabel="step"))
     rows: list[dict[str, Any]] = []
-    for name in noise:
-        for i, moment in enumerate(moments):
-            rows.append({"optimizer": name, "step": moment})
-            for title, panel in panels.items():
-                cell = measured([one for one in panel[name][:, i] if np.isfinite(one)])
-                rows[-1][title] = cell if title in log else cell.mean
+    for name, (i, moment) in itertools.product(noise, enumerate(moments)):
+        rows.append({"optimizer": name, "step": moment})
+        for title, panel in panels.items():
+            cell = measured([one for one in panel[name][:, i] if np.isfinite(one)])
+            rows[-1][title] = cell if title in log else cell.mean
     report.table("Noise of gradients (g) and updates (u)", rows)
 
 
@@ -298,10 +282,8 @@ def add_answers(
     report.figure(
         "valley",
         partial(plots.draw_portraits, found=portraits),
-        grid_size(len(portraits), 3.7, 4.0),
-        "Paths from a grid of starts (arrows: first updates, dots: ends). Every point of the "
-        "diagonal is a minimum.",
-        ends={name: one.paths[:, -1].tolist() for name, one in portraits.items()},
+        caption="Paths from a grid of starts (arrows: first updates, dots: ends). Every point of "
+        "the diagonal is a minimum.",
     )
     report.table(
         "In the valley (x - y)^2 / 2, and after an impulse (steps)",
@@ -378,9 +360,8 @@ def add_features(
     report.figure(
         "responses",
         partial(plots.draw_responses, curves=found),
-        grid_size(len(found), 3.5, 2.9),
-        "The update as each feature alone is varied, at recorded inputs, and in bold the mean: "
-        "the partial dependence.",
+        caption="The update as each feature alone is varied, at recorded inputs, and in bold the "
+        "mean: the partial dependence.",
         values={name: values.tolist() for name, (values, _) in found.items()},
         means={name: mean.tolist() for name, mean in means.items()},
     )

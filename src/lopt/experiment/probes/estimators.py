@@ -6,11 +6,9 @@ so that the variance over any budget of inner steps follows from theirs.
 """
 
 import dataclasses
-import functools
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +23,7 @@ from lopt.core.estimator import AbstractGradientEstimator
 from lopt.core.inner import InnerTraining, MetaTask
 from lopt.core.types import Key, Theta
 from lopt.experiment.probes.subject import subject
-from lopt.experiment.report import Figure, Measured, Report, finish, panels, stages
+from lopt.experiment.report import Measured, Report, finish, panels, stages
 from lopt.experiment.settings import ProbeSettings
 from lopt.experiment.trainings import OverDevices, mean_estimate
 
@@ -37,22 +35,12 @@ MOST_LISTED = 10_000
 
 
 def probe_estimators(name: str, settings: ProbeSettings) -> Report:
-    """Measures bias, noise and cost of the estimators of a recipe, a run or a task.
-
-    Args:
-        name: as for `subject`.
-        settings: windows, perturbation, numbers of samples, and which estimators.
-
-    Raises:
-        FileNotFoundError: if there is no such recipe, run or task.
-        ValueError: if a setting does not fit the horizon, or there is no such estimator.
-    """
+    """Measures bias, noise and cost of the estimators of a recipe, a run or a task by name."""
     return report_of(name, *subject(name, settings), settings)
 
 
 def report_of(name: str, inner: InnerTraining, theta: Theta, settings: ProbeSettings) -> Report:
-    """Measures the estimators of an inner training at theta; see `probe_estimators`."""
-    began = time.perf_counter()
+    """Measures the estimators of an inner training at theta."""
     weights = ravel_pytree(theta)[0].size
     if not weights:
         raise ValueError("Theta has no weights: there is no gradient to probe.")
@@ -66,7 +54,7 @@ def report_of(name: str, inner: InnerTraining, theta: Theta, settings: ProbeSett
         announce("compiling")
         programs = []
         for entry in entries:
-            sample = functools.partial(mean_estimate, count=entry.estimates)
+            sample = partial(mean_estimate, count=entry.estimates)
             size = max(1, round(settings.at_once / entry.pairs))
             programs.append(OverDevices(sample, (entry.estimator, theta), size))
             programs[-1].trace(jax.random.split(key, size))
@@ -89,34 +77,20 @@ def report_of(name: str, inner: InnerTraining, theta: Theta, settings: ProbeSett
                 variances[entry.name] = [float(f"{value:.3e}") for value in each]
             signal = max(0.0, float(own.mean @ own.mean) - own.noise)
             pairs = program.batch * entry.pairs
-            rows.append(
-                {
-                    "estimator": entry.name,
-                    **_bias(own, truth if known and trusted else None),
-                    "variance": float(each.mean()) if known else None,
-                    "S/N": signal / float(each.sum()) if known and each.any() else None,
-                    "µs/step": 1e6 * program.seconds / (2 * inner.horizon * pairs),
-                    "MiB": program.memory / 2**20,
-                    "samples": own.size,
-                    "dropped": own.dropped,
-                    "compile s": program.compile_seconds,
-                    "at once": pairs,
-                }
-            )
+            row = {"estimator": entry.name, **_bias(own, truth if known and trusted else None)}
+            row["variance"] = float(each.mean()) if known else None
+            row["S/N"] = signal / float(each.sum()) if known and each.any() else None
+            row["µs/step"] = 1e6 * program.seconds / (2 * inner.horizon * pairs)
+            row |= {"MiB": program.memory / 2**20, "samples": own.size, "dropped": own.dropped}
+            rows.append(row | {"compile s": program.compile_seconds, "at once": pairs})
         announce("slices of the meta-loss")
         slices = loss_slices(inner, theta, slices_key, (window, inner.horizon, 3 * inner.horizon))
     said = f"not finite in {truth.dropped} of its samples" if truth.dropped else "too noisy"
     said = f"Full backpropagation is {said}: it is no truth here, so no bias is given."
+    steps = 2 * inner.horizon * settings.particles
     report = Report(f"Meta-gradients of {name}", {"name": name, **dataclasses.asdict(settings)})
-    report.data |= {
-        "seconds": time.perf_counter() - began,
-        "devices": [str(device) for device in jax.local_devices()],
-        "versions": {package: version(package) for package in ("lopt", "jax", "equinox", "optax")},
-        "weights": weights,
-        "budget_of_inner_steps": 2 * inner.horizon * settings.particles,
-        "truth_dropped": truth.dropped,
-        "variances": variances,
-    }
+    report.data |= {"weights": weights, "budget_of_inner_steps": steps}
+    report.data |= {"truth_dropped": truth.dropped, "variances": variances}
     if trusted:
         norm, error = square**0.5, (truth.noise / square) ** 0.5
         report.data |= {"truth_norm": norm, "truth_relative_standard_error": error}
@@ -124,17 +98,16 @@ def report_of(name: str, inner: InnerTraining, theta: Theta, settings: ProbeSett
             f"Truth: full backpropagation, norm {norm:.3g}, standard error {error:.1%}. Bias: "
             "|mean - truth| / |truth|; by chance: that of an estimator without any."
         )
-    budget = f"{weights:,} weights, {report.data['budget_of_inner_steps']:,} inner steps each"
+    budget = f"{weights:,} weights, {steps:,} inner steps each"
     report.table(f"Estimators at {budget}", rows)
     report.text(
         f"{said} Variance: of one weight, mean over weights. S/N: |mean|^2 over the sum of "
         "variances. MiB: of temporary memory."
     )
     report.figure("estimators", lambda figure: _draw_rows(figure, rows), (13.0, 5.4), budget)
-    area = (4.6 if slices["surfaces"] is None else 13.0, 4.2)
+    draw, numbers = partial(_draw_slices, **slices), jax.tree.map(np.ndarray.tolist, slices)
     caption = "The meta-loss of one episode around theta."
-    data = jax.tree.map(np.ndarray.tolist, slices)
-    report.add(Figure("slices", lambda figure: _draw_slices(figure, slices), area, caption, data))
+    report.figure("slices", draw, caption=caption, **numbers)
     return report
 
 
@@ -159,7 +132,6 @@ class _Entry(NamedTuple):
 def _entries(
     inner: InnerTraining, settings: ProbeSettings, window: int, weights: int
 ) -> list[_Entry]:
-    """Returns the estimators asked for, full backpropagation first."""
     sigma, only = settings.sigma, settings.only
     number = None if weights <= settings.exact_below else settings.directions
     full, es = MetaTask(inner), est.ES(inner, sigma)
@@ -215,7 +187,6 @@ class _Moments(NamedTuple):
 
 
 def _bias(own: _Moments, truth: _Moments | None) -> dict[str, Any]:
-    """Returns the bias, what it would be by chance, and how probable one as large is then."""
     if truth is None:
         return dict.fromkeys(("bias", "by chance", "biased", "along truth", "p-value"))
     square = float(truth.mean @ truth.mean)
@@ -238,16 +209,10 @@ def _bias(own: _Moments, truth: _Moments | None) -> dict[str, Any]:
 def loss_slices(
     inner: InnerTraining, theta: Theta, key: Key, lengths: Sequence[int]
 ) -> dict[str, Any]:
-    """Computes the meta-loss of one episode along one random direction, and along two.
+    """Computes the meta-loss of one episode of some lengths along random directions from theta.
 
     Directions have the norm of theta (or 1, if it is zero) and are orthogonal; distances along
     them, in such norms, go from -1 to 1.
-
-    Args:
-        inner: what is measured; its horizon does not matter.
-        theta: the middle.
-        key: of the episode and of the directions.
-        lengths: inner steps.
 
     Returns:
         `lengths`; distances on the `line`, and `losses` there by length; distances on the `plane`,
@@ -301,16 +266,17 @@ def _draw_rows(figure: Any, rows: Sequence[dict[str, Any]]) -> None:
     axes.set_yticks(places, [row["estimator"] for row in rows])
 
 
-def _draw_slices(figure: Any, slices: dict[str, Any]) -> None:
-    lengths, losses, surfaces = slices["lengths"], slices["losses"], slices["surfaces"]
-    line, *planes = panels(figure, 1 if surfaces is None else 3)
+def _draw_slices(
+    figure: Any, lengths: Any, line: Any, losses: Any, plane: Any, surfaces: Any
+) -> None:
+    first, *planes = panels(figure, 1 if surfaces is None else 3, size=(4.4, 4.2))
     for length, values in zip(lengths, losses, strict=True):
-        line.plot(slices["line"], values, label=f"{length} steps", lw=1.6)
+        first.plot(line, values, label=f"{length} steps", lw=1.6)
     along = "along one direction [norms of theta]"
-    finish(line, log=not (losses <= 0).any(), xlabel=along, ylabel="meta-loss")
+    finish(first, log=not (losses <= 0).any(), xlabel=along, ylabel="meta-loss")
     for axes, i in zip(planes, (0, -1), strict=False):
         norm = "log" if 0 < np.nanmin(surfaces[i], initial=np.inf) < np.inf else None
-        mesh = axes.pcolormesh(slices["plane"], slices["plane"], surfaces[i], norm=norm)
+        mesh = axes.pcolormesh(plane, plane, surfaces[i], norm=norm)
         figure.colorbar(mesh, ax=axes, label="meta-loss")
         axes.plot(0, 0, "w+", ms=10)
         axes.set_facecolor("#dddddd")  # where the loss is not finite

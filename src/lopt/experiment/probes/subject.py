@@ -1,22 +1,40 @@
-"""What is probed: the inner training of a recipe or a run, or a task by name."""
+"""What is probed: a run, or the inner training of a recipe, a run or a task by name."""
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
 import lopt.tasks
+from lopt.core.checks import check_length
 from lopt.core.inner import InnerTraining
 from lopt.core.task import AbstractTaskFamily
 from lopt.core.types import Theta
+from lopt.experiment import settings as s
+from lopt.experiment.baselines import Tuned
+from lopt.experiment.report import Cell
 from lopt.experiment.runs import storage
 from lopt.experiment.runs.registry import build, recipe_names
 from lopt.experiment.runs.run import Run
-from lopt.experiment.settings import HorizonSettings, ProbeSettings
 from lopt.learned import LearnableAdam
+
+LONGEST = 500  # default number of steps
+
+
+def num_steps(run: Run, settings: s.DynamicsSettings | s.SymmetrySettings, least: int) -> int:
+    """Returns how many steps a run's optimizer is watched for."""
+    steps = settings.steps or max(least, min(run.inner.horizon, LONGEST))
+    check_length(f"lopt probe --steps {steps}", steps, run.learned.max_steps)
+    return steps
+
+
+def rate_cells(tuned: Mapping[str, Tuned], name: str) -> dict[str, Cell]:
+    """Returns an optimizer's tuned rate, and whether it is at the edge of its grid."""
+    own = tuned.get(name)
+    return {"rate": own.value if own else None, "edge": own.at_edge if own else None}
 
 
 def named_tasks() -> dict[str, Callable[[], AbstractTaskFamily]]:
@@ -32,19 +50,15 @@ def named_tasks() -> dict[str, Callable[[], AbstractTaskFamily]]:
 
 
 def subject(
-    name: str, settings: ProbeSettings | HorizonSettings, longest: int = 40
+    name: str, settings: s.ProbeSettings | s.HorizonSettings, longest: int = 40
 ) -> tuple[InnerTraining, Theta]:
-    """Returns what is probed, and where.
+    """Returns what is probed, and at which theta.
 
     Args:
         name: a recipe, by name or file, the folder of a run, or a task, which Adam with learned
             hyperparameters trains.
         settings: fields of the recipe, the horizon, the weights, and the seed of initial ones.
         longest: the longest default horizon, and that of tasks.
-
-    Raises:
-        FileNotFoundError: if there is no such recipe, run or task, or no such weights.
-        ValueError: if a setting is wrong, or the weights do not fit.
     """
     tasks, run = named_tasks(), None
     inner: InnerTraining | None
@@ -66,8 +80,7 @@ def subject(
     if settings.settings and (run or name in tasks):
         kind = "run" if run else "task"
         raise ValueError(f"--set changes fields of recipes, and {name} is a {kind}.")
-    horizon = settings.horizon or min(longest, inner.horizon)
-    inner = dataclasses.replace(inner, horizon=horizon)
+    inner = dataclasses.replace(inner, horizon=settings.horizon or min(longest, inner.horizon))
     if settings.weights is not None:
         return inner, storage.load(settings.weights, inner.learned)[1]
     return inner, run.theta if run else inner.learned.init(jax.random.key(settings.seed))

@@ -18,48 +18,32 @@ import numpy as np
 import optax
 
 from lopt.analysis.symmetry import Symmetries, SymmetryProbe, drift, symmetries
-from lopt.core.checks import check_length
 from lopt.core.learned import AbstractLearnedOptimizer
 from lopt.core.task import AbstractTaskFamily
 from lopt.core.types import Key
 from lopt.core.unroll import Step
 from lopt.experiment.baselines import BASELINES, Tuned, tuned_baseline
+from lopt.experiment.probes.subject import num_steps, rate_cells
 from lopt.experiment.report import Cell, Figure, Report, curves, measured, number, stages
 from lopt.experiment.runs.run import Run
 from lopt.experiment.runs.train import kept_thetas, replay
 from lopt.experiment.settings import SymmetrySettings
 from lopt.experiment.trainings import RECORD_SIZE, Keys, stream, trainings
 
-LONGEST = 500
 # Inner steps of the truncations of the study, after which learned optimizers are fastest.
 SHORT = 20
 # A figure of more symmetries is no longer looked at; the JSON has all.
 MOST_ROWS = 8
 # The headings of measures, and what `Deviation` calls them.
 MEASURES = {"signed": "signed", "absolute": "absolute", "normalised": "cosine"}
-# What is kept of trainings, by seed and step: "losses"; by symmetry the deviations of "updates" and
-# "gradients", without their sign, as learned optimizers add updates that the study's baselines
-# subtract; "early", means of those of updates; and "drift", of what gradient flow conserves, if it
-# is known.
+# The "losses" of trainings by seed and step; by symmetry the deviations of "updates" and
+# "gradients", "early" means of those of updates, and "drift" of what gradient flow conserves.
 Trajectory = dict[str, Any]
 
 
-def probe_symmetry(run: Run, settings: SymmetrySettings, *, show_progress: bool = True) -> Report:
-    """Measures a run's weights on tasks that its meta-training never drew.
-
-    Args:
-        run: the run.
-        settings: what is measured.
-        show_progress: whether to draw a progress bar.
-
-    Raises:
-        FileNotFoundError: if the folder holds no run, or no weights.
-        ValueError: if the run has no inner training, its tasks have no continuous symmetry, or its
-            optimizer is not made for such steps.
-    """
-    learned, tasks = run.learned, run.inner.tasks
-    steps = settings.steps or max(2, min(run.inner.horizon, LONGEST))
-    check_length(f"lopt probe symmetry --steps {steps}", steps, learned.max_steps)
+def probe_symmetry(run: Run, settings: SymmetrySettings) -> Report:
+    """Measures a run's weights on tasks that its meta-training never drew."""
+    learned, tasks, steps = run.learned, run.inner.tasks, num_steps(run, settings, 2)
     find_key, run_key = jax.random.split(stream("symmetry", settings.seed))
     keys = jax.random.split(run_key, settings.seeds)
     thetas = kept_thetas(run.experiment, run.folder)
@@ -67,7 +51,7 @@ def probe_symmetry(run: Run, settings: SymmetrySettings, *, show_progress: bool 
     per_call = math.gcd(again, 10)  # outer steps of a compiled call
     trained, rates, kept, replayed = {}, {}, {}, []
     total = 2 + 2 * len(BASELINES) + len(thetas) + again // per_call
-    with stages("probing", total, show=show_progress) as progress:
+    with stages("probing", total) as progress:
         progress("finding symmetries")
         found = _symmetries(run, find_key)
         generators = (*found.generators, *found.nearly)
@@ -90,7 +74,6 @@ def probe_symmetry(run: Run, settings: SymmetrySettings, *, show_progress: bool 
     kept = {outer_step: jax.device_get(one) for outer_step, one in kept.items()}
     head = {"run": run.name, **dataclasses.asdict(settings), "steps": steps}
     report = Report(f"The symmetries that {run.name} breaks", head)
-    report.data["learning_rates"] = {name: rate.value for name, rate in rates.items()}
     _meta_testing(report, found, trained, rates)
     report.heading("Meta-training")
     early = {name: trained[name]["early"] for name in BASELINES}
@@ -128,6 +111,7 @@ def trajectory(
     _, (losses, found) = trainings(
         tasks, optimizer, keys, steps, lambda s: (s.loss, probe(s)), record_size=RECORD_SIZE
     )
+    # Without their sign, as learned optimizers add updates that the study's baselines subtract.
     updates = {name: jax.tree.map(jnp.abs, one.updates) for name, one in found.items()}
     conserved = {name: one.conserved for name, one in found.items() if one.conserved is not None}
     return {
@@ -140,12 +124,10 @@ def trajectory(
 
 
 def _early(watch: Any, steps: int, learned: AbstractLearnedOptimizer, step: Step) -> Any:
-    """Records what the theta of a step of meta-training does."""
     return watch(steps, learned.optimizer(step.params, steps))["early"]
 
 
 def _symmetries(run: Run, key: Key) -> Symmetries:
-    """Returns the symmetries of a task of a run, which all of its tasks share."""
     draw_key, find_key = jax.random.split(key)
     # In double precision what an epsilon breaks is told from rounding.
     with jax.enable_x64(True):
@@ -172,26 +154,25 @@ def _meta_testing(
     )
     report.text(str(found), code=True)
     report.data["slopes"] = {name: one.slope for name, one in found.evidence.items()}
-    report.heading("Meta-testing")
-    report.text(
+    report.heading(
+        "Meta-testing",
         f"{report.settings['seeds']} fresh tasks of the run, {report.settings['steps']} steps "
         "each, the same params and batches for all optimizers. Rates are the best of half decades "
-        "for just these runs (mean training loss; * at the grid's edge). Tables have means over "
+        "for just these runs (mean training loss; edge: of the grid). Tables have means over "
         "steps, and drift and loss at the end. Signed sums are those published, without their "
         "sign: units cancel in them. Absolute sums do not cancel; the normalised measure is the "
         "length of the cosines between the update and the tangents, which does not grow with the "
         "learning rate. Drift is how far what gradient flow conserves has moved, as a share of it.",
-        detail=True,
     )
     losses = {name: one["losses"] for name, one in trained.items()}
     report.add(curves("losses", {"Training loss": losses}, xlabel="step"))
 
     def row(name: str, symmetry: str) -> dict[str, Cell]:
-        one, rate = trained[name], rates.get(name)
+        one = trained[name]
         updates, moved = one["updates"][symmetry], one["drift"].get(symmetry)
         return {
             "optimizer": name,
-            "rate": "-" if rate is None else number(rate.value) + "*" * rate.at_edge,
+            **rate_cells(rates, name),
             **{m: measured(getattr(updates, f).mean(axis=1)) for m, f in MEASURES.items()},
             "gradients": measured(one["gradients"][symmetry].cosine.mean(axis=1)),
             "drift": None if moved is None else measured(moved[:, -1]),
@@ -220,7 +201,6 @@ def _meta_testing(
 def _figure(
     name: str, generators: Sequence[Any], found: Mapping[str, Any], caption: str, **style: Any
 ) -> Figure:
-    """Returns a figure with a row for each symmetry and a column for each measure."""
     panels = {
         f"{g.name}: {measure}": {n: getattr(one[g.name], field) for n, one in found.items()}
         for g in generators

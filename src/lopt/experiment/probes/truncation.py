@@ -5,9 +5,8 @@ slopes there say which way truncated backpropagation would turn it, and where it
 """
 
 import dataclasses
-import functools
-import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -21,7 +20,8 @@ from lopt.core.inner import InnerTraining
 from lopt.core.types import Key, Scalar, Theta
 from lopt.estimators import TruncatedBackprop
 from lopt.experiment.probes.subject import subject
-from lopt.experiment.report import Figure, Measured, Report, finish, mean_and_error, panels, stages
+from lopt.experiment.report import Measured, Report, bands, finish, panels, stages
+from lopt.experiment.report.statistics import mean_and_error
 from lopt.experiment.settings import HorizonSettings
 from lopt.experiment.trainings import Keys, OverDevices, mean_estimate
 from lopt.learned import Learnable
@@ -31,22 +31,12 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def probe_truncation(name: str, settings: HorizonSettings) -> Report:
-    """Measures what truncations of a recipe, a run or a task do.
-
-    Args:
-        name: as for `subject`.
-        settings: which truncations, over how many episodes, and how far knobs are turned.
-
-    Raises:
-        FileNotFoundError: if there is no such recipe, run or task.
-        ValueError: if a truncation does not divide the horizon.
-    """
+    """Measures what truncations of a recipe, a run or a task by name do."""
     return report_of(name, *subject(name, settings, longest=200), settings)
 
 
 def report_of(name: str, inner: InnerTraining, theta: Theta, settings: HorizonSettings) -> Report:
-    """Measures what truncations of an inner training do at theta; see `probe_truncation`."""
-    began = time.perf_counter()
+    """Measures what truncations of an inner training do at theta."""
     lengths = settings.truncations or truncations_of(inner.horizon)
     if len(lengths) < 2 or lengths[-1] != inner.horizon:
         raise ValueError(
@@ -58,20 +48,19 @@ def report_of(name: str, inner: InnerTraining, theta: Theta, settings: HorizonSe
     report = Report(title, {"name": name, **dataclasses.asdict(settings)})
     # All truncations and positions share their episodes.
     keys = jax.random.split(jax.random.key(settings.seed), settings.episodes)
-    knobs = _knobs(inner, theta)
-    turned: dict[str, dict[str, np.ndarray]] = {}
-    rows: dict[str, Rows] = {}
+    half, reach = settings.positions // 2 + 1, float(np.log(settings.reach))
+    turned, numbers, rows, knobs = {}, {}, dict[str, Rows](), _knobs(inner, theta)
     with stages("probing", len(knobs) + 1) as announce:
-        for knob_name, knob, most in knobs:
-            announce(f"turning {knob_name}")
-            half, reach = settings.positions // 2 + 1, float(np.log(settings.reach))
-            above = np.linspace(0, min(reach, most), half)
-            logs = np.unique(np.concatenate([np.linspace(-reach, 0, half), above]))
+        for what, knob, most in knobs:
+            announce(f"turning {what}")
+            below, above = np.linspace(-reach, 0, half), np.linspace(0, min(reach, most), half)
+            logs = np.unique([*below, *above])
             losses, slopes = sweep(dataclasses.replace(inner, learned=knob), lengths, logs, keys)
             mean, error = mean_and_error(slopes)
             found = {"logs": logs, "losses": losses.mean(0), "slopes": mean, "errors": error}
-            turned[knob_name], rows[knob_name] = found, _rest_rows(lengths, **found)
-            report.table(f"{knob_name}, times a factor", rows[knob_name])
+            turned[what], rows[what] = (logs, slopes), _rest_rows(lengths, **found)
+            numbers[what] = jax.tree.map(np.ndarray.tolist, found)
+            report.table(f"{what}, times a factor", rows[what])
         announce("the whole gradient, one truncation after the other")
         gradients = _gradient_rows(inner, theta, lengths, keys)
     report.table(f"Gradient by all of theta ({ravel_pytree(theta)[0].size:,} weights)", gradients)
@@ -80,20 +69,17 @@ def report_of(name: str, inner: InnerTraining, theta: Theta, settings: HorizonSe
         f"The bias of the gradient falls below {settings.tolerance:.0%} of its norm at a "
         f"truncation of {within}."
     )
-    said = verdict(rows, settings.tolerance)
-    report.text(said)
-    report.data |= {"bias_within_tolerance_from": within, "verdict": said}
-    report.data["seconds"] = time.perf_counter() - began
-    area, data = (4.6 * (len(knobs) + 1), 3.9), jax.tree.map(np.ndarray.tolist, turned)
-    report.add(Figure("horizon", lambda f: _draw(f, turned, gradients), area, data=data))
+    report.text(verdict(rows, settings.tolerance))
+    draw, caption = partial(_draw, turned=turned, gradients=gradients), "Dots: where descent rests."
+    report.figure("horizon", draw, caption=caption, **numbers)
     return report
 
 
 def _knobs(inner: InnerTraining, theta: Theta) -> list[tuple[str, Knob, float]]:
     """Returns a knob for each array of hyperparameters, or one for the updates.
 
-    With each comes the name of what is multiplied, "1 - b1" of a decay, the exponential of what has
-    no logarithm; and the logarithm of the largest factor that makes sense.
+    Before each comes the name of what is multiplied, and after it the logarithm of the largest
+    factor that makes sense.
     """
     learned = inner.learned
     leaves = jax.tree_util.tree_leaves_with_path(theta)
@@ -121,9 +107,8 @@ def sweep(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Turns a knob, the learned optimizer of `inner`, to the logarithms of some factors.
 
-    Returns:
-        The meta-loss of the whole episode, by episode and position; and its derivative by the
-        logarithm of the factor as each truncation sees it, by episode, position and truncation.
+    Returns the meta-loss of the whole episode, by episode and position; and its derivative by the
+    logarithm of the factor as each truncation sees it, by episode, position and truncation.
     """
 
     def run(sweep: TruncationSweep, item: tuple[Scalar, Key]) -> tuple[Array, Array]:
@@ -144,8 +129,7 @@ def resting(logs: np.ndarray, slopes: np.ndarray) -> tuple[float, str]:
     """Returns the factor at which descent along slopes comes to rest, from where the knob stands.
 
     And "inside", or "below" or "above" if that is beyond the positions tried, or "nowhere" for a
-    truncation that sees nothing of the knob, such as a single step before its update, or "diverged"
-    where there is no slope to begin with.
+    truncation that sees nothing of the knob, or "diverged" where there is no slope to begin with.
     """
     i = int(np.argmin(np.abs(logs)))
     if not np.isfinite(slopes[i]) or not np.any(np.nan_to_num(slopes)):
@@ -163,7 +147,6 @@ def resting(logs: np.ndarray, slopes: np.ndarray) -> tuple[float, str]:
 def _rest_rows(
     lengths: Sequence[int], logs: Any, losses: Any, slopes: Any, errors: Any
 ) -> list[dict[str, Any]]:
-    """Returns, per truncation, its slope where a knob stands, and where descent on it rests."""
     here = int(np.argmin(np.abs(logs)))
     least = int(np.argmin(np.where(np.isfinite(losses), losses, np.inf)))
     best, lowest, rows = float(np.exp(logs[least])), losses[least], []
@@ -183,10 +166,9 @@ def _rest_rows(
 def _gradient_rows(
     inner: InnerTraining, theta: Theta, lengths: Sequence[int], keys: Keys
 ) -> list[dict[str, Any]]:
-    """Returns, per truncation, how its gradient by all of theta compares with the exact one."""
     found = []
     for length in lengths:
-        sample = functools.partial(mean_estimate, count=inner.horizon // length)
+        sample = partial(mean_estimate, count=inner.horizon // length)
         estimator = TruncatedBackprop(inner, length, stagger=False)
         program = OverDevices(sample, (estimator, theta), len(keys))
         found.append((length, program, *mean_and_error(program(keys).astype(float))))
@@ -218,8 +200,8 @@ def _shortest(rows: Rows, column: str, tolerance: float) -> int:
 def verdict(knobs: Mapping[str, Rows], tolerance: float) -> str:
     """Returns one sentence to act on, from the rows of each knob."""
     for name, rows in knobs.items():
-        last, best = rows[-1], f"{rows[-1]['best']:.3g}"
-        horizon = last["truncation"]
+        last, horizon = rows[-1], rows[-1]["truncation"]
+        best = f"{last['best']:.3g}"
         if last["where"] == "diverged":
             return (
                 f"Training diverges where {name} stands: the best factor tried is {best}; begin "
@@ -252,22 +234,19 @@ def verdict(knobs: Mapping[str, Rows], tolerance: float) -> str:
 
 
 def _draw(figure: Any, turned: Mapping[str, Any], gradients: Rows) -> None:
-    from matplotlib import colormaps
-
     lengths = [row["truncation"] for row in gradients]
-    colors = colormaps["plasma"](np.linspace(0, 0.85, len(lengths)))
-    *each, axes = panels(figure, len(turned) + 1, len(turned) + 1)
-    for own, (name, found) in zip(each, turned.items(), strict=True):
-        logs, slopes, errors = (found[which] for which in ("logs", "slopes", "errors"))
-        for length, color, mean, error in zip(lengths, colors, slopes.T, errors.T, strict=True):
-            own.plot(np.exp(logs), mean, color=color, label=f"{length}")
-            own.fill_between(np.exp(logs), mean - error, mean + error, color=color, alpha=0.2, lw=0)
+    *each, axes = panels(figure, len(turned) + 1, len(turned) + 1, (4.6, 3.9))
+    for own, (name, (logs, slopes)) in zip(each, turned.items(), strict=True):
+        by_length = {f"{length}": slopes[..., i] for i, length in enumerate(lengths)}
+        style: Any = {"title": f"{name}: slope of the meta-loss", "xlabel": "factor"}
+        bands(own, by_length, steps=np.exp(logs), log="x", ordered=True, **style)
+        means = slopes.mean(axis=0)
+        for line, mean in zip(own.get_lines(), means.T, strict=True):
             rest, where = resting(logs, mean)
             if where == "inside":
-                own.plot([rest], [0], "o", color=color, mec="black", ms=7, zorder=3)
-        top = np.nanquantile(np.abs(slopes), 0.85) or 1.0
+                own.plot([rest], [0], "o", color=line.get_color(), mec="black", ms=7, zorder=3)
+        top = np.nanquantile(np.abs(means), 0.85) or 1.0
         own.axhline(0, color="black", lw=0.8)
-        finish(own, log="x", title=f"{name}: slope of the meta-loss", xlabel="factor")
         own.set(ylim=(-top, top))
         own.get_legend().set_title("truncation")
     bias, cosine = ([row[column] for row in gradients[:-1]] for column in ("bias", "cosine"))

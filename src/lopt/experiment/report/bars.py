@@ -5,15 +5,8 @@ import itertools
 from collections.abc import Callable, Iterator
 from time import monotonic
 
+from rich import progress as rich
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.text import Text
 
 SECONDS = 30.0
@@ -22,25 +15,16 @@ At = Callable[[int, str], None]
 
 @contextlib.contextmanager
 def progress(what: str, total: int, *, done: int = 0, show: bool = True) -> Iterator[At]:
-    """Shows how far a job is, on standard error.
+    """Shows on standard error how many steps are done.
 
-    Args:
-        what: is being done.
-        total: how many steps there are.
-        done: how many were done before.
-        show: whether to show anything.
-
-    Yields:
-        A function of how many steps are done, and a text of what is done next.
+    Yields a function of how many are, and of a text on what is done next.
     """
     console = Console(stderr=True)
-    bar = Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[text]}", markup=False),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+    bar = rich.Progress(
+        rich.TextColumn("{task.description}", markup=False),
+        *(rich.BarColumn(), rich.MofNCompleteColumn()),
+        rich.TextColumn("{task.fields[text]}", markup=False),
+        *(rich.TimeElapsedColumn(), rich.TimeRemainingColumn()),
         console=console,
         disable=not (show and console.is_terminal),
     )
@@ -59,8 +43,8 @@ def progress(what: str, total: int, *, done: int = 0, show: bool = True) -> Iter
 
 
 @contextlib.contextmanager
-def stages(what: str, total: int, *, show: bool = True) -> Iterator[Callable[[str], None]]:
+def stages(what: str, total: int) -> Iterator[Callable[[str], None]]:
     """Shows stages of a job; each call of what it yields ends one and names the next."""
     counts = itertools.count()
-    with progress(what, total, show=show) as at:
+    with progress(what, total) as at:
         yield lambda text: at(next(counts), text)

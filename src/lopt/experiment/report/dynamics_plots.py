@@ -17,15 +17,9 @@ MOST_CURVES = 60
 
 
 def draw_histograms(figure: Any, found: tuple[Any, Any, Any], names: Sequence[str]) -> list[Any]:
-    """Draws the distribution of updates over time, a panel for each tensor.
-
-    Args:
-        figure: an empty one.
-        found: counts and largest updates by step and tensor, and edges, of an `UpdateHistogram`.
-        names: of the tensors, from `tensor_names`.
-    """
+    """Draws counts and largest updates by step and tensor, and edges, of an `UpdateHistogram`."""
     counts, largest, edges = (np.asarray(one) for one in found)
-    axes, steps = panels(figure, len(names), 4), np.arange(len(counts) + 1)
+    axes, steps = panels(figure, len(names), 4, (4.0, 3.4)), np.arange(len(counts) + 1)
     shares = counts[..., 1:-1] / np.maximum(1, counts.sum(axis=-1, keepdims=True))
     logs = np.log10(np.where(shares > 0, shares, np.nan))
     for i, (own, name) in enumerate(zip(axes, names, strict=True)):
@@ -39,13 +33,8 @@ def draw_histograms(figure: Any, found: tuple[Any, Any, Any], names: Sequence[st
 
 
 def draw_responses(figure: Any, curves: Mapping[str, tuple[Any, Any]]) -> list[Any]:
-    """Draws the update as a function of each feature: some curves, and their mean in bold.
-
-    Args:
-        figure: an empty one.
-        curves: by feature its values, and the curves from `response_curves`.
-    """
-    axes = panels(figure, len(curves), 4)
+    """Draws `response_curves` at values of each feature: some of them, and their mean in bold."""
+    axes = panels(figure, len(curves), 4, (3.5, 2.9))
     for own, (name, (values, rows)) in zip(axes, curves.items(), strict=True):
         apart = rows[:: -(-len(rows) // MOST_CURVES)]
         own.plot(values, apart.T, color="#1f77b4", lw=0.6, alpha=0.25)
@@ -59,13 +48,8 @@ def draw_responses(figure: Any, curves: Mapping[str, tuple[Any, Any]]) -> list[A
 
 
 def draw_portraits(figure: Any, found: Mapping[str, Portrait]) -> list[Any]:
-    """Draws the valley for each optimizer: paths, first updates, ends, and the drift.
-
-    Args:
-        figure: an empty one.
-        found: by optimizer, from `valley_portrait`.
-    """
-    axes = panels(figure, len(found), 4)
+    """Draws each optimizer's `valley_portrait`: paths, first updates, ends, and the drift."""
+    axes = panels(figure, len(found), 4, (3.7, 4.0))
     for own, (name, portrait) in zip(axes, found.items(), strict=True):
         paths, field = np.asarray(portrait.paths), np.asarray(portrait.field)
         reach = 1.15 * float(np.nanmax(np.abs(paths[:, 0]))) or 1.0

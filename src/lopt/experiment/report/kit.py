@@ -10,6 +10,7 @@ import functools
 import html
 import io
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,8 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text as RichText
 
-from lopt.experiment.report.plots import Curve, bands, grid_size, new_figure, panels, png
-from lopt.experiment.report.statistics import (
-    Cell,
-    Measured,
-    cell_text,
-    mean_and_error,
-    plain,
-    shown_steps,
-)
+from lopt.experiment.report import plots, statistics
+from lopt.experiment.report.statistics import Cell, Measured, plain
 from lopt.experiment.runs.files import write_bytes, write_json
 
 # The version of report files, which changes with their keys.
@@ -51,13 +45,14 @@ class Text:
     """A paragraph; a heading; or `code`, which keeps its spaces."""
 
     text: str
+    _: dataclasses.KW_ONLY
     code: bool = False
     heading: bool = False
 
     def print(self, console: Console) -> None:
         """Prints the text."""
-        style = "bold" if self.heading else ""
-        console.print(RichText(plain(self.text), style=style), soft_wrap=self.code)
+        text = RichText(plain(self.text), style="bold" if self.heading else "")
+        console.print(text, soft_wrap=self.code)
 
     def html(self) -> str:
         """Returns an element of a page."""
@@ -70,15 +65,12 @@ class Text:
 
 
 @dataclasses.dataclass(frozen=True)
-class Equation:
+class Equation(Text):
     """An equation: as text in the terminal, typeset on pages."""
 
-    text: str
     latex: str
-
-    def print(self, console: Console) -> None:
-        """Prints the equation as text."""
-        console.print(RichText(plain(self.text)), soft_wrap=True)
+    _: dataclasses.KW_ONLY
+    code: bool = True
 
     def html(self) -> str:
         """Returns the equation typeset, as far as matplotlib can, or as text."""
@@ -88,7 +80,7 @@ class Equation:
         try:
             math_to_image(f"${self.latex}$", buffer, format="svg")
         except ValueError:  # LaTeX that matplotlib does not know
-            return f"<pre>{_escaped(self.text)}</pre>"
+            return super().html()
         return _image(buffer.getvalue(), "svg+xml", self.text, "equation")
 
     def json(self) -> Any:
@@ -98,13 +90,7 @@ class Equation:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table: rows of cells by heading, all with the headings of the first.
-
-    Attributes:
-        title: above the table.
-        rows: a cell is text, a number, a mean with its error, or None.
-        strong: the rows that stand out.
-    """
+    """A table: rows of cells by heading, all with the headings of the first; some are `strong`."""
 
     title: str
     rows: Sequence[Mapping[str, Cell]]
@@ -116,7 +102,7 @@ class Table:
         for name in self.rows[0] if self.rows else ():
             cells = [row.get(name) for row in self.rows]
             text = any(isinstance(cell, str) for cell in cells)
-            columns.append((plain(name), text, [plain(cell_text(cell)) for cell in cells]))
+            columns.append((plain(name), text, [plain(statistics.number(one)) for one in cells]))
         return columns
 
     def print(self, console: Console) -> None:
@@ -124,73 +110,57 @@ class Table:
 
         One that is wider still is printed in parts, each of which begins with the first column.
         """
-        columns = self._columns()
-        widths = [max(map(len, (name, *cells))) for name, _, cells in columns]
-        if _total(widths) > console.width:
-            least = []
-            for name, text, cells in columns:
-                words = [word for cell in cells for word in cell.split()] if text else cells
-                own = [min(len(word), LONGEST_WORD) if text else len(word) for word in words]
-                least.append(max(*own, *map(len, name.split()), 1))
-            fitting = max(n for n in range(len(least) + 1) if _total(least[:n]) <= console.width)
-            if 2 <= fitting < len(least):
-                first, *names = self.rows[0]
-                for title, some in ((self.title, names[: fitting - 1]), ("", names[fitting - 1 :])):
-                    rows = [{name: row.get(name) for name in (first, *some)} for row in self.rows]
-                    Table(title, rows, self.strong).print(console)
-                return
-            # What room there is goes to texts, first to the shortest.
-            room = max(0, console.width - _total(least))
-            texts = [i for i in range(len(columns)) if columns[i][1]]
-            most, widths = widths, least
-            for rank, i in enumerate(sorted(texts, key=most.__getitem__)):
-                given = min(most[i] - least[i], room // (len(texts) - rank))
-                widths[i], room = least[i] + given, room - given
-        table = RichTable(title=RichText(plain(self.title)), title_justify="left")
+        columns, least, most = self._columns(), [], []
+        for name, text, cells in columns:
+            words = [word for cell in cells for word in cell.split()] if text else cells
+            longest = max(map(len, words), default=0)
+            folded = min(longest, LONGEST_WORD) if text else longest
+            least.append(max(1, folded, *map(len, name.split())))
+            most.append(max(1, *map(len, (name, *cells))))
+        fitting = sum(_total(least[: i + 1]) <= console.width for i in range(len(least)))
+        if 2 <= fitting < len(columns):
+            first, *names = self.rows[0]
+            for title, some in ((self.title, names[: fitting - 1]), ("", names[fitting - 1 :])):
+                rows = [{name: row.get(name) for name in (first, *some)} for row in self.rows]
+                Table(title, rows, self.strong).print(console)
+            return
+        # The widest columns are folded first.
+        limits = (np.clip(limit, least, most) for limit in range(console.width, 0, -1))
+        widths = next((one for one in limits if _total(one) <= console.width), np.array(least))
+        table = RichTable(
+            title=RichText(plain(self.title)), title_justify="left", width=_total(widths)
+        )
         for (name, text, _), width in zip(columns, widths, strict=True):
             justify: Any = "left" if text else "right"
             table.add_column(RichText(name), justify=justify, width=width, overflow="fold")
         for i, row in enumerate(zip(*(cells for *_, cells in columns), strict=True)):
             table.add_row(*map(RichText, row), style="bold" if i in self.strong else None)
-        if _total(widths) > console.width:
-            console = Console(file=console.file, width=_total(widths))
-        console.print(table)
+        console.print(table, crop=False)
 
     def html(self) -> str:
         """Returns an element of a page."""
-        columns = [(name, ' class="text"' * text, cells) for name, text, cells in self._columns()]
-        head = "".join(f"<th{kind}>{_escaped(name)}</th>" for name, kind, _ in columns)
-        kinds, rows = [kind for _, kind, _ in columns], []
-        for i, row in enumerate(zip(*(cells for *_, cells in columns), strict=True)):
-            cells = (f"<td{k}>{_escaped(cell)}</td>" for k, cell in zip(kinds, row, strict=True))
-            strong = ' class="strong"' * (i in self.strong)
-            rows.append(f"<tr{strong}>{''.join(cells)}</tr>")
-        caption = f"<caption>{_escaped(self.title)}</caption>"
-        return f"<table>{caption}\n<tr>{head}</tr>\n" + "\n".join(rows) + "\n</table>"
+        columns, lines = self._columns(), [f"<table><caption>{_escaped(self.title)}</caption>"]
+        for i in range(-1, len(self.rows)):
+            lines.append('<tr class="strong">' if i in self.strong else "<tr>")
+            for name, text, cells in columns:
+                tag, cell = ("td", cells[i]) if i >= 0 else ("th", name)
+                kind = ' class="text"' * text
+                lines[-1] += f"<{tag}{kind}>{_escaped(cell)}</{tag}>"
+        return "\n".join([*lines, "</table>"])
 
     def json(self) -> Any:
         """Returns rows of numbers; of a mean with its error both."""
-        rows = [
-            {
-                name: dataclasses.asdict(cell) if isinstance(cell, Measured) else cell
-                for name, cell in row.items()
-            }
-            for row in self.rows
-        ]
+
+        def value(cell: Cell) -> Any:
+            return dataclasses.asdict(cell) if isinstance(cell, Measured) else cell
+
+        rows = [{name: value(cell) for name, cell in row.items()} for row in self.rows]
         return {"table": self.title, "rows": rows}
 
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """A figure: a function that draws on an empty one, and what it shows.
-
-    Attributes:
-        name: of its file, without the ending.
-        draw: gets an empty matplotlib figure.
-        size: inches, width and height.
-        caption: below the figure.
-        data: numbers for the JSON.
-    """
+    """A figure: `draw` gets an empty one of so many inches; `data` are numbers for the JSON."""
 
     name: str
     draw: Callable[[Any], object]
@@ -201,9 +171,9 @@ class Figure:
     @functools.cached_property
     def png(self) -> bytes:
         """The content of a PNG file."""
-        figure = new_figure(*self.size)
+        figure = plots.new_figure(*self.size)
         self.draw(figure)
-        return png(figure)
+        return plots.png(figure)
 
     def print(self, console: Console) -> None:
         """Prints nothing: files are named at the end."""
@@ -220,8 +190,7 @@ class Figure:
 
 def curves(
     name: str,
-    found: Mapping[str, Mapping[str, Curve]],
-    *,
+    found: Mapping[str, Mapping[str, plots.Curve]],
     caption: str = "",
     columns: int = 3,
     most: int | None = None,
@@ -229,45 +198,34 @@ def curves(
     points: int = 40,
     **style: Any,
 ) -> Figure:
-    """Returns a figure with a panel of curves, mean and standard error over seeds, for each title.
+    """Returns a figure with a panel of `plots.bands` for each title, in `columns` side by side.
 
-    Args:
-        name: of its file.
-        found: by the title of its panel, then by name, which gives the colour.
-        caption: below the figure.
-        columns: panels side by side.
-        most: how many panels are drawn; all by default.
-        steps: where the values are; 1, 2, ... by default.
-        points: of how many steps, evenly, the JSON has numbers.
-        style: `log`, `smooth`, `ordered`, `xlabel` and `ylabel` of `bands`; of all panels, or
-            by title.
+    At most so many are drawn; of all of them the JSON has means and errors at so many points. Of
+    `style`, which is that of `bands`, each can be a value for all panels, or values by title.
     """
-    every = [curve for panel in found.values() for curve in panel.values()]
-    shapes = [np.shape(one) for one in every if not isinstance(one, Mapping)]
-    length = max((shape[1] for shape in shapes if len(shape) == 2), default=0)
-    places = list(range(1, length + 1)) if steps is None else steps
-    at = np.array(shown_steps(len(places), points), int) - 1
+    drawn = [curve for panel in found.values() for curve in panel.values()]
+    lengths = [len(one[0]) for one in drawn if not isinstance(one, Mapping) and np.ndim(one) == 2]
+    places = list(range(1, max(lengths, default=0) + 1)) if steps is None else steps
+    at = np.array(statistics.shown_steps(len(places), points), int) - 1
     shown = list(found)[:most]
 
     def draw(figure: Any) -> None:
         explained: list[list[str]] = []
-        for axes, title in zip(panels(figure, len(shown), columns), shown, strict=True):
-            labels: Any = {"legend": list(found[title]) not in explained, "title": title}
+        every = plots.panels(figure, len(shown), columns, (4.6, 3.4))
+        for axes, title in zip(every, shown, strict=True):
+            own: Any = {"legend": list(found[title]) not in explained, "title": title}
             explained.append(list(found[title]))
             for key, value in style.items():
-                by_title = isinstance(value, Mapping) and value.keys() <= found.keys()
-                if not by_title or title in value:
-                    labels[key] = value[title] if by_title else value
-            bands(axes, found[title], steps=places, **labels)
+                if not isinstance(value, Mapping) or title in value:
+                    own[key] = value[title] if isinstance(value, Mapping) else value
+            plots.bands(axes, found[title], steps=places, **own)
 
-    def numbers(curve: Curve) -> dict[str, Any]:
-        if isinstance(curve, Mapping):
-            values = np.stack(list(curve.values()), axis=1)
-        else:
-            values = np.asarray(curve, float)
-            values = values[:, at[at < values.shape[1]]] if values.ndim == 2 else values
-        mean, error = mean_and_error(np.asarray(values, float))
-        own = {"steps": list(curve)} if isinstance(curve, Mapping) else {}
+    def numbers(curve: plots.Curve) -> dict[str, Any]:
+        own = {"steps": [*curve]} if isinstance(curve, Mapping) else {}
+        values = [*curve.values()] if isinstance(curve, Mapping) else np.asarray(curve).T
+        by_step = np.asarray(values, float)
+        chosen = by_step[at[at < len(by_step)]] if by_step.ndim == 2 and not own else by_step
+        mean, error = statistics.mean_and_error(chosen.T)
         return {**own, "mean": mean.tolist(), "error": None if error is None else error.tolist()}
 
     data = {
@@ -279,10 +237,10 @@ def curves(
     }
     more = len(found) - len(shown)
     caption += f" {more} more panels are in the JSON file." * (more > 0)
-    return Figure(name, draw, grid_size(len(shown), 4.6, 3.4, columns), caption, data)
+    return Figure(name, draw, caption=caption, data=data)
 
 
-Part = Text | Equation | Table | Figure
+Part = Text | Table | Figure
 
 
 @dataclasses.dataclass
@@ -290,11 +248,9 @@ class Report:
     """Tables, figures, equations and sentences, in their order.
 
     Attributes:
-        title: a line.
         settings: what was asked for.
-        data: numbers for the JSON that no table shows.
-        parts: what is shown.
-        details: the parts that are on the page and in the JSON only, by place.
+        data: numbers for the JSON that no part has.
+        details: places of the parts that are not shown in the terminal.
     """
 
     title: str
@@ -312,48 +268,35 @@ class Report:
     def heading(self, text: str, below: str = "", *, detail: bool = True) -> None:
         """Adds a heading, and a paragraph below it."""
         self.add(Text(text, heading=True), detail=detail)
-        if below:
-            self.text(below, detail=detail)
+        self.text(below, detail=detail)
 
     def text(self, text: str, *, code: bool = False, detail: bool = False) -> None:
         """Adds a paragraph, unless it is empty."""
         if text:
-            self.add(Text(text, code), detail=detail)
+            self.add(Text(text, code=code), detail=detail)
 
-    def table(
-        self,
-        title: str,
-        rows: Sequence[Mapping[str, Cell]],
-        strong: Sequence[int] = (),
-        *,
-        detail: bool = False,
-    ) -> None:
-        """Adds a table, unless it would be empty."""
+    def table(self, title: str, rows: Any, strong: Any = (), *, detail: bool = False) -> None:
+        """Adds a `Table`, unless it would be empty."""
         if rows:
             self.add(Table(title, rows, strong), detail=detail)
 
     def figure(
-        self,
-        name: str,
-        draw: Callable[[Any], object],
-        size: tuple[float, float] = (6.4, 3.8),
-        caption: str = "",
-        **data: Any,
+        self, name: str, draw: Any, size: Any = (6.4, 3.8), caption: str = "", **data: Any
     ) -> None:
-        """Adds a figure; `data` are numbers for the JSON."""
+        """Adds a `Figure`; `data` are numbers for the JSON."""
         self.add(Figure(name, draw, size, caption, data))
 
     def show(self, console: Console | None = None) -> None:
         """Prints the report in the terminal."""
-        console = Console() if console is None else console
         for i, part in enumerate(self.parts):
             if i not in self.details:
-                part.print(console)
+                part.print(console or Console())
 
     def json(self) -> dict[str, Any]:
         """Returns the content of the JSON file."""
-        head = {"format": FORMAT, "title": self.title, "settings": dict(self.settings)}
-        return {**head, **self.data, "parts": [part.json() for part in self.parts]}
+        head = {"format": FORMAT, "lopt": version("lopt"), "jax": version("jax")}
+        head |= {"title": self.title, "settings": dict(self.settings), **self.data}
+        return head | {"parts": [part.json() for part in self.parts]}
 
     def _repr_html_(self) -> str:
         """Returns the report for a notebook."""
@@ -362,19 +305,17 @@ class Report:
 
     def save(self, folder: Path, name: str = "report") -> list[str]:
         """Writes NAME.json, NAME.html and a PNG of each figure; returns the names of the files."""
-        names = [f"{name}.json", f"{name}.html"]
-        write_json(folder / names[0], self.json())
         page = (
             f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
             f"<title>{_escaped(self.title)}</title>\n<style>{_STYLE}</style>\n"
             f"{self._repr_html_()}\n</html>\n"
         )
-        write_bytes(folder / names[1], page.encode())
-        for part in self.parts:
-            if isinstance(part, Figure):
-                names.append(f"{part.name}.png")
-                write_bytes(folder / names[-1], part.png)
-        return names
+        write_json(folder / f"{name}.json", self.json())
+        files = {f"{name}.html": page.encode()}
+        files |= {f"{part.name}.png": part.png for part in self.parts if isinstance(part, Figure)}
+        for file, content in files.items():
+            write_bytes(folder / file, content)
+        return [f"{name}.json", *files]
 
     def finish(self, folder: Path, name: str) -> None:
         """Shows and saves the report, and says which files were written."""
@@ -384,12 +325,12 @@ class Report:
 
 def tell(text: str) -> None:
     """Prints a line, however long, as it is."""
-    Console().print(RichText(plain(text)), soft_wrap=True)
+    Text(text, code=True).print(Console())
 
 
-def _total(widths: Sequence[int]) -> int:
+def _total(widths: Any) -> int:
     """Returns the width of a table with columns so wide."""
-    return 1 + sum(width + 3 for width in widths)
+    return 1 + int(np.sum(np.add(widths, 3)))
 
 
 def _escaped(text: str) -> str:

@@ -39,13 +39,6 @@ def color_of(name: str, place: int = 0) -> str:
     return PALETTE.get(name) or OTHERS[place % len(OTHERS)]
 
 
-def shade(number: int, count: int) -> Any:
-    """Returns one of so many colours in order, from dark to light."""
-    import matplotlib
-
-    return matplotlib.colormaps["plasma"](0.85 * number / max(1, count - 1))
-
-
 def new_figure(width: float, height: float) -> Any:
     """Returns an empty figure of so many inches."""
     # Importing pyplot takes a second and a display; figures of their own take neither.
@@ -69,17 +62,15 @@ def literal(text: str) -> str:
     return plain(text).replace("$", r"\$")
 
 
-def panels(figure: Any, count: int, columns: int = 3) -> list[Any]:
-    """Returns so many axes of a figure, in rows."""
+def panels(
+    figure: Any, count: int, columns: int = 3, size: tuple[float, float] | None = None
+) -> list[Any]:
+    """Returns so many axes of a figure, in rows; with a size, in inches, the figure has room."""
     columns = min(columns, count) or 1
     rows = -(-count // columns) or 1
+    if size is not None:
+        figure.set_size_inches(size[0] * columns, size[1] * rows)
     return [figure.add_subplot(rows, columns, i + 1) for i in range(count)]
-
-
-def grid_size(count: int, width: float, height: float, columns: int = 4) -> tuple[float, float]:
-    """Returns the inches of a figure with so many panels of a size, some in a row."""
-    columns = min(columns, count) or 1
-    return width * columns, height * (-(-count // columns) or 1)
 
 
 def bands(
@@ -93,27 +84,18 @@ def bands(
     ordered: bool = False,
     **labels: str,
 ) -> Any:
-    """Draws the mean of each curve over seeds, and its standard error about it.
+    """Draws the mean of each curve over seeds, and its standard error about it; returns the axes.
 
-    Of a level the mean is drawn as a dashed line, of points as dots.
-
-    Args:
-        axes: to draw on.
-        curves: by name, which is the label and gives the colour.
-        steps: where the values are; 1, 2, ... by default.
-        log: which axes are logarithmic, as of `finish`.
-        smooth: over how many steps back running means are taken.
-        legend: whether to draw one.
-        ordered: whether colours go from dark to light, in the order of the curves; without errors.
-        labels: `title`, `xlabel` and `ylabel`.
-
-    Returns:
-        The axes.
+    Of a level the mean is drawn as a dashed line, of points as dots. The colour is that of the
+    name, or goes from dark to light where curves are `ordered`. Values are at `steps`, by default
+    1, 2, ..., and running means over `smooth` steps; `log`, `legend` and labels as of `finish`.
     """
+    from matplotlib import colormaps
+
+    shades = colormaps["plasma"](np.linspace(0, 0.85, len(curves)))
     for i, (name, curve) in enumerate(curves.items()):
-        color = color_of(name.split(" (")[0], i)
-        strong = name.startswith(("learned", "network"))
-        style: Any = {"color": shade(i, len(curves)) if ordered else color, "label": literal(name)}
+        color = shades[i] if ordered else color_of(name.split(" (")[0], i)
+        style: Any = {"color": color, "label": literal(name)}
         if isinstance(curve, Mapping):
             means = [np.mean(seeds) for seeds in curve.values()]
             axes.plot(list(curve), means, "o", mec="black", **style)
@@ -125,55 +107,52 @@ def bands(
         places = np.arange(1, values.shape[1] + 1) if steps is None else np.asarray(steps)
         mean, error = mean_and_error(values)
         places = places[: len(mean)]  # curves may end earlier
+        strong = name.startswith(("learned", "network"))
         axes.plot(places, mean, lw=2.2 if strong else 1.4, **style)
-        if error is not None and not ordered:
+        if error is not None:
             # On a logarithmic axis a band that reaches zero has no end; the least seed is one.
-            low = np.maximum(mean - error, values.min(axis=0)) if log else mean - error
-            axes.fill_between(places, low, mean + error, color=style["color"], alpha=0.2, lw=0)
+            logarithmic = log and log != "x"
+            low = np.maximum(mean - error, values.min(axis=0)) if logarithmic else mean - error
+            axes.fill_between(places, low, mean + error, color=color, alpha=0.2, lw=0)
     return finish(axes, log=log, legend=legend, **labels)
 
 
 def finish(axes: Any, *, log: bool | str = False, legend: bool = True, **labels: str) -> Any:
     """Gives axes their labels, a grid, a legend and ticks that do not overlap; returns them.
 
-    `log` is True for a logarithmic vertical axis, or "x", "y", "xy" or "signed".
+    `log` is True or "y" for a logarithmic vertical axis, or "x" or "xy", or "signed" for one that
+    is logarithmic on both sides of zero.
     """
     lines = textwrap.TextWrapper(LONGEST_TITLE, replace_whitespace=False)
     axes.set(**{name: lines.fill(literal(text)) for name, text in labels.items()})
     axes.title.set_fontsize(10)
     for which in ("signed",) if log == "signed" else "y" if log is True else log or "":
-        log_axis(axes, which)
+        _log_axis(axes, which)
     axes.grid(alpha=0.25, lw=0.5)
     if legend and axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=8, frameon=False)
     return axes
 
 
-def log_axis(axes: Any, which: str = "y") -> None:
-    """Makes an axis logarithmic, unless nothing on it is positive, over at most 12 decades.
-
-    "signed" makes the vertical axis logarithmic on both sides of zero.
-    """
+def _log_axis(axes: Any, which: str) -> None:
+    """Makes an axis logarithmic, unless nothing on it is positive, over at most 12 decades."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    column = 0 if which == "x" else 1
-    data = [np.asarray(line.get_xydata(), float)[:, column] for line in axes.get_lines()]
-    values = np.concatenate(data) if data else np.ones(1)
     if which == "signed":
-        sizes = np.abs(values[np.isfinite(values) & (values != 0)])
-        linear = float(np.quantile(sizes, 0.05)) if sizes.size else 1.0
-        axes.set_yscale("symlog", linthresh=linear)
+        data = [np.abs(np.asarray(line.get_ydata(), float)) for line in axes.get_lines()]
+        sizes = np.concatenate([np.zeros(0), *data])
+        sizes = sizes[(sizes > 0) & np.isfinite(sizes)]
+        axes.set_yscale("symlog", linthresh=float(np.quantile(sizes, 0.05)) if sizes.size else 1.0)
         return
-    positive = values[np.isfinite(values) & (values > 0)]
-    if not positive.size:
+    axis, place = (axes.xaxis, 0) if which == "x" else (axes.yaxis, 1)
+    low, high = float(axes.dataLim.minpos[place]), float(axes.dataLim.max[place])
+    if not 0 < low <= high < np.inf:
         return
-    axis, limit = (axes.xaxis, axes.set_xlim) if which == "x" else (axes.yaxis, axes.set_ylim)
-    (axes.set_xscale if which == "x" else axes.set_yscale)("log", nonpositive="mask")
+    getattr(axes, f"set_{which}scale")("log", nonpositive="mask")
     axis.set_major_locator(LogLocator(numticks=6))
-    decades = np.log10(positive.max()) - np.log10(positive.min())
+    decades = np.log10(high) - np.log10(low)
     if decades > DECADES:
         # The margin that matplotlib leaves above is a share of all decades.
-        top = float(positive.max())
-        limit(top * 10.0**-DECADES, min(4 * top, 1e308))
+        getattr(axes, f"set_{which}lim")(high * 10.0**-DECADES, min(4 * high, 1e308))
     elif decades > 1.5:
         axis.set_minor_formatter(NullFormatter())

@@ -11,6 +11,11 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike
 from scipy import stats
 
+# Escape sequences, and control characters other than tabs and ends of lines.
+_CONTROLS = re.compile(
+    r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\].*?(?:\x07|\x1b\\)|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
@@ -46,9 +51,11 @@ def mean_and_error(values: Float[np.ndarray, "seed ..."]) -> tuple[Any, Any]:
 
 
 def number(value: Any, digits: int = 3) -> str:
-    """Returns a number, if any, with so many significant digits; "-" for None."""
+    """Returns a cell of a table as text, a number with so many significant digits."""
     if value is None:
         return "-"
+    if isinstance(value, str | Measured):
+        return str(value)
     if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"
     if isinstance(value, int | np.integer):
@@ -63,16 +70,7 @@ def number(value: Any, digits: int = 3) -> str:
 
 def plain(text: object) -> str:
     """Returns text without escape sequences and control characters."""
-    return re.sub(
-        r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\].*?(?:\x07|\x1b\\)|[\x00-\x08\x0b-\x1f\x7f-\x9f]",
-        "",
-        str(text),
-    )
-
-
-def cell_text(cell: Cell) -> str:
-    """Returns a cell of a table as text."""
-    return str(cell) if isinstance(cell, str | Measured) else number(cell)
+    return _CONTROLS.sub("", str(text))
 
 
 def running_mean(
