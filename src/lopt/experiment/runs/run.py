@@ -6,6 +6,7 @@ file is code: it is executed only where it was run before, or with `trust`.
 """
 
 import contextlib
+import dataclasses
 import functools
 import platform
 import re
@@ -34,19 +35,10 @@ from lopt.experiment.runs.files import (
     write_bytes,
     write_json,
 )
-from lopt.experiment.runs.registry import (
-    experiment_of,
-    load_recipe,
-    make_recipe,
-    parsed,
-    values_of,
-    weights_fields,
-)
+from lopt.experiment.runs.registry import make, parsed
 
 FORMAT = 2
 LOGGED = ("meta_loss", "finite", "dropped", "seconds")
-_TYPES = {"format": int, "recipe": str, "settings": dict, "data": list, "made_with": dict}
-_TYPES |= {"experiment": str}
 
 
 class Run:
@@ -73,11 +65,10 @@ class Run:
                 f"lopt train RECIPE --run {folder}."
             )
         self.config: dict[str, Any] = read_json(path, sealed=True)
-        wrong = [name for name, kind in _TYPES.items() if type(self.config.get(name)) is not kind]
-        if wrong or self.config["format"] != FORMAT:
+        if self.config.get("format") != FORMAT:
             raise ValueError(
-                f"{path} is damaged or of another version of lopt (see {', '.join(wrong)} format); "
-                "restore it from a copy, or begin a new run; lopt.load still loads its weights."
+                f"{path} is of another version of lopt; begin a new run; lopt.load still loads its "
+                "weights."
             )
 
     @classmethod
@@ -100,15 +91,16 @@ class Run:
                 "or give another folder with --run."
             )
         with data_loaded() as data:
-            made = make_recipe(recipe, load_recipe(recipe), parsed(settings))
-            experiment = experiment_of(recipe, made)
+            made, experiment = make(recipe, parsed(settings))
         experiment.check_evaluations()
-        is_file = recipe.endswith(".py")
+        fields = {field.name: getattr(made, field.name) for field in dataclasses.fields(made)}
+        weights = {name: value for name, value in fields.items() if isinstance(value, Path)}
+        code = Path(recipe) if Path(recipe).suffix == ".py" else None
         config = {
             "format": FORMAT,
-            "recipe": str(Path(recipe).resolve()) if is_file else recipe,
-            "recipe_sha256": digest(Path(recipe)) if is_file else None,
-            "settings": values_of(made),
+            "recipe": str(code.resolve()) if code else recipe,
+            "recipe_sha256": digest(code) if code else None,
+            "settings": fields | {name: str(path.resolve()) for name, path in weights.items()},
             "data": data,
             "made_with": _surroundings(),
             "experiment": printed(experiment),
@@ -116,17 +108,15 @@ class Run:
         try:
             (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
             write_json(folder / "run.json", config, new=True, sealed=True)
-        except FileExistsError:
-            raise FileExistsError(f"{folder} was taken by another run at this moment.") from None
         except OSError as error:
             raise type(error)(
                 f"The folder {folder} cannot be made ({error}); try another."
             ) from error
-        if is_file:
-            write_bytes(folder / "recipe.py", Path(recipe).read_bytes())
-            _trust(config["recipe_sha256"])
-        for name in weights_fields(made):
-            source = storage.weights_file(getattr(made, name))
+        if code:
+            write_bytes(folder / "recipe.py", code.read_bytes())
+            _trust(digest(code))
+        for name, path in weights.items():
+            source = storage.weights_file(path)
             write_bytes(folder / f"{name}.safetensors", source.read_bytes())
         run = cls(folder)
         vars(run)["_built"] = experiment, data
@@ -139,27 +129,22 @@ class Run:
 
     @property
     def experiment(self) -> Experiment:
-        """What is trained, built from its recipe again.
-
-        Raises:
-            ValueError: if the recipe fails, was edited, or is not trusted.
-        """
+        """What is trained, built from its recipe again; a ValueError if it is not to be trusted."""
         return self._built[0]
 
     @functools.cached_property
     def _built(self) -> tuple[Experiment, list[dict[str, Any]]]:
         recipe = self._recipe()
-        with data_loaded() as data, _naming(self.folder):
-            found, values = load_recipe(recipe), dict(self.config["settings"])
-            for name in weights_fields(found):
-                if (copied := self.folder / f"{name}.safetensors").exists():
-                    values[name] = str(copied)
-            return experiment_of(recipe, make_recipe(recipe, found, values)), data
+        with data_loaded() as data:
+            try:
+                return make(recipe, self.config["settings"], self.folder)[1], data
+            except ValueError as error:
+                raise ValueError(f"{self.folder / 'run.json'}: {error}") from error
 
     def _recipe(self) -> str:
         """Returns the recipe: its name, or a file whose code is the recorded one."""
-        recipe, expected = self.config["recipe"], self.config.get("recipe_sha256")
-        if not recipe.endswith(".py"):
+        recipe, expected = self.config["recipe"], self.config["recipe_sha256"]
+        if Path(recipe).suffix != ".py":
             return recipe
         places = [Path(recipe), self.folder / "recipe.py"]
         same = [path for path in places if path.is_file() and digest(path) == expected]
@@ -170,7 +155,7 @@ class Run:
             )
         if self.trust:
             _trust(expected)
-        elif not (_trusted() / str(expected)).exists():
+        elif not (_trusted() / expected).exists():
             raise ValueError(
                 f"{self.folder} was made by the recipe {recipe}, Python code that was not run on "
                 f"this machine before; read {same[0]}, and add --trust to run it."
@@ -183,26 +168,17 @@ class Run:
 
     @property
     def learned(self) -> AbstractLearnedOptimizer:
-        """The learned optimizer."""
+        """The learned optimizer, as `theta` was saved with it."""
         return self._weights[0]
 
     @property
     def theta(self) -> Theta:
-        """Its latest weights.
-
-        Raises:
-            FileNotFoundError: if there are none yet.
-            ValueError: if they are damaged.
-        """
+        """Its latest weights; see `lopt.load` for what is refused."""
         return self._weights[1]
 
     @functools.cached_property
     def inner(self) -> InnerTraining:
-        """The inner training: the first in the estimator of the meta-gradient.
-
-        Raises:
-            ValueError: if there is none.
-        """
+        """The inner training, which the run is refused without."""
         inner = self.experiment.inner_training()
         if inner is None:
             raise ValueError(f"The estimator of the run {self.folder} has no InnerTraining.")
@@ -214,29 +190,22 @@ class Run:
         return dict(zip(LOGGED, read_columns(self.folder / "metrics.jsonl", LOGGED), strict=True))
 
     def changes(self) -> list[str]:
-        """Returns what differs from when the run began: versions, devices, data, in words."""
+        """Returns what differs from when the run began: versions and devices, in words."""
         then, now = self.config["made_with"], _surroundings()
-        lines = [
-            f"{name} was {then.get(name)} when the run began, and is {now[name]} now"
-            for name in now
-            if then.get(name) != now[name]
+        return [
+            f"{name} was {then.get(name)} when the run began, and is {value} now"
+            for name, value in now.items()
+            if then.get(name) != value
         ]
-        if self._built[1] != self.config["data"]:
-            lines.append("other data files are found than when the run began")
-        return lines
 
     def check_unchanged(self) -> None:
-        """Refuses to continue a run with another experiment than it began with.
-
-        Raises:
-            ValueError: if recipe or data give another one.
-        """
+        """Refuses to continue a run whose recipe or data no longer give its experiment."""
         same = _squeezed(printed(self.experiment)) == _squeezed(self.config["experiment"])
         if not same or self._built[1] != self.config["data"]:
             raise ValueError(
                 f"The recipe {self.config['recipe']} no longer gives the experiment that "
-                f"{self.folder} began with (its code or the data files are others); begin a new "
-                "run instead."
+                f"{self.folder} began with (its {'data files' if same else 'code'} changed); begin "
+                "a new run instead."
             )
 
     def lengthen(self, settings: Sequence[str]) -> "Run":
@@ -244,29 +213,25 @@ class Run:
 
         Args:
             settings: "outer_steps=N", N at least as many as were done.
-
-        Raises:
-            ValueError: for other settings, or if N steps were done before.
         """
         self.check_unchanged()
         values = parsed(settings)
-        if set(values) != {"outer_steps"} or "outer_steps" not in self.config["settings"]:
+        if set(values) != {"outer_steps"}:
             raise ValueError(
                 f"lopt train --resume {self.folder} --set {' '.join(settings)}: of a run that has "
                 "begun, nothing but outer_steps can be set."
             )
         with locked(self.folder):
-            done = max(storage.checkpoints(self.folder / "checkpoints"), default=0)
             longer = Run(self.folder, trust=self.trust)
             longer.config["settings"] |= values
-            made = longer.experiment
-            if made.outer_steps < done:
+            steps = longer.experiment.outer_steps
+            done = max(storage.checkpoints(self.folder / "checkpoints"), default=0)
+            if steps < done:
                 raise ValueError(
-                    f"--set outer_steps={made.outer_steps}: {self.folder} has done {done}; give "
-                    "more."
+                    f"--set outer_steps={steps}: {self.folder} has done {done}; give more."
                 )
-            longer.config["settings"]["outer_steps"] = made.outer_steps
-            longer.config["experiment"] = printed(made)
+            longer.config["settings"]["outer_steps"] = steps
+            longer.config["experiment"] = printed(longer.experiment)
             write_json(self.folder / "run.json", longer.config, sealed=True)
         return longer
 
@@ -274,9 +239,8 @@ class Run:
 def holds_run(folder: Path) -> bool:
     """Returns whether anything of a run is in a folder."""
     names = ("run.json", "metrics.jsonl", "weights.safetensors")
-    return any((folder / name).exists() for name in names) or bool(
-        storage.checkpoints(folder / "checkpoints")
-    )
+    found = [name for name in names if (folder / name).exists()]
+    return bool(found or storage.checkpoints(folder / "checkpoints"))
 
 
 def printed(experiment: Experiment) -> str:
@@ -301,14 +265,6 @@ def _trusted() -> Path:
     return cache_folder() / "trusted"
 
 
-def _trust(sha256: Any) -> None:
+def _trust(sha256: str) -> None:
     with contextlib.suppress(OSError):  # without the file, --trust is asked for again
-        write_bytes(_trusted() / str(sha256), b"")
-
-
-@contextlib.contextmanager
-def _naming(folder: Path) -> Any:
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{folder / 'run.json'}: {error}") from error
+        write_bytes(_trusted() / sha256, b"")
