@@ -6,7 +6,6 @@ integers of 64 bits, and text that can be printed.
 
 import array
 import contextlib
-import functools
 import hashlib
 import io
 import json
@@ -108,12 +107,9 @@ def _seal(content: Any) -> str:
 
 
 def read_json(path: Path, *, sealed: bool = False) -> Any:
-    """Reads JSON that `write_json` wrote.
+    """Reads JSON that `write_json` wrote; a ValueError names a file that is not as it was written.
 
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is not JSON, has a number that is not finite or an integer beyond 64 bits,
-            or was to be sealed and has another checksum; names the file.
+    Numbers must be finite, integers have 64 bits; a sealed file must have the right checksum.
     """
     try:
         content = _parsed(path.read_bytes())
@@ -154,7 +150,7 @@ def scan_lines(path: Path) -> Iterator[tuple[bytes, int]]:
 
 def number_in(line: bytes, name: str) -> float:
     """Returns a number of a line of a log; NaN if it is None there, or not there."""
-    found = _pattern(name).search(line)
+    found = re.search(rb'"%s"\s*:\s*([-+.eE\d]+)' % name.encode(), line)
     return float(found[1]) if found else math.nan
 
 
@@ -190,11 +186,6 @@ def _finite(content: Any) -> Any:
 _PLAIN = re.compile(
     rb'\{"step": (\d+)(?:, "\w++": -?(?:0|[1-9]\d{0,17}+)(?:\.\d++)?+(?:e[-+]\d\d)?+)*+\}\n'
 )
-
-
-@functools.cache
-def _pattern(name: str) -> re.Pattern[bytes]:
-    return re.compile(rb'"%s"\s*:\s*([-+.eE\d]+)' % re.escape(name).encode())
 
 
 def _is_whole(line: bytes, step: int) -> bool:

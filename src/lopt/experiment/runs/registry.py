@@ -85,10 +85,8 @@ def make(
 ) -> tuple[Any, Experiment]:
     """Returns a recipe with some fields set, and its experiment.
 
-    Args:
-        recipe: its name, or its file.
-        values: by field, as text or as JSON has them.
-        copies: a folder which may hold, by field, copies of the weights that fields name.
+    Values are text or as JSON has them. Where a folder of copies has one of the weights that a
+    field names, as FIELD.safetensors, that is taken.
     """
     found = load_recipe(recipe)
     fields, given = {field.name: field for field in dataclasses.fields(found)}, {}

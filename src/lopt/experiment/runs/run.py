@@ -24,17 +24,9 @@ from lopt.core.inner import InnerTraining
 from lopt.core.learned import AbstractLearnedOptimizer
 from lopt.core.types import Theta
 from lopt.experiment.data.datasets import data_loaded
-from lopt.experiment.runs import storage
+from lopt.experiment.runs import files, storage
 from lopt.experiment.runs.environment import cache_folder
 from lopt.experiment.runs.experiment import Experiment
-from lopt.experiment.runs.files import (
-    digest,
-    locked,
-    read_columns,
-    read_json,
-    write_bytes,
-    write_json,
-)
 from lopt.experiment.runs.registry import make, parsed
 
 FORMAT = 2
@@ -51,12 +43,7 @@ class Run:
     """
 
     def __init__(self, folder: str | Path, *, trust: bool = False) -> None:
-        """Reads what a run is; nothing of it is executed.
-
-        Raises:
-            FileNotFoundError: if the folder holds no run.
-            ValueError: if its run.json is damaged, or of another version.
-        """
+        """Reads what a run is; nothing of it is executed."""
         self.folder, self.trust = Path(folder), trust
         path = self.folder / "run.json"
         if not path.exists():
@@ -64,7 +51,7 @@ class Run:
                 f"{folder} holds no run (it has no run.json); begin one with "
                 f"lopt train RECIPE --run {folder}."
             )
-        self.config: dict[str, Any] = read_json(path, sealed=True)
+        self.config: dict[str, Any] = files.read_json(path, sealed=True)
         if self.config.get("format") != FORMAT:
             raise ValueError(
                 f"{path} is of another version of lopt; begin a new run; lopt.load still loads its "
@@ -73,17 +60,9 @@ class Run:
 
     @classmethod
     def create(cls, folder: Path, recipe: str, settings: Sequence[str] = ()) -> "Run":
-        """Builds an experiment and makes the folder of a new run of it.
+        """Makes the folder of a new run, of an experiment that is built as `build` does.
 
-        Args:
-            folder: of the run.
-            recipe: the name of a recipe of lopt, or the path of a Python file.
-            settings: "field=value", each.
-
-        Raises:
-            FileExistsError: if the folder already holds a run.
-            FileNotFoundError, ValueError: if the recipe, a setting or an evaluation cannot work;
-                nothing is written then.
+        What is refused leaves nothing written.
         """
         if holds_run(folder):
             raise FileExistsError(
@@ -99,7 +78,7 @@ class Run:
         config = {
             "format": FORMAT,
             "recipe": str(code.resolve()) if code else recipe,
-            "recipe_sha256": digest(code) if code else None,
+            "recipe_sha256": files.digest(code) if code else None,
             "settings": fields | {name: str(path.resolve()) for name, path in weights.items()},
             "data": data,
             "made_with": _surroundings(),
@@ -107,17 +86,16 @@ class Run:
         }
         try:
             (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-            write_json(folder / "run.json", config, new=True, sealed=True)
+            files.write_json(folder / "run.json", config, new=True, sealed=True)
         except OSError as error:
-            raise type(error)(
-                f"The folder {folder} cannot be made ({error}); try another."
-            ) from error
+            said = f"The folder {folder} cannot be made ({error}); try another."
+            raise type(error)(said) from error
         if code:
-            write_bytes(folder / "recipe.py", code.read_bytes())
-            _trust(digest(code))
+            files.write_bytes(folder / "recipe.py", code.read_bytes())
+            _trust(files.digest(code))
         for name, path in weights.items():
             source = storage.weights_file(path)
-            write_bytes(folder / f"{name}.safetensors", source.read_bytes())
+            files.write_bytes(folder / f"{name}.safetensors", source.read_bytes())
         run = cls(folder)
         vars(run)["_built"] = experiment, data
         return run
@@ -147,7 +125,7 @@ class Run:
         if Path(recipe).suffix != ".py":
             return recipe
         places = [Path(recipe), self.folder / "recipe.py"]
-        same = [path for path in places if path.is_file() and digest(path) == expected]
+        same = [path for path in places if path.is_file() and files.digest(path) == expected]
         if not same:
             raise ValueError(
                 f"The recipe {recipe} was edited since {self.folder} began, and so was its copy "
@@ -155,7 +133,7 @@ class Run:
             )
         if self.trust:
             _trust(expected)
-        elif not (_trusted() / expected).exists():
+        elif not _mark(expected).exists():
             raise ValueError(
                 f"{self.folder} was made by the recipe {recipe}, Python code that was not run on "
                 f"this machine before; read {same[0]}, and add --trust to run it."
@@ -187,7 +165,8 @@ class Run:
     @functools.cached_property
     def log(self) -> dict[str, Float[np.ndarray, " outer"]]:
         """Numbers of each outer step: "meta_loss", "finite", "dropped", "seconds"."""
-        return dict(zip(LOGGED, read_columns(self.folder / "metrics.jsonl", LOGGED), strict=True))
+        columns = files.read_columns(self.folder / "metrics.jsonl", LOGGED)
+        return dict(zip(LOGGED, columns, strict=True))
 
     def changes(self) -> list[str]:
         """Returns what differs from when the run began: versions and devices, in words."""
@@ -200,7 +179,7 @@ class Run:
 
     def check_unchanged(self) -> None:
         """Refuses to continue a run whose recipe or data no longer give its experiment."""
-        same = _squeezed(printed(self.experiment)) == _squeezed(self.config["experiment"])
+        same = printed(self.experiment) == self.config["experiment"]
         if not same or self._built[1] != self.config["data"]:
             raise ValueError(
                 f"The recipe {self.config['recipe']} no longer gives the experiment that "
@@ -209,11 +188,7 @@ class Run:
             )
 
     def lengthen(self, settings: Sequence[str]) -> "Run":
-        """Returns the run with more outer steps: run.json is written again.
-
-        Args:
-            settings: "outer_steps=N", N at least as many as were done.
-        """
+        """Returns the run with more outer steps, as `outer_steps=N` says, also in run.json."""
         self.check_unchanged()
         values = parsed(settings)
         if set(values) != {"outer_steps"}:
@@ -221,7 +196,7 @@ class Run:
                 f"lopt train --resume {self.folder} --set {' '.join(settings)}: of a run that has "
                 "begun, nothing but outer_steps can be set."
             )
-        with locked(self.folder):
+        with files.locked(self.folder):
             longer = Run(self.folder, trust=self.trust)
             longer.config["settings"] |= values
             steps = longer.experiment.outer_steps
@@ -232,7 +207,7 @@ class Run:
                 )
             longer.config["settings"]["outer_steps"] = steps
             longer.config["experiment"] = printed(longer.experiment)
-            write_json(self.folder / "run.json", longer.config, sealed=True)
+            files.write_json(self.folder / "run.json", longer.config, sealed=True)
         return longer
 
 
@@ -244,13 +219,10 @@ def holds_run(folder: Path) -> bool:
 
 
 def printed(experiment: Experiment) -> str:
-    """Returns the experiment as text, without the addresses of functions in memory."""
-    return re.sub(r" at 0x[0-9a-f]+", "", eqx.tree_pformat(experiment))
-
-
-def _squeezed(text: str) -> str:
-    """Returns text without its layout, nor a word that tells whether functions are type-checked."""
-    return re.sub(r"\s+|wrapped ", "", text)
+    """Returns the experiment as one line, which does not differ from process to process."""
+    text = eqx.tree_pformat(experiment, width=2**30)
+    # Functions have addresses in memory, and may be wrapped by a type checker.
+    return re.sub(r" at 0x[0-9a-f]+|wrapped ", "", text)
 
 
 def _surroundings() -> dict[str, str]:
@@ -260,11 +232,11 @@ def _surroundings() -> dict[str, str]:
     return {"python": platform.python_version(), **versions, "devices": found}
 
 
-def _trusted() -> Path:
-    """Returns the folder with an empty file for each recipe file that was run on this machine."""
-    return cache_folder() / "trusted"
+def _mark(sha256: str) -> Path:
+    """Returns an empty file that is there if a recipe file was run on this machine."""
+    return cache_folder() / "trusted" / sha256
 
 
 def _trust(sha256: str) -> None:
     with contextlib.suppress(OSError):  # without the file, --trust is asked for again
-        write_bytes(_trusted() / sha256, b"")
+        files.write_bytes(_mark(sha256), b"")

@@ -99,11 +99,11 @@ def load_optimizer(
     learned: AbstractLearnedOptimizer | None = None,
     num_steps: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Loads saved weights as an Optax optimizer, to be used wherever Optax is used.
+    """Loads saved weights, as `load` does, as an Optax optimizer, to be used wherever Optax is.
 
     Args:
-        path: as for `load`, which says also what is refused.
-        learned: as for `load`.
+        path: of the file, or of a run's folder.
+        learned: the learned optimizer, if it has parts from outside of lopt.
         num_steps: the length of the run, for designs that use it.
     """
     learned, theta = load(path, learned)
