@@ -62,10 +62,14 @@ class Experiment:
             return self.initial
         return self.learned.init(jax.random.split(jax.random.key(self.seed))[0])
 
-    def inner_training(self) -> InnerTraining | None:
-        """Returns the first inner training in the estimator, or None if it has none."""
-        nodes = jax.tree.leaves(self.meta, is_leaf=lambda node: isinstance(node, InnerTraining))
-        return next((node for node in nodes if isinstance(node, InnerTraining)), None)
+    def inner_training(self) -> InnerTraining:
+        """Returns the first inner training in the estimator; a ValueError if it has none."""
+        for node in jax.tree.leaves(
+            self.meta, is_leaf=lambda node: isinstance(node, InnerTraining)
+        ):
+            if isinstance(node, InnerTraining):
+                return node
+        raise ValueError(f"The estimator, {type(self.meta).__name__}, has no InnerTraining.")
 
     def __post_init__(self) -> None:
         limits = {"outer_steps": (1, 2**31), "steps_per_chunk": (1, 2**31), "seed": (0, 2**32)}

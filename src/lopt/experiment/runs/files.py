@@ -6,6 +6,7 @@ integers of 64 bits, and text that can be printed.
 
 import array
 import contextlib
+import functools
 import hashlib
 import io
 import json
@@ -150,8 +151,13 @@ def scan_lines(path: Path) -> Iterator[tuple[bytes, int]]:
 
 def number_in(line: bytes, name: str) -> float:
     """Returns a number of a line of a log; NaN if it is None there, or not there."""
-    found = re.search(rb'"%s"\s*:\s*([-+.eE\d]+)' % name.encode(), line)
+    found = _number(name).search(line)
     return float(found[1]) if found else math.nan
+
+
+@functools.cache
+def _number(name: str) -> re.Pattern[bytes]:
+    return re.compile(rb'"%s"\s*:\s*([-+.eE\d]+)' % name.encode())
 
 
 def read_columns(path: Path, names: Sequence[str]) -> Float[np.ndarray, "name line"]:

@@ -154,13 +154,10 @@ class Run:
         """Its latest weights; see `lopt.load` for what is refused."""
         return self._weights[1]
 
-    @functools.cached_property
+    @property
     def inner(self) -> InnerTraining:
-        """The inner training, which the run is refused without."""
-        inner = self.experiment.inner_training()
-        if inner is None:
-            raise ValueError(f"The estimator of the run {self.folder} has no InnerTraining.")
-        return inner
+        """The inner training: the first in the estimator."""
+        return self.experiment.inner_training()
 
     @functools.cached_property
     def log(self) -> dict[str, Float[np.ndarray, " outer"]]:

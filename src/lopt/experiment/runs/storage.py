@@ -179,10 +179,8 @@ def _checksum(described: dict[str, Any], arrays: dict[str, np.ndarray]) -> str:
     return found.hexdigest()
 
 
-def _named_leaves(tree: Any) -> tuple[list[tuple[str, Any]], Any]:
-    """Returns the leaves of a tree with their names, and its structure."""
-    leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
-    return [(jax.tree_util.keystr(path) or "value", leaf) for path, leaf in leaves], structure
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path) or "value"
 
 
 def _is_key(leaf: Any) -> bool:
@@ -193,8 +191,8 @@ def _arrays(tree: Any) -> dict[str, np.ndarray]:
     """Returns the leaves of a tree by name."""
     return {
         # safetensors 0.8.0 scrambles arrays that are not contiguous, without a word.
-        name: np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf, order="C")
-        for name, leaf in _named_leaves(tree)[0]
+        _name(path): np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf, order="C")
+        for path, leaf in jax.tree.leaves_with_path(tree)
     }
 
 
@@ -208,21 +206,20 @@ def _fill(
             f"{source} does not fit: {what}; was it written with another configuration?"
         )
 
-    named, structure = _named_leaves(like)
-    names = {name for name, _ in named}
-    missing, unknown = sorted(names - arrays.keys())[:3], sorted(arrays.keys() - names)[:3]
-    if missing or unknown:
-        raise misfit(f"it lacks {missing} and has the unknown {unknown}")
-    leaves = []
-    for name, leaf in named:
-        array = arrays[name]
+    def fill(path: Any, leaf: Any) -> Any:
+        array = arrays[_name(path)]
         wanted = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
         floats = all(jnp.issubdtype(one.dtype, jnp.floating) for one in (array, wanted))
         fits = array.dtype == wanted.dtype or (floats and not exact)
         if array.shape != wanted.shape or not fits:
             found, expected = (f"{one.dtype}{list(one.shape)}" for one in (array, wanted))
-            raise misfit(f"{name} is {found}, expected {expected}")
+            raise misfit(f"{_name(path)} is {found}, expected {expected}")
         with np.errstate(over="ignore"):  # `load` refuses what is infinite then
             put = jnp.asarray(array, wanted.dtype)
-        leaves.append(jax.random.wrap_key_data(put) if _is_key(leaf) else put)
-    return jax.tree.unflatten(structure, leaves)
+        return jax.random.wrap_key_data(put) if _is_key(leaf) else put
+
+    names = {_name(path) for path, _ in jax.tree.leaves_with_path(like)}
+    missing, unknown = sorted(names - arrays.keys())[:3], sorted(arrays.keys() - names)[:3]
+    if missing or unknown:
+        raise misfit(f"it lacks {missing} and has the unknown {unknown}")
+    return jax.tree.map_with_path(fill, like)
