@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 import lopt
-from lopt.experiment.cli import app
-from lopt.experiment.distill_settings import check_settings, odd_columns
-from lopt.experiment.runs.files import read_json
+from lopt.experiment import cli
+from lopt.experiment.distill import check_settings, odd_columns, searches_of
+from lopt.experiment.runs.files import read_json, write_json
 from lopt.experiment.runs.registry import build
 from lopt.experiment.runs.run import Run
 from lopt.experiment.runs.train import train as meta_train
@@ -59,17 +59,21 @@ def the_report_is_whole_and_strict_json(distilled):
         raise AssertionError(name)
 
     report = json.loads((distilled / "report.json").read_text(), parse_constant=refuse)
-    assert report["output"] == "output"
-    chosen = [one for one in report["front"] if one["chosen"]]
-    assert len(chosen) == 1
-    assert chosen[0]["nodes"] == report["nodes"]
+    assert report["table"]["output"] == "output"
+    tables = {part["table"]: part["rows"] for part in report["parts"] if "table" in part}
+    front, (equation, black_box) = tables["Front: R2 against length"], tables["R2"]
+    chosen = front[report["chosen"]]
+    assert len(front) == len(report["expressions"])
+    assert from_json(report["expressions"][report["chosen"]]).complexity == chosen["nodes"]
+    assert all(one["weight x variable as one"] <= one["nodes"] for one in front)
     for name in ("train", "validation", "test"):
-        assert report["r2"][name] == pytest.approx(chosen[0]["r2"][name], abs=1e-9)
-        assert report["r2_of_ceiling"][name] <= 1
-    assert len(report["roll_out"]) == 3
-    names = {row["optimizer"] for row in report["roll_out"][0]["rows"]}
-    assert {"learned", "equation", "Adam", "momentum"} <= names
-    assert (distilled / "equation.tex").read_text().strip() == report["latex"]
+        assert equation[name] == pytest.approx(chosen[name], abs=1e-9)
+        assert black_box[name] <= 1
+    roll_outs = [rows for rows in tables.values() if "x network" in rows[0]]
+    assert len(roll_outs) == 3
+    assert {"learned", "equation", "Adam", "momentum"} <= {row["optimizer"] for row in roll_outs[0]}
+    (latex,) = [part["latex"] for part in report["parts"] if "latex" in part]
+    assert (distilled / "equation.tex").read_text().strip() == latex
 
 
 def the_page_needs_no_other_file(distilled):
@@ -99,24 +103,19 @@ def test_a_second_start_uses_what_was_found(run, distilled):
     assert (distilled / "report.json").read_text() == before
 
 
-def other_settings_need_another_folder(run, distilled):
-    features = tuple(read_json(distilled / "distill.json")["features"])
-    settings = DistillSettings(
-        900, 30, 1, ("time",), search=("template",), seeds=1, search_rows=300
-    )
+def other_settings_need_another_folder(run):
+    arguments = ["300" if word == "200" else word for word in ARGUMENTS]
     with pytest.raises(ValueError, match="another search_rows"):
-        check_settings(distilled, run, settings, features)
+        cli._dispatch(["distill", str(run), *arguments])
+    with pytest.raises(ValueError, match="another columns, features"):
+        cli._dispatch(["distill", str(run), *ARGUMENTS, "--columns", "time"])
 
 
-def a_setting_that_there_was_not_yet_is_its_default(run, distilled, tmp_path):
-    kept = read_json(distilled / "distill.json")
-    features, out = tuple(kept.pop("features")), tmp_path / "distill.json"
-    del kept["decays"]
-    out.write_text(json.dumps(kept | {"features": features}))
-    settings = DistillSettings(
-        900, 30, 1, ("time",), search=("template",), seeds=1, search_rows=200
-    )
-    check_settings(tmp_path, run, settings, features)
+def a_setting_that_there_was_not_yet_is_its_default(distilled, tmp_path):
+    asked = read_json(distilled / "distill.json", sealed=True)
+    older = {name: value for name, value in asked.items() if name not in ("decays", "columns")}
+    write_json(tmp_path / "distill.json", older, sealed=True)
+    check_settings(tmp_path, asked | {"longest": 25, "digits": 4})
 
 
 def test_averages_of_odd_features_are_odd():
@@ -132,7 +131,7 @@ def a_distillation_is_of_one_network(run, distilled, tmp_path):
     learned, theta = lopt.load(other)
     lopt.save(other / "weights.safetensors", learned, jax.tree.map(lambda w: 0.5 * w, theta))
     with pytest.raises(ValueError, match="another weights"):
-        app.cli(args=["distill", str(other), *ARGUMENTS])
+        cli._dispatch(["distill", str(other), *ARGUMENTS])
 
 
 @pytest.mark.parametrize(
@@ -145,27 +144,33 @@ def a_distillation_is_of_one_network(run, distilled, tmp_path):
         (["--lags", "20", "--decays", "0.9"], "decays=.*lags=20"),
         (["--decays", "1"], "decay 1.0 must be above 0 and below 1"),
         (["--decays", "0.9", "0.90"], "decay 0.9 is there twice"),
+        (["--columns", "speed"], "no column speed; there are"),
     ],
 )
 def test_mistakes_leave_no_folder_behind(run, tmp_path, words, match):
     with pytest.raises(ValueError, match=match):
-        app.cli(args=["distill", str(run), *words, "--out", str(tmp_path / "out")])
+        cli._dispatch(["distill", str(run), *words, "--out", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
 def test_a_constant_is_chosen_by_nobody(run, distilled):
     with pytest.raises(ValueError, match="is the constant"):
-        app.cli(args=["distill", str(run), *ARGUMENTS, "--longest", "1"])
+        cli._dispatch(["distill", str(run), *ARGUMENTS, "--longest", "1"])
+
+
+def test_searches_that_are_not_installed_are_left_out_unless_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyoperon.sklearn", None)
+    assert list(searches_of(DistillSettings(), tmp_path)) == ["template"]
+    with pytest.raises(ImportError, match=r"lopt\[symbolic\]"):
+        searches_of(DistillSettings(search=("operon",)), tmp_path)
 
 
 def test_what_cannot_be_distilled_is_refused(run, tmp_path):
-    with pytest.raises(ValueError, match="--sanity"):
-        app.cli(args=["distill"])
     with pytest.raises(FileNotFoundError, match="holds no run"):
-        app.cli(args=["distill", str(tmp_path / "nothing")])
+        cli._dispatch(["distill", str(tmp_path / "nothing")])
     with pytest.raises(ValueError, match="no_such"):
-        app.cli(args=["distill", str(run), "--search", "no_such", "--out", str(tmp_path / "out")])
+        cli._dispatch(["distill", str(run), "--search", "no_such", "--out", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
 
 
@@ -173,7 +178,7 @@ def the_rule_is_tuned_on_a_convolutional_network(distilled, tmp_path):
     tuned = tmp_path / "tuned"
     settings = ("outer_steps=2", "horizon=4", "truncation=2", "particles=1", "seeds=0")
     words = [word for setting in settings for word in ("--set", setting)]
-    app.cli(args=["tune", str(distilled), "--task", "digits_conv", *words, "--run", str(tuned)])
+    cli._dispatch(["tune", str(distilled), "--task", "digits_conv", *words, "--run", str(tuned)])
     _, before = lopt.load(distilled)
     _, after = lopt.load(tuned)
     assert set(after) == {"learned", "log_multipliers"}
@@ -183,7 +188,7 @@ def the_rule_is_tuned_on_a_convolutional_network(distilled, tmp_path):
     assert 0 < changed["constants"] < 0.1
     assert 0 < abs(float(after["log_multipliers"]["kernel"])) < 0.1
     with pytest.raises(FileExistsError, match="already holds a run"):
-        app.cli(args=["tune", str(distilled), *words, "--run", str(tuned)])
+        cli._dispatch(["tune", str(distilled), *words, "--run", str(tuned)])
 
 
 def test_a_run_is_distilled(run, distilled, key, tmp_path, subtests):
@@ -195,9 +200,9 @@ def test_a_run_is_distilled(run, distilled, key, tmp_path, subtests):
     with subtests.test("the_equation_is_an_optimizer"):
         the_equation_is_an_optimizer(distilled, key)
     with subtests.test("other_settings_need_another_folder"):
-        other_settings_need_another_folder(run, distilled)
+        other_settings_need_another_folder(run)
     with subtests.test("a_setting_that_there_was_not_yet_is_its_default"):
-        a_setting_that_there_was_not_yet_is_its_default(run, distilled, tmp_path)
+        a_setting_that_there_was_not_yet_is_its_default(distilled, tmp_path)
     with subtests.test("a_distillation_is_of_one_network"):
         a_distillation_is_of_one_network(run, distilled, tmp_path)
     with subtests.test("the_rule_is_tuned_on_a_convolutional_network"):
@@ -208,7 +213,7 @@ def test_a_run_is_distilled(run, distilled, key, tmp_path, subtests):
 def test_a_network_is_trained_on_on_another_task(run, tmp_path):
     words = ["--set", "outer_steps=1", "--set", "horizon=4", "--set", "truncation=2"]
     words += ["--set", "particles=1", "--set", "seeds=0", "--run", str(tmp_path / "on")]
-    app.cli(args=["train", "--from", str(run), "--task", "digits_resnet", *words])
+    cli._dispatch(["train", "--from", str(run), "--task", "digits_resnet", *words])
     learned, after = lopt.load(tmp_path / "on")
     same, before = lopt.load(run)
     assert learned == same
@@ -218,9 +223,9 @@ def test_a_network_is_trained_on_on_another_task(run, tmp_path):
 
 def test_bad_transfers_are_refused(run, tmp_path):
     with pytest.raises(ValueError, match="go together"):
-        app.cli(args=["train", "--from", str(run)])
+        cli._dispatch(["train", "--from", str(run)])
     with pytest.raises(ValueError, match="one of them"):
-        app.cli(args=["train", "digits", "--from", str(run), "--task", "digits_conv"])
+        cli._dispatch(["train", "digits", "--from", str(run), "--task", "digits_conv"])
     with pytest.raises(ValueError, match="no task 'digits_nothing'"):
         build("transfer", (f"start={run}", "task=digits_nothing"))
     with pytest.raises(ValueError, match="must name a run"):

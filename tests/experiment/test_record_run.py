@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tyro
 
 from lopt.experiment import cli
 from lopt.experiment.data.tables import load_table
@@ -52,7 +51,7 @@ def network_run(tmp_path_factory):
 
 def test_of_learned_sgd_the_updates_are_the_rate_times_the_gradients(rate_run):
     settings = RecordSettings(rows=60, steps=10, at_once=2)
-    table = record_run(rate_run, settings, show_progress=False)
+    table = record_run(Run(rate_run), settings, show_progress=False)
     assert len(table) == 60
     assert list(map(str, table.columns)) == ["gradient", "parameter"]
     rate = np.exp(storage.load(rate_run)[1]["learning_rate"])
@@ -68,7 +67,7 @@ def test_of_learned_sgd_the_updates_are_the_rate_times_the_gradients(rate_run):
 
 def test_a_network_with_memory_is_recorded_on_fresh_tasks(network_run):
     settings = RecordSettings(rows=40, steps=6, at_once=2)
-    table = record_run(network_run, settings, show_progress=False)
+    table = record_run(Run(network_run), settings, show_progress=False)
     assert list(map(str, table.columns)) == ["m_normalised", "gradient", "time"]
     assert table.about["output"] == "output"
     assert (np.abs(table.output) <= 1).all()
@@ -77,7 +76,7 @@ def test_a_network_with_memory_is_recorded_on_fresh_tasks(network_run):
     # Every run drew a task of its own.
     assert len(set(table.task)) == len(set(table.run)) > 2
     same, other = (
-        record_run(network_run, dataclasses.replace(settings, seed=seed), show_progress=False)
+        record_run(Run(network_run), dataclasses.replace(settings, seed=seed), show_progress=False)
         for seed in (0, 1)
     )
     np.testing.assert_array_equal(same.values, table.values)
@@ -86,7 +85,7 @@ def test_a_network_with_memory_is_recorded_on_fresh_tasks(network_run):
 
 def test_a_run_is_recorded_through_averages_of_what_its_rule_sees(network_run):
     settings = RecordSettings(40, 6, at_once=2, also=("warmup_0.8",), decays=(0.9,))
-    table = record_run(network_run, settings, show_progress=False)
+    table = record_run(Run(network_run), settings, show_progress=False)
     averages = ["average_0.9_m_normalised", "average_0.9_gradient"]
     expected = ["m_normalised", "gradient", *averages, "time", "warmup_0.8"]
     assert list(map(str, table.columns)) == expected
@@ -101,8 +100,18 @@ def test_a_run_is_recorded_through_averages_of_what_its_rule_sees(network_run):
 
 def test_the_command_writes_a_table_of_lags_and_never_over_one(network_run, monkeypatch, capsys):
     monkeypatch.setattr("lopt.experiment.runs.environment.prepare_jax", lambda: None)
-    arguments = [str(network_run), "--rows", "30", "--steps", "6", "--lags", "3", "--target"]
-    tyro.cli(cli.record, args=[*arguments, "update", "--padded"])
+    arguments = [
+        "record",
+        str(network_run),
+        "--rows",
+        "30",
+        "--steps",
+        "6",
+        "--lags",
+        "3",
+        "--target",
+    ]
+    cli._dispatch([*arguments, "update", "--padded"])
     said = " ".join(capsys.readouterr().out.split())
     assert "30 rows, 3 columns, output update" in said
     table = load_table(network_run / "table.npz")
@@ -114,12 +123,12 @@ def test_the_command_writes_a_table_of_lags_and_never_over_one(network_run, monk
     assert (table.values[~early] != 0).all()
     assert table.about["steps"] == 6
     with pytest.raises(FileExistsError, match="already exists; give another"):
-        tyro.cli(cli.record, args=[*arguments, "update"])
+        cli._dispatch([*arguments, "update"])
     inside_a_file = str(network_run / "run.json" / "table.npz")
     with pytest.raises(NotADirectoryError, match=r"run\.json is a file, not a folder"):
-        tyro.cli(cli.record, args=[*arguments, "output", "--output", inside_a_file])
+        cli._dispatch([*arguments, "output", "--output", inside_a_file])
     other = network_run / "other.npy"
-    tyro.cli(cli.record, args=[*arguments, "output", "--output", str(other)])
+    cli._dispatch([*arguments, "output", "--output", str(other)])
     assert np.load(other).shape == (30, 4)
 
 
@@ -158,19 +167,19 @@ def test_settings_that_make_no_sense_are_refused(settings, words):
 )
 def test_what_was_not_recorded_is_named(settings, words, rate_run):
     with pytest.raises(ValueError, match=words):
-        record_run(rate_run, RecordSettings(rows=4, steps=4, **settings), show_progress=False)
+        record_run(Run(rate_run), RecordSettings(rows=4, steps=4, **settings), show_progress=False)
 
 
 def test_folders_and_files_are_checked_first(rate_run, tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no run"):
-        record_run(tmp_path, RecordSettings(), show_progress=False)
+        record_run(Run(tmp_path), RecordSettings(), show_progress=False)
     with pytest.raises(ValueError, match=r"ends in .npz"):
-        cli.record(rate_run, output=tmp_path / "table.txt")
+        cli._dispatch(["record", str(rate_run), "--output", str(tmp_path / "table.txt")])
     with pytest.raises(ValueError, match="--seed -1"):
-        cli.record(rate_run, seed=-1)
+        cli._dispatch(["record", str(rate_run), "--seed", "-1"])
     Run.create(tmp_path / "untrained", str(RECIPE))
     with pytest.raises(FileNotFoundError, match=r"weights\.safetensors"):
-        record_run(tmp_path / "untrained", RecordSettings(), show_progress=False)
+        record_run(Run(tmp_path / "untrained"), RecordSettings(), show_progress=False)
     assert {file.name for file in tmp_path.iterdir()} == {"untrained"}
 
 
@@ -180,4 +189,4 @@ def test_runs_that_all_diverge_make_no_table(tmp_path):
         show_progress=False,
     )
     with pytest.raises(ValueError, match=r"No row of .* 0 of them stayed finite"):
-        record_run(tmp_path, RecordSettings(rows=10, steps=40), show_progress=False)
+        record_run(Run(tmp_path), RecordSettings(rows=10, steps=40), show_progress=False)

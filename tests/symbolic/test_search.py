@@ -18,7 +18,6 @@ from lopt.symbolic.search import (
     judge,
     make_front,
     mean_squared_error,
-    pool,
     predict,
 )
 from lopt.symbolic.signs import is_odd
@@ -60,12 +59,6 @@ def test_what_is_not_finite_on_any_split_is_not_on_the_front():
     assert len(front) == 1
 
 
-def test_pooled_fronts_are_the_front_of_all():
-    one = make_front([candidate(1, 1.0), candidate(4, 0.2)])
-    other = make_front([candidate(2, 0.3), candidate(5, 0.1)])
-    assert [c.complexity for c in pool([one, other]).candidates] == [1, 2, 4, 5]
-
-
 def test_no_front_without_candidates_or_out_of_order():
     with pytest.raises(ValueError, match="is empty"):
         make_front([candidate(1, np.inf)])
@@ -77,6 +70,9 @@ def test_complexity_is_weighed():
     rule = make_expression(("add", 1.0, ("tanh", ("multiply", 2.0, G))))
     assert Complexity()(rule) == rule.complexity == 6
     assert Complexity({"tanh": 5.0, "constant": 0.5, "variable": 2.0})(rule) == 10.0
+    # As the field counts: 1 + tanh(w g) is three operators and variables, and a constant.
+    assert Complexity(weighted=True)(rule) == 4
+    assert Complexity({"tanh": 5.0}, weighted=True)(rule) == 8.0
     with pytest.raises(ValueError, match="sine"):
         Complexity({"sine": 1.0})
     with pytest.raises(ValueError, match="finite"):
@@ -239,6 +235,15 @@ def test_the_longest_that_may_be_chosen_leaves_the_front_as_it_is():
     ]
     with pytest.raises(ValueError, match=r"longest=0.*shortest"):
         distill(table, (search,), (0,), longest=0)
+
+
+def test_rows_are_split_as_ones_own_labels_say():
+    table = make_table(lambda g, m, v: g)
+    labels = np.asarray(["train", "validation", "test"])[table.run % 3]
+    found = distill(table, (TemplateSearch(("linear",)),), (0,), split=labels.tolist())
+    for name, side in found.splits.mapping().items():
+        np.testing.assert_array_equal(side.output, table.output[labels == name])
+    assert found.chosen.expression.variables == (G,)
 
 
 def test_odd_symmetry_is_imposed():

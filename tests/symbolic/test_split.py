@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lopt.symbolic.expression import Variable
-from lopt.symbolic.split import coordinate_groups, run_groups, sample, split_table
+from lopt.symbolic.split import coordinate_groups, run_groups, sample, split_by, split_table
 from lopt.symbolic.table import Table
 
 
@@ -83,3 +83,20 @@ def test_samples_are_rows_without_repetition():
     some = sample(table, 100, 0)
     assert len(some) == len(set(some.output.tolist())) == 100
     assert sample(table, 10_000, 0) is table
+
+
+def test_a_split_of_ones_own_is_a_label_for_each_row():
+    table = make_table(6, 4, 20)
+    labels = np.asarray(["train", "train", "train", "validation", "train", "test"])[table.run]
+    labels[(table.run == 3) & (table.coordinate == 0)] = "train"
+    splits = split_by(table, labels.tolist())
+    for name, side in splits.mapping().items():
+        np.testing.assert_array_equal(side.output, table.output[labels == name])
+    # Some of the run of the validation side is trained on.
+    assert splits.unseen_runs == ("test",)
+    with pytest.raises(ValueError, match=r"for each of 480 rows; it has shape \(479,\)"):
+        split_by(table, labels[1:].tolist())
+    with pytest.raises(ValueError, match=r"must be train, validation, test.* holds held-out, test"):
+        split_by(table, np.where(labels == "train", "held-out", labels).tolist())
+    with pytest.raises(ValueError, match=r"the validation side .* has 0 rows"):
+        split_by(table, np.where(labels == "test", "test", "train").tolist())

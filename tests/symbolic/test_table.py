@@ -155,3 +155,15 @@ def test_columns_by_name_rows_and_scale():
 def test_tables_that_do_not_fit_together_are_refused(changes, words):
     with pytest.raises(ValueError, match=words):
         table(**changes)
+
+
+def test_columns_are_selected_by_name():
+    columns = (*lagged("gradient", 3), Variable("time"))
+    table = make_table(series(), columns)
+    selected = table.select("time", "gradient[t-1]")
+    assert list(map(str, selected.columns)) == ["gradient[t-1]", "time"]
+    np.testing.assert_array_equal(selected.values, table.values[:, [1, 3]])
+    np.testing.assert_array_equal(selected.output, table.output)
+    assert table.select("gradient").columns == columns[:3]
+    with pytest.raises(ValueError, match=r"no column speed; there are gradient, gradient\[t-1\]"):
+        table.select("speed", "time")

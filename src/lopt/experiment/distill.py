@@ -1,280 +1,257 @@
 """From a trained run to an equation that takes its place: record, search, score, roll out.
 
-What takes long is kept in the folder as it is finished: the table, and the front of every search.
+What takes long is kept in the folder as it is finished: the table, and what every search found.
 A distillation that was killed goes on from there when it is asked for again.
 """
 
 import dataclasses
-import math
-from collections.abc import Mapping
+import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import equinox as eqx
 import jax
-import numpy as np
+from typing_extensions import override
 
+from lopt import symbolic
 from lopt.core.coordinatewise import Coordinatewise
-from lopt.core.learned import AbstractFeatures
+from lopt.core.inner import InnerTraining
 from lopt.core.types import Theta
+from lopt.experiment import distill_report
 from lopt.experiment.data.tables import load_table, save_table
-from lopt.experiment.distill_settings import (
-    BACKENDS,
-    SETTINGS,
-    check_settings,
-    extra_features,
-    odd_columns,
-    record_settings,
-)
-from lopt.experiment.evaluation.compare import Comparison, compare
-from lopt.experiment.record import record_run
-from lopt.experiment.report import progress
+from lopt.experiment.evaluation.compare import compare
+from lopt.experiment.record import record_run, with_columns
+from lopt.experiment.report import Report, progress, tell
 from lopt.experiment.runs import storage
-from lopt.experiment.runs.experiment import Experiment
-from lopt.experiment.runs.files import check_writable, read_json, write_json
-from lopt.experiment.runs.train import reopen
-from lopt.experiment.settings import DistillSettings, RecordSettings
+from lopt.experiment.runs.files import check_writable, digest, read_json, write_bytes, write_json
+from lopt.experiment.runs.run import Run
+from lopt.experiment.settings import DistillSettings, RecordSettings, split_lag
 from lopt.experiment.trainings import stream
-from lopt.learned import MomentFeatures, with_features
-from lopt.symbolic import Output, in_place_of, symbolic_optimizer
-from lopt.symbolic.distill import Distillation, distill
-from lopt.symbolic.expression import Expression, rename
-from lopt.symbolic.metrics import (
-    Perception,
-    equation_complexity,
-    network_complexity,
-    perception_of_expression,
-)
+from lopt.learned import MomentFeatures
+from lopt.learned.averages import averaged_column, is_average
+from lopt.symbolic.expression import Expression, Variable, rename
 from lopt.symbolic.record import RAW_GRADIENT
-from lopt.symbolic.score import Ceiling, Loss, ablate, ceiling
-from lopt.symbolic.search import AbstractSearch
-from lopt.symbolic.serial import from_json, to_json
 from lopt.symbolic.split import sample
-from lopt.symbolic.table import Table
+from lopt.symbolic.table import Table, named
 
-# The R2 that mapping complexity asks for.
-ENOUGH = 0.9
-TABLE = "table.npz"
+# Backends, and the seconds of each seed, on one core, for 2,000 rows; of all the rest together.
+BACKENDS: dict[str, tuple[type[symbolic.AbstractSearch], int]] = {
+    "template": (symbolic.TemplateSearch, 25),
+    "operon": (symbolic.OperonSearch, 30),
+    "gplearn": (symbolic.GplearnSearch, 30),
+    "pysr": (symbolic.PysrSearch, 120),
+}
+DEFAULT, REST = ("template", "operon"), 90
+# Features besides its own that are recorded of a rule with a memory.
+ALSO, DECAYS = ("warmup_0.98",), (0.5, 0.9, 0.98)
+SETTINGS, TABLE = "distill.json", "table.npz"
 
 
-class Kept(AbstractSearch):
-    """A search whose proposals are kept in a folder, a file for each seed, and found again.
+class StoredSearch(symbolic.AbstractSearch):
+    """A search whose proposals are kept in a folder, a file for each seed, and found again."""
 
-    Attributes:
-        one: the search.
-        folder: where.
-    """
-
-    one: AbstractSearch
+    backend: symbolic.AbstractSearch
     folder: Path = eqx.field(static=True)
 
+    @override
     def require(self) -> None:
-        """Refuses to begin without the library; see `AbstractSearch.require`."""
-        self.one.require()
+        self.backend.require()
 
+    def path(self, seed: int) -> Path:
+        """Returns the file of a seed."""
+        return self.folder / f"{seed}.json"
+
+    @override
     def search(self, table: Table, seed: int) -> list[Expression]:
-        """Returns what was found before, or searches.
-
-        Raises:
-            ValueError: if the file is damaged, or of another table.
-        """
-        path = self.folder / f"{seed}.json"
+        path = self.path(seed)
         if not path.exists():
-            found = self.one.search(table, seed)
-            write_json(path, [to_json(expression) for expression in found])
+            found = self.backend.search(table, seed)
+            write_json(path, {"found": [symbolic.to_json(one) for one in found]}, sealed=True)
         # Read back also when just written: a second start continues with the same numbers.
         try:
-            found = [from_json(data) for data in read_json(path)]
-            used = {feature for one in found for feature in one.variables}
-            if strange := used - set(table.columns):
-                names = ", ".join(sorted(map(str, strange)))
-                raise ValueError(f"it has features that the table lacks: {names}")
-        except (ValueError, TypeError) as error:
+            found = [symbolic.from_json(data) for data in read_json(path, sealed=True)["found"]]
+            named(table.columns, [str(feature) for one in found for feature in one.variables])
+        except (ValueError, TypeError, KeyError) as error:
             raise ValueError(
                 f"{path} is damaged or of another table ({error}); remove it, to search again."
             ) from error
         return found
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class DistilledRun:
-    """What a distillation found, and how well it stands in for the network.
-
-    Attributes:
-        experiment: of the run.
-        table: recorded.
-        found: front, choice and splits.
-        ceiling: what a black box explains of the same rows.
-        ablation: what the equation loses without each feature.
-        perception: how far back it looks.
-        complexity: nodes of the shortest equation, and weights of the smallest network, that
-            explain `ENOUGH` of the variance; infinite if none does.
-        learned, theta: the optimizer with the equation in the network's place.
-        comparisons: both of them trained on the run's evaluations, beside tuned baselines.
-    """
-
-    experiment: Experiment
-    table: Table
-    found: Distillation
-    ceiling: Ceiling
-    ablation: tuple[Loss, ...]
-    perception: tuple[Perception, ...]
-    complexity: tuple[float, float]
-    learned: Coordinatewise
-    theta: Theta
-    comparisons: tuple[Comparison, ...]
-
-
 def distill_run(
-    run: Path,
-    out: Path,
-    settings: DistillSettings,
-    *,
-    show_progress: bool = True,
-) -> DistilledRun:
-    """Distils the latest weights of a run.
+    run: Run, folder: Path, settings: DistillSettings, *, show_progress: bool = True
+) -> Report:
+    """Distils the latest weights of a run, and writes the equation as text and as an optimizer.
 
     Args:
-        run: the folder of the run.
-        out: where the table and settings are kept, and found again.
+        run: whose optimizer is a `lopt.Coordinatewise`.
+        folder: where the table and what was found are kept, and found again.
         settings: how.
-        show_progress: whether to draw progress bars.
+        show_progress: whether to say how long it will take, and to draw progress bars.
 
     Raises:
         FileNotFoundError: if there is no such run.
-        ValueError: if it cannot be distilled, or `out` holds a distillation with other settings.
-        ImportError: if a backend's library is not installed.
+        ValueError: if it cannot be distilled, or `folder` holds a distillation with other settings.
+        ImportError: if the library of a search that was asked for is not installed.
     """
-    experiment = reopen(run)
-    learned, theta = storage.load(run, experiment.learned)
-    if not isinstance(learned, Coordinatewise):
-        raise ValueError(
-            f"{run} trained {type(learned).__name__}, which is not coordinatewise: an equation "
-            "can take the place of the rule of a lopt.Coordinatewise only."
-        )
-    also, decays = extra_features(learned, theta, settings)
-    more = MomentFeatures(also) if also else None
-    learned, theta = with_features(learned, theta, more, decays)
-    searches = [Kept(BACKENDS[name](), out / "searches" / name) for name in settings.searches]
-    for search in searches:
-        search.require()
-    asked = record_settings(learned, theta, settings, also, decays)
-    check_writable(out / SETTINGS)
-    check_settings(out, run, settings, asked.features)
-    table = recorded(run, out, asked, show_progress)
-    total = len(searches) * settings.seeds + 5
-    with progress("distilling", total, show=show_progress) as at:
-        found = distill(
+    searches = searches_of(settings, folder)
+    asked, inner, theta = _recording(run, settings)
+    check_writable(folder / SETTINGS)
+    weights = digest(storage.weights_file(run.folder))
+    chosen = {"weights": weights, "features": asked.features, "search": tuple(searches)}
+    check_settings(folder, dataclasses.asdict(settings) | chosen)
+    if not (folder / TABLE).exists():
+        table = record_run(run, asked, (inner, theta), show_progress=show_progress)
+        save_table(folder / TABLE, table)
+    table = load_table(folder / TABLE)
+    seeds = range(settings.seed, settings.seed + settings.seeds)
+    jobs = [f"{name}, seed {seed}" for name in searches for seed in seeds]
+    if show_progress:
+        left = [name for name in searches for s in seeds if not searches[name].path(s).exists()]
+        seconds = REST + settings.search_rows / 2000 * sum(BACKENDS[name][1] for name in left)
+        text = f"{len(left)} searches, scores, trainings: about {seconds / 60:.0f} min on one core"
+        tell(text)
+    evaluations = run.experiment.evaluations
+    with progress("distilling", len(jobs) + 4 + len(evaluations), show=show_progress) as at:
+        found = symbolic.distill(
             table,
-            searches,
-            range(settings.seed, settings.seed + settings.seeds),
+            list(searches.values()),
+            seeds,
             rows=settings.search_rows,
             odd=odd_columns(settings.odd, asked.features),
             longest=settings.longest,
-            progress=lambda done, of, what: at(done, what),
+            progress=lambda done, _, what: at(done, jobs[done] if done < len(jobs) else what),
         )
-        sides = found.splits.mapping()
-        expression = found.chosen.expression
-        _check_rule(found)
-        at(total - 3, "black-box ceiling")
-        top = ceiling(sides, settings.seed)
-        at(total - 2, "what each feature is for")
-        ablation = ablate(expression, found.splits.train, found.splits.test)
-        perception = perception_of_expression(expression, found.splits.test)
-        few = {
-            name: sample(side, settings.search_rows, settings.seed) for name, side in sides.items()
-        }
-        complexity = (
-            equation_complexity(found.front, found.splits.validation, ENOUGH, "validation"),
-            network_complexity(few, ENOUGH, seed=settings.seed),
+        sides, expression = found.splits.mapping(), found.chosen.expression
+        assert isinstance(inner.learned, Coordinatewise)
+        learned, weights = replacement(inner.learned, theta, found, table)
+        shown = symbolic.rounded(
+            expression, sides["test"].mapping(), sides["test"].output, settings.digits
         )
-        distilled, weights = replacement(learned, theta, expression, table)
-        storage.save(out / "weights.safetensors", distilled, weights)
-        at(total - 1, "training with the equation")
-        comparisons = roll_out(experiment, learned, theta, distilled, weights)
-        at(total, "done")
-    return DistilledRun(
-        experiment=experiment,
-        table=table,
-        found=found,
-        ceiling=top,
-        ablation=ablation,
-        perception=perception,
-        complexity=complexity,
-        learned=distilled,
-        theta=weights,
-        comparisons=comparisons,
+        storage.save(folder / "weights.safetensors", learned, weights)
+        write_bytes(folder / "equation.tex", (symbolic.to_latex(shown) + "\n").encode())
+        write_json(folder / "equation.json", symbolic.to_json(expression))
+        report = Report(f"Distilled from {run.name}", dataclasses.asdict(settings))
+        report.data["table"] = {**table.about, "rows": len(table)}
+        at(len(jobs) + 2, "black box")
+        few = {name: sample(side, settings.search_rows, 0) for name, side in sides.items()}
+        top = symbolic.ceiling(sides, settings.seed)
+        distill_report.add_front(report, found, top)
+        distill_report.add_equation(report, found, shown, top, table.about["output"])
+        at(len(jobs) + 3, "what each feature is for")
+        distill_report.add_features(report, found, few, settings.seed)
+        comparisons, key = [], stream("roll-out", run.experiment.seed)
+        for i, evaluation in enumerate(evaluations):
+            at(len(jobs) + 4 + i, f"training: {evaluation.name}")
+            own, others = jax.random.fold_in(key, i), {"equation": (learned, weights)}
+            comparisons.append(compare(evaluation, inner.learned, theta, own, others))
+        distill_report.add_roll_outs(report, comparisons)
+    report.heading("Use")
+    report.text(f'optimizer = lopt.load_optimizer("{folder}")', code=True, detail=True)
+    report.text(symbolic.to_numpy_source(expression), code=True, detail=True)
+    report.text(symbolic.to_torch_source(expression), code=True, detail=True)
+    return report
+
+
+def searches_of(settings: DistillSettings, folder: Path) -> dict[str, StoredSearch]:
+    """Returns the searches by name: those asked for, or of the default ones what is installed."""
+    found = {}
+    for name in settings.search or DEFAULT:
+        one = StoredSearch(BACKENDS[name][0](), folder / "searches" / name)
+        try:
+            one.require()
+            found[name] = one
+        except ImportError:
+            if settings.search:
+                raise
+    return found
+
+
+def _recording(run: Run, settings: DistillSettings) -> tuple[RecordSettings, InnerTraining, Theta]:
+    """Returns what is recorded, and the run with further features if its rule has a memory."""
+    learned = run.learned
+    if not isinstance(learned, Coordinatewise):
+        raise ValueError(
+            f"{run.folder} trained {type(learned).__name__}, which is not coordinatewise: an "
+            "equation can take the place of the rule of a lopt.Coordinatewise only."
+        )
+    begin = learned.rule.begin
+    memory = jax.tree.leaves(jax.eval_shape(lambda theta: begin(theta["rule"], (1,)), run.theta))
+    extend = bool(memory) and settings.lags is None
+    also = (ALSO if extend else ()) if settings.also is None else settings.also
+    also = MomentFeatures(also).names() if also else ()
+    asked = RecordSettings(
+        settings.rows,
+        settings.steps,
+        settings.columns or (),
+        settings.lags,
+        padded=True,
+        also=tuple(name for name in also if name not in learned.features.names()),
+        decays=(DECAYS if extend else ()) if settings.decays is None else settings.decays,
+        seed=settings.seed,
     )
+    inner, theta = with_columns(run, asked)
+    columns: tuple[Variable, ...] = (Variable("gradient"), Variable(RAW_GRADIENT))
+    if settings.lags is None:
+        assert isinstance(inner.learned, Coordinatewise)
+        features = inner.learned.features
+        # Time a step ago is time but for a constant, an average is one of now and of what it
+        # averages, and what a parameter has moved since is the output of a step ago: an equation
+        # that may see that explains the network by itself.
+        old = {one for one in features.column_names() if one != "parameter" and not is_average(one)}
+        columns = tuple(map(Variable, features.names()))
+        for lag in range(1, 1 + settings.history * bool(memory)):
+            columns += tuple(Variable(one, lag) for one in features.names() if one in old)
+        columns = named(columns, settings.columns) if settings.columns else columns
+        asked = dataclasses.replace(asked, features=tuple(map(str, columns)))
+    named(tuple(Variable(column.name) for column in columns), settings.odd)
+    return asked, inner, theta
 
 
-def _check_rule(found: Distillation) -> None:
-    """Refuses a constant as an update rule."""
-    expression = found.chosen.expression
-    if expression.variables:
-        return
-    least = min(
-        (one.complexity for one in found.front.candidates if one.expression.variables),
-        default=math.inf,
-    )
-    raise ValueError(
-        f"The chosen equation is the constant {float(expression.constants[0]):g}, which is no "
-        f"update rule; the shortest on the front with a feature has {least:g} nodes: try "
-        f"--longest {least:g} or more, or more rows."
-    )
+def odd_columns(odd: Sequence[str], features: Sequence[str]) -> tuple[str, ...]:
+    """Returns odd features, and those of the features, as printed, that are averages of them."""
+    names = [split_lag(feature)[0] for feature in features]
+    averages = [name for name in names if is_average(name) and averaged_column(name) in odd]
+    return tuple(dict.fromkeys((*odd, *averages)))
 
 
-def recorded(run: Path, out: Path, settings: RecordSettings, show_progress: bool) -> Table:
-    """Returns the table of the run, recorded now or before."""
-    path = out / TABLE
+def check_settings(folder: Path, asked: dict[str, Any]) -> None:
+    """Writes what a folder distils, or refuses one that distils another run or otherwise."""
+    # The choice is made anew, from what is kept, and so are texts.
+    asked = {name: value for name, value in asked.items() if name not in ("longest", "digits")}
+    asked, path = json.loads(json.dumps(asked)), folder / SETTINGS
+    kept = read_json(path, sealed=True) if path.exists() else asked
+    if different := sorted(k for k in {*asked, *kept} if kept.get(k) != asked.get(k)):
+        raise ValueError(
+            f"{folder} holds a distillation with another {', '.join(different)}; give another "
+            "folder with --out."
+        )
     if not path.exists():
-        save_table(path, record_run(run, settings, show_progress=show_progress))
-    return load_table(path)
+        write_json(path, asked, sealed=True)
 
 
 def replacement(
-    learned: Coordinatewise, theta: Theta, expression: Expression, table: Table
+    learned: Coordinatewise, theta: Theta, found: symbolic.Distillation, table: Table
 ) -> tuple[Coordinatewise, Theta]:
     """Returns the optimizer with the equation in the network's place, and its weights.
 
     Raises:
-        ValueError: if the equation mixes raw gradients with other features.
+        ValueError: if the equation is a constant.
     """
-    scale = learned.scale if table.about.get("output") == "output" else Output()
-    raw = {one for one in expression.variables if one.name == RAW_GRADIENT}
-    if not raw:
-        return in_place_of(learned, theta, expression, scale)
-    if raw != set(expression.variables):
-        raise ValueError("An equation of raw gradients and features together cannot be used.")
-    features: AbstractFeatures = MomentFeatures(("gradient",))
-    distilled = symbolic_optimizer(rename(expression, {RAW_GRADIENT: "gradient"}), features, scale)
-    return distilled, distilled.init(jax.random.key(0))
-
-
-def roll_out(
-    experiment: Experiment,
-    learned: Coordinatewise,
-    theta: Theta,
-    distilled: Coordinatewise,
-    weights: Theta,
-) -> tuple[Comparison, ...]:
-    """Trains the run's evaluations with network, equation and tuned baselines, side by side."""
-    key = stream("roll-out", experiment.seed)
-    return tuple(
-        compare(
-            evaluation,
-            learned,
-            theta,
-            jax.random.fold_in(key, i),
-            {"equation": (distilled, weights)},
+    expression = found.chosen.expression
+    used = {variable.name for variable in expression.variables}
+    if not used:
+        longer = [one.complexity for one in found.front.candidates if one.expression.variables]
+        least = min(longer, default=float("inf"))
+        raise ValueError(
+            f"The chosen equation is the constant {float(expression.constants[0]):g}, which is no "
+            f"update rule; the shortest on the front with a feature has {least:g} nodes: try "
+            f"--longest {least:g} or more, or more rows."
         )
-        for i, evaluation in enumerate(experiment.evaluations)
-    )
-
-
-def loss_ratios(comparison: Comparison) -> Mapping[str, float]:
-    """Returns mean final losses of a roll-out, as multiples of the network's."""
-    network = float(np.mean(comparison.of("learned").final_loss))
-    return {
-        runs.name: float(np.mean(runs.final_loss)) / network
-        for runs in comparison.runs
-        if runs.name != "learned"
-    }
+    scale = learned.scale if table.about.get("output") == "output" else symbolic.Output()
+    if RAW_GRADIENT not in used:
+        return symbolic.in_place_of(learned, theta, expression, scale)
+    renamed = rename(expression, {RAW_GRADIENT: "gradient"})
+    distilled = symbolic.symbolic_optimizer(renamed, MomentFeatures(("gradient",)), scale)
+    return distilled, distilled.init(jax.random.key(0))

@@ -2,8 +2,8 @@
 
 import dataclasses
 import itertools
+import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,11 +14,11 @@ from lopt.core.checks import check_length
 from lopt.core.coordinatewise import Coordinatewise
 from lopt.core.devices import num_devices, round_up
 from lopt.core.inner import InnerTraining
-from lopt.core.types import Key, Theta
-from lopt.experiment.report import progress
-from lopt.experiment.runs import storage
-from lopt.experiment.runs.experiment import Experiment
-from lopt.experiment.runs.train import reopen
+from lopt.core.types import Theta
+from lopt.experiment.data.tables import check_path, save_table
+from lopt.experiment.report import progress, tell
+from lopt.experiment.runs.files import check_writable
+from lopt.experiment.runs.run import Run
 from lopt.experiment.settings import RecordSettings, split_lag
 from lopt.experiment.trainings import OverDevices, stream
 from lopt.learned import MomentFeatures, with_features
@@ -39,138 +39,134 @@ from lopt.symbolic.table import Table
 SPACING = 10
 
 
-def columns_asked(settings: RecordSettings, series: Series) -> tuple[Variable, ...] | None:
-    """Returns the columns of the table; None for all that the rule gets."""
-    if settings.lags is not None:
-        # Rules that get the gradient as it is know it by its name.
-        named, raw = series.features.get("gradient"), series.features[RAW_GRADIENT]
-        plain = named is not None and np.array_equal(named, raw)
-        return lagged("gradient" if plain else RAW_GRADIENT, settings.lags)
-    return tuple(Variable(*split_lag(feature)) for feature in settings.features) or None
+def record(run: Run, settings: RecordSettings) -> None:
+    """Records a run, and writes the table to a file that is not there yet.
+
+    Raises:
+        FileExistsError: if it is.
+    """
+    path = run.folder / "table.npz" if settings.output is None else settings.output
+    check_path(path)
+    check_writable(path)
+    if path.exists():
+        raise FileExistsError(f"{path} already exists; give another file with --output.")
+    began = time.perf_counter()
+    table = record_run(run, settings)
+    save_table(path, table)
+    about, dropped = table.about, table.about["diverged_runs"]
+    tell(
+        f"Wrote {path}: {len(table)} rows, {len(table.columns)} columns, output {about['output']}, "
+        f"from {about['runs']} runs of {settings.steps} steps on {len(set(table.task.tolist()))} "
+        f"tasks, in {time.perf_counter() - began:.0f} s."
+        + f" {dropped} runs became not finite and were left out."
+        * (dropped > 0)
+    )
 
 
-def record_run(folder: Path, settings: RecordSettings, *, show_progress: bool = True) -> Table:
+def with_columns(run: Run, settings: RecordSettings) -> tuple[InnerTraining, Theta]:
+    """Returns the inner training and the weights of a run, with further features to record.
+
+    Raises:
+        ValueError: if there are no such features, or the run's optimizer takes none.
+    """
+    learned, theta = run.learned, run.theta
+    if settings.also or settings.decays:
+        if not isinstance(learned, Coordinatewise):
+            raise ValueError(
+                f"{run.folder} trained {type(learned).__name__}: only of a lopt.Coordinatewise "
+                "can other features than its own be recorded."
+            )
+        more = MomentFeatures(settings.also) if settings.also else None
+        learned, theta = with_features(learned, theta, more, settings.decays)
+    return dataclasses.replace(run.inner, learned=learned), theta
+
+
+def record_run(
+    run: Run,
+    settings: RecordSettings,
+    inner_and_theta: tuple[InnerTraining, Theta] | None = None,
+    *,
+    show_progress: bool = True,
+) -> Table:
     """Records the latest weights of a run on tasks that its meta-training never drew.
 
+    Trainings are recorded until the table can take one of ten of their rows.
+
     Args:
-        folder: of the run.
+        run: any that has an inner training.
         settings: what is recorded.
+        inner_and_theta: from `with_columns`, if it was called before.
         show_progress: whether to draw a progress bar.
 
     Raises:
         FileNotFoundError: if the folder holds no run, or no weights.
         ValueError: if the run cannot be recorded, or there is no such feature or output.
     """
-    experiment = reopen(folder)
-    learned, theta = storage.load(folder, experiment.learned)
-    if settings.also or settings.decays:
-        if not isinstance(learned, Coordinatewise):
-            raise ValueError(
-                f"{folder} trained {type(learned).__name__}: only a lopt.Coordinatewise can be "
-                "seen through other features than its own."
-            )
-        more = MomentFeatures(settings.also) if settings.also else None
-        learned, theta = with_features(learned, theta, more, settings.decays)
-    inner = dataclasses.replace(inner_training(experiment, folder), learned=learned)
-    check_length(f"lopt record --steps {settings.steps}", settings.steps, learned.max_steps)
-    key = stream("record", settings.seed)
-    series, dropped = record_series(inner, theta, key, settings, show_progress=show_progress)
+    inner, theta = inner_and_theta or with_columns(run, settings)
+    steps, wanted = settings.steps, settings.rows * SPACING
+    check_length(f"lopt record --steps {steps}", steps, inner.learned.max_steps)
+    parts: list[Recorded] = []
+    found, count = 0, 0
+    with progress("recording rows", wanted, show=show_progress) as at:
+        for part in _recordings(inner, theta, settings):
+            parts.append(part)
+            series = to_series([part])
+            stayed = series.finite()
+            count, found = count + len(stayed), found + _num_rows(series.take(stayed), settings)
+            if not found:
+                raise ValueError(
+                    f"No row of {count} recorded runs of {steps} steps can be used: "
+                    f"{stayed.sum()} of them stayed finite, and those have no coordinate with a "
+                    "gradient, or are no longer than the lags; try more steps or fewer."
+                )
+            at(min(found, wanted), f"{count} runs")
+            if found >= wanted:
+                break
+    series = to_series(parts)
+    stayed = series.finite()
+    series = series.take(stayed)
     table = make_table(
         series,
-        columns_asked(settings, series),
+        _columns(settings, series),
         settings.target,
         settings.rows,
         padded=settings.padded,
         drop_dead=not settings.keep_dead,
         seed=settings.seed,
     )
-    about = {
-        **table.about,
-        "run": folder.name,
-        "runs": series.shape[0],
-        "steps": settings.steps,
-        "seed": settings.seed,
-        "diverged_runs": dropped,
-    }
-    return dataclasses.replace(table, about=about)
+    about = {"run": run.name, "runs": int(stayed.sum()), "steps": steps, "seed": settings.seed}
+    about["diverged_runs"] = int((~stayed).sum())
+    return dataclasses.replace(table, about={**table.about, **about})
 
 
-def inner_training(experiment: Experiment, folder: Path) -> InnerTraining:
-    """Returns the inner training of a run: the first in its meta-gradient estimator."""
-    inner = experiment.inner_training()
-    if inner is None:
-        raise ValueError(f"The estimator of the run {folder} has no InnerTraining to record.")
-    return inner
-
-
-def record_series(
-    inner: InnerTraining,
-    theta: Theta,
-    key: Key,
-    settings: RecordSettings,
-    *,
-    show_progress: bool = True,
-) -> tuple[Series, int]:
-    """Records runs until a table can take one of ten of their rows.
-
-    Args:
-        inner: tasks and optimizer.
-        theta: its weights.
-        key: of all runs.
-        settings: what is recorded.
-        show_progress: whether to draw a progress bar.
-
-    Returns:
-        The runs that stayed finite, and how many did not.
-
-    Raises:
-        ValueError: if none stayed finite, they have no row that can be used, or there is no such
-            feature or output.
-    """
-    recorded: list[Recorded] = []
-    found, runs, wanted = 0, 0, settings.rows * SPACING
-    with progress("recording rows", wanted, show=show_progress) as at:
-        for some in _recordings(inner, theta, key, settings):
-            recorded.append(some)
-            part = to_series([some])
-            runs += part.shape[0]
-            found += _count_rows(part.take(part.finite()), settings)
-            if not found:
-                stayed = int(part.finite().sum())
-                raise ValueError(
-                    f"No row of {runs} recorded runs of {settings.steps} steps can be used: "
-                    f"{stayed} of them stayed finite, and those have no coordinate with a "
-                    "gradient, or are no longer than the lags; try more steps or fewer."
-                )
-            at(min(found, wanted), f"{runs} runs")
-            if found >= wanted:
-                break
-    series = to_series(recorded)
-    finite = series.finite()
-    return series.take(finite), int((~finite).sum())
-
-
-def _recordings(
-    inner: InnerTraining, theta: Theta, key: Key, settings: RecordSettings
-) -> Iterator[Recorded]:
+def _recordings(inner: InnerTraining, theta: Theta, settings: RecordSettings) -> Iterator[Recorded]:
     """Yields recorded runs, some at once, without an end; compiled once."""
-    batch = round_up(settings.at_once, num_devices())
+    batch, key = round_up(settings.at_once, num_devices()), stream("record", settings.seed)
 
-    def one(shared: Any, key: Key) -> Recorded:
+    def one(shared: Any, number: Any) -> Recorded:
         tasks, learned, theta = shared
-        return record_episode(tasks, learned, theta, key, settings.steps, settings.per_tensor)
+        own = jax.random.fold_in(key, number)
+        return record_episode(tasks, learned, theta, own, settings.steps, settings.per_tensor)
 
     run = OverDevices(one, (inner.tasks, inner.learned, theta), batch)
     for first in itertools.count(0, batch):
-        numbers = jnp.arange(first, first + batch, dtype=jnp.uint32)
-        yield run(jax.vmap(jax.random.fold_in, (None, 0))(key, numbers))
+        yield run(jnp.arange(first, first + batch, dtype=jnp.uint32))
 
 
-def _count_rows(part: Series, settings: RecordSettings) -> int:
+def _columns(settings: RecordSettings, series: Series) -> tuple[Variable, ...] | None:
+    """Returns the columns of the table; None for all that the rule gets."""
+    if settings.lags is None:
+        return tuple(Variable(*split_lag(feature)) for feature in settings.features) or None
+    # Rules that get the gradient as it is know it by its name.
+    named, raw = series.features.get("gradient"), series.features[RAW_GRADIENT]
+    plain = named is not None and np.array_equal(named, raw)
+    return lagged("gradient" if plain else RAW_GRADIENT, settings.lags)
+
+
+def _num_rows(part: Series, settings: RecordSettings) -> int:
     """Returns how many rows a recording has, having checked that it has what is asked for."""
-    columns = columns_asked(settings, part) or (Variable(RAW_GRADIENT),)
+    columns = _columns(settings, part) or (Variable(RAW_GRADIENT),)
     check_columns(part, columns)
     if settings.target is not None:
         check_output(part, settings.target)
-    usable = usable_rows(part, columns, settings.padded, drop_dead=not settings.keep_dead)
-    return int(usable.sum())
+    return int(usable_rows(part, columns, settings.padded, not settings.keep_dead).sum())

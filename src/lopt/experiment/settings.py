@@ -230,14 +230,16 @@ class DistillSettings:
         decays: of exponential averages of what the rule sees, features as well; for rules with a
             memory 0.5, 0.9 and 0.98 by default.
         lags: raw gradients of so many steps, instead of features.
-        search: a backend: template, operon, gplearn or pysr; may be repeated; template and operon
-            by default.
+        columns: what the equation may be made of, as m for a feature with its past, or m[t-1] for
+            one step of it; by default all that is recorded.
+        search: a backend: template, operon, gplearn or pysr; may be repeated; by default template,
+            and operon where it is installed.
         seeds: of each search.
         search_rows: rows that a search sees; all of them are fitted in the end.
         odd: a feature that changes sign with the gradient, and its averages with it; may be
             repeated. If there is any, u(-g) = -u(g) is imposed.
-        longest: the most nodes of the equation that is chosen. It may be asked for afterwards: what
-            was found is kept.
+        longest: the most nodes of the equation that is chosen; a weight times a variable is three.
+            It may be asked for afterwards: what was found is kept.
         digits: significant ones of printed constants, more where they are needed.
         seed: of everything random.
     """
@@ -248,6 +250,7 @@ class DistillSettings:
     also: tuple[str, ...] | None = None
     decays: tuple[float, ...] | None = None
     lags: int | None = None
+    columns: tuple[str, ...] | None = None
     search: Repeated = ()
     seeds: int = 3
     search_rows: int = 2000
@@ -267,11 +270,6 @@ class DistillSettings:
                 f"DistillSettings(history={self.history}, steps={self.steps}) looks back further "
                 f"than a training goes; try --history 2 or --steps {10 * self.history}."
             )
-
-    @property
-    def searches(self) -> tuple[str, ...]:
-        """The names of the backends."""
-        return self.search or ("template", "operon")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,10 +15,11 @@ from lopt.symbolic.expression import Expression, make_expression
 from lopt.symbolic.operon import OperonSearch
 from lopt.symbolic.prune import shortened
 from lopt.symbolic.refit import refit
+from lopt.symbolic.score import scores
 from lopt.symbolic.search import AbstractSearch, Candidate, Complexity, Front, judge, make_front
-from lopt.symbolic.select import output_variance, r_squared, select
+from lopt.symbolic.select import output_variance, select
 from lopt.symbolic.signs import is_odd
-from lopt.symbolic.split import Splits, sample, split_table
+from lopt.symbolic.split import Splits, sample, split_by, split_table
 from lopt.symbolic.table import Table
 
 Progress = Callable[[int, int, str], None]
@@ -50,6 +51,7 @@ def distill(
     complexity: Complexity | None = None,
     odd: Collection[str] = (),
     longest: float | int | None = None,
+    split: Sequence[str] | None = None,
     split_seed: int = 0,
     progress: Progress = lambda done, total, what: None,
 ) -> Distillation:
@@ -60,12 +62,14 @@ def distill(
         searches: backends, each run with every seed; `OperonSearch()` if not given.
         seeds: of the searches and of the rows that they see.
         rows: how many those are. More make searches slow and seldom better.
-        complexity: the unit of length; nodes if not given.
+        complexity: the unit of length; nodes if not given, of which a weight times a variable has
+            three: `Complexity(weighted=True)` counts one.
         odd: the names of features that change sign with the gradient, such as momenta; the others,
             such as second moments, do not. If any is named, u(-g) = -u(g) is imposed: searches see
             each row and its mirror image, and only expressions are kept whose form is odd.
         longest: the greatest complexity that may be chosen; the front has longer ones all the same.
-        split_seed: of the split into train, validation and test.
+        split: "train", "validation" or "test" for each row; by runs and coordinates if not given.
+        split_seed: of that split.
         progress: called with the numbers of finished and of all stages, and what comes next.
 
     Raises:
@@ -73,6 +77,8 @@ def distill(
             small for its splits, or its output is constant.
         ImportError: if a backend's library is not installed.
     """
+    from threadpoolctl import threadpool_limits
+
     searches = (OperonSearch(),) if searches is None else searches
     if not searches or not seeds:
         raise ValueError("distill needs at least one of searches and of seeds; try seeds=(0, 1).")
@@ -86,7 +92,7 @@ def distill(
         raise ValueError(
             f"distill(odd) names {', '.join(unknown)}; the table has {', '.join(sorted(names))}."
         )
-    splits = split_table(table, split_seed)
+    splits = split_table(table, split_seed) if split is None else split_by(table, split)
     for side in splits.mapping().values():
         output_variance(side)
     jobs = [(search, seed) for search in searches for seed in seeds]
@@ -98,13 +104,16 @@ def distill(
         found += search.search(mirrored(seen, odd) if odd else seen, seed)
     progress(len(jobs), total, "pruning")
     few = sample(splits.train, rows, split_seed)
-    allowed = _only_odd(odd, names) if odd else _anything
-    front = shortened(found, few, complexity, allowed)
-    progress(len(jobs) + 1, total, "fitting on all rows")
-    fitted = [
-        refit(one.expression, splits.train, _evaluations(one.expression))
-        for one in front.candidates
-    ]
+    even = names - set(odd)
+
+    def allowed(expression: Expression) -> bool:
+        return not odd or is_odd(expression, odd, even)
+
+    # Threads that wait for one another on a busy machine cost far more than they gain.
+    with threadpool_limits(1):
+        front = shortened(found, few, complexity, allowed)
+        progress(len(jobs) + 1, total, "fitting on all rows")
+        fitted = [refit(one.expression, splits.train) for one in front.candidates]
     # A constant that is fitted is odd no more.
     fitted = [
         new if allowed(new) else one.expression
@@ -112,16 +121,8 @@ def distill(
     ]
     front = make_front(judge(fitted, splits.mapping(), complexity))
     chosen = select(_up_to(front, longest), splits.validation)
-    explained = {
-        name: r_squared(chosen.expression, side) for name, side in splits.mapping().items()
-    }
     progress(total, total, "done")
-    return Distillation(front, chosen, explained, splits)
-
-
-def _evaluations(expression: Expression) -> int:
-    """Returns those of a fit on all rows: laws of few constants are fitted to the last digit."""
-    return 100 if len(expression.constants) <= 20 else 20
+    return Distillation(front, chosen, scores(chosen.expression, splits.mapping()), splits)
 
 
 def _up_to(front: Front, longest: float | int | None) -> Front:
@@ -151,12 +152,3 @@ def mirrored(table: Table, odd: Collection[str]) -> Table:
         values=np.where(side[:, None], both.values * signs, both.values),
         output=np.where(side, -both.output, both.output),
     )
-
-
-def _only_odd(odd: Collection[str], names: Collection[str]) -> Callable[[Expression], bool]:
-    even = set(names) - set(odd)
-    return lambda expression: is_odd(expression, odd, even)
-
-
-def _anything(expression: Expression) -> bool:
-    return True

@@ -5,7 +5,7 @@ differentiated, mapped and trained; nothing in it is ever a string to evaluate.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Union
 
 import equinox as eqx
@@ -120,6 +120,13 @@ def walk(node: Node) -> Iterator[Node]:
             waiting.extend(reversed(node.arguments))
 
 
+def with_leaves(node: Node, change: Callable[[Node], Node]) -> Node:
+    """Returns a tree in which every variable and constant is changed."""
+    if isinstance(node, Call):
+        return Call(node.operator, tuple(with_leaves(one, change) for one in node.arguments))
+    return change(node)
+
+
 def evaluate(
     node: Node, constants: Any, columns: Mapping[Variable, Values], np: Any = numpy
 ) -> Values:
@@ -180,11 +187,9 @@ def rename(expression: Expression, names: Mapping[str, str]) -> Expression:
         (Variable(name='gradient', lag=2),)
     """
 
-    def build(node: Node) -> Node:
-        if isinstance(node, Call):
-            return Call(node.operator, tuple(map(build, node.arguments)))
-        if isinstance(node, Variable):
-            return Variable(names.get(node.name, node.name), node.lag)
-        return node
+    def change(leaf: Node) -> Node:
+        if isinstance(leaf, Variable):
+            return Variable(names.get(leaf.name, leaf.name), leaf.lag)
+        return leaf
 
-    return Expression(build(expression.root), expression.constants)
+    return Expression(with_leaves(expression.root, change), expression.constants)

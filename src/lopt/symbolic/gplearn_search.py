@@ -4,7 +4,7 @@ It searches by correlation, so that scale and intercept need not be found; they 
 afterwards. Where pyoperon runs, `OperonSearch` is some forty times faster.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -13,7 +13,7 @@ import numpy as np
 from lopt.core.checks import check_integer
 from lopt.symbolic.expression import Expression
 from lopt.symbolic.operators import OPERATORS
-from lopt.symbolic.search import AbstractSearch
+from lopt.symbolic.search import AbstractSearch, best_of_each_length
 from lopt.symbolic.table import Table
 from lopt.symbolic.terms import Term, combine, scaled
 
@@ -73,7 +73,12 @@ class GplearnSearch(AbstractSearch):
         with np.errstate(all="ignore"):
             regressor.fit(table.values / table.scale, table.output)
         found: list[Expression] = []
-        for program in _best(regressor._programs[-1], self.length, self.per_length):
+        ranked = (
+            (one.length_, -one.raw_fitness_, one.program)
+            for one in regressor._programs[-1]
+            if one.length_ <= self.length
+        )
+        for program in best_of_each_length(ranked, self.per_length):
             found += scaled(translate(program, table), table, self.intercept)
         return found
 
@@ -112,18 +117,6 @@ def _next(nodes: Iterator[Any], table: Table) -> Term:
         )
     arguments = [_next(nodes, table) for _ in range(OPERATORS[node.name].arity)]
     return combine(node.name, *arguments)
-
-
-def _best(programs: Iterable[Any], length: int, per_length: int) -> Iterator[Sequence[Any]]:
-    """Yields the programs of each length that correlate most, the shortest first."""
-    ranked: dict[int, dict[float, Any]] = {}
-    for one in programs:
-        if one.length_ <= length:
-            # Equal correlation to the last bit is the same program, written in another order.
-            ranked.setdefault(one.length_, {}).setdefault(one.raw_fitness_, one.program)
-    for _, of_length in sorted(ranked.items()):
-        for fitness in sorted(of_length, reverse=True)[:per_length]:
-            yield of_length[fitness]
 
 
 def _function(name: str, make_function: Any) -> Any:

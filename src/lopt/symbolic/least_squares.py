@@ -68,6 +68,7 @@ def gauss_newton(
     lower: Numbers,
     upper: Numbers,
     steps: int = 30,
+    tolerance: float = 1e-5,
 ) -> tuple[Numbers, float]:
     """Fits some numbers of a model by damped Gauss-Newton within bounds.
 
@@ -78,7 +79,8 @@ def gauss_newton(
         free: which numbers to fit.
         lower: the least value of each number.
         upper: the greatest.
-        steps: the most of them; it ends when no step helps any more.
+        steps: the most of them.
+        tolerance: share of the loss that a step must take away, or it is the last.
 
     Returns:
         The numbers, and the mean squared error there.
@@ -87,13 +89,14 @@ def gauss_newton(
     values, slopes = model(numbers)
     loss = _mean_square(values - output)
     for _ in range(steps):
-        slopes = slopes[:, free]
+        # In units in which all numbers count alike; one that does nothing here stays.
+        sizes = np.linalg.norm(slopes[:, free], axis=0)
+        sizes = np.where(sizes > 0, sizes, 1.0)
+        slopes = slopes[:, free] / sizes
         curvature, slope = slopes.T @ slopes, slopes.T @ (values - output)
-        # A number that does nothing here must not make the system singular.
-        diagonal = np.diag(curvature) + 1e-12 * (np.trace(curvature) + 1e-300)
         before = loss
         while damping < 1e10:
-            move = np.linalg.lstsq(curvature + damping * np.diag(diagonal), -slope, rcond=None)[0]
+            move = np.linalg.solve(curvature + damping * np.eye(len(sizes)), -slope) / sizes
             trial = numbers.copy()
             trial[free] = np.clip(numbers[free] + move, lower[free], upper[free])
             trial_values, trial_slopes = model(trial)
@@ -103,7 +106,7 @@ def gauss_newton(
                 damping = max(damping / 10, 1e-12)
                 break
             damping *= 10
-        if not loss < before * (1 - 1e-9):
+        if not loss < before * (1 - tolerance):
             break
     return numbers, loss
 

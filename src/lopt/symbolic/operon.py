@@ -5,7 +5,7 @@ symbolic regression". Its fronts trade R2 for length (NSGA-II). Most generations
 as that starves the search; the last ones fit those of a twentieth of the offspring.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
@@ -14,7 +14,7 @@ import numpy as np
 from lopt.core.checks import check_integer
 from lopt.symbolic.expression import Expression
 from lopt.symbolic.operators import TINY
-from lopt.symbolic.search import AbstractSearch
+from lopt.symbolic.search import AbstractSearch, best_of_each_length
 from lopt.symbolic.table import Table
 from lopt.symbolic.terms import Term, combine, scaled
 
@@ -76,13 +76,10 @@ class OperonSearch(AbstractSearch):
                     f"OperonSearch(operators) cannot search with {name!r}; Operon has "
                     f"{', '.join(NAMES)}."
                 )
-        check_integer("OperonSearch", "length", self.length, 3, hint=30)
-        check_integer("OperonSearch", "population", self.population, 10, hint=1000)
-        check_integer("OperonSearch", "generations", self.generations, hint=60)
-        check_integer("OperonSearch", "tuned_generations", self.tuned_generations, 0, hint=20)
-        check_integer("OperonSearch", "iterations", self.iterations, hint=10)
-        check_integer("OperonSearch", "restarts", self.restarts, hint=3)
-        check_integer("OperonSearch", "per_length", self.per_length, hint=2)
+        least = {"length": 3, "population": 10, "tuned_generations": 0}
+        for name in ("generations", "iterations", "restarts", "per_length", *least):
+            value = getattr(self, name)
+            check_integer("OperonSearch", name, value, least.get(name, 1), hint=30)
 
     def require(self) -> None:
         """Refuses to begin without the library; see `AbstractSearch.require`."""
@@ -110,7 +107,12 @@ class OperonSearch(AbstractSearch):
                 )
                 regressor.fit(inputs, output)
             columns = dict(zip(regressor.variables_, range(len(table.columns)), strict=True))
-            for tree in _best(regressor.individuals_, self.per_length):
+            # Operon minimises the negative of R2.
+            ranked = (
+                (one.Genotype.Length, one.GetFitness(0), one.Genotype)
+                for one in regressor.individuals_
+            )
+            for tree in best_of_each_length(ranked, self.per_length):
                 found += scaled(translate(tree, columns, table), table)
         return found
 
@@ -154,18 +156,6 @@ def translate(tree: Any, columns: Mapping[int, int], table: Table) -> Term:
                 arguments[0] = combine("abs", arguments[0])
             stack.append(combine(name, *arguments))
     return stack.pop()
-
-
-def _best(individuals: Iterable[Any], per_length: int) -> Iterator[Any]:
-    """Yields the trees of each length that have the best R2, shortest first."""
-    ranked: dict[int, dict[float, Any]] = {}
-    for one in individuals:
-        # Equal R2 to the last bit is the same expression, written in another order.
-        ranked.setdefault(one.Genotype.Length, {}).setdefault(one.GetFitness(0), one.Genotype)
-    for _, trees in sorted(ranked.items()):
-        # Operon minimises the negative of R2.
-        for fitness in sorted(trees)[:per_length]:
-            yield trees[fitness]
 
 
 def _regressor() -> Any:

@@ -13,7 +13,7 @@ import numpy as np
 
 from lopt.core.checks import check_integer
 from lopt.symbolic.algebra import from_sympy, sympy_module, to_sympy
-from lopt.symbolic.expression import Call, Expression, Variable
+from lopt.symbolic.expression import Call, Expression, Variable, with_leaves
 from lopt.symbolic.operators import OPERATORS
 from lopt.symbolic.search import AbstractSearch
 from lopt.symbolic.table import Table
@@ -79,10 +79,9 @@ class PysrSearch(AbstractSearch):
         if not self.operators:
             raise ValueError("PysrSearch(operators=()) is empty; try ('add', 'multiply').")
         # The least that it accepts.
-        check_integer("PysrSearch", "length", self.length, 7, hint=30)
-        check_integer("PysrSearch", "populations", self.populations, hint=15)
-        check_integer("PysrSearch", "population", self.population, 15, hint=33)
-        check_integer("PysrSearch", "iterations", self.iterations, hint=40)
+        least = {"length": 7, "population": 15, "populations": 1, "iterations": 1}
+        for name, fewest in least.items():
+            check_integer("PysrSearch", name, getattr(self, name), fewest, hint=40)
 
     def require(self) -> None:
         """Refuses to begin without the library; see `AbstractSearch.require`."""
@@ -134,8 +133,9 @@ def translate(form: Any, table: Table, unit: float = 1.0) -> Expression:
     }
     form = sympy.Float(unit) * form.xreplace(scaled)
     expression = from_sympy(form, tuple(stand_in.values()))
-    columns = {one: table.columns[i] for i, one in enumerate(stand_in.values())}
-    return Expression(_rename(expression.root, columns), expression.constants)
+    columns: Any = {one: table.columns[i] for i, one in enumerate(stand_in.values())}
+    root = with_leaves(expression.root, lambda leaf: columns.get(leaf, leaf))
+    return Expression(root, expression.constants)
 
 
 def operator_options(operators: tuple[str, ...]) -> dict[str, Any]:
@@ -167,12 +167,6 @@ def _meaning(name: str) -> Any:
         return form.xreplace({symbols[0]: x, symbols[1]: y})
 
     return unary if len(symbols) == 1 else binary
-
-
-def _rename(node: Any, names: dict[Variable, Variable]) -> Any:
-    if isinstance(node, Call):
-        return Call(node.operator, tuple(_rename(one, names) for one in node.arguments))
-    return names.get(node, node)
 
 
 def _regressor() -> Any:

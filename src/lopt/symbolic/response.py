@@ -129,12 +129,7 @@ def make_grid(
     check_integer("make_grid", "points", points, 2, hint=65)
     if not is_real(tails) or not 0 <= tails < 0.5:
         raise ValueError(f"make_grid(tails={tails!r}) must be from 0 to below 0.5; try 0.01.")
-    if variable not in table.columns:
-        raise ValueError(
-            f"make_grid: the table has no column {variable}; there are "
-            f"{', '.join(map(str, table.columns))}."
-        )
-    values = np.asarray(table.values[:, table.columns.index(variable)], float)
+    values = np.asarray(table.column(variable), float)
     first, last = np.quantile(values, [tails, 1 - tails])
     return np.linspace(float(first), float(last), points)
 

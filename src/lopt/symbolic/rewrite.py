@@ -15,7 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from lopt.symbolic.expression import Call, Constant, Expression, Node, Variable, evaluate, walk
+from lopt.symbolic.expression import (
+    Call,
+    Constant,
+    Expression,
+    Node,
+    evaluate,
+    walk,
+    with_leaves,
+)
 from lopt.symbolic.operators import OPERATORS
 from lopt.symbolic.signs import never_negative
 
@@ -47,14 +55,12 @@ def renumbered(root: Node, values: list[float]) -> Expression:
     """Returns an expression with only those constants that its tree uses, in order."""
     order: dict[int, int] = {}
 
-    def visit(node: Node) -> Node:
-        if isinstance(node, Constant):
-            return Constant(order.setdefault(node.index, len(order)))
-        if isinstance(node, Variable):
-            return node
-        return Call(node.operator, tuple(map(visit, node.arguments)))
+    def visit(leaf: Node) -> Node:
+        if isinstance(leaf, Constant):
+            return Constant(order.setdefault(leaf.index, len(order)))
+        return leaf
 
-    renamed = visit(root)
+    renamed = with_leaves(root, visit)
     return Expression(renamed, np.asarray([values[index] for index in order], float))
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from lopt.core.checks import check_integer
-from lopt.symbolic.expression import Call, Constant, Expression, Node, Variable
+from lopt.symbolic.expression import Constant, Expression, Node, Variable, with_leaves
 from lopt.symbolic.refit import refit
 from lopt.symbolic.select import output_variance, r_squared
 from lopt.symbolic.table import Table
@@ -113,17 +113,15 @@ def fix_variables(expression: Expression, values: Mapping[Variable, float]) -> E
     numbers = np.asarray(expression.constants, float).tolist()
     constants: dict[Variable, Constant] = {}
 
-    def build(node: Node) -> Node:
-        if isinstance(node, Call):
-            return Call(node.operator, tuple(map(build, node.arguments)))
-        if isinstance(node, Variable) and node in values:
-            if node not in constants:
-                constants[node] = Constant(len(numbers))
-                numbers.append(float(values[node]))
-            return constants[node]
-        return node
+    def fixed(leaf: Node) -> Node:
+        if isinstance(leaf, Variable) and leaf in values:
+            if leaf not in constants:
+                constants[leaf] = Constant(len(numbers))
+                numbers.append(float(values[leaf]))
+            return constants[leaf]
+        return leaf
 
-    root = build(expression.root)
+    root = with_leaves(expression.root, fixed)
     return Expression(root, jnp.asarray(np.asarray(numbers, float)))
 
 

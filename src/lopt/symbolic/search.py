@@ -7,7 +7,7 @@ and the choice among candidates are the same for all backends and are made elsew
 import abc
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -56,15 +56,20 @@ class Complexity:
 
     Attributes:
         weights: of an operator's name, of "variable" and of "constant"; one if not given.
+        weighted: whether a variable with a factor counts as the variable alone, as in Operon and
+            other systems of the field; otherwise it is three nodes.
 
     Example:
         >>> from lopt.symbolic.expression import make_expression
         >>> rule = make_expression(("tanh", ("multiply", 2.0, Variable("gradient"))))
         >>> Complexity()(rule), Complexity({"tanh": 3.0, "constant": 0.0})(rule)
         (4.0, 5.0)
+        >>> Complexity(weighted=True)(rule)
+        2.0
     """
 
     weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    weighted: bool = False
 
     def __post_init__(self) -> None:
         for name, weight in self.weights.items():
@@ -81,7 +86,10 @@ class Complexity:
 
     def __call__(self, expression: Expression) -> float:
         """Returns the sum of the weights of all nodes."""
-        return float(sum(self.weights.get(_kind(node), 1) for node in walk(expression.root)))
+        nodes = list(walk(expression.root))
+        total = sum(self.weights.get(_kind(node), 1) for node in nodes)
+        factor = self.weights.get("multiply", 1) + self.weights.get("constant", 1)
+        return float(total - factor * (self.weighted and sum(map(_has_factor, nodes))))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -181,13 +189,22 @@ def make_front(candidates: Iterable[Candidate]) -> Front:
     return Front(tuple(chosen))
 
 
-def pool(fronts: Iterable[Front]) -> Front:
-    """Returns the front of several, such as those of several seeds.
+def best_of_each_length(ranked: Iterable[tuple[int, float, Any]], per_length: int) -> Iterator[Any]:
+    """Yields of (length, loss, formula) the formulas of each length with the least loss."""
+    formulas: dict[int, dict[float, Any]] = {}
+    for length, loss, formula in ranked:
+        # Equal losses to the last bit are the same formula, written in another order.
+        formulas.setdefault(length, {}).setdefault(loss, formula)
+    for _, of_length in sorted(formulas.items()):
+        for loss in sorted(of_length)[:per_length]:
+            yield of_length[loss]
 
-    Raises:
-        ValueError: if there are none.
-    """
-    return make_front(one for front in fronts for one in front.candidates)
+
+def _has_factor(node: Node) -> bool:
+    """Returns whether a node is a variable times a constant."""
+    if not isinstance(node, Call) or node.operator != "multiply":
+        return False
+    return {_kind(one) for one in node.arguments} == {"variable", "constant"}
 
 
 def _kind(node: Node) -> str:

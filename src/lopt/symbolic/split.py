@@ -7,7 +7,7 @@ then the validation side are runs that nothing else is from.
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -72,28 +72,47 @@ def split_table(
     runs, pairs = run_groups(table), coordinate_groups(table)
     remaining = np.ones(len(table), bool)
     sides: dict[str, Bool[np.ndarray, " row"]] = {}
-    unseen: list[str] = []
     for name, fraction in (("test", test), ("validation", validation)):
         whole = _wanted(runs, np.ones(len(table), bool), fraction)
         # The rest needs a run for each side that follows, and one more to learn from.
         if whole and len(np.unique(runs[remaining])) > whole + len(SPLITS) - 2 - len(sides):
             sides[name] = remaining & _draw(runs, remaining, whole, generator)
-            unseen.append(name)
         else:
             count = max(_wanted(pairs, remaining, fraction / (1 - test * bool(sides))), 1)
             sides[name] = remaining & _draw(pairs, remaining, count, generator)
         remaining = remaining & ~sides[name]
-    sides["train"] = remaining
+    return _splits(table, sides | {"train": remaining}, least)
+
+
+def split_by(table: Table, labels: Sequence[str], least: int = 20) -> Splits:
+    """Splits a table as the labels of its rows say: "train", "validation" or "test".
+
+    Raises:
+        ValueError: if there is not one of these for each row, or a side has too few rows.
+    """
+    found = np.asarray(labels)
+    if found.shape != (len(table),) or not np.isin(found, SPLITS).all():
+        raise ValueError(
+            f"split_by(labels) must be {', '.join(SPLITS)} for each of {len(table)} rows; it has "
+            f"shape {found.shape} and holds {', '.join(map(str, np.unique(found)[:9]))}."
+        )
+    return _splits(table, {name: found == name for name in SPLITS}, least)
+
+
+def _splits(table: Table, sides: Mapping[str, Bool[np.ndarray, " row"]], least: int) -> Splits:
+    runs, unseen = run_groups(table), []
     for name in SPLITS:
-        if sides[name].sum() < least:
+        rows = sides[name]
+        if rows.sum() < least:
             raise ValueError(
                 f"split_table: the {name} side of a table of {len(table)} rows, "
-                f"{len(np.unique(runs))} runs and {len(np.unique(pairs))} coordinates of runs has "
-                f"{sides[name].sum()} rows and needs {least}; record more runs, coordinates or "
-                "steps."
+                f"{len(np.unique(runs))} runs and {len(np.unique(coordinate_groups(table)))} "
+                f"coordinates of runs has {rows.sum()} rows and needs {least}; record more runs, "
+                "coordinates or steps."
             )
-    tables = {name: table.take(rows) for name, rows in sides.items()}
-    return Splits(**tables, unseen_runs=tuple(reversed(unseen)))
+        if name != "train" and not np.isin(runs[rows], runs[~rows]).any():
+            unseen.append(name)
+    return Splits(**{name: table.take(sides[name]) for name in SPLITS}, unseen_runs=tuple(unseen))
 
 
 def run_groups(table: Table) -> Int[np.ndarray, " row"]:

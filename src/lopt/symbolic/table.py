@@ -5,7 +5,7 @@ steps of one coordinate are nearly the same row, and must not be on both sides.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -82,10 +82,37 @@ class Table:
             raise ValueError(f"The table has no column {variable}; it has {known}.")
         return self.values[:, self.columns.index(variable)]
 
+    def select(self, *names: str) -> "Table":
+        """Returns the table with some columns only.
+
+        Args:
+            names: `m[t-2]` is a column, and `m` that feature with all its lags.
+
+        Raises:
+            ValueError: if there is no such column.
+        """
+        columns = named(self.columns, names)
+        kept = [self.columns.index(column) for column in columns]
+        return dataclasses.replace(self, columns=columns, values=self.values[:, kept])
+
     def take(self, rows: np.ndarray) -> "Table":
         """Returns some of its rows, given by numbers or a mask."""
         fields = {name: getattr(self, name)[rows] for name in ("values", "output", *IDS)}
         return dataclasses.replace(self, **fields)
+
+
+def named(columns: Sequence[Variable], names: Sequence[str]) -> tuple[Variable, ...]:
+    """Returns the columns of some names, with their lags or for all lags.
+
+    Raises:
+        ValueError: if there is no such column.
+    """
+    known = {text for column in columns for text in (column.name, str(column))}
+    if unknown := sorted(set(names) - known):
+        raise ValueError(
+            f"There is no column {', '.join(unknown)}; there are {', '.join(map(str, columns))}."
+        )
+    return tuple(column for column in columns if {column.name, str(column)} & set(names))
 
 
 def _check_finite(what: str, values: np.ndarray) -> None:

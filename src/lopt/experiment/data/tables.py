@@ -7,17 +7,11 @@ them, `lopt`, lists the columns in order.
 
 import io
 import json
-import lzma
-import struct
-import tokenize
-import zipfile
-import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
 from lopt.experiment.runs.files import write_bytes
 from lopt.symbolic.expression import Variable
@@ -25,16 +19,6 @@ from lopt.symbolic.table import IDS, Table
 
 FORMAT, VERSION = "lopt table", 1
 SUFFIXES = (".npz", ".npy")
-
-# What parsers raise for damaged bytes: of RuntimeErrors an unknown or encrypted method of zip's,
-# of MemoryErrors a shape that no memory holds.
-DAMAGE = (
-    *(ValueError, TypeError, KeyError, IndexError, AttributeError, SyntaxError, OverflowError),
-    *(OSError, EOFError, RuntimeError, MemoryError, tokenize.TokenError, struct.error),
-    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError),
-)
-
-Arrays = Mapping[str, np.ndarray]
 
 
 def save_table(path: str | Path, table: Table) -> None:
@@ -46,12 +30,26 @@ def save_table(path: str | Path, table: Table) -> None:
     Raises:
         ValueError: if the name ends in something else, or `table.about` is not made of JSON.
     """
-    path = Path(path)
+    path, buffer = Path(path), io.BytesIO()
     check_path(path)
-    arrays = {_key(column): values for column, values in table.mapping().items()}
-    arrays |= {"output": table.output} | {name: getattr(table, name) for name in IDS}
-    written = _to_npz if path.suffix == ".npz" else _to_npy
-    write_bytes(path, written(arrays, table))
+    if path.suffix == ".npy":
+        by_lag = sorted(table.columns, key=lambda column: column.lag)
+        rows = np.stack([*map(table.column, by_lag), table.output], axis=1)
+        np.save(buffer, rows, allow_pickle=False)
+    else:
+        arrays = {_key(column): values for column, values in table.mapping().items()}
+        arrays |= {"output": table.output} | {name: getattr(table, name) for name in IDS}
+        columns = [[column.name, column.lag] for column in table.columns]
+        content = {"format": FORMAT, "version": VERSION, "rows": len(table), "columns": columns}
+        content |= {"scale": table.scale.tolist(), "about": dict(table.about)}
+        try:
+            arrays["lopt"] = np.array(json.dumps(content, allow_nan=False))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(
+                f"save_table(table): its `about` is not made of JSON: {error}."
+            ) from error
+        np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    write_bytes(path, buffer.getvalue())
 
 
 def load_table(path: str | Path, names: Sequence[str] | None = None) -> Table:
@@ -76,11 +74,10 @@ def load_table(path: str | Path, names: Sequence[str] | None = None) -> Table:
     check_path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no table {path}; record one with lopt record RUN.")
-    if path.suffix == ".npy":
-        return _naming(path, lambda: _from_npy(path, names))
-    if names is not None:
-        raise ValueError(f"load_table(names={list(names)}) is for .npy; {path} has names.")
-    return _naming(path, lambda: _to_table(*_read_npz(path)))
+    try:
+        return _from_npz(path, names) if path.suffix == ".npz" else _from_npy(path, names)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def check_path(path: Path) -> None:
@@ -89,103 +86,62 @@ def check_path(path: Path) -> None:
         raise ValueError(f"A table's file ends in {', '.join(SUFFIXES)}, not as {path.name} does.")
 
 
-def _naming(path: Path, load: Callable[[], Table]) -> Table:
-    """Puts the file's name in front of what is wrong with its content."""
-    try:
-        return load()
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
 def _key(column: Variable) -> str:
     return f"feature.{column}"
 
 
-def _metadata(table: Table) -> str:
-    said = {
-        "format": FORMAT,
-        "version": VERSION,
-        "rows": len(table),
-        "columns": [[column.name, column.lag] for column in table.columns],
-        "scale": table.scale.tolist(),
-        "about": dict(table.about),
-    }
+def _read(path: Path) -> Any:
+    """Returns the array of an npy, or arrays by name."""
     try:
-        return json.dumps(said, allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"save_table(table): its `about` is not made of JSON: {error}.") from error
+        # From memory: NumPy leaves a damaged file open.
+        content = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
+        return content if path.suffix == ".npy" else {name: content[name] for name in content.files}
+    except Exception as error:  # of seventeen kinds, as parsers of zip, NumPy and Python raise them
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"it is not a whole {path.suffix[1:]} of plain arrays ({why}).") from error
 
 
-def _to_table(arrays: Arrays, metadata: str | None) -> Table:
-    """Checks what a file holds, and makes a table of it."""
-    if metadata is None:
+def _from_npz(path: Path, names: Sequence[str] | None) -> Table:
+    if names is not None:
+        raise ValueError(f"names={list(names)} are for .npy; this file has names.")
+    arrays = _read(path)
+    if "lopt" not in arrays:
         raise ValueError("it has no `lopt` beside its columns; was it written by save_table?")
     try:
-        said = json.loads(metadata)
-        named, version = said["format"], said["version"]
-        columns = tuple(Variable(str(name), int(lag)) for name, lag in said["columns"])
-        about, rows = dict(said["about"]), said["rows"]
+        content = json.loads(str(arrays["lopt"]))
+        kind = content["format"], content["version"]
+        columns = tuple(Variable(str(name), int(lag)) for name, lag in content["columns"])
+        about, rows = dict(content["about"]), content["rows"]
         if not columns or min(column.lag for column in columns) < 0:
-            raise ValueError(f"columns are {said['columns']}")
+            raise ValueError(f"columns are {content['columns']}")
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise ValueError(f"its `lopt` is damaged ({error}); record it again.") from error
-    if named != FORMAT or version != VERSION:
+    if kind != (FORMAT, VERSION):
         raise ValueError(
-            f"it is a {named!r} of version {version!r}, and this lopt reads {FORMAT!r} of version "
-            f"{VERSION}; record it again, or use the version of lopt that wrote it."
+            f"it is a {kind[0]!r} of version {kind[1]!r}, and this lopt reads {FORMAT!r} of "
+            f"version {VERSION}; record it again, or use the version of lopt that wrote it."
         )
     for key in (*map(_key, columns), "output", *IDS):
         if key not in arrays:
             raise ValueError(f"it lacks the column {key}; record it again.")
-        if arrays[key].shape != (rows,):
+        found, wanted = arrays[key], np.integer if key in IDS else np.floating
+        if found.shape != (rows,) or not np.issubdtype(found.dtype, wanted):
             raise ValueError(
-                f"its column {key} has shape {arrays[key].shape}, not ({rows},); record it again."
+                f"its column {key} holds {found.dtype} of shape {found.shape}, not "
+                f"{wanted.__name__} numbers of shape ({rows},); record it again."
             )
-        wanted = np.integer if key in IDS else np.floating
-        if not np.issubdtype(arrays[key].dtype, wanted):
-            raise ValueError(
-                f"its column {key} holds {arrays[key].dtype}, not numbers of the kind "
-                f"{wanted.__name__}."
-            )
-    values = [arrays[_key(column)] for column in columns]
+    values = np.stack([arrays[_key(column)] for column in columns], axis=1)
     ids = {name: arrays[name] for name in IDS}
-    return Table(columns, np.stack(values, axis=1), arrays["output"], **ids, about=about)
-
-
-def _to_npz(arrays: Arrays, table: Table) -> bytes:
-    buffer = io.BytesIO()
-    content: dict[str, Any] = {**arrays, "lopt": np.array(_metadata(table))}
-    np.savez_compressed(buffer, allow_pickle=False, **content)
-    return buffer.getvalue()
-
-
-def _read_npz(path: Path) -> tuple[Arrays, str | None]:
-    try:
-        # From memory: NumPy leaves a damaged file open.
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except DAMAGE as error:
-        raise ValueError(f"it is not a whole npz of plain arrays ({_line(error)}).") from error
-    metadata = arrays.pop("lopt", None)
-    return arrays, None if metadata is None else str(metadata)
-
-
-def _line(error: BaseException) -> str:
-    """Returns what an error says, on one line; its kind if it says nothing."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def _to_npy(arrays: Arrays, table: Table) -> bytes:
-    columns = sorted(table.columns, key=lambda column: column.lag)
-    buffer = io.BytesIO()
-    rows = np.stack([*(arrays[_key(column)] for column in columns), table.output], axis=1)
-    np.save(buffer, rows, allow_pickle=False)
-    return buffer.getvalue()
+    return Table(columns, values, arrays["output"], **ids, about=about)
 
 
 def _from_npy(path: Path, names: Sequence[str] | None) -> Table:
-    rows = _read_npy(path)
-    width = rows.shape[1] - 1
+    rows = _read(path)
+    if not (isinstance(rows, np.ndarray) and rows.ndim == 2):
+        raise ValueError("it is not one array [rows, columns].")
+    if not np.issubdtype(rows.dtype, np.floating):
+        raise ValueError(f"it holds {rows.dtype}, not floating-point numbers.")
+    width, zeros = rows.shape[1] - 1, np.zeros(len(rows), int)
     if names is None:
         raise ValueError(
             f"an .npy has no names for its {width} features; give those of one step, as in "
@@ -198,27 +154,6 @@ def _from_npy(path: Path, names: Sequence[str] | None) -> Table:
             "load_table(path, names=('mt', 'gt'))."
         )
     columns = tuple(Variable(name, lag) for lag in range(width // len(names)) for name in names)
-    zeros, numbers = np.zeros(len(rows), int), np.arange(len(rows))
-    return Table(
-        columns,
-        rows[:, :-1],
-        rows[:, -1],
-        task=zeros,
-        run=zeros,
-        tensor=zeros,
-        coordinate=numbers,
-        step=zeros,
-        about={"ids": "unknown: each row counts as a coordinate of its own", "source": path.name},
-    )
-
-
-def _read_npy(path: Path) -> Float[np.ndarray, "row column"]:
-    try:
-        rows = np.load(path, allow_pickle=False)
-    except DAMAGE as error:
-        raise ValueError(f"it is not a whole npy of plain numbers ({_line(error)}).") from error
-    if not (isinstance(rows, np.ndarray) and rows.ndim == 2):
-        raise ValueError("it is not one array [rows, columns].")
-    if not np.issubdtype(rows.dtype, np.floating):
-        raise ValueError(f"it holds {rows.dtype}, not floating-point numbers.")
-    return rows
+    about = {"ids": "unknown: each row counts as a coordinate of its own", "source": path.name}
+    ids = (zeros, zeros, zeros, np.arange(len(rows)), zeros)
+    return Table(columns, rows[:, :-1], rows[:, -1], *ids, about=about)

@@ -264,7 +264,8 @@ def curves(
         if isinstance(curve, Mapping):
             values = np.stack(list(curve.values()), axis=1)
         else:
-            values = np.asarray(curve, float)[..., at] if np.ndim(curve) == 2 else curve
+            values = np.asarray(curve, float)
+            values = values[:, at[at < values.shape[1]]] if values.ndim == 2 else values
         mean, error = mean_and_error(np.asarray(values, float))
         own = {"steps": list(curve)} if isinstance(curve, Mapping) else {}
         return {**own, "mean": mean.tolist(), "error": None if error is None else error.tolist()}

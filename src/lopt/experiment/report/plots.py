@@ -124,6 +124,7 @@ def bands(
         values = running_mean(np.asarray(curve, float), smooth)
         places = np.arange(1, values.shape[1] + 1) if steps is None else np.asarray(steps)
         mean, error = mean_and_error(values)
+        places = places[: len(mean)]  # curves may end earlier
         axes.plot(places, mean, lw=2.2 if strong else 1.4, **style)
         if error is not None and not ordered:
             # On a logarithmic axis a band that reaches zero has no end; the least seed is one.
