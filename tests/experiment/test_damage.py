@@ -133,12 +133,9 @@ def state():
     return {"a": values, "key": jax.random.key(1), "step": np.asarray(7, np.int32)}
 
 
-def write_checkpoint(suffix):
-    def write(folder):
-        storage.save_checkpoint(folder, 3, state())
-        return folder / f"00000003.{suffix}"
-
-    return write
+def write_checkpoint(folder):
+    storage.save_checkpoint(folder, 3, state())
+    return folder / "00000003.safetensors"
 
 
 def read_checkpoint(path):
@@ -245,8 +242,7 @@ KINDS = {
     "metrics.jsonl": Kind(write_log, read_log),
     "surface.jsonl": Kind(write_surface_log, read_lines),
     "surface_settings.json": Kind(write_surface, read_surface),
-    "checkpoint.json": Kind(write_checkpoint("json"), read_checkpoint),
-    "checkpoint.safetensors": Kind(write_checkpoint("safetensors"), read_checkpoint),
+    "checkpoint.safetensors": Kind(write_checkpoint, read_checkpoint),
     "weights.safetensors": Kind(write_weights, read_weights),
     "table.npz": Kind(write_table(".npz"), read_table),
     "table.npy": Kind(write_table(".npy"), read_table),
@@ -400,9 +396,7 @@ def is_plausible(content, path, text):
     return text in ("null", "-1", "0.5") and type(old) in (int, float)
 
 
-@pytest.mark.parametrize(
-    "kind", ["run.json", "surface_settings.json", "checkpoint.json", "distill.json", "front"]
-)
+@pytest.mark.parametrize("kind", ["run.json", "surface_settings.json", "distill.json", "front"])
 def test_hostile_values(kind, tmp_path):
     path = KINDS[kind].write(tmp_path)
     good, content = KINDS[kind].read(path), path.read_bytes()
@@ -470,8 +464,7 @@ def test_weights_of_another_kind(change, words, tmp_path):
 
 def test_a_checkpoint_that_was_renamed(tmp_path):
     storage.save_checkpoint(tmp_path, 3, state())
-    for suffix in ("json", "safetensors"):
-        (tmp_path / f"00000003.{suffix}").rename(tmp_path / f"00000004.{suffix}")
+    (tmp_path / "00000003.safetensors").rename(tmp_path / "00000004.safetensors")
     with pytest.raises(ValueError, match=r"00000004.safetensors is damaged"):
         storage.load_checkpoint(tmp_path, 4, jax.eval_shape(state))
 

@@ -116,9 +116,9 @@ def test_resuming_a_finished_run_changes_nothing(run):
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
-def test_a_torn_line_and_a_checkpoint_without_its_json_are_passed_over(run):
+def test_a_torn_line_and_a_checkpoint_that_is_missing_are_passed_over(run):
     expected = values(run)
-    (run / "checkpoints" / "00000010.json").unlink()
+    (run / "checkpoints" / "00000010.safetensors").unlink()
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 10, "meta_')
     train(Run(run), show_progress=False)
@@ -147,8 +147,8 @@ def test_what_is_left_of_a_run_is_not_continued_as_another(run, left):
 
 
 @pytest.mark.parametrize("text", ["[]", "{", '{"recipe": "digits"}', '{"step": 10}'])
-@pytest.mark.parametrize("name", ["run.json", "checkpoints/00000010.json"])
-def test_damaged_json_is_named(run, name, text):
+@pytest.mark.parametrize("name", ["run.json", "checkpoints/00000010.safetensors"])
+def test_damaged_text_is_named(run, name, text):
     (run / name).write_text(text)
     with pytest.raises(ValueError, match=Path(name).stem):
         train(Run(run), show_progress=False)

@@ -35,12 +35,7 @@ STREAMS = {
 
 
 def stream(name: str, seed: int) -> Key:
-    """Returns the key of a stream of random numbers that meta-training never used.
-
-    Args:
-        name: one of `STREAMS`.
-        seed: of a run, or of a command.
-    """
+    """Returns the key of a stream of random numbers that meta-training with a seed never uses."""
     key = jax.random.fold_in(jax.random.key(seed), 2**32 - 1)
     number = STREAMS[name]
     return key if number is None else jax.random.fold_in(key, number)
@@ -77,20 +72,11 @@ def trainings(
     states: TrainState | None = None,
     record_size: int = 0,
 ) -> tuple[TrainState, Record]:
-    """Trains a fresh task for each key.
+    """Trains a fresh task for each key; returns states by key, and records by key and step.
 
-    Args:
-        tasks: a family, or a task.
-        optimizer: any Optax optimizer.
-        keys: of tasks, initial params and batches: optimizers with the same keys are on the same
-            terms.
-        num_steps: of each training.
-        record: what to keep of each step.
-        states: by key, to go on with; fresh ones by default.
-        record_size: of how many numbers records are computed at once, about; 0 for step by step.
-
-    Returns:
-        Final states by key, and records by key and step.
+    Keys give tasks, initial params and batches: the same ones put optimizers on the same terms.
+    Training goes on with `states`, if given. Records are computed step by step, or of about
+    `record_size` numbers at once.
     """
     if states is None:
         states = jax.vmap(lambda key: begin(tasks, optimizer, key))(keys)
@@ -99,8 +85,6 @@ def trainings(
         task = drawn(tasks, key)
         size = len(keys) * sum(leaf.size for leaf in jax.tree.leaves(state.params))
         at_once = max(1, min(50, record_size // max(1, size)))
-        if at_once == 1:
-            return unroll(task, optimizer, state, num_steps, record=record)
         return recorded_together(task, optimizer, state, num_steps, record, at_once)
 
     return jax.vmap(one)(keys, states)
@@ -117,15 +101,8 @@ def recorded_together(
     """Returns what `lopt.unroll` does, with records of some steps computed at once.
 
     A record of many small operations takes as long as a step of a small network; mapped over the
-    steps of a window it costs much less. By the semigroup law a run is one of windows.
-
-    Args:
-        estimator: a task, or an estimator of a meta-gradient.
-        optimizer: any Optax optimizer.
-        state: from `lopt.start`, or from an earlier run.
-        num_steps: at least 1.
-        record: what to keep of each step.
-        at_once: how many steps, cut to a divisor of `num_steps`; memory holds as many states.
+    steps of a window it costs much less. By the semigroup law a run is one of windows. They have
+    `at_once` steps, cut to a divisor of `num_steps`; memory holds as many states.
     """
     window = max(size for size in range(1, at_once + 1) if num_steps % size == 0)
     if window == 1:
@@ -145,13 +122,9 @@ def mean_estimate(
     count: int,
     record: Callable[[Step], Any] = lambda step: ravel_pytree(step.grads)[0],
 ) -> Any:
-    """Returns the mean of so many estimates in a row, at a theta that stays where it is.
+    """Returns the mean of records of so many estimates in a row; by default of the gradient.
 
-    Args:
-        shared: an estimator, which begins anew, and theta.
-        key: of all estimates.
-        count: of estimates.
-        record: of what the mean is taken; the gradient as a vector by default.
+    The estimator, which begins anew, and theta, which stays where it is, are `shared`.
     """
     (estimator, theta), still = shared, optax.set_to_zero()
     begun = start(estimator, still, theta, key)
@@ -162,14 +135,7 @@ def mean_estimate(
 class OverDevices:
     """What maps `function(shared, item)` over items, spread over all devices, and what that costs.
 
-    Args:
-        function: of what all have in common, and of one item; compiled once.
-        shared: a pytree.
-        at_once: how many items are computed at once, about.
-
-    Attributes:
-        batch: how many items are computed at once.
-        compile_seconds: of tracing and compiling, once that is done.
+    About `at_once` items, precisely `batch`, are computed at once, by one compiled program.
     """
 
     def __init__(self, function: Callable[[Any, Any], Any], shared: Any, at_once: int) -> None:
@@ -185,7 +151,7 @@ class OverDevices:
         self._traced: Any = None
         self._compiled: Any = None
         self._seconds: list[float] = []
-        self.compile_seconds = 0.0
+        self.compile_seconds = 0.0  # of tracing and compiling
 
     @property
     def seconds(self) -> float:

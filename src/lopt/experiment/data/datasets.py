@@ -77,27 +77,33 @@ def load_images(name: str, size: int = 8, folder: str | os.PathLike | None = Non
         (1260, 8, 8, 1)
     """
     _check_name("load_images", name)
+    paths = [] if name == "digits" else _local_paths(name, folder) or _download(name)
+    checksum = sha256("".join(map(digest, paths)).encode()).hexdigest()
+    found = {"name": name, "size": size, "sha256": checksum}
+    if found not in _LOADED.get():
+        _LOADED.get().append(found)
+    test: tuple[Any, Any] = None, None
     if name == "digits":
-        _loaded(name, size, [])
-        return _load_digits(size)
-    paths = _local_paths(name, folder) or _download(name)
-    _loaded(name, size, paths)
-    parts = read_cifar(paths) if name == "cifar10" else map(read_pair, paths[::2], paths[1::2])
-    (images, labels), (test_images, test_labels) = parts
-    return image_data(images, labels, test_images, test_labels, 10, size)
+        # scikit-learn takes a second to import, and only digits need it.
+        from sklearn.datasets import load_digits
+
+        images, labels = load_digits(return_X_y=True)
+        images = (images / 16).astype(np.float32).reshape(-1, 8, 8, 1)
+    elif name == "cifar10":
+        (images, labels), test = read_cifar(paths)
+    else:
+        (images, labels), test = map(read_pair, paths[::2], paths[1::2])
+    return image_data(images, labels, *test, 10, size)
 
 
 def available(name: str, folder: str | os.PathLike | None = None) -> bool:
     """Returns whether a data set can be loaded without a network.
 
     Raises:
-        ValueError: if the name is unknown.
         FileNotFoundError: if `$LOPT_DATA_DIR` is no folder, or only some of the files are there.
     """
     _check_name("available", name)
-    if name == "digits":
-        return True
-    if folder is None and _local_paths(name, None):
+    if name == "digits" or (folder is None and _local_paths(name, None)):
         return True
     return not _closest(name, cache_folder() / name if folder is None else Path(folder))[1]
 
@@ -120,25 +126,9 @@ def data_loaded() -> Iterator[list[dict[str, Any]]]:
 _LOADED: ContextVar[list[dict[str, Any]]] = ContextVar("loaded", default=[])  # noqa: B039
 
 
-def _loaded(name: str, size: int, paths: list[Path]) -> None:
-    checksums = "".join(digest(path) for path in paths)
-    found = {"name": name, "size": size, "sha256": sha256(checksums.encode()).hexdigest()}
-    if found not in _LOADED.get():
-        _LOADED.get().append(found)
-
-
 def _check_name(owner: str, name: str) -> None:
     if name not in NAMES:
         raise ValueError(f"{owner}(name={name!r}) must be one of {', '.join(NAMES)}.")
-
-
-def _load_digits(size: int) -> Data:
-    # scikit-learn takes a second to import, and only digits need it.
-    from sklearn.datasets import load_digits
-
-    images, labels = load_digits(return_X_y=True)
-    images = (images / 16).astype(np.float32).reshape(-1, 8, 8, 1)
-    return image_data(images, labels, None, None, 10, size)
 
 
 def _closest(name: str, folder: Path) -> tuple[list[Path], list[str]]:
@@ -147,28 +137,22 @@ def _closest(name: str, folder: Path) -> tuple[list[Path], list[str]]:
     if name == "cifar10":
         unpacked = [folder / "cifar-10-batches-bin", folder]
         sets = [[folder / CIFAR_ARCHIVE], *([at / file for file in CIFAR_FILES] for at in unpacked)]
-    found = [[path for path in paths if path.is_file()] for paths in sets]
-    if whole := [paths for paths in sets if paths in found]:
-        return whole[0], []
-    closest = sets[max(range(len(sets)), key=lambda i: len(found[i]))]
-    return closest, [path.name for path in closest if not path.is_file()]
+    lacking = [[path.name for path in paths if not path.is_file()] for paths in sets]
+    found = list(zip(sets, lacking, strict=True))
+    whole = [one for one in found if not one[1]]
+    return whole[0] if whole else max(found, key=lambda one: len(one[0]) - len(one[1]))
 
 
 def _local_paths(name: str, folder: str | os.PathLike | None) -> list[Path]:
-    """Returns the paths of the user's own files, or nothing if there are none.
-
-    Raises:
-        FileNotFoundError: if a given folder, or one that has some of the files, lacks others.
-    """
+    """Returns the paths of the user's own files, or nothing if there are none."""
     root = os.environ.get("LOPT_DATA_DIR")
-    if folder is None:
-        if not root:
-            return []
-        if not Path(root).is_dir():
-            raise FileNotFoundError(
-                f"LOPT_DATA_DIR={root} is not a folder; point it at the folder that holds "
-                f"{', '.join(NAMES[1:])}, or unset it."
-            )
+    if folder is None and not root:
+        return []
+    if folder is None and not Path(str(root)).is_dir():
+        raise FileNotFoundError(
+            f"LOPT_DATA_DIR={root} is not a folder; point it at the folder that holds "
+            f"{', '.join(NAMES[1:])}, or unset it."
+        )
     paths, missing = _closest(name, Path(str(root), name) if folder is None else Path(folder))
     if missing and (folder is not None or len(missing) < len(paths)):
         raise FileNotFoundError(
@@ -179,11 +163,7 @@ def _local_paths(name: str, folder: str | os.PathLike | None) -> list[Path]:
 
 
 def _download(name: str) -> list[Path]:
-    """Returns the paths of downloaded files, from the cache if they are there already.
-
-    Raises:
-        ConnectionError: if a file cannot be had, or is not the official one.
-    """
+    """Returns the paths of downloaded files, from the cache if they are there already."""
     import pooch
 
     folder = cache_folder() / name

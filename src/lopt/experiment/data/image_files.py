@@ -27,20 +27,20 @@ _Labelled = tuple[UInt8[np.ndarray, "_ _ _ _"], Int[np.ndarray, " _"]]
 
 
 def read_pair(images_path: Path, labels_path: Path) -> _Labelled:
-    """Reads IDX files of images and of their labels, and checks that they belong together.
-
-    Raises:
-        ValueError: if a file is not what it should be.
-    """
+    """Reads IDX files of images and of their labels, and checks that they belong together."""
     images, labels = _read_idx(images_path, 3), _read_idx(labels_path, 1)
     if images.shape[1:] != (28, 28) or not len(images):
         found = " x ".join(map(str, images.shape))
         raise _wrong(images_path, f"images of {found} pixels", "images of 28 x 28 pixels")
     if len(images) != len(labels):
         raise _wrong(labels_path, f"{len(labels)} labels", f"one for each of {len(images)} images")
+    return images[..., None], _checked(labels_path, labels)
+
+
+def _checked(path: Path, labels: UInt8[np.ndarray, " _"]) -> Int[np.ndarray, " _"]:
     if labels.max() > 9:
-        raise _wrong(labels_path, f"a label {labels.max()}", "labels from 0 to 9")
-    return images[..., None], labels.astype(np.int32)
+        raise _wrong(path, f"a label {labels.max()}", "labels from 0 to 9")
+    return labels.astype(np.int32)
 
 
 def _read_idx(path: Path, rank: int) -> UInt8[np.ndarray, "..."]:
@@ -48,11 +48,8 @@ def _read_idx(path: Path, rank: int) -> UInt8[np.ndarray, "..."]:
     start = 4 + 4 * rank
     header = _gunzip(path, start)
     if len(header) < start or header[:4] != bytes([0, 0, 8, rank]):
-        raise _wrong(
-            path,
-            f"the magic number {list(header[:4])}",
-            f"[0, 0, 8, {rank}], which stands for bytes of rank {rank}",
-        )
+        expected = f"[0, 0, 8, {rank}], which stands for bytes of rank {rank}"
+        raise _wrong(path, f"the magic number {list(header[:4])}", expected)
     shape = tuple(np.frombuffer(header, ">i4", rank, offset=4).tolist())
     size = math.prod(shape)
     # A negative length would cancel another one in the product.
@@ -76,22 +73,11 @@ def _gunzip(path: Path, size: int) -> bytes:
 
 
 def read_cifar(paths: list[Path]) -> tuple[_Labelled, _Labelled]:
-    """Reads CIFAR-10 from its archive, or from the six files that it holds.
-
-    Args:
-        paths: the archive alone, or the files in the order of `CIFAR_FILES`.
-
-    Returns:
-        Images and labels of the training set, and those of the test set.
-
-    Raises:
-        ValueError: if a file is not what it should be.
-    """
-    contents = (
-        _unpack(paths[0]) if len(paths) == 1 else dict(zip(paths, map(_read, paths), strict=True))
-    )
-    rows = [_cifar_rows(path, content) for path, content in contents.items()]
-    return _cifar_images(np.concatenate(rows[:-1])), _cifar_images(rows[-1])
+    """Reads CIFAR-10, to train and to test, from its archive or from the six `CIFAR_FILES`."""
+    contents = _unpack(paths[0]) if len(paths) == 1 else {path: _read(path) for path in paths}
+    *parts, test = (_cifar_images(path, content) for path, content in contents.items())
+    images, labels = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return (images, labels), test
 
 
 def _read(path: Path) -> memoryview:
@@ -116,30 +102,22 @@ def _unpack(path: Path) -> dict[Path, memoryview]:
                 if plain:
                     contents[name] = memoryview(unpacked)[begin : begin + member.size]
     except Exception as error:  # damaged headers may be anything to tarfile, also a recursion
-        raise _wrong(
-            path, f"no readable tar.gz file ({one_line(error)})", "a tar.gz file"
-        ) from error
+        found = f"no readable tar.gz file ({one_line(error)})"
+        raise _wrong(path, found, "a tar.gz file") from error
     missing = [name for name in CIFAR_FILES if name not in contents]
     if missing:
         raise _wrong(path, f"no {', '.join(missing)}", f"{len(CIFAR_FILES)} files of images")
     return {path / name: contents[name] for name in CIFAR_FILES}
 
 
-def _cifar_rows(path: Path, content: memoryview) -> UInt8[np.ndarray, "n 3073"]:
-    """Returns the rows of a file, one for each image, its labels checked."""
+def _cifar_images(path: Path, content: memoryview) -> _Labelled:
+    """Returns images, whose channels are put last, and labels."""
     if len(content) % _ROW or not 0 < len(content) <= LIMIT:
         expected = f"a multiple of {_ROW}, the length of a row, up to {LIMIT}"
         raise _wrong(path, f"{len(content)} bytes", expected)
     rows = np.frombuffer(content, np.uint8).reshape(-1, _ROW)
-    if rows[:, 0].max() > 9:
-        raise _wrong(path, f"a label {rows[:, 0].max()}", "labels from 0 to 9")
-    return rows
-
-
-def _cifar_images(rows: UInt8[np.ndarray, "n 3073"]) -> _Labelled:
-    """Parts rows into images, whose channels are put last, and labels."""
     images = rows[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-    return images, rows[:, 0].astype(np.int32)
+    return images, _checked(path, rows[:, 0])
 
 
 def _wrong(path: Path, found: str, expected: str) -> ValueError:

@@ -20,7 +20,8 @@ def train_command(settings: TrainSettings) -> None:
         for change in run.changes():
             tell(f"Note: {change}.")
     elif settings.start is not None:
-        run = _transfer(settings.start, str(settings.task), settings.settings, settings.run)
+        fields = (f"start={settings.start}", f"task={settings.task}", *settings.settings)
+        run = _created("transfer", fields, settings.run)
     else:
         run = _created(str(settings.recipe), settings.settings, settings.run)
     _finished(run)
@@ -28,8 +29,8 @@ def train_command(settings: TrainSettings) -> None:
 
 def tune_command(settings: TuneSettings) -> None:
     """Meta-trains a distilled rule on."""
-    fields = ("tensor_types=True", *settings.settings)
-    _finished(_transfer(settings.rule, settings.task, fields, settings.run, "tune"))
+    fields = (f"start={settings.rule}", f"task={settings.task}", "tensor_types=True")
+    _finished(_created("transfer", (*fields, *settings.settings), settings.run, "tune"))
 
 
 def _finished(run: Run) -> None:
@@ -42,23 +43,17 @@ def _finished(run: Run) -> None:
             tell(f"Trained; weights in {run.folder / 'weights.safetensors'}.")
 
 
-def _transfer(
-    start: Path, task: str, settings: Sequence[str], folder: Path | None, name: str = "transfer"
-) -> Run:
-    return _created("transfer", (f"start={start}", f"task={task}", *settings), folder, name)
-
-
 def _created(recipe: str, settings: Sequence[str], folder: Path | None, name: str = "") -> Run:
     if folder is not None:
         return Run.create(folder, recipe, settings)
-    base = Path("runs") / Path(name or recipe).stem
-    for attempt in range(10):
-        folder, number = base, 2
+    folder = base = Path("runs") / Path(name or recipe).stem
+    number = 1
+    while True:
         while holds_run(folder):
-            folder, number = base.with_name(f"{base.name}-{number}"), number + 1
+            number += 1
+            folder = base.with_name(f"{base.name}-{number}")
         try:
             return Run.create(folder, recipe, settings)
         except FileExistsError:  # taken by a run that began at the same moment
-            if attempt == 9:
+            if not holds_run(folder):
                 raise
-    raise AssertionError

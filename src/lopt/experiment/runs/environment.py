@@ -5,7 +5,6 @@ import ctypes
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,10 +25,7 @@ def cache_folder() -> Path:
 
 
 def use_compilation_cache() -> None:
-    """Lets JAX keep compiled programs on disk, so that a second start compiles nothing.
-
-    `JAX_COMPILATION_CACHE_DIR`, if set, is respected.
-    """
+    """Lets JAX keep compiled programs, in `$JAX_COMPILATION_CACHE_DIR` if that is set."""
     import jax
 
     if jax.config.values["jax_compilation_cache_dir"] is None:
@@ -51,11 +47,8 @@ def use_all_cores() -> None:
 
 
 def release_memory() -> None:
-    """Returns freed memory to the system, where the C library can be asked to (glibc).
-
-    Compilation leaves ten times as much of it behind as a small program then needs to run.
-    """
-    with contextlib.suppress(AttributeError, OSError, TypeError):
+    """Returns what compilation left behind, ten times what a small program needs, to the system."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # not with glibc
         ctypes.CDLL(None).malloc_trim(0)
 
 
@@ -80,11 +73,9 @@ def stoppable(remedy: str) -> Iterator[None]:
 
     def watch() -> None:
         numbers = os.read(reader, 1)
-        if numbers:
-            time.sleep(GRACE)
-            if not ended.is_set():
-                tell()
-                os._exit(128 + numbers[0])
+        if numbers and not ended.wait(GRACE):
+            tell()
+            os._exit(128 + numbers[0])
         os.close(reader)
 
     reader, writer = os.pipe()

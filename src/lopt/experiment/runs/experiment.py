@@ -44,16 +44,11 @@ class Experiment:
     initial: Theta | None = None
 
     def check_evaluations(self) -> None:
-        """Refuses evaluations that cannot work, before anything is trained: traces them.
-
-        Raises:
-            ValueError: if the learned optimizer cannot train a task for its horizon.
-        """
+        """Refuses evaluations that cannot work, before anything is trained: traces them."""
         for one in self.evaluations:
 
             def results(key: Key, one: Evaluation = one) -> Any:
-                theta = self.learned.init(key) if self.initial is None else self.initial
-                optimizer = self.learned.optimizer(theta, one.horizon)
+                optimizer = self.learned.optimizer(self.initial_theta(), one.horizon)
                 return one.trained(optimizer, jax.random.split(key, 1))
 
             try:
@@ -61,17 +56,26 @@ class Experiment:
             except Exception as error:
                 raise ValueError(f"The evaluation {one.name!r} cannot work: {error}") from error
 
-    def inner_training(self) -> InnerTraining | None:
-        """Returns the first inner training in the estimator, or None if it has none."""
-        nodes = jax.tree.leaves(self.meta, is_leaf=lambda node: isinstance(node, InnerTraining))
-        return next((node for node in nodes if isinstance(node, InnerTraining)), None)
+    def initial_theta(self) -> Theta:
+        """Returns the weights that meta-training begins with."""
+        if self.initial is not None:
+            return self.initial
+        return self.learned.init(jax.random.split(jax.random.key(self.seed))[0])
+
+    def inner_training(self) -> InnerTraining:
+        """Returns the first inner training in the estimator; a ValueError if it has none."""
+        for node in jax.tree.leaves(
+            self.meta, is_leaf=lambda node: isinstance(node, InnerTraining)
+        ):
+            if isinstance(node, InnerTraining):
+                return node
+        raise ValueError(f"The estimator, {type(self.meta).__name__}, has no InnerTraining.")
 
     def __post_init__(self) -> None:
-        for name in ("outer_steps", "steps_per_chunk"):
+        limits = {"outer_steps": (1, 2**31), "steps_per_chunk": (1, 2**31), "seed": (0, 2**32)}
+        for name, (least, limit) in limits.items():
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if not isinstance(value, int) or not least <= value < limit:
                 raise ValueError(
-                    f"Experiment({name}={value!r}) must be a positive integer; try 20."
+                    f"Experiment({name}={value!r}) must be an integer from {least} to {limit - 1}."
                 )
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"Experiment(seed={self.seed}) must be between 0 and {2**32 - 1}.")

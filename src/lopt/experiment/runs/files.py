@@ -8,7 +8,7 @@ import array
 import contextlib
 import functools
 import hashlib
-import itertools
+import io
 import json
 import math
 import os
@@ -56,11 +56,7 @@ def temporary_files(folder: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Holds a folder against other writers.
-
-    Raises:
-        FileExistsError: if another process holds it.
-    """
+    """Holds a folder against other writers; a FileExistsError if another process holds it."""
     if fcntl is None:
         yield
         return
@@ -77,12 +73,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def check_writable(path: Path) -> None:
-    """Refuses a file whose folder neither is there, writable, nor can be made.
-
-    Raises:
-        NotADirectoryError: if something that is no folder is in the way.
-        PermissionError: if files must not be made there.
-    """
+    """Refuses a file whose folder neither is there, writable, nor can be made: an OSError."""
     folder = next(one for one in path.absolute().parents if one.exists())
     if not folder.is_dir():
         raise NotADirectoryError(f"{path} cannot be written: {folder} is a file, not a folder.")
@@ -102,12 +93,9 @@ def one_line(error: BaseException) -> str:
 
 
 def write_json(path: Path, content: Any, *, new: bool = False, sealed: bool = False) -> None:
-    """Writes JSON atomically. Numbers that are not finite become null, as JSON has none.
+    """Writes JSON as `write_bytes` does; numbers that are not finite become null.
 
     If it is to be sealed, a checksum is added to it, a dictionary.
-
-    Raises:
-        FileExistsError: if it is to be `new` and is there.
     """
     if sealed:
         content = content | {"sha256": _seal(content)}
@@ -120,19 +108,12 @@ def _seal(content: Any) -> str:
 
 
 def read_json(path: Path, *, sealed: bool = False) -> Any:
-    """Reads JSON that `write_json` wrote.
+    """Reads JSON that `write_json` wrote; a ValueError names a file that is not as it was written.
 
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is not JSON, has a number that is not finite or an integer beyond 64 bits,
-            or was to be sealed and has another checksum; names the file.
+    Numbers must be finite, integers have 64 bits; a sealed file must have the right checksum.
     """
     try:
-        content = json.loads(
-            path.read_bytes().decode(), parse_int=_integer, parse_constant=_constant
-        )
-        # Refuses 1e999, which is read as infinity, and half a surrogate, which cannot be printed.
-        json.dumps(content, allow_nan=False, ensure_ascii=False).encode()
+        content = _parsed(path.read_bytes())
         if sealed and (type(content) is not dict or content.pop("sha256", "") != _seal(content)):
             raise ValueError("its checksum is another: it is damaged, or of another lopt")
     except (ValueError, RecursionError) as error:
@@ -142,28 +123,41 @@ def read_json(path: Path, *, sealed: bool = False) -> Any:
     return content
 
 
+def _parsed(text: bytes) -> Any:
+    def integer(digits: str) -> int:
+        # The length first: Python refuses, or takes long for, thousands of digits.
+        if len(digits) > 20 or abs(int(digits)) >= 2**63:
+            raise ValueError(f"the integer {digits[:20]}... needs more than 64 bits")
+        return int(digits)
+
+    content = json.loads(text.decode(), parse_int=integer)
+    # Refuses NaN, 1e999, which is read as infinity, and half a surrogate, which cannot be printed.
+    json.dumps(content, allow_nan=False, ensure_ascii=False).encode()
+    return content
+
+
 def scan_lines(path: Path) -> Iterator[tuple[bytes, int]]:
     """Yields the lines of a log one by one, each with how long the log is up to its end.
 
     It ends before the first line that is not whole: torn, as a killed writer may leave it, wrongly
     numbered, or of anything but finite numbers, None and lists of them. There may be no log yet.
     """
-    if not path.exists():
-        return
-    end = 0
-    with path.open("rb") as file:
-        for step in itertools.count():
-            line = file.readline(LONGEST_LINE)
-            if not _is_whole(line, step):
-                return
-            end += len(line)
+    step = end = 0
+    with path.open("rb") if path.exists() else io.BytesIO() as file:
+        while _is_whole(line := file.readline(LONGEST_LINE), step):
+            step, end = step + 1, end + len(line)
             yield line, end
 
 
 def number_in(line: bytes, name: str) -> float:
     """Returns a number of a line of a log; NaN if it is None there, or not there."""
-    found = _pattern(name).search(line)
+    found = _number(name).search(line)
     return float(found[1]) if found else math.nan
+
+
+@functools.cache
+def _number(name: str) -> re.Pattern[bytes]:
+    return re.compile(rb'"%s"\s*:\s*([-+.eE\d]+)' % name.encode())
 
 
 def read_columns(path: Path, names: Sequence[str]) -> Float[np.ndarray, "name line"]:
@@ -194,42 +188,24 @@ def _finite(content: Any) -> Any:
     return content
 
 
-def _integer(digits: str) -> int:
-    # The length first: Python refuses, or takes long for, thousands of digits.
-    if len(digits) > 20 or abs(int(digits)) >= 2**63:
-        raise ValueError(f"the integer {digits[:20]}... needs more than 64 bits")
-    return int(digits)
-
-
-def _constant(name: str) -> float:
-    raise ValueError(f"{name} is no number of JSON")
-
-
 # A line of numbers only, and the usual sizes: seen thrice as fast as JSON is read.
 _PLAIN = re.compile(
     rb'\{"step": (\d+)(?:, "\w++": -?(?:0|[1-9]\d{0,17}+)(?:\.\d++)?+(?:e[-+]\d\d)?+)*+\}\n'
 )
 
 
-@functools.cache
-def _pattern(name: str) -> re.Pattern[bytes]:
-    return re.compile(rb'"%s"\s*:\s*([-+.eE\d]+)' % re.escape(name).encode())
-
-
 def _is_whole(line: bytes, step: int) -> bool:
     if plain := _PLAIN.fullmatch(line):
         return plain[1] == b"%d" % step
     try:
-        content = json.loads(line.decode())
-        whole = isinstance(content, dict) and all(map(_is_numeric, content.values()))
-    except (ValueError, RecursionError):
+        content = _parsed(line)
+        numeric = all(map(_is_numeric, content.values()))
+    except (ValueError, RecursionError, AttributeError):
         return False
-    return whole and line.endswith(b"\n") and content.get("step") == step
+    return numeric and line.endswith(b"\n") and content.get("step") == step
 
 
 def _is_numeric(value: Any) -> bool:
     if isinstance(value, list):
         return all(map(_is_numeric, value))
-    if type(value) is int:
-        return abs(value) < 2**63
-    return value is None or (type(value) is float and math.isfinite(value))
+    return value is None or type(value) in (int, float)

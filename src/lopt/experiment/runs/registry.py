@@ -8,9 +8,9 @@ import ast
 import contextlib
 import dataclasses
 import importlib
-import importlib.util
 import math
 import pkgutil
+import types
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from lopt.experiment.runs.experiment import Experiment
 from lopt.experiment.settings import help_of
 
 _PACKAGE = "lopt.experiment.recipes"
-Values = Mapping[str, Any]
 
 
 def recipe_names() -> list[str]:
@@ -41,20 +40,18 @@ def describe_recipe(recipe: str) -> Report:
     """Returns name, type, default and meaning of each field of a recipe."""
     found = load_recipe(recipe)
     about, meanings = help_of(found)
+    rows = [
+        {
+            "field": field.name,
+            "type": getattr(field.type, "__name__", str(field.type)),
+            "default": "-" if _default(field) is None else repr(_default(field)),
+            "meaning": meanings.get(field.name, ""),
+        }
+        for field in dataclasses.fields(found)
+    ]
     report = Report(f"The recipe {recipe}")
     report.text(about)
-    report.table(
-        f"lopt train {recipe}: fields, as in --set FIELD=VALUE",
-        [
-            {
-                "field": field.name,
-                "type": getattr(field.type, "__name__", str(field.type)),
-                "default": "-" if _default(field) is None else repr(_default(field)),
-                "meaning": meanings.get(field.name, ""),
-            }
-            for field in dataclasses.fields(found)
-        ],
-    )
+    report.table(f"lopt train {recipe}: fields, as in --set FIELD=VALUE", rows)
     return report
 
 
@@ -69,7 +66,7 @@ def build(recipe: str, settings: Sequence[str] = ()) -> Experiment:
         FileNotFoundError: if there is no such recipe.
         ValueError: if it defines none, or a setting is not one of its fields.
     """
-    return experiment_of(recipe, make_recipe(recipe, load_recipe(recipe), parsed(settings)))
+    return make(recipe, parsed(settings))[1]
 
 
 def parsed(settings: Sequence[str]) -> dict[str, str]:
@@ -83,47 +80,32 @@ def parsed(settings: Sequence[str]) -> dict[str, str]:
     return values
 
 
-def make_recipe(recipe: str, found: Any, values: Values) -> Any:
-    """Returns a recipe with some fields set.
+def make(
+    recipe: str, values: Mapping[str, Any], copies: Path | None = None
+) -> tuple[Any, Experiment]:
+    """Returns a recipe with some fields set, and its experiment.
 
-    Args:
-        recipe: its name, for errors.
-        found: its dataclass.
-        values: by field, as text or as JSON has them.
+    Values are text or as JSON has them. Where a folder of copies has one of the weights that a
+    field names, as FIELD.safetensors, that is taken.
     """
-    fields = {field.name: field for field in dataclasses.fields(found)}
+    found = load_recipe(recipe)
+    fields, given = {field.name: field for field in dataclasses.fields(found)}, {}
     for name, value in values.items():
         if name not in fields:
             raise ValueError(
                 f"--set {name}={value}: recipe {recipe} has no field {name!r}; "
                 f"its fields are {', '.join(fields) or 'none'}."
             )
-    given = {name: _convert(name, value, _default(fields[name])) for name, value in values.items()}
+        given[name] = _convert(name, value, _default(fields[name]))
+        copied = copies and copies / f"{name}.safetensors"
+        if copied and isinstance(given[name], Path) and copied.exists():
+            given[name] = copied
     with _naming(recipe):
-        return found(**given)
-
-
-def experiment_of(recipe: str, made: Any) -> Experiment:
-    """Builds a recipe's experiment."""
-    with _naming(recipe):
+        made = found(**given)
         experiment = made.build()
     if not isinstance(experiment, Experiment):
         raise ValueError(f"Recipe {recipe} returned {type(experiment)}, not a lopt.Experiment.")
-    return experiment
-
-
-def values_of(made: Any) -> dict[str, Any]:
-    """Returns the fields of a recipe as JSON has them."""
-    values = {field.name: getattr(made, field.name) for field in dataclasses.fields(made)}
-    return {
-        name: str(value.resolve()) if isinstance(value, Path) else value
-        for name, value in values.items()
-    }
-
-
-def weights_fields(found: Any) -> list[str]:
-    """Returns the fields of a recipe that name weights: those that are paths."""
-    return [f.name for f in dataclasses.fields(found) if isinstance(_default(f), Path)]
+    return made, experiment
 
 
 def load_recipe(recipe: str) -> Any:
@@ -132,12 +114,10 @@ def load_recipe(recipe: str) -> Any:
     if path.suffix == ".py":
         if not path.is_file():
             raise FileNotFoundError(f"There is no recipe file {path}.")
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        if spec is None or spec.loader is None:
-            raise ValueError(f"{path} cannot be read as Python.")
-        module = importlib.util.module_from_spec(spec)
-        with _naming(recipe):
-            spec.loader.exec_module(module)
+        module = types.ModuleType(path.stem)
+        module.__file__ = str(path)
+        with _naming(recipe):  # not by import, which would take a compiled file beside it for it
+            exec(compile(path.read_bytes(), path, "exec"), vars(module))
     elif recipe in recipe_names():
         module = importlib.import_module(f"{_PACKAGE}.{recipe}")
     else:
@@ -174,23 +154,19 @@ def _convert(name: str, value: Any, default: Any) -> Any:
     """Returns a value of a field as one of the type of its default."""
     if isinstance(default, str | Path) and isinstance(value, str):
         return type(default)(value)
-    text = value
+    wrong = f"--set {name}={value}: {value!r} is not a value like {default!r}"
     if isinstance(value, str):
         try:
             value = ast.literal_eval(value)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
-            raise ValueError(
-                f"--set {name}={text}: {text!r} is not a value like {default!r}."
-            ) from None
+            raise ValueError(f"{wrong}.") from None
     if isinstance(value, list):
         value = tuple(value)
-    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+    if type(default) is float and type(value) is int:
         value = float(value)
     if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"--set {name}={text}: must be finite.")
+        raise ValueError(f"{wrong}: it must be finite.")
     if default is not None and type(value) is not type(default):
-        raise ValueError(
-            f"--set {name}={text}: {text!r} is {type(value).__name__}, but the field takes "
-            f"{type(default).__name__}, as in {default!r}."
-        )
+        kinds = type(value).__name__, type(default).__name__
+        raise ValueError(f"{wrong}: it is {kinds[0]}, but the field takes {kinds[1]}.")
     return value

@@ -5,9 +5,10 @@ A run's folder holds `run.json`, `metrics.jsonl` (a line per outer step), `check
 nothing had happened, bit for bit.
 """
 
+import functools
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,9 @@ from lopt.core.types import Record, Theta
 from lopt.core.unroll import Step, TrainState, start, unroll
 from lopt.estimators import particle_mesh
 from lopt.experiment.report import progress
-from lopt.experiment.runs import storage
+from lopt.experiment.runs import files, storage
 from lopt.experiment.runs.environment import release_memory
 from lopt.experiment.runs.experiment import Experiment
-from lopt.experiment.runs.files import (
-    locked,
-    number_in,
-    scan_lines,
-    temporary_files,
-    to_line,
-)
 from lopt.experiment.runs.run import Run
 
 
@@ -49,25 +43,20 @@ def train(run: Run, *, show_progress: bool = True) -> Theta:
     """
     run.check_unchanged()
     experiment, folder = run.experiment, run.folder
-    optimizer = guarded(experiment)
-    mesh = particle_mesh(experiment.meta)
+    metrics, kept = folder / "metrics.jsonl", folder / "checkpoints"
+    weights = folder / "weights.safetensors"
+    save_weights = functools.partial(storage.save_weights, weights, experiment.learned)
+    optimizer, mesh = guarded(experiment), particle_mesh(experiment.meta)
     # A compiled program takes arguments placed as those it was compiled for.
     everywhere = NamedSharding(mesh, PartitionSpec())
-    with locked(folder), jax.set_mesh(mesh):
-        for torn in [*temporary_files(folder), *temporary_files(folder / "checkpoints")]:
+    with files.locked(folder), jax.set_mesh(mesh):
+        for torn in [*files.temporary_files(folder), *files.temporary_files(kept)]:
             torn.unlink()  # what a killed run was writing
-        metrics = folder / "metrics.jsonl"
-        # Where each checkpoint was made: how long the log was, and particles dropped until then.
-        saved, until = storage.checkpoints(folder / "checkpoints"), {0: (0, 0)}
-        logged = dropped = 0
-        for line, end in scan_lines(metrics):
-            logged, dropped = logged + 1, dropped + int(max(0, number_in(line, "dropped")))
-            if logged in saved:
-                until[logged] = end, dropped
-        state = _latest_state(experiment, optimizer, folder, logged)
-        done = int(state.step)
-        length, dropped = until[done]
-        record_of, programs = _Log(experiment.record), dict[int, Any]()
+        done, length, dropped = _resumed_from(metrics, storage.checkpoints(kept))
+        begun = functools.partial(begin, experiment, optimizer)
+        like = eqx.filter_eval_shape(begun)
+        state = storage.load_checkpoint(kept, done, like) if done else begun()
+        logged, compiled = _Log(experiment.record), 0
         with (
             metrics.open("a") as log,
             progress("meta-training", experiment.outer_steps, done=done, show=show_progress) as at,
@@ -78,36 +67,47 @@ def train(run: Run, *, show_progress: bool = True) -> Theta:
                 num_steps = min(experiment.steps_per_chunk, experiment.outer_steps - done)
                 began = time.perf_counter()
                 state = jax.device_put(state, everywhere)
-                if num_steps not in programs:
-                    compiled: Any = unroll  # by Equinox, which mypy does not see
-                    programs[num_steps] = compiled.lower(
-                        experiment.meta, optimizer, state, num_steps, record=record_of
-                    ).compile()
-                    release_memory()
-                state, record = programs[num_steps](
-                    experiment.meta, optimizer, state, num_steps, record=record_of
-                )
+                state, record = unroll(experiment.meta, optimizer, state, num_steps, record=logged)
                 record = {name: np.asarray(value) for name, value in record.items()}
                 skipped = int(state.opt_state.total_notfinite)
                 record["finite"] = 1.0 - np.diff(record.pop("skipped"), append=skipped)
                 seconds = (time.perf_counter() - began) / num_steps
+                if num_steps != compiled:
+                    compiled = num_steps
+                    release_memory()
                 for i in range(num_steps):
                     values = {name: float(value[i]) for name, value in record.items()}
-                    log.write(to_line({"step": done + i, **values, "seconds": seconds}))
+                    log.write(files.to_line({"step": done + i, **values, "seconds": seconds}))
                 log.flush()
                 os.fsync(log.fileno())
                 done += num_steps
                 # In this order: neither what has a checkpoint nor weights are computed again.
-                storage.save_weights(
-                    folder / "weights.safetensors", experiment.learned, state.params
-                )
-                storage.save_checkpoint(folder / "checkpoints", done, state)
+                save_weights(state.params)
+                storage.save_checkpoint(kept, done, state)
                 dropped += int(record["dropped"].sum())
                 text = f"meta-loss {np.mean(record['meta_loss']):.3f}, {1 / seconds:.1f} steps/s"
                 text += f", {dropped} particles dropped (not finite)" * bool(dropped)
                 at(done, text + f", {skipped} skipped (not finite)" * bool(skipped))
-        storage.save_weights(folder / "weights.safetensors", experiment.learned, state.params)
+        save_weights(state.params)
         return state.params
+
+
+def _resumed_from(metrics: Path, saved: Sequence[int]) -> tuple[int, int, int]:
+    """Returns the last checkpoint that the log has all lines of, or 0 if there is none at all.
+
+    With it, how long the log was then, and how many particles had been dropped.
+    """
+    found, lines, dropped = (0, 0, 0), 0, 0
+    for line, end in files.scan_lines(metrics):
+        lines, dropped = lines + 1, dropped + int(max(0, files.number_in(line, "dropped")))
+        if lines in saved:
+            found = lines, end, dropped
+    if saved and not found[0]:
+        raise ValueError(
+            f"{metrics} holds {lines} whole lines, and the first of the checkpoints was made after "
+            f"{saved[0]} outer steps; restore it from a copy, or begin a new run."
+        )
+    return found
 
 
 def replay(
@@ -115,13 +115,8 @@ def replay(
 ) -> Iterator[Record]:
     """Does meta-training again from its beginning, bit for bit, without an end.
 
-    Args:
-        experiment: what to train.
-        num_steps: of each compiled call.
-        record: what to keep of each outer step.
-
     Yields:
-        The records of each call, as NumPy arrays.
+        The records of each compiled call of so many steps, as NumPy arrays.
     """
     optimizer, mesh = guarded(experiment), particle_mesh(experiment.meta)
     everywhere = NamedSharding(mesh, PartitionSpec())
@@ -139,7 +134,7 @@ def kept_thetas(experiment: Experiment, folder: Path) -> dict[int, Theta]:
     like = jax.eval_shape(lambda: begin(experiment, guarded(experiment)))
     folder = folder / "checkpoints"
     saved = {n: storage.load_checkpoint(folder, n, like) for n in storage.checkpoints(folder)}
-    return {0: initial_theta(experiment), **{n: state.params for n, state in saved.items()}}
+    return {0: experiment.initial_theta(), **{n: state.params for n, state in saved.items()}}
 
 
 def guarded(experiment: Experiment) -> optax.GradientTransformation:
@@ -155,19 +150,17 @@ def guarded(experiment: Experiment) -> optax.GradientTransformation:
     def update(grads: Theta, state: Any, params: Theta | None = None, **extra: Any) -> Any:
         old = state.inner_state
         updates, new = inner.update(grads, old, params, **extra)
-        loss = extra.get("value", jnp.zeros(()))
         # What was not finite to begin with, as a bound may be, need not be so afterwards.
         spoilt = jax.tree.map(lambda a, b: jnp.any(jnp.isfinite(a) & ~jnp.isfinite(b)), old, new)
-        finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((updates, loss))]
-        finite.append(jnp.isfinite(optax.tree.norm(grads)))
-        fine = jnp.all(jnp.stack(finite)) & ~jnp.any(jnp.stack([*jax.tree.leaves(spoilt), False]))
-        updates = jax.tree.map(lambda u: jnp.where(fine, u, jnp.zeros_like(u)), updates)
-        kept = jax.tree.map(lambda a, b: jnp.where(fine, b, a), old, new)
-        bad = (~fine).astype(jnp.int32)
+        seen = (updates, extra.get("value"), optax.tree.norm(grads))
+        broken = jax.tree.map(lambda leaf: ~jnp.all(jnp.isfinite(leaf)), seen)
+        bad = jnp.any(jnp.stack(jax.tree.leaves((spoilt, broken))))
+        still = (optax.tree.zeros_like(updates), old)
+        updates, kept = jax.tree.map(lambda a, b: jnp.where(bad, a, b), still, (updates, new))
         return updates, optax.ApplyIfFiniteState(
-            notfinite_count=bad * (state.notfinite_count + 1),
-            last_finite=fine,
-            total_notfinite=state.total_notfinite + bad,
+            notfinite_count=jnp.where(bad, state.notfinite_count + 1, 0),
+            last_finite=~bad,
+            total_notfinite=state.total_notfinite + bad.astype(jnp.int32),
             inner_state=kept,
         )
 
@@ -180,47 +173,19 @@ class _Log(eqx.Module):
     more: Callable[[Step], Mapping[str, Float[Array, ""]]] | None
 
     def __call__(self, step: Step) -> dict[str, Float[Array, ""]]:
+        norm = optax.tree.norm(step.grads)
         more = {} if self.more is None else self.more(step)
-        return {**more, **_metrics(step)}
-
-
-def _metrics(step: Step) -> dict[str, Float[Array, ""]]:
-    norm = optax.tree.norm(step.grads)
-    return {
-        "meta_loss": step.loss,
-        "gradient_norm": norm,
-        "update_norm": optax.tree.norm(step.updates),
-        "skipped": step.opt_state.total_notfinite,  # before this step
-        "dropped": jnp.asarray(step.dropped, norm.dtype),
-    }
-
-
-def initial_theta(experiment: Experiment) -> Theta:
-    """Returns the weights that meta-training begins with."""
-    if experiment.initial is not None:
-        return experiment.initial
-    return experiment.learned.init(jax.random.split(jax.random.key(experiment.seed))[0])
+        return {
+            **more,
+            "meta_loss": step.loss,
+            "gradient_norm": norm,
+            "update_norm": optax.tree.norm(step.updates),
+            "skipped": step.opt_state.total_notfinite,  # before this step
+            "dropped": jnp.asarray(step.dropped, norm.dtype),
+        }
 
 
 def begin(experiment: Experiment, optimizer: optax.GradientTransformation) -> TrainState:
     """Returns the state that meta-training begins with."""
     run_key = jax.random.split(jax.random.key(experiment.seed))[1]
-    return start(experiment.meta, optimizer, initial_theta(experiment), run_key)
-
-
-def _latest_state(
-    experiment: Experiment, optimizer: optax.GradientTransformation, folder: Path, logged: int
-) -> TrainState:
-    """Returns the state of the last checkpoint that the log has all lines of, or the first."""
-    saved = storage.checkpoints(folder / "checkpoints")
-    numbers = [number for number in saved if number <= logged]
-    if saved and not numbers:
-        raise ValueError(
-            f"{folder / 'metrics.jsonl'} holds {logged} whole lines, and the first of the "
-            f"checkpoints was made after {saved[0]} outer steps; restore it from a copy, or begin "
-            "a new run."
-        )
-    if not numbers:
-        return begin(experiment, optimizer)
-    like = eqx.filter_eval_shape(lambda: begin(experiment, optimizer))
-    return storage.load_checkpoint(folder / "checkpoints", numbers[-1], like)
+    return start(experiment.meta, optimizer, experiment.initial_theta(), run_key)
