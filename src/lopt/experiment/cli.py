@@ -185,7 +185,7 @@ def _options(name: str, command: Command, words: Sequence[str]) -> dict[str, Any
         kind = Path if command.subject == "run" else str
         add("subject", Annotated[kind, "positional"], SUBJECTS[command.subject])
     for field in dataclasses.fields(command.settings):
-        add(field.name, types[field.name], meanings[field.name], field.default)
+        add(field.name, types[field.name], meanings.get(field.name, ""), field.default)
     if command.report:
         where = command.folder.format(command.subject.upper(), dataset="DATASET") or "the run's"
         add("out", Path | None, f"the folder of the results; {where} by default.", None)
