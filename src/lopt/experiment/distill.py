@@ -136,7 +136,7 @@ def distill_run(
         report.data["table"] = {**table.about, "rows": len(table)}
         at(len(jobs) + 2, "black box")
         few = {name: sample(side, settings.search_rows, 0) for name, side in sides.items()}
-        top = symbolic.ceiling(sides, settings.seed)
+        top = symbolic.ceiling(sides, settings.seed, repeats=0)
         distill_report.add_front(report, found, top)
         distill_report.add_equation(report, found, shown, top, table.about["output"])
         at(len(jobs) + 3, "what each feature is for")

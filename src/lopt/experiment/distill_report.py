@@ -138,7 +138,9 @@ def add_roll_outs(report: Report, comparisons: Sequence[Comparison]) -> None:
         report.heading("In the network's place")
         report.add(curves_of("roll_outs", comparisons))
     for comparison in comparisons:
-        about, network = comparison.evaluation, comparison.of("learned").final_loss.mean()
-        ratios = [float(runs.final_loss.mean() / network) for runs in comparison.runs]
-        rows = [row | {"x network": x} for row, x in zip(comparison.rows(), ratios, strict=True)]
+        about, network = comparison.evaluation, float(comparison.of("learned").final_loss.mean())
+        rows = comparison.rows()
+        for row, runs in zip(rows, comparison.runs, strict=True):
+            row["x network"] = float(runs.final_loss.mean()) / network if network else None
+            del row["steps to tuned Adam"], row["by seeds"]
         report.table(f"{about.name} ({about.horizon} steps, {about.num_seeds} seeds)", rows)

@@ -252,7 +252,7 @@ class DistillSettings:
     lags: int | None = None
     columns: tuple[str, ...] | None = None
     search: Repeated = ()
-    seeds: int = 3
+    seeds: int = 2
     search_rows: int = 2000
     odd: Repeated = ()
     longest: int | None = None
