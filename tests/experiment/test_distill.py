@@ -15,7 +15,7 @@ import pytest
 import lopt
 from lopt.experiment import cli
 from lopt.experiment.distill import check_settings, odd_columns, searches_of
-from lopt.experiment.runs.files import read_json
+from lopt.experiment.runs.files import read_json, write_json
 from lopt.experiment.runs.registry import build
 from lopt.experiment.runs.run import Run
 from lopt.experiment.runs.train import train as meta_train
@@ -112,9 +112,9 @@ def other_settings_need_another_folder(run):
 
 
 def a_setting_that_there_was_not_yet_is_its_default(distilled, tmp_path):
-    asked = read_json(distilled / "distill.json")
+    asked = read_json(distilled / "distill.json", sealed=True)
     older = {name: value for name, value in asked.items() if name not in ("decays", "columns")}
-    (tmp_path / "distill.json").write_text(json.dumps(older))
+    write_json(tmp_path / "distill.json", older, sealed=True)
     check_settings(tmp_path, asked | {"longest": 25, "digits": 4})
 
 

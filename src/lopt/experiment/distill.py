@@ -67,12 +67,12 @@ class StoredSearch(symbolic.AbstractSearch):
         path = self.path(seed)
         if not path.exists():
             found = self.backend.search(table, seed)
-            write_json(path, [symbolic.to_json(one) for one in found])
+            write_json(path, {"found": [symbolic.to_json(one) for one in found]}, sealed=True)
         # Read back also when just written: a second start continues with the same numbers.
         try:
-            found = [symbolic.from_json(data) for data in read_json(path)]
+            found = [symbolic.from_json(data) for data in read_json(path, sealed=True)["found"]]
             named(table.columns, [str(feature) for one in found for feature in one.variables])
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, KeyError) as error:
             raise ValueError(
                 f"{path} is damaged or of another table ({error}); remove it, to search again."
             ) from error
@@ -221,15 +221,14 @@ def check_settings(folder: Path, asked: dict[str, Any]) -> None:
     # The choice is made anew, from what is kept, and so are texts.
     asked = {name: value for name, value in asked.items() if name not in ("longest", "digits")}
     asked, path = json.loads(json.dumps(asked)), folder / SETTINGS
-    kept = read_json(path) if path.exists() else asked
-    kept = kept if isinstance(kept, dict) else {}
+    kept = read_json(path, sealed=True) if path.exists() else asked
     if different := sorted(k for k in {*asked, *kept} if kept.get(k) != asked.get(k)):
         raise ValueError(
             f"{folder} holds a distillation with another {', '.join(different)}; give another "
             "folder with --out."
         )
     if not path.exists():
-        write_json(path, asked)
+        write_json(path, asked, sealed=True)
 
 
 def replacement(
