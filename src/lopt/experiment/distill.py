@@ -24,6 +24,7 @@ from lopt.experiment.evaluation.compare import compare
 from lopt.experiment.record import record_run, with_columns
 from lopt.experiment.report import Report, progress, tell
 from lopt.experiment.runs import storage
+from lopt.experiment.runs.environment import stoppable
 from lopt.experiment.runs.files import check_writable, digest, read_json, write_bytes, write_json
 from lopt.experiment.runs.run import Run
 from lopt.experiment.settings import DistillSettings, RecordSettings, split_lag
@@ -35,14 +36,15 @@ from lopt.symbolic.record import RAW_GRADIENT
 from lopt.symbolic.split import sample
 from lopt.symbolic.table import Table, named
 
-# Backends, and the seconds of each seed, on one core, for 2,000 rows; of all the rest together.
-BACKENDS: dict[str, tuple[type[symbolic.AbstractSearch], int]] = {
-    "template": (symbolic.TemplateSearch, 25),
-    "operon": (symbolic.OperonSearch, 30),
-    "gplearn": (symbolic.GplearnSearch, 30),
-    "pysr": (symbolic.PysrSearch, 120),
+BACKENDS: dict[str, type[symbolic.AbstractSearch]] = {
+    "template": symbolic.TemplateSearch,
+    "operon": symbolic.OperonSearch,
+    "gplearn": symbolic.GplearnSearch,
+    "pysr": symbolic.PysrSearch,
 }
-DEFAULT, REST = ("template", "operon"), 90
+DEFAULT = ("template", "operon")
+# Seconds, measured on one core: of a search on 2,000 rows, and of all the rest.
+SEARCH, REST = 30, 120
 # Features besides its own that are recorded of a rule with a memory.
 ALSO, DECAYS = ("warmup_0.98",), (0.5, 0.9, 0.98)
 SETTINGS, TABLE = "distill.json", "table.npz"
@@ -107,13 +109,15 @@ def distill_run(
     table = load_table(folder / TABLE)
     seeds = range(settings.seed, settings.seed + settings.seeds)
     jobs = [f"{name}, seed {seed}" for name in searches for seed in seeds]
-    if show_progress:
-        left = [name for name in searches for s in seeds if not searches[name].path(s).exists()]
-        seconds = REST + settings.search_rows / 2000 * sum(BACKENDS[name][1] for name in left)
-        text = f"{len(left)} searches, scores, trainings: about {seconds / 60:.0f} min on one core"
-        tell(text)
+    left = sum(not one.path(seed).exists() for one in searches.values() for seed in seeds)
+    minutes = (REST + SEARCH * left * settings.search_rows / 2000) / 60
     evaluations = run.experiment.evaluations
-    with progress("distilling", len(jobs) + 4 + len(evaluations), show=show_progress) as at:
+    if show_progress:
+        tell(f"{left} searches, scores and trainings take about {minutes:.0f} minutes.")
+    with (
+        stoppable(f"Go on with the same command: what was found is kept in {folder}."),
+        progress("distilling", len(jobs) + 4 + len(evaluations), show=show_progress) as at,
+    ):
         found = symbolic.distill(
             table,
             list(searches.values()),
@@ -136,7 +140,7 @@ def distill_run(
         report.data["table"] = {**table.about, "rows": len(table)}
         at(len(jobs) + 2, "black box")
         few = {name: sample(side, settings.search_rows, 0) for name, side in sides.items()}
-        top = symbolic.ceiling(sides, settings.seed)
+        top = symbolic.ceiling(sides, settings.seed, repeats=0)
         distill_report.add_front(report, found, top)
         distill_report.add_equation(report, found, shown, top, table.about["output"])
         at(len(jobs) + 3, "what each feature is for")
@@ -158,7 +162,7 @@ def searches_of(settings: DistillSettings, folder: Path) -> dict[str, StoredSear
     """Returns the searches by name: those asked for, or of the default ones what is installed."""
     found = {}
     for name in settings.search or DEFAULT:
-        one = StoredSearch(BACKENDS[name][0](), folder / "searches" / name)
+        one = StoredSearch(BACKENDS[name](), folder / "searches" / name)
         try:
             one.require()
             found[name] = one

@@ -84,15 +84,18 @@ def add_equation(
         finish(axes, xlabel="network", ylabel="equation", title="Outputs on the test side")
 
     def draw_responses(figure: Any) -> None:
+        edges = np.linspace(0.01, 0.99, _BINS + 1)
         for axes, variable in zip(panels(figure, len(variables)), variables, strict=True):
             curve, values = (
                 symbolic.partial_dependence(expression, test, variable),
                 test.column(variable),
             )
             axes.plot(curve.grid, curve.output[0], color="#d62728", lw=1.8, label="equation")
-            bins = np.array_split(np.argsort(values, kind="stable"), _BINS)[1:-1]
-            means = [(values[own].mean(), test.output[own].mean()) for own in bins if len(own)]
-            axes.plot(*np.transpose(means), "o", ms=3, color="#1f77b4", label="network, binned")
+            place = np.digitize(values, np.unique(np.quantile(values, edges)))
+            bins = [place == b for b in range(1, place.max())]
+            means = [(values[own].mean(), test.output[own].mean()) for own in bins if own.any()]
+            if means:
+                axes.plot(*np.transpose(means), "o", ms=3, color="#1f77b4", label="network, binned")
             finish(axes, xlabel=str(variable), legend=variable is variables[0])
 
     columns = min(3, len(variables))
@@ -138,7 +141,9 @@ def add_roll_outs(report: Report, comparisons: Sequence[Comparison]) -> None:
         report.heading("In the network's place")
         report.add(curves_of("roll_outs", comparisons))
     for comparison in comparisons:
-        about, network = comparison.evaluation, comparison.of("learned").final_loss.mean()
-        ratios = [float(runs.final_loss.mean() / network) for runs in comparison.runs]
-        rows = [row | {"x network": x} for row, x in zip(comparison.rows(), ratios, strict=True)]
+        about, network = comparison.evaluation, float(comparison.of("learned").final_loss.mean())
+        rows = comparison.rows()
+        for row, runs in zip(rows, comparison.runs, strict=True):
+            row["x network"] = float(runs.final_loss.mean()) / network if network else None
+            del row["steps to tuned Adam"], row["by seeds"]
         report.table(f"{about.name} ({about.horizon} steps, {about.num_seeds} seeds)", rows)

@@ -216,7 +216,7 @@ class DistillSettings:
     # a backend: template, operon, gplearn or pysr; may be repeated; by default template, and operon
     # where it is installed.
     search: Repeated = ()
-    seeds: int = 3  # of each search.
+    seeds: int = 2  # of each search.
     search_rows: int = 2000  # rows that a search sees; all of them are fitted in the end.
     # a feature that changes sign with the gradient, and its averages with it; may be repeated. If
     # there is any, u(-g) = -u(g) is imposed.

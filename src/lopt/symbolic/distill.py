@@ -120,21 +120,15 @@ def distill(
         for new, one in zip(fitted, front.candidates, strict=True)
     ]
     front = make_front(judge(fitted, splits.mapping(), complexity))
-    chosen = select(_up_to(front, longest), splits.validation)
-    progress(total, total, "done")
-    return Distillation(front, chosen, scores(chosen.expression, splits.mapping()), splits)
-
-
-def _up_to(front: Front, longest: float | int | None) -> Front:
-    if longest is None:
-        return front
-    short = tuple(one for one in front.candidates if one.complexity <= longest)
+    short = [one for one in front.candidates if longest is None or one.complexity <= longest]
     if not short:
         raise ValueError(
             f"distill(longest={longest}) leaves nothing to choose: the shortest expression found "
             f"has a complexity of {front.candidates[0].complexity:g}; try 50."
         )
-    return Front(short)
+    chosen = select(Front(tuple(short)), splits.validation)
+    progress(total, total, "done")
+    return Distillation(front, chosen, scores(chosen.expression, splits.mapping()), splits)
 
 
 def mirrored(table: Table, odd: Collection[str]) -> Table:

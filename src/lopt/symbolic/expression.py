@@ -127,6 +127,19 @@ def with_leaves(node: Node, change: Callable[[Node], Node]) -> Node:
     return change(node)
 
 
+def renumbered(root: Node, values: list[float]) -> Expression:
+    """Returns an expression with only those constants that its tree uses, in order."""
+    order: dict[int, int] = {}
+
+    def visit(leaf: Node) -> Node:
+        if isinstance(leaf, Constant):
+            return Constant(order.setdefault(leaf.index, len(order)))
+        return leaf
+
+    renamed = with_leaves(root, visit)
+    return Expression(renamed, numpy.asarray([values[index] for index in order], float))
+
+
 def evaluate(
     node: Node, constants: Any, columns: Mapping[Variable, Values], np: Any = numpy
 ) -> Values:

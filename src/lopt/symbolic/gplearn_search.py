@@ -49,11 +49,10 @@ class GplearnSearch(AbstractSearch):
                 )
         if not self.operators:
             raise ValueError("GplearnSearch(operators=()) is empty; try ('add', 'multiply').")
-        check_integer("GplearnSearch", "length", self.length, hint=30)
         # Its tournaments have twenty.
-        check_integer("GplearnSearch", "population", self.population, 20, hint=500)
-        check_integer("GplearnSearch", "generations", self.generations, hint=20)
-        check_integer("GplearnSearch", "per_length", self.per_length, hint=2)
+        least = {"length": 1, "population": 20, "generations": 1, "per_length": 1}
+        for name, fewest in least.items():
+            check_integer("GplearnSearch", name, getattr(self, name), fewest, hint=20)
 
     def require(self) -> None:
         """Refuses to begin without the library; see `AbstractSearch.require`."""

@@ -157,13 +157,12 @@ def to_histories(table: Table) -> tuple[tuple[str, ...], Float[Array, "row lag f
     names = feature_names(table.columns)
     lags = _length(table, names[0])
     place = {one: i for i, one in enumerate(table.columns)}
-    for name in names:
-        for lag in range(max(lags, _length(table, name))):
-            if Variable(name, lag) not in place:
-                raise ValueError(
-                    f"to_histories: there is no column {Variable(name, lag)}; record every feature "
-                    "with all of its lags and equally many."
-                )
+    every = [Variable(n, lag) for n in names for lag in range(max(lags, _length(table, n)))]
+    if missing := [str(one) for one in every if one not in place]:
+        raise ValueError(
+            f"to_histories: there is no column {missing[0]}; record every feature with all of its "
+            "lags and equally many."
+        )
     order = [[place[Variable(name, lag)] for name in names] for lag in range(lags)]
     return names, jnp.asarray(table.values[:, np.asarray(order)])
 

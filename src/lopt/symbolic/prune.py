@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from lopt.symbolic.expression import Call, Constant, Expression, Node
+from lopt.symbolic.expression import Call, Constant, Expression, Node, renumbered
 from lopt.symbolic.refit import refit
-from lopt.symbolic.rewrite import renumbered
 from lopt.symbolic.search import Candidate, Complexity, Front, judge, make_front
 from lopt.symbolic.simplify import simplify
 from lopt.symbolic.split import sample

@@ -27,7 +27,8 @@ def refit(expression: Expression, table: Table, most: int | None = None) -> Expr
     Args:
         expression: with roughly fitted constants, which are where the descent starts.
         table: all rows to fit.
-        most: steps; by default 100 for 20 constants or fewer, and 20 for more, which fit no law.
+        most: steps of a rough fit; an exact one by default, of 100 steps, or of 20 for more than
+            20 constants, which are no law.
 
     Raises:
         ValueError: if there are fewer rows than constants.
@@ -56,11 +57,11 @@ def refit(expression: Expression, table: Table, most: int | None = None) -> Expr
         slopes = np.nan_to_num(slopes.T / unit, nan=0.0, posinf=0.0, neginf=0.0)
         return values.clip(-_LARGEST, _LARGEST), slopes.clip(-_LARGEST, _LARGEST)
 
-    steps = most or (100 if start.size <= 20 else 20)
+    steps, tolerance = most or (100 if start.size <= 20 else 20), 1e-10 if most is None else 1e-5
     free, bound = np.arange(start.size), np.full(start.size, np.inf)
     output = np.asarray(table.output, float) / unit
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        fitted, _ = gauss_newton(model, start, output, free, -bound, bound, steps, 1e-10)
+        fitted, _ = gauss_newton(model, start, output, free, -bound, bound, steps, tolerance)
     # Of NumPy, and so in 64 bits even where JAX is kept to 32.
     better = Expression(expression.root, fitted)
     after = predict(better, table)

@@ -15,15 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from lopt.symbolic.expression import (
-    Call,
-    Constant,
-    Expression,
-    Node,
-    evaluate,
-    walk,
-    with_leaves,
-)
+from lopt.symbolic.expression import Call, Constant, Expression, Node, evaluate, renumbered, walk
 from lopt.symbolic.operators import OPERATORS
 from lopt.symbolic.signs import never_negative
 
@@ -49,19 +41,6 @@ def rewrite(expression: Expression) -> Expression:
     shared = {given[index]: index for index, count in uses.items() if count > 1}
     pool = _Pool(list(given), shared)
     return renumbered(pool.rewritten(expression.root), pool.values)
-
-
-def renumbered(root: Node, values: list[float]) -> Expression:
-    """Returns an expression with only those constants that its tree uses, in order."""
-    order: dict[int, int] = {}
-
-    def visit(leaf: Node) -> Node:
-        if isinstance(leaf, Constant):
-            return Constant(order.setdefault(leaf.index, len(order)))
-        return leaf
-
-    renamed = with_leaves(root, visit)
-    return Expression(renamed, np.asarray([values[index] for index in order], float))
 
 
 def _cost(node: Node) -> tuple[int, int]:

@@ -197,17 +197,9 @@ def run_sanity(
         table = make(seed)
         before = time.process_time()
         found = distill(table, used, (seed,), split_seed=seed)
-        expression = found.chosen.expression
-        rows.append(
-            SanityRow(
-                name=name,
-                r_squared=found.r_squared["test"],
-                required=required,
-                nodes=expression.complexity,
-                seconds=time.process_time() - before,
-                expression=expression,
-            )
-        )
+        seconds, expression = time.process_time() - before, found.chosen.expression
+        held_out, nodes = found.r_squared["test"], expression.complexity
+        rows.append(SanityRow(name, held_out, required, nodes, seconds, expression))
     progress(len(names), len(names), "done")
     return rows
 

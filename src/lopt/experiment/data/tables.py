@@ -58,17 +58,15 @@ def load_table(path: str | Path, names: Sequence[str] | None = None) -> Table:
     Args:
         path: of a file of `save_table`, or of an .npy of shape [rows, M k + 1] with k features of M
             steps, the most recent step first, features of one step side by side, then the output.
-        names: of the features of one step of an .npy, which does not have them.
+        names: of those k, for an .npy, which does not have them.
 
     Returns:
         The table. An .npy does not say where its rows come from: each then counts as a coordinate
-        of its own, as `about["ids"]` says, and rows held out of it may be neighbours of those that
-        are not.
+        of its own, as `about["ids"]` says: give `lopt.symbolic.distill` a split of your own.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file is damaged, of another version, or lacks a column, or a value is not
-            finite; names the file.
+        ValueError: if it is damaged or of another version, or a value is not finite; names it.
     """
     path = Path(path)
     check_path(path)
