@@ -92,7 +92,7 @@ def bands(
     """
     from matplotlib import colormaps
 
-    shades = colormaps["plasma"](np.linspace(0, 0.85, len(curves)))
+    shades = colormaps["plasma"](np.linspace(0, 0.85, len(curves))).tolist()
     for i, (name, curve) in enumerate(curves.items()):
         color = shades[i] if ordered else color_of(name.split(" (")[0], i)
         style: Any = {"color": color, "label": literal(name)}
