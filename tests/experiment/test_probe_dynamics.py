@@ -305,7 +305,7 @@ def test_mistakes_are_said_in_a_line_before_anything_is_written(
 
 
 def test_the_optimizer_of_the_symmetry_study(key):
-    experiment = l2o.experiment(dataset="digits")
+    experiment = l2o.Recipe(dataset="digits").build()
     leaves = jax.tree.leaves(experiment.learned.init(key))
     assert sum(leaf.size for leaf in leaves) == 5301
     assert experiment.evaluations[1].horizon == 1000
@@ -317,4 +317,4 @@ def test_the_optimizer_of_the_symmetry_study(key):
         expected = 64 * 20 + 20 + 20 * 10 + 10 + 40 * (activation == l2o.BATCH_NORM)
         assert sum(leaf.size for leaf in jax.tree.leaves(params)) == expected
     with pytest.raises(ValueError, match="'tanh' must be one of sigmoid, relu, leaky_relu or"):
-        l2o.experiment("tanh", dataset="digits")
+        l2o.Recipe("tanh", dataset="digits").build()
