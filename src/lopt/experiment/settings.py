@@ -166,9 +166,7 @@ class RecordSettings:
         check(self, rows=1, steps=1, per_tensor=1, at_once=1, lags=1, decays="(0, 1)")
         if self.lags is not None:
             if self.lags > self.steps:
-                raise ValueError(
-                    f"--lags {self.lags} must be at most --steps {self.steps}; try 20."
-                )
+                raise ValueError(f"--lags {self.lags} must be at most --steps {self.steps}.")
             if self.features or self.also or self.decays:
                 raise ValueError(
                     f"--features {self.features}, --also {self.also}, --decays {self.decays} and "
