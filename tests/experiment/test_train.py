@@ -247,6 +247,14 @@ def test_a_recipe_that_fails_is_named(source, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_annotations_of_a_recipe_may_be_strings(tmp_path):
+    recipe = tmp_path / "recipe.py"
+    text = RECIPE.read_text()
+    at = text.index("import dataclasses")
+    recipe.write_text(f"{text[:at]}from __future__ import annotations\n{text[at:]}")
+    assert build(str(recipe), ["outer_steps=3"]).outer_steps == 3
+
+
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file/run cannot be made"):

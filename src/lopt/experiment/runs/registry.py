@@ -10,6 +10,7 @@ import dataclasses
 import importlib
 import math
 import pkgutil
+import sys
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -114,8 +115,9 @@ def load_recipe(recipe: str) -> Any:
     if path.suffix == ".py":
         if not path.is_file():
             raise FileNotFoundError(f"There is no recipe file {path}.")
-        module = types.ModuleType(path.stem)
+        module = types.ModuleType(f"recipe {path.stem}")
         module.__file__ = str(path)
+        sys.modules[module.__name__] = module  # where dataclasses look up names in annotations
         with _naming(recipe):  # not by import, which would take a compiled file beside it for it
             exec(compile(path.read_bytes(), path, "exec"), vars(module))
     elif recipe in recipe_names():
