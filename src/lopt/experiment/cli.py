@@ -198,22 +198,21 @@ def _options(name: str, command: Command, words: Sequence[str]) -> dict[str, Any
 
 def _folder(command: Command, subject: Any, settings: Any, out: Path | None) -> Path | None:
     """Returns where the report goes, which must be writable; None for none."""
-    from lopt.experiment.runs.files import check_writable
+    from lopt.experiment.runs.files import check_writable, free_folder
 
     if not command.report:
         return None
     # What is no run has its folders elsewhere.
     is_run = command.subject == "run" or (Path(f"{subject}") / "run.json").exists()
     place = subject if is_run else Path("probes") / Path(f"{subject}").stem
-    folder = base = out or Path(command.folder.format(place, **vars(settings)))
+    folder = out or Path(command.folder.format(place, **vars(settings)))
     if command.fresh and out is not None:
         if (out / "run.json").exists():
             raise FileExistsError(f"{out} holds a run; give another folder with --out.")
         if (out / f"{command.report}.json").exists():
             raise FileExistsError(f"{out} already holds such a report; give another with --out.")
-    number = 2
-    while command.fresh and (folder / f"{command.report}.json").exists():
-        folder, number = base.with_name(f"{base.name}-{number}"), number + 1
+    if command.fresh:
+        folder = free_folder(folder, lambda one: (one / f"{command.report}.json").exists())
     check_writable(folder / "report.json")
     return folder
 

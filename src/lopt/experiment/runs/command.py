@@ -6,6 +6,7 @@ from pathlib import Path
 from lopt.experiment.evaluation.compare import evaluate
 from lopt.experiment.report import tell
 from lopt.experiment.runs.environment import stoppable
+from lopt.experiment.runs.files import free_folder
 from lopt.experiment.runs.run import Run, holds_run
 from lopt.experiment.runs.train import train
 from lopt.experiment.settings import EvaluateSettings, TrainSettings, TuneSettings
@@ -46,12 +47,8 @@ def _finished(run: Run) -> None:
 def _created(recipe: str, settings: Sequence[str], folder: Path | None, name: str = "") -> Run:
     if folder is not None:
         return Run.create(folder, recipe, settings)
-    folder = base = Path("runs") / Path(name or recipe).stem
-    number = 1
     while True:
-        while holds_run(folder):
-            number += 1
-            folder = base.with_name(f"{base.name}-{number}")
+        folder = free_folder(Path("runs") / Path(name or recipe).stem, holds_run)
         try:
             return Run.create(folder, recipe, settings)
         except FileExistsError:  # taken by a run that began at the same moment

@@ -9,11 +9,12 @@ import contextlib
 import functools
 import hashlib
 import io
+import itertools
 import json
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,12 @@ def write_bytes(path: Path, content: bytes, *, new: bool = False) -> None:
         (os.link if new else os.replace)(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def free_folder(base: Path, taken: Callable[[Path], bool]) -> Path:
+    """Returns a folder, or the first of BASE-2, BASE-3, ... that is not taken."""
+    numbered = (base.with_name(f"{base.name}-{n}") for n in itertools.count(2))
+    return next(one for one in itertools.chain([base], numbered) if not taken(one))
 
 
 def temporary_files(folder: Path) -> list[Path]:
