@@ -202,7 +202,7 @@ def test_bad_input_is_one_error_before_anything_is_written(run, tmp_path, monkey
 
     assert "--seeds 0" in said(run, "--seeds", 0)
     assert "--steps 1" in said(run, "--steps", 1)
-    assert "outer_steps=-1" in said(run, "--outer-steps", -1)
+    assert "--outer-steps -1" in said(run, "--outer-steps", -1)
     assert "--seed -1" in said(run, "--seed", -1)
     assert "holds no run" in said(tmp_path)
     quadratic = Run.create(tmp_path / "q", str(QUADRATIC), ["outer_steps=2"])
