@@ -83,7 +83,7 @@ class Comparison:
                 "rate": runs.learning_rate,
                 "final loss": measured(runs.final_loss),
                 f"test {metric}": measured(runs.metrics[metric]),
-                "steps to tuned Adam": measured(steps) if steps else "not reached",
+                "steps to tuned Adam": measured(steps) if steps else None,
                 "by seeds": len(steps),
             }
             for runs, steps in zip(self.runs, reached, strict=True)
