@@ -182,6 +182,17 @@ def test_code_that_was_not_run_on_this_machine_is_not_run(moved, monkeypatch, tm
     assert Run(moved).experiment.outer_steps == 4  # it was run now
 
 
+def test_the_code_of_a_run_is_trusted_by_a_probe_that_is_told_to(moved, monkeypatch, capsys):
+    monkeypatch.setenv("LOPT_CACHE_DIR", str(moved.parent / "another machine"))
+    monkeypatch.setattr("lopt.experiment.runs.environment.prepare_jax", lambda: None)
+    probe = ["lopt", "probe", "estimators", str(moved), "--only", "nothing"]
+    for trust, words in (([], "add --trust"), (["--trust"], "no estimator 'nothing'")):
+        monkeypatch.setattr("sys.argv", [*probe, *trust])
+        with pytest.raises(SystemExit):
+            cli.main()
+        assert words in capsys.readouterr().err
+
+
 def test_a_run_is_lengthened(tmp_path):
     short, long = tmp_path / "short", tmp_path / "long"
     train(Run.create(short, str(RECIPE), ["outer_steps=6"]), show_progress=False)
@@ -416,6 +427,7 @@ class TestBadInput:
             (["train", RECIPE, "--set", "learning_rate=1e309"], ["learning_rate=1e309", "finite"]),
             (["train", RECIPE, "--set", "outer_steps=2.5"], ["float", "int"]),
             (["train", "digits", "--set", "estimator=guess"], ["guess", "pes"]),
+            (["train", "digits", "--set", "weight_decay=-1"], ["weight_decay=-1"]),
             (["train", RECIPE, "--set", "truncation=3"], ["truncation=3", "try 2 or 4"]),
             (["train", "--resume", "nowhere"], ["nowhere"]),
             (["evaluate", "nowhere"], ["nowhere"]),

@@ -140,16 +140,20 @@ def _overview(words: Sequence[str]) -> None:
 def _run(name: str, command: Command, words: Sequence[str]) -> None:
     given = _options(name, command, words)
     subject, out = given.pop("subject", None), given.pop("out", None)
-    trust = given.pop("trust", False) if command.subject == "run" else False
+    trust = given.pop("trust", False) if command.subject else False
     settings = command.settings(**given)
     folder = _folder(command, subject, settings, out)
     from lopt.experiment.runs.environment import prepare_jax
 
     prepare_jax()
-    if command.subject == "run":
+    if command.subject == "run" or trust:
         from lopt.experiment.runs.run import Run
 
-        subject = Run(subject, trust=trust)
+        run = Run(subject, trust=trust)
+        if command.subject == "run":
+            subject = run
+        else:
+            run.trust_recipe()
     arguments = [subject] * bool(command.subject) + [folder] * command.keeps + [settings]
     module, _, function = command.function.partition(":")
     report = getattr(importlib.import_module(f"lopt.experiment.{module}"), function)(*arguments)
@@ -189,8 +193,8 @@ def _options(name: str, command: Command, words: Sequence[str]) -> dict[str, Any
     if command.report:
         where = command.folder.format(command.subject.upper(), dataset="DATASET") or "the run's"
         add("out", Path | None, f"the folder of the results; {where} by default.", None)
-    if command.subject == "run":
-        add("trust", bool, "run the recipe file that the run names, or has brought along.", False)
+    if command.subject:
+        add("trust", bool, "run the recipe file that a run names, or has brought along.", False)
     options = dataclasses.make_dataclass("Options", fields, kw_only=True)
     given: Any = tyro.cli(options, prog=f"lopt {name}", description=about, args=list(words))
     return dict(vars(given))

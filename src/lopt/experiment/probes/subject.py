@@ -61,7 +61,6 @@ def subject(
         longest: the longest default horizon, and that of tasks.
     """
     tasks, run = named_tasks(), None
-    inner: InnerTraining | None
     if name in tasks:
         inner = InnerTraining(tasks[name](), LearnableAdam(0.01), longest)
     elif name in recipe_names() or name.endswith(".py"):
@@ -75,8 +74,6 @@ def subject(
             f"{', '.join(recipe_names())}, or the path of a Python file (ending in .py); tasks are "
             f"{', '.join(sorted(tasks))}."
         )
-    if inner is None:
-        raise ValueError(f"The estimator of recipe {name} has no InnerTraining to probe.")
     if settings.settings and (run or name in tasks):
         kind = "run" if run else "task"
         raise ValueError(f"--set changes fields of recipes, and {name} is a {kind}.")

@@ -112,15 +112,15 @@ class Run:
 
     @functools.cached_property
     def _built(self) -> tuple[Experiment, list[dict[str, Any]]]:
-        recipe = self._recipe()
+        recipe = self.trust_recipe()
         with data_loaded() as data:
             try:
                 return make(recipe, self.config["settings"], self.folder)[1], data
             except ValueError as error:
                 raise ValueError(f"{self.folder / 'run.json'}: {error}") from error
 
-    def _recipe(self) -> str:
-        """Returns the recipe: its name, or a file whose code is the recorded one."""
+    def trust_recipe(self) -> str:
+        """Returns the recipe, its name or a file of the recorded code, if it may be executed."""
         recipe, expected = self.config["recipe"], self.config["recipe_sha256"]
         if Path(recipe).suffix != ".py":
             return recipe
