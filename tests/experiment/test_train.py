@@ -435,14 +435,17 @@ class TestBadInput:
         ],
     )
     def test_is_refused_before_anything_is_written(
-        self, arguments, words, tmp_path, environment, monkeypatch
+        self, arguments, words, tmp_path, monkeypatch, capsys
     ):
         monkeypatch.chdir(tmp_path)
-        done = lopt(environment, *arguments)
-        assert done.returncode == 2, done.stderr
-        assert "Traceback" not in done.stderr
+        monkeypatch.setattr("sys.argv", ["lopt", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        assert stopped.value.code == 2
+        said = capsys.readouterr().err
+        assert "Traceback" not in said
         for word in words:
-            assert word in done.stderr
+            assert word in said
         assert list(tmp_path.iterdir()) == []
 
     def test_a_folder_that_holds_a_run_is_not_overwritten(self, run):
