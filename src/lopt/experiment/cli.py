@@ -143,9 +143,16 @@ def _run(name: str, command: Command, words: Sequence[str]) -> None:
     trust = given.pop("trust", False) if command.subject else False
     settings = command.settings(**given)
     folder = _folder(command, subject, settings, out)
-    from lopt.experiment.runs.environment import prepare_jax
+    from lopt.experiment.runs.environment import prepare_jax, stoppable
 
     prepare_jax()
+    with stoppable("Start the command again; what it has written so far is used."):
+        _report(command, subject, trust, folder, settings)
+
+
+def _report(
+    command: Command, subject: Any, trust: bool, folder: Path | None, settings: Any
+) -> None:
     if command.subject == "run" or trust:
         from lopt.experiment.runs.run import Run
 

@@ -117,8 +117,9 @@ def add_features(
     nodes = equation_complexity(found.front, sides["validation"], ENOUGH, "validation")
     size = network_complexity(few, ENOUGH, seed=seed)
     report.text(
-        f"Mapping complexity: an R2 of {ENOUGH} takes an equation of {nodes:g} nodes, or a network "
-        f"of {size:g} weights."
+        f"Mapping complexity: an R2 of {ENOUGH} takes "
+        + (f"an equation of {nodes:g} nodes" if nodes < np.inf else "longer equations than found")
+        + (f", or a network of {size:g} weights." if size < np.inf else ", or larger networks.")
     )
     lost = symbolic.ablate(expression, few["train"], sides["test"])
     seen = symbolic.perception_of_expression(expression, sides["test"])

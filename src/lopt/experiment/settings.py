@@ -28,7 +28,9 @@ def help_of(settings: Any) -> tuple[str, dict[str, str]]:
     body = re.split(rf"^class {settings.__name__}\b", source, flags=re.MULTILINE)[-1]
     body = re.split(r"\n    (?:@|def )|\n\n\n", body)[0]
     fields = re.findall(r"((?:^    # .*\n)*)^    (\w+): [^#\n]*(?:# (.*))?$", body, re.MULTILINE)
-    comments = {name: " ".join(re.findall("# (.*)", above)) + at for above, name, at in fields}
+    above = [base for base in settings.__bases__ if dataclasses.is_dataclass(base)]
+    comments = {name: text for base in above for name, text in help_of(base)[1].items()}
+    comments |= {name: " ".join(re.findall("# (.*)", over)) + at for over, name, at in fields}
     return inspect.cleandoc(settings.__doc__ or ""), comments
 
 

@@ -44,7 +44,7 @@ class Recipe:
     seed: int = 0  # of everything random.
 
     def build(self) -> lopt.Experiment:
-        check(self, FIELD, horizon=1, outer_steps=1, weight_decay="[0, inf)")
+        check(self, FIELD, horizon=1, outer_steps=1, seeds=5, weight_decay="[0, inf)")
         check(self, FIELD, learning_rate=POSITIVE, gradient_clip=POSITIVE)
         data = {name: load_images(name, size=8) for name in ("digits", *self.datasets)}
         first = data["digits"]

@@ -35,10 +35,11 @@ def tune_command(settings: TuneSettings) -> None:
 
 
 def _finished(run: Run) -> None:
+    found = run.experiment  # which may be refused
     tell(f"Run {run.folder}")
     with stoppable(f"Continue with: lopt train --resume {run.folder}"):
         train(run)
-        if run.experiment.evaluations:
+        if found.evaluations:
             evaluate(run, EvaluateSettings()).finish(run.folder, "report")
         else:
             tell(f"Trained; weights in {run.folder / 'weights.safetensors'}.")

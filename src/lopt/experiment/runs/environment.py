@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,9 +86,9 @@ def stoppable(remedy: str) -> Iterator[None]:
     before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     try:
         yield
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         tell()
-        raise
+        sys.exit(128 + (stop.args[0] if stop.args else signal.SIGINT))
     finally:
         ended.set()
         signal.set_wakeup_fd(before)

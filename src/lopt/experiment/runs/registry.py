@@ -146,9 +146,11 @@ def _naming(recipe: str) -> Iterator[None]:
 
 
 def _default(field: Any) -> Any:
-    """Returns the default of a field; None if it has none."""
+    """Returns the default of a field; None if it has none, or none in this environment."""
     if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
+        with contextlib.suppress(Exception):
+            return field.default_factory()
+        return None
     return None if field.default is dataclasses.MISSING else field.default
 
 

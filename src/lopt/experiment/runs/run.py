@@ -128,8 +128,8 @@ class Run:
         same = [path for path in places if path.is_file() and files.digest(path) == expected]
         if not same:
             raise ValueError(
-                f"The recipe {recipe} was edited since {self.folder} began, and so was its copy "
-                "there; begin a new run instead."
+                f"The recipe {recipe} and its copy in {self.folder} are gone, or were edited since "
+                "the run began; put one back, or begin a new run."
             )
         if self.trust:
             _trust(expected)
