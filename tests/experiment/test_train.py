@@ -169,7 +169,7 @@ def test_a_moved_run_has_brought_its_recipe_along(moved):
     train(Run(moved), show_progress=False)
     assert not (moved.parent / "executed").exists()
     (moved / "recipe.py").write_text(f"\n{RECIPE.read_text()}")
-    with pytest.raises(ValueError, match="was edited"):
+    with pytest.raises(ValueError, match="edited since"):
         Run(moved).check_unchanged()
     assert not (moved.parent / "executed").exists()
 
