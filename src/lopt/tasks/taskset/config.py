@@ -46,6 +46,14 @@ class Draw:
         """Returns a uniform number."""
         return float(self.generator.uniform(low, high))
 
+    def normal(self, mean: float, deviation: float) -> float:
+        """Returns a normal number."""
+        return float(self.generator.normal(mean, deviation))
+
+    def integer(self, count: int) -> int:
+        """Returns an integer from 0 to count - 1."""
+        return int(self.generator.integers(count))
+
     def choice(self, options: Sequence[T], weights: Sequence[float] | None = None) -> T:
         """Returns one of the options, in proportion to the weights."""
         shares = None if weights is None else np.divide(weights, sum(weights))
