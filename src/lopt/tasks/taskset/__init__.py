@@ -4,4 +4,13 @@ from lopt.tasks.taskset.config import FAMILIES, Config, from_json, parse, sample
 from lopt.tasks.taskset.quadratic import QuadraticConfig
 from lopt.tasks.taskset.synthetic import SyntheticConfig
 
-__all__ = ["FAMILIES", "Config", "QuadraticConfig", "SyntheticConfig", "from_json", "parse", "sample", "to_json"]
+__all__ = [
+    "FAMILIES",
+    "Config",
+    "QuadraticConfig",
+    "SyntheticConfig",
+    "from_json",
+    "parse",
+    "sample",
+    "to_json",
+]
