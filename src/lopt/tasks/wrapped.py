@@ -90,7 +90,7 @@ class WithBestLoss(AbstractRemembering):
     def prepare(self, params: Params, key: Key) -> State:
         inner = self.task.prepare(params, key)
         loss = jax.eval_shape(lambda: self.task.estimate(params, inner, key)[0].loss)
-        return inner, jnp.full((), jnp.inf, loss.dtype)
+        return inner, jnp.full((), jnp.finfo(loss.dtype).max, loss.dtype)
 
     @override
     def differentiate(self, params: Params, state: State, batch: Batch) -> tuple[Estimate, State]:

@@ -336,6 +336,11 @@ class SyntheticConfig(Config):
         return _classifier(Network(self.activation or ""), shapes, rows, batch)
 
 
+_NAMES: dict[str, dict[str, Any]] = {
+    "problem": PROBLEMS,
+    "landscape": LANDSCAPES,
+    "activation": ACTIVATIONS,
+}
 _OTHERS = {
     "bowl": ("condition", "angle"),
     "optimization_test_problems": ("landscape",),
