@@ -31,7 +31,7 @@ def config(problem, wrapper=None, **fields):
 
 
 def build(problem, wrapper=None, **fields):
-    return config(problem, wrapper, **fields).build(None)
+    return config(problem, wrapper, **fields).build(dict)
 
 
 def share_is(count, share, total):
@@ -116,7 +116,7 @@ def test_quadratic(kind):
     made = dataclasses.replace(
         made, initial=dataclasses.replace(entries, kind="uniform", first=1.0)
     )
-    task = made.build(None)
+    task = made.build(dict)
     if "eigen" in kind:
         np.testing.assert_allclose(task.matrix, task.matrix.T)
         spread = np.linspace if kind[:3] == "lin" else np.geomspace
@@ -127,7 +127,7 @@ def test_quadratic(kind):
     np.testing.assert_allclose(task.loss(x, noise), expected)
     assert task.loss(0 * x, noise) == 0
     assert not np.allclose(noise, task.batch(jax.random.key(1)))
-    logarithm = dataclasses.replace(made, log=True, noise=None).build(None)
+    logarithm = dataclasses.replace(made, log=True, noise=None).build(dict)
     without = np.sum((logarithm.matrix @ x) ** 2)
     np.testing.assert_allclose(logarithm.loss(x, ()), 0.5 * np.log(without + 1e-8))
     check_grads(lambda x: logarithm.loss(x, ()), (x,), order=1)
@@ -226,14 +226,14 @@ def test_fifty_configurations_take_twenty_steps(name):
         found = sample(name, seed)
         if found.dim and found.dim > 300:
             found = dataclasses.replace(found, dim=300)
-        losses = train(found.build(None), KEY)
+        losses = train(found.build(dict), KEY)
         assert np.all(np.isfinite(losses)), found
         jax.clear_caches()
 
 
 @pytest.mark.parametrize("name", ["sum_of_quadratics", "fully_connected"])
 def test_tasks_of_one_shape_are_one_program(name):
-    tasks = [dataclasses.replace(config(name), seed=seed).build(None) for seed in range(3)]
+    tasks = [dataclasses.replace(config(name), seed=seed).build(dict) for seed in range(3)]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *tasks)
     losses = jax.vmap(lambda task: train(task, KEY, 3))(stacked)
     assert np.all(np.isfinite(losses))

@@ -36,7 +36,7 @@ class Draw:
 
     def log_integer(self, low: int, high: int) -> int:
         """Returns exp(u) rounded, u uniform between log(low) and log(high)."""
-        return round(self.log_uniform(low, high))
+        return round(self.log_uniform(float(low), float(high)))
 
     def log_uniform(self, low: float, high: float) -> float:
         """Returns exp(u), u uniform between log(low) and log(high)."""

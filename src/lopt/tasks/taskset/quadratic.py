@@ -112,19 +112,19 @@ class QuadraticConfig(Config):
     @classmethod
     @override
     def draw(cls, draw: Draw) -> "QuadraticConfig":
-        matrix = _draw_matrix(draw, (1, 2), (-3, 1, 5), (50, 100), 1000)
+        matrix = _draw_matrix(draw, (1.0, 2.0), (-3.0, 1.0, 5.0), (50.0, 100.0), 1000.0)
         kind: Kind = draw.choice(("normal", "uniform"))
         if kind == "normal":
-            initial = EntriesConfig(kind, draw.normal(0, 1), draw.uniform(0, 2))
+            initial = EntriesConfig(kind, draw.normal(0.0, 1.0), draw.uniform(0.0, 2.0))
         else:
-            low = draw.uniform(-5, 2.5)
-            initial = EntriesConfig(kind, low, low + draw.uniform(0, 5))
+            low = draw.uniform(-5.0, 2.5)
+            initial = EntriesConfig(kind, low, low + draw.uniform(0.0, 5.0))
         log = draw.flag(0.5)
         dim, seed = draw.log_integer(2, 3000), draw.integer(100_000)
         scale = draw.log_uniform(1e-5, 1e3)
         noise = None
         if draw.flag(0.5):
-            noise = _draw_matrix(draw, (0.05, 0.05), (-0.15, 0.05, 0.25), (2, 10), 10)
+            noise = _draw_matrix(draw, (0.05, 0.05), (-0.15, 0.05, 0.25), (2.0, 10.0), 10.0)
         return cls(dim, seed, matrix, initial, noise, log, scale)
 
     @override
@@ -145,9 +145,9 @@ def _draw_matrix(
     """Samples one of four kinds, each with the ends of the ranges of its two numbers."""
     kind: Kind = draw.choice(("normal", "linspace_eigen", "uniform", "logspace_eigen"))
     if kind == "normal":
-        return EntriesConfig(kind, draw.normal(0, normal[0]), draw.uniform(0, normal[1]))
+        return EntriesConfig(kind, draw.normal(0.0, normal[0]), draw.uniform(0.0, normal[1]))
     if kind == "logspace_eigen":
-        return EntriesConfig(kind, 1e-5, draw.uniform(1, logspace))
+        return EntriesConfig(kind, 1e-5, draw.uniform(1.0, logspace))
     low, high, width = uniform if kind == "uniform" else (0.01, *linspace)
     least = draw.uniform(low, high)
-    return EntriesConfig(kind, least, least + draw.uniform(0, width))
+    return EntriesConfig(kind, least, least + draw.uniform(0.0, width))

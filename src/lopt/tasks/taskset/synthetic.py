@@ -253,12 +253,12 @@ class SyntheticConfig(Config):
             if wrapper and draw.compat == "taskset":
                 found["noise"] = 0.0  # as published, the noise of a wrapped problem is lost
         if name == "bowl":
-            found["condition"] = draw.log_uniform(0.01, 100)
+            found["condition"] = draw.log_uniform(0.01, 100.0)
             found["angle"] = draw.choice((0.0, 0.0, math.pi / 4, math.pi / 3))
         elif name == "optimization_test_problems":
             found["landscape"] = draw.choice(tuple(LANDSCAPES))
         elif name == "norm":
-            found["power"] = draw.uniform(0.1, 5)
+            found["power"] = draw.uniform(0.1, 5.0)
         elif name == "fully_connected":
             found["activation"], depth = draw_activation(draw), draw.choice((2, 3, 4, 5))
             equal = draw.flag(0.5)
@@ -267,7 +267,7 @@ class SyntheticConfig(Config):
         if wrapper == "sparse_problems":
             found["zeros"], found["sparse_noise"] = draw.uniform(0.9, 0.99), _draw_noise(draw)
         elif wrapper == "rescale_problems":
-            found["scale"] = draw.log_uniform(0.001, 1000)
+            found["scale"] = draw.log_uniform(0.001, 1000.0)
         clipped = draw.compat == "clean"
         return cls(name, wrapper, draw.integer(100_000), clipped=clipped, **found)
 
@@ -355,4 +355,4 @@ def _array(values: Any, dtype: Any = float) -> jax.Array:
 
 def _draw_noise(draw: Draw) -> float:
     """Samples the standard deviation of a gradient's noise: none, half of the time."""
-    return draw.log_uniform(0.01, 10) if draw.flag(0.5) else 0.0
+    return draw.log_uniform(0.01, 10.0) if draw.flag(0.5) else 0.0
