@@ -54,7 +54,7 @@ class Draw:
         """Returns an integer from 0 to count - 1."""
         return int(self.generator.integers(count))
 
-    def choice(self, options: Sequence[T], weights: Sequence[float] | None = None) -> T:
+    def choice(self, options: Sequence[T], weights: Sequence[int] | None = None) -> T:
         """Returns one of the options, in proportion to the weights."""
         shares = None if weights is None else np.divide(weights, sum(weights))
         return options[int(self.generator.choice(len(options), p=shares))]
