@@ -171,8 +171,8 @@ def test_solutions():
         np.testing.assert_allclose(task.loss(own.minimiser, ()), own.minimum + offset, atol=1e-12)
         assert own.minimum + offset > -1e-9
         if task.box is not None:
-            many = jax.vmap(task.init)(jax.random.split(KEY, 500))
-            low, high = (jnp.broadcast_to(end, (2,)) for end in task.box)
+            many = np.asarray(jax.vmap(task.init)(jax.random.split(KEY, 500)))
+            low, high = (np.broadcast_to(end, (2,)) for end in task.box)
             assert np.all((many >= low) & (many <= high))
             assert np.all(np.ptp(many, axis=0) > 0.9 * (high - low))
 
