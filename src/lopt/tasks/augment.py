@@ -261,7 +261,9 @@ class ReducedTask(AbstractWrapped):
             size = len(jax.tree.leaves(rows.arrays)[0])
             least = math.log(min(self.smallest, size))
             count = jnp.round(jnp.exp(least + self.share * (math.log(size) - least)))
-            weights = (jnp.arange(size) < count.astype(jnp.int32)).astype(jnp.float32)
+            weights = (jnp.arange(size, dtype=jnp.int32) < count.astype(jnp.int32)).astype(
+                jnp.float32
+            )
             return Rows(rows.arrays, weights if rows.weights is None else rows.weights * weights)
 
         return _map_rows(reduce, self.task.batch(key, split))

@@ -67,7 +67,7 @@ class MaskedPerceptron(AbstractNetwork):
         return hidden, state
 
     def _mask(self, layer: int, size: int) -> Array:
-        return jnp.arange(size) < self.widths[layer]
+        return jnp.arange(size, dtype=jnp.int32) < self.widths[layer]
 
 
 class MLPFamily(AbstractTaskFamily):
