@@ -342,7 +342,8 @@ def test_a_masked_width_is_the_narrow_network():
     params, (first, second) = task.init(KEY), map(int, task.network.widths)
     batch = task.batch(KEY)
     activation = (jnp.tanh, jnp.sin)[int(task.network.which)]
-    hidden = batch.arrays.images.reshape(len(batch.arrays.labels), -1)
+    images = batch.arrays.images.reshape(len(batch.arrays.labels), -1)
+    hidden = images.astype(params[0][0].dtype)
     cuts = (
         (slice(first), slice(None)),
         (slice(second), slice(first)),
@@ -351,7 +352,7 @@ def test_a_masked_width_is_the_narrow_network():
     for i, ((rows, columns), (weight, bias)) in enumerate(zip(cuts, params, strict=True)):
         hidden = hidden @ weight[rows, columns].T + bias[rows][None]
         hidden = activation(hidden) if i < 2 else hidden
-    found = task.outputs(params, (), batch.arrays.images.reshape(len(hidden), -1))
+    found = task.outputs(params, (), images)
     np.testing.assert_allclose(found, hidden, rtol=1e-6)
     grads = task.estimate(params, (), KEY)[0].grads
     assert not np.any(grads[1][0][:, first:])
