@@ -303,17 +303,35 @@ TASKS = {
     "classification": lambda: lopt.tasks.classification(
         digits(0), lambda key: eqx.nn.MLP(16, 3, 4, 2, jnp.tanh, key=key), batch_size=6
     ),
+    "Branin": lopt.tasks.Branin,
+    "DelayedGradients": lambda: lopt.tasks.DelayedGradients(lopt.tasks.WithBestLoss(QUADRATIC), 1),
     "DataSubset": lambda: lopt.tasks.DataSubset(classification(), 10),
+    # So little noise that gradients are still those of the loss.
+    "GradientNoise": lambda: lopt.tasks.GradientNoise(QUADRATIC, 1e-12, 1e-12),
     "InitialScale": lambda: lopt.tasks.InitialScale(QUADRATIC, 0.5, 2.0),
     "InputScale": lambda: lopt.tasks.InputScale(classification(), 0.5, 2.0),
+    "LogSumExp": lopt.tasks.LogSumExp,
+    "LossScale": lambda: lopt.tasks.LossScale(classification(), 0.5, 2.0),
+    "LowPrecision": lambda: lopt.tasks.LowPrecision(classification(), ("float64",)),
+    "Matyas": lopt.tasks.Matyas,
+    "Michalewicz": lopt.tasks.Michalewicz,
+    "MLPFamily": lambda: lopt.tasks.MLPFamily(
+        digits(0), (5,), (jnp.tanh, jnp.sin), smallest=2, batch_size=6
+    ),
     "Quadratic": lambda: QUADRATIC,
     "QuadraticFamily": lambda: lopt.tasks.QuadraticFamily(3, noise_scale=0.1),
+    "RandomLabels": lambda: lopt.tasks.RandomLabels(classification(), 0.5),
+    "ReducedBatch": lambda: lopt.tasks.ReducedBatch(classification()),
+    "Reparameterization, parameter": lambda: lopt.tasks.Reparameterization(
+        classification(), 0.5, 2.0, per="parameter"
+    ),
     "Reparameterization": lambda: lopt.tasks.Reparameterization(classification(), 0.5, 2.0),
     "resnet_classification, augmented": lambda: lopt.tasks.resnet_classification(
         digits(0), (1,), (2,), activation=jnp.tanh, batch_size=6, augmentation=True
     ),
     "Rosenbrock": lopt.tasks.Rosenbrock,
     "StyblinskiTang": lopt.tasks.StyblinskiTang,
+    "WithBestLoss": lambda: lopt.tasks.WithBestLoss(classification()),
     "WithValidation": lambda: lopt.tasks.WithValidation(classification(), 2),
     "conv_classification": lambda: lopt.tasks.conv_classification(
         digits(0), (2, 3), 3, (4,), jnp.tanh, batch_size=6
@@ -351,6 +369,8 @@ def test_every_task(name):
 
     estimate, _ = task.estimate(params, state, KEY)
     assert_like(estimate.grads, params)
+    if name == "DelayedGradients":
+        return
     # The gradient against central differences along a random direction, in 64 bits.
     flat, unravel = jax.flatten_util.ravel_pytree(params)
     assert flat.dtype == jnp.float64

@@ -259,3 +259,102 @@ def test_a_family_of_two_architectures_has_two_parts():
         assert [type(part) for part in parts] == [type(family)] * 2
         sizes = [len(jax.tree.leaves(part.draw(KEY).init(KEY))) for part in parts]
         assert sizes == [4, 1]
+
+
+def test_reparameterization_of_every_entry():
+    task = make_task()
+    scaled = Reparameterization(task, 0.1, 10.0, per="parameter").draw(KEY)
+    own, params, batch = scaled.init(KEY), task.init(KEY), task.batch(KEY)
+    jax.tree.map(np.testing.assert_allclose, scaled.map_params(own), params)
+    grads, plain = scaled.estimate(own, (), KEY)[0].grads, task.estimate(params, (), KEY)[0].grads
+    factors = zip(*map(jax.tree.leaves, (grads, plain)), scaled.map_params.args[0], strict=True)
+    for grad, bare, factor in factors:
+        np.testing.assert_allclose(grad, bare * factor, rtol=1e-6)
+    np.testing.assert_allclose(loss_of(scaled, own, batch), loss_of(task, params, batch))
+
+
+def test_reduced_batch_is_a_smaller_batch():
+    task = make_task()
+    family = lopt.tasks.ReducedBatch(task)
+    weights = jax.vmap(lambda key: family.draw(key).batch(KEY).weights)(KEYS)
+    counts = np.asarray(weights.sum(axis=1))
+    assert set(counts) == set(range(1, 9))
+    for key in KEYS[:3]:
+        batch = family.draw(key).batch(KEY)
+        few = jax.tree.map(lambda leaf: leaf[: int(batch.weights.sum())], batch.arrays)  # noqa: B023
+        params, plain = task.init(KEY), lopt.tasks.Rows(few)
+        np.testing.assert_allclose(loss_of(task, params, batch), loss_of(task, params, plain))
+    whole = family.draw(KEY).everything("test")
+    np.testing.assert_array_equal(whole.weights, task.everything("test").weights)
+
+
+def test_low_precision_rounds_params_and_gradients():
+    quadratic = Quadratic(jnp.array([1.0, 1.0]), jnp.array([0.0, 0.0]))
+    low = lopt.tasks.LowPrecision(quadratic, ("bfloat16",)).draw(KEY)
+    x = jnp.array([1.001, 2.7])
+    near = x.astype(jnp.bfloat16).astype(x.dtype)
+    found = low.estimate(x, (), KEY)[0]
+    np.testing.assert_allclose(found.loss, quadratic.loss(near, ()))
+    np.testing.assert_array_equal(found.grads, near)
+    drawn = jax.vmap(lambda key: lopt.tasks.LowPrecision(quadratic).draw(key).loss(x, ()))(KEYS)
+    assert len(np.unique(drawn)) == 3
+
+
+def test_delayed_gradients_nest_with_other_changes():
+    quadratic = Quadratic(jnp.array([1.0, 0.5]), jnp.ones(2))
+    delayed = lopt.tasks.DelayedGradients(quadratic, 2)
+    tasks = [delayed.draw(key) for key in KEYS[:20]]
+    late = {int(task.delay): task for task in tasks}
+    assert set(late) == {0, 1, 2}
+    nested = Reparameterization(lopt.tasks.LossScale(late[2], 3.0, 3.0), 2.0, 2.0).draw(KEY)
+    optimizer = optax.sgd(0.1)
+    state = lopt.start(nested, optimizer, nested.init(KEY), KEY)
+    _, steps = lopt.unroll(nested, optimizer, state, 5, record=lambda step: step)
+    np.testing.assert_array_equal(steps.grads[:2], 0)
+    gradient = jax.vmap(jax.grad(lambda x: nested.loss(x, ())))(steps.params[:3])
+    np.testing.assert_allclose(steps.grads[2:], gradient, rtol=1e-6)
+
+
+def test_random_labels_are_a_permutation():
+    task = make_task()
+    drawn = lopt.tasks.RandomLabels(task).draw(KEYS[1])
+    for split in SPLITS:
+        old, new = (t.data.split(split).arrays.labels for t in (task, drawn))
+        pairs = set(zip(map(int, old), map(int, new), strict=True))
+        assert len(pairs) == 3
+        assert len({after for _, after in pairs}) == 3
+    noisy = lopt.tasks.RandomLabels(task, 1.0).draw(KEYS[1])
+    changed = noisy.data.train.arrays.labels != drawn.data.train.arrays.labels
+    assert 0.4 < np.mean(changed) < 0.9
+    np.testing.assert_array_equal(noisy.data.test.arrays.labels, drawn.data.test.arrays.labels)
+
+
+def test_a_masked_width_is_the_narrow_network():
+    from lopt.tasks.perceptrons import MaskedPerceptron
+
+    family = lopt.tasks.MLPFamily(make_data(), (8, 6), (jnp.tanh, jnp.sin), smallest=2)
+    networks = jax.vmap(lambda key: family.draw(key).network)(KEYS)
+    assert set(np.unique(networks.which)) == {0, 1}
+    assert networks.widths.min(axis=0).tolist() == [2, 2]
+    assert networks.widths.max(axis=0).tolist() == [8, 6]
+    task = family.draw(KEYS[0])
+    assert isinstance(task.network, MaskedPerceptron)
+    params, (first, second) = task.init(KEY), map(int, task.network.widths)
+    batch = task.batch(KEY)
+    activation = (jnp.tanh, jnp.sin)[int(task.network.which)]
+    images = batch.arrays.images.reshape(len(batch.arrays.labels), -1)
+    hidden = images.astype(params[0][0].dtype)
+    cuts = (
+        (slice(first), slice(None)),
+        (slice(second), slice(first)),
+        (slice(None), slice(second)),
+    )
+    for i, ((rows, columns), (weight, bias)) in enumerate(zip(cuts, params, strict=True)):
+        hidden = hidden @ weight[rows, columns].T + bias[rows][None]
+        hidden = activation(hidden) if i < 2 else hidden
+    found = task.outputs(params, (), images)
+    np.testing.assert_allclose(found, hidden, rtol=1e-6)
+    grads = task.estimate(params, (), KEY)[0].grads
+    assert not np.any(grads[1][0][:, first:])
+    assert not np.any(grads[1][0][second:])
+    assert not np.any(grads[0][1][first:])

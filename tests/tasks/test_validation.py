@@ -52,8 +52,8 @@ def test_it_is_measured_every_few_steps_and_kept_in_between():
     for i in (0, 3, 6):
         batch = task.batch(jax.random.fold_in(steps.key[i], 2), "valid_inner")
         np.testing.assert_allclose(found[i], task.task.loss(steps.params[i], batch))
-    assert state.estimator_state[1] == 7
-    assert state.estimator_state[2] == found[-1]
+    assert state.estimator_state[1][0] == 7
+    assert state.estimator_state[1][1] == found[-1]
 
 
 def test_the_rest_is_the_task_itself():

@@ -1,6 +1,7 @@
 """Tasks: the simplest gradient estimators, which differentiate their own loss on a batch."""
 
 import abc
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -81,9 +82,12 @@ class AbstractTask(AbstractGradientEstimator, AbstractTaskFamily):
 
     def estimate(self, params: Params, state: State, key: Key) -> tuple[Estimate, State]:
         """Returns loss and exact gradient on a fresh training batch, and the next state."""
-        batch = self.batch(key)
-        differentiate = jax.value_and_grad(self.loss_and_state, has_aux=True)
-        (loss, state), grads = differentiate(params, state, batch)
+        return self.differentiate(params, state, self.batch(key))
+
+    def differentiate(self, params: Params, state: State, batch: Batch) -> tuple[Estimate, State]:
+        """Returns loss and gradient on a batch, and the next state."""
+        gradient = jax.value_and_grad(self.loss_and_state, has_aux=True)
+        (loss, state), grads = gradient(params, state, batch)
         return Estimate(loss, grads), state
 
     def metrics(self, params: Params, state: State, batch: Batch) -> dict[str, Scalar]:
@@ -127,7 +131,7 @@ def _same(value: Any) -> Any:
 class TransformedTask(AbstractTask):
     """Another task, seen through maps of its parts; maps that hold arrays are Equinox modules.
 
-    It differentiates its own loss: `lopt.tasks.WithValidation` goes around it, not within.
+    Only `lopt.tasks.WithValidation` goes around it, not within.
 
     Attributes:
         map_initial, map_batch: from its initial parameters and batches to those of this task.
@@ -159,6 +163,12 @@ class TransformedTask(AbstractTask):
     @override
     def loss_and_state(self, params: Params, state: State, batch: Batch) -> tuple[Scalar, State]:
         return self.task.loss_and_state(self.map_params(params), state, batch)
+
+    @override
+    def differentiate(self, params: Params, state: State, batch: Batch) -> tuple[Estimate, State]:
+        own, transpose = jax.vjp(self.map_params, params)
+        found, state = self.task.differentiate(own, state, batch)
+        return dataclasses.replace(found, grads=transpose(found.grads)[0]), state
 
     @override
     def metrics(self, params: Params, state: State, batch: Batch) -> dict[str, Scalar]:

@@ -1,44 +1,85 @@
 """Tasks: what optimizers are asked to do, and families to draw them from."""
 
-from lopt.tasks.augment import DataSubset, InitialScale, InputScale, Reparameterization, warm_start
+from lopt.tasks.augment import (
+    DataSubset,
+    DelayedGradients,
+    GradientNoise,
+    InitialScale,
+    InputNoise,
+    InputScale,
+    LossScale,
+    LowPrecision,
+    RandomLabels,
+    ReducedBatch,
+    Reparameterization,
+    warm_start,
+)
 from lopt.tasks.batch_norm import batch_norm_classification
 from lopt.tasks.classification import MultilayerPerceptron, classification, mlp_classification
 from lopt.tasks.convolutional import ConvolutionalNetwork, conv_classification
 from lopt.tasks.data import Data, Examples, Labelled, Rows, array_data, image_data, resize
-from lopt.tasks.landscapes import Ackley, Beale, Rosenbrock, StyblinskiTang
+from lopt.tasks.landscapes import (
+    Ackley,
+    Beale,
+    Branin,
+    LogSumExp,
+    Matyas,
+    Michalewicz,
+    Rosenbrock,
+    StyblinskiTang,
+)
 from lopt.tasks.mixture import Mixture
 from lopt.tasks.network_task import AbstractNetwork, Build, EquinoxNetwork, InitApply, NetworkTask
+from lopt.tasks.objectives import MetricObjective, NormalizedLoss, best_loss
+from lopt.tasks.perceptrons import MLPFamily
 from lopt.tasks.quadratics import Quadratic, QuadraticFamily
 from lopt.tasks.resnet import ResidualNetwork, resnet_classification
 from lopt.tasks.validation import WithValidation
+from lopt.tasks.wrapped import WithBestLoss
 
 __all__ = [
     "AbstractNetwork",
     "Ackley",
     "Beale",
+    "Branin",
     "Build",
     "ConvolutionalNetwork",
     "Data",
     "DataSubset",
+    "DelayedGradients",
     "EquinoxNetwork",
     "Examples",
+    "GradientNoise",
     "InitApply",
     "InitialScale",
+    "InputNoise",
     "InputScale",
     "Labelled",
+    "LogSumExp",
+    "LossScale",
+    "LowPrecision",
+    "MLPFamily",
+    "Matyas",
+    "MetricObjective",
+    "Michalewicz",
     "Mixture",
     "MultilayerPerceptron",
     "NetworkTask",
+    "NormalizedLoss",
     "Quadratic",
     "QuadraticFamily",
+    "RandomLabels",
+    "ReducedBatch",
     "Reparameterization",
     "ResidualNetwork",
     "Rosenbrock",
     "Rows",
     "StyblinskiTang",
+    "WithBestLoss",
     "WithValidation",
     "array_data",
     "batch_norm_classification",
+    "best_loss",
     "classification",
     "conv_classification",
     "image_data",

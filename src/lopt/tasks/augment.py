@@ -6,20 +6,25 @@ one compiled program trains many different tasks side by side. They nest in any 
 
 import abc
 import dataclasses
+import itertools
+import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import optax
 from jax.tree_util import Partial
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 from typing_extensions import override
 
 from lopt.core.checks import check_integer
 from lopt.core.task import AbstractTask, AbstractTaskFamily, TransformedTask
-from lopt.core.types import Key, Params
+from lopt.core.types import SPLITS, Batch, Key, Params, Split
 from lopt.tasks.data import Data, Rows
 from lopt.tasks.ranges import check_range, log_uniform, random_index
+from lopt.tasks.wrapped import AbstractWrapped, DelayedTask, PerturbedTask, ScaledLoss
 
 
 class AbstractAugmentation(AbstractTaskFamily):
@@ -93,7 +98,7 @@ class DataSubset(AbstractAugmentation):
 class InputScale(AbstractScaling):
     """Tasks whose inputs are multiplied by a log-uniform factor between `low` and `high`.
 
-    Inputs are the floating-point arrays of a batch of `Rows`, such as images.
+    Inputs are the floating-point arrays of `Rows` in a batch, such as images.
     """
 
     @override
@@ -120,18 +125,211 @@ class Reparameterization(AbstractScaling):
     Attributes:
         family: any family of tasks.
         low, high: the range of s.
-        per: "task" for one s, "tensor" for one in each tensor of the parameters.
+        per: "task" for one s, "tensor" for one in each tensor, "parameter" for one in each entry.
     """
 
-    per: Literal["tensor", "task"] = eqx.field(static=True, default="tensor")
+    per: Literal["parameter", "tensor", "task"] = eqx.field(static=True, default="tensor")
 
     @override
     def change(self, task: AbstractTask, key: Key) -> TransformedTask:
         tensors = jax.tree.leaves(jax.eval_shape(task.init, key))
-        count = {"task": 1, "tensor": len(tensors)}[self.per]
-        factors = log_uniform(key, self.low, self.high, (count,))
-        initial, params = (Partial(_scale, part) for part in (1 / factors, factors))
+        sizes = [tensor.size for tensor in tensors]
+        count = {"task": 1, "tensor": len(tensors), "parameter": sum(sizes)}[self.per]
+        factors: Any = log_uniform(key, self.low, self.high, (count,))
+        if self.per == "parameter":
+            parts = jnp.split(factors, list(itertools.accumulate(sizes))[:-1])
+            shaped = zip(parts, tensors, strict=True)
+            factors = tuple(part.reshape(tensor.shape) for part, tensor in shaped)
+        inverse = jax.tree.map(lambda factor: 1 / factor, factors)
+        initial, params = (Partial(_scale, part) for part in (inverse, factors))
         return TransformedTask(task, map_initial=initial, map_params=params)
+
+
+def rescaled(task: AbstractTask, scale: Float[Array, ""]) -> TransformedTask:
+    """Returns a task whose parameters are `scale` times as large as those of `task`."""
+    initial, params = (Partial(_scale, factor) for factor in (scale, 1 / scale))
+    return TransformedTask(task, map_initial=initial, map_params=params)
+
+
+class LossScale(AbstractScaling):
+    """Tasks whose losses are multiplied by a log-uniform factor."""
+
+    @override
+    def change(self, task: AbstractTask, key: Key) -> ScaledLoss:
+        return ScaledLoss(task, log_uniform(key, self.low, self.high))
+
+
+class GradientNoise(AbstractScaling):
+    """Tasks whose gradients carry normal noise of log-uniform standard deviation.
+
+    Losses stay as they were.
+    """
+
+    @override
+    def change(self, task: AbstractTask, key: Key) -> PerturbedTask:
+        return PerturbedTask(task, log_uniform(key, self.low, self.high), jnp.zeros((), float))
+
+
+class DelayedGradients(AbstractAugmentation):
+    """Tasks whose gradients arrive up to `longest` steps late; until then they are zero.
+
+    The delay of a task is any of 0, ..., longest, all alike. Its state keeps longest + 1 gradients.
+    """
+
+    longest: int = eqx.field(static=True)
+
+    def __check_init__(self) -> None:
+        check_integer("DelayedGradients", "longest", self.longest, hint="longest=4")
+
+    @override
+    def change(self, task: AbstractTask, key: Key) -> DelayedTask:
+        delay = random_index(key, jnp.asarray(self.longest + 1, jnp.int32))
+        return DelayedTask(task, delay, self.longest)
+
+
+class LowPrecision(AbstractAugmentation):
+    """Tasks that see rounded parameters and give rounded gradients.
+
+    An optimizer's own parameters are not rounded. The derivative of rounding counts as one.
+
+    Attributes:
+        formats: of which each task has one, all alike.
+    """
+
+    formats: tuple[Literal["bfloat16", "float16", "float32", "float64"], ...] = eqx.field(
+        static=True, default=("bfloat16", "float16", "float32")
+    )
+
+    def __check_init__(self) -> None:
+        if not self.formats or not set(self.formats) <= set(_BITS):
+            raise ValueError(
+                f"LowPrecision(formats={self.formats!r}) must be some of {', '.join(_BITS)}."
+            )
+
+    @override
+    def change(self, task: AbstractTask, key: Key) -> TransformedTask:
+        which = random_index(key, jnp.asarray(len(self.formats), jnp.int32))
+        return TransformedTask(task, map_params=_Rounding(which, self.formats))
+
+
+# Bits of the exponent and of the mantissa.
+_BITS = {"bfloat16": (8, 7), "float16": (5, 10), "float32": (8, 23), "float64": (11, 52)}
+
+
+class _Rounding(eqx.Module):
+    which: Int[Array, ""]
+    formats: tuple[str, ...] = eqx.field(static=True)
+
+    def __call__(self, params: Params) -> Params:
+        def rounded(leaf: Array) -> Array:
+            # Tangents and cotangents are rounded in the same way: JAX's derivative of this.
+            each = [jax.lax.reduce_precision(leaf, *_BITS[name]) for name in self.formats]
+            return jax.lax.select_n(self.which, *each) if each[1:] else each[0]
+
+        return jax.tree.map(rounded, params)
+
+
+class ReducedBatch(AbstractAugmentation):
+    """Tasks on batches of `Rows` of which only the first few count, a log-uniform number of them.
+
+    Whole splits stay whole.
+
+    Attributes:
+        smallest: the least number of examples that count.
+    """
+
+    smallest: int = eqx.field(static=True, default=1)
+
+    def __check_init__(self) -> None:
+        check_integer("ReducedBatch", "smallest", self.smallest, hint="smallest=1")
+
+    @override
+    def change(self, task: AbstractTask, key: Key) -> "ReducedTask":
+        return ReducedTask(task, jax.random.uniform(key), self.smallest)
+
+
+class ReducedTask(AbstractWrapped):
+    """A task of which round(smallest^(1 - share) size^share) examples of each batch count."""
+
+    task: AbstractTask
+    share: Float[Array, ""]
+    smallest: int = eqx.field(static=True)
+
+    @override
+    def batch(self, key: Key, split: Split = "train") -> Batch:
+        def reduce(rows: Rows) -> Rows:
+            size = len(jax.tree.leaves(rows.arrays)[0])
+            least = math.log(min(self.smallest, size))
+            count = jnp.round(jnp.exp(least + self.share * (math.log(size) - least)))
+            weights = (jnp.arange(size, dtype=jnp.int32) < count.astype(jnp.int32)).astype(
+                jnp.float32
+            )
+            return Rows(rows.arrays, weights if rows.weights is None else rows.weights * weights)
+
+        return _map_rows(reduce, self.task.batch(key, split))
+
+
+class RandomLabels(AbstractAugmentation):
+    """Tasks on `Labelled` data whose classes are permuted, and some labels drawn at random.
+
+    Attributes:
+        share: of the training labels that are random; other splits are permuted only.
+    """
+
+    share: float = eqx.field(static=True, default=0.0)
+
+    def __check_init__(self) -> None:
+        if not 0 <= self.share <= 1:
+            raise ValueError(f"RandomLabels(share={self.share!r}) must be in [0, 1]; try 0.5.")
+
+    @override
+    def change(self, task: AbstractTask, key: Key) -> AbstractTask:
+        permutation_key, label_key, share_key = jax.random.split(key, 3)
+
+        def change(data: Any) -> Any:
+            if not _is_data(data):
+                return data
+            count = jnp.asarray(data.num_classes, jnp.int32)
+            permuted = jax.random.permutation(permutation_key, data.num_classes)
+
+            def relabel(split: Split) -> Array:
+                labels = data.split(split).arrays.labels
+                fixed = permuted[labels].astype(labels.dtype)
+                if split != "train" or self.share == 0:
+                    return fixed
+                drawn = random_index(label_key, count, labels.shape).astype(labels.dtype)
+                return jnp.where(
+                    jax.random.uniform(share_key, labels.shape) < self.share, drawn, fixed
+                )
+
+            return eqx.tree_at(
+                lambda d: [d.split(split).arrays.labels for split in SPLITS],
+                data,
+                [relabel(split) for split in SPLITS],
+            )
+
+        return jax.tree.map(change, task, is_leaf=_is_data)
+
+
+class InputNoise(eqx.Module):
+    """Adds normal noise to the inputs of a batch: `change` of `MetricObjective`.
+
+    Attributes:
+        scale: the standard deviation.
+    """
+
+    scale: float
+
+    def __call__(self, key: Key, batch: Batch) -> Batch:
+        """Returns the noisy batch."""
+
+        def add(arrays: PyTree) -> PyTree:
+            noise = optax.tree.random_like(key, arrays, jax.random.normal)
+            return jax.tree.map(
+                lambda a, n: a + jnp.asarray(self.scale, a.dtype) * n, arrays, noise
+            )
+
+        return _map_inputs(add, batch)
 
 
 def warm_start(task: AbstractTask, params: Params) -> TransformedTask:
@@ -139,17 +337,36 @@ def warm_start(task: AbstractTask, params: Params) -> TransformedTask:
     return TransformedTask(task, map_initial=Partial(_constant, params))
 
 
-def _scale(factors: Float[Array, "..."], tree: PyTree) -> PyTree:
-    """Returns arrays times factors: one for all of them, or one for each in tree order."""
+def _scale(factors: Any, tree: PyTree) -> PyTree:
+    """Returns arrays times factors: one for all, or one or an array for each in tree order."""
     leaves, structure = jax.tree.flatten(tree)
-    factors = jnp.broadcast_to(factors, (len(leaves),))
+    if not isinstance(factors, tuple):
+        factors = jnp.broadcast_to(factors, (len(leaves),))
     scaled = [leaf * factors[i].astype(leaf.dtype) for i, leaf in enumerate(leaves)]
     return jax.tree.unflatten(structure, scaled)
 
 
-def _scale_inputs(factor: Float[Array, ""], rows: Rows) -> Rows:
-    floating, others = eqx.partition(rows.arrays, eqx.is_inexact_array)
-    return Rows(eqx.combine(_scale(factor, floating), others), rows.weights)
+def _map_rows(function: Callable[[Rows], Rows], batch: Batch) -> Batch:
+    """Returns a batch with its `Rows` changed, wherever in it they are."""
+
+    def change(leaf: Any) -> Any:
+        return function(leaf) if isinstance(leaf, Rows) else leaf
+
+    return jax.tree.map(change, batch, is_leaf=lambda leaf: isinstance(leaf, Rows))
+
+
+def _map_inputs(function: Callable[[PyTree], PyTree], batch: Batch) -> Batch:
+    """Returns a batch with the floating-point arrays of its `Rows` changed."""
+
+    def change(rows: Rows) -> Rows:
+        floating, others = eqx.partition(rows.arrays, eqx.is_inexact_array)
+        return Rows(eqx.combine(function(floating), others), rows.weights)
+
+    return _map_rows(change, batch)
+
+
+def _scale_inputs(factor: Float[Array, ""], batch: Batch) -> Batch:
+    return _map_inputs(lambda arrays: _scale(factor, arrays), batch)
 
 
 def _constant(params: Params, _: Params) -> Params:

@@ -139,3 +139,79 @@ class StyblinskiTang(AbstractBox):
     @override
     def loss(self, params: Vector, batch: Batch) -> Scalar:
         return 0.5 * jnp.sum(params**4 - 16.0 * params**2 + 5.0 * params)
+
+
+class LogSumExp(AbstractBox):
+    """A smooth bowl: the logarithm of a sum of exponentials.
+
+    loss(x, y) = log(exp(x + 3y - 0.1) + exp(x - 3y - 0.1) + exp(-x - 0.1) + 1)
+    """
+
+    reach: float = eqx.field(static=True, default=1.0)
+    dim: int = eqx.field(static=True, default=2, init=False)
+    lowest: ClassVar = (-0.5 * math.log(2), 0.0)
+
+    @override
+    def loss(self, params: Float[Array, "2"], batch: Batch) -> Scalar:
+        x, y = params[0], params[1]
+        terms = [x + 3 * y - 0.1, x - 3 * y - 0.1, -x - 0.1, jnp.zeros_like(x)]
+        return jax.nn.logsumexp(jnp.stack(terms))
+
+
+class Matyas(AbstractBox):
+    """Matyas' function, a long valley along x = y.
+
+    loss(x, y) = 0.26 (x^2 + y^2) - 0.48 x y
+    """
+
+    reach: float = eqx.field(static=True, default=10.0)
+    dim: int = eqx.field(static=True, default=2, init=False)
+    lowest: ClassVar = 0.0
+
+    @override
+    def loss(self, params: Float[Array, "2"], batch: Batch) -> Scalar:
+        return 0.26 * jnp.sum(params**2) - 0.48 * params[0] * params[1]
+
+
+class Branin(AbstractLandscape):
+    """Branin's function of two parameters, with three global minima.
+
+        loss(x, y) = (y - 5.1 x^2 / (4 pi^2) + 5 x / pi - 6)^2 + 10 (1 - 1 / (8 pi)) cos x + 10
+
+    Initial parameters are uniform, x between -5 and 10, y between 0 and 15.
+    """
+
+    dim: int = eqx.field(static=True, default=2, init=False)
+    lowest: ClassVar = (math.pi, 2.275)  # one of the three
+
+    @override
+    def init(self, key: Key) -> Float[Array, "2"]:
+        return 15 * jax.random.uniform(key, (2,)) - jnp.array([5.0, 0.0])
+
+    @override
+    def loss(self, params: Float[Array, "2"], batch: Batch) -> Scalar:
+        x, y = params[0], params[1]
+        valley = y - 5.1 / (4 * math.pi**2) * x**2 + 5 / math.pi * x - 6
+        return valley**2 + 10 * (1 - 1 / (8 * math.pi)) * jnp.cos(x) + 10
+
+
+class Michalewicz(AbstractLandscape):
+    """Michalewicz' function of two parameters: flat, with steep valleys.
+
+        loss(x, y) = -sin(x) sin(x^2 / pi)^10 - sin(y) sin(2 y^2 / pi)^10
+
+    This is m = 5; m = 10 is customary elsewhere. Initial parameters are uniform from 0 to pi, where
+    the minimum is.
+    """
+
+    dim: int = eqx.field(static=True, default=2, init=False)
+    lowest: ClassVar = (2.185311961840168, math.pi / 2)
+
+    @override
+    def init(self, key: Key) -> Float[Array, "2"]:
+        return math.pi * jax.random.uniform(key, (2,))
+
+    @override
+    def loss(self, params: Float[Array, "2"], batch: Batch) -> Scalar:
+        ridges = jnp.sin(params**2 * jnp.arange(1, 3, dtype=params.dtype) / math.pi)
+        return -jnp.sum(jnp.sin(params) * ridges**10)

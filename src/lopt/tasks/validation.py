@@ -10,13 +10,13 @@ from typing_extensions import override
 
 from lopt.core.checks import check_integer
 from lopt.core.estimator import Estimate
-from lopt.core.task import AbstractTask, AbstractTaskFamily
-from lopt.core.types import Batch, Key, Params, Scalar, Split, State
+from lopt.core.types import Key, Params, Scalar, State
+from lopt.tasks.wrapped import AbstractRemembering
 
-ValidationState = tuple[State, Int[Array, ""], Scalar]
+ValidationState = tuple[State, tuple[Int[Array, ""], Scalar]]
 
 
-class WithValidation(AbstractTask):
+class WithValidation(AbstractRemembering):
     """A task, or the tasks of a family, that tells its optimizer a validation loss.
 
     `update(..., validation_loss=...)` is given the last one measured: the loss in training mode on
@@ -34,53 +34,17 @@ class WithValidation(AbstractTask):
         check_integer("WithValidation", "every", self.every, hint="every=10")
 
     @override
-    def draw(self, key: Key) -> "WithValidation":
-        return WithValidation(self.task.draw(key), self.every)
-
-    @override
-    def architectures(self) -> tuple[AbstractTaskFamily, ...]:
-        return tuple(WithValidation(each, self.every) for each in self.task.architectures())
-
-    @override
-    def init(self, key: Key) -> Params:
-        return self.task.init(key)
-
-    @override
-    def batch(self, key: Key, split: Split = "train") -> Batch:
-        return self.task.batch(key, split)
-
-    @override
-    def everything(self, split: Split = "train") -> Batch | None:
-        return self.task.everything(split)
-
-    @override
     def prepare(self, params: Params, key: Key) -> ValidationState:
         inner = self.task.prepare(params, key)
         shape = jax.eval_shape(lambda: self._validation_loss(params, inner, key))
-        return inner, jnp.zeros((), jnp.int32), jnp.zeros((), shape.dtype)
-
-    @override
-    def loss(self, params: Params, batch: Batch) -> Scalar:
-        return self.task.loss(params, batch)
-
-    @override
-    def loss_and_state(
-        self, params: Params, state: ValidationState, batch: Batch
-    ) -> tuple[Scalar, ValidationState]:
-        inner, count, last = state
-        loss, inner = self.task.loss_and_state(params, inner, batch)
-        return loss, (inner, count, last)
-
-    @override
-    def metrics(self, params: Params, state: ValidationState, batch: Batch) -> dict[str, Scalar]:
-        return self.task.metrics(params, state[0], batch)
+        return inner, (jnp.zeros((), jnp.int32), jnp.zeros((), shape.dtype))
 
     @override
     @eqx.filter_jit
     def estimate(
         self, params: Params, state: ValidationState, key: Key
     ) -> tuple[Estimate, ValidationState]:
-        inner, count, last = state
+        inner, (count, last) = state
         found, after = self.task.estimate(params, inner, key)
         last = jax.lax.cond(
             count % self.every == 0,
@@ -88,7 +52,7 @@ class WithValidation(AbstractTask):
             lambda: last,
         )
         extra = {**found.extra, "validation_loss": last}
-        return Estimate(found.loss, found.grads, found.dropped, extra), (after, count + 1, last)
+        return Estimate(found.loss, found.grads, found.dropped, extra), (after, (count + 1, last))
 
     def _validation_loss(self, params: Params, state: State, key: Key) -> Scalar:
         # Not the key of objectives: an optimizer must not see the batch that it is judged by.

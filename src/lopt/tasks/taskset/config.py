@@ -36,7 +36,7 @@ class Draw:
 
     def log_integer(self, low: int, high: int) -> int:
         """Returns exp(u) rounded, u uniform between log(low) and log(high)."""
-        return round(self.log_uniform(low, high))
+        return round(self.log_uniform(float(low), float(high)))
 
     def log_uniform(self, low: float, high: float) -> float:
         """Returns exp(u), u uniform between log(low) and log(high)."""
@@ -46,7 +46,15 @@ class Draw:
         """Returns a uniform number."""
         return float(self.generator.uniform(low, high))
 
-    def choice(self, options: Sequence[T], weights: Sequence[float] | None = None) -> T:
+    def normal(self, mean: float, deviation: float) -> float:
+        """Returns a normal number."""
+        return float(self.generator.normal(mean, deviation))
+
+    def integer(self, count: int) -> int:
+        """Returns an integer from 0 to count - 1."""
+        return int(self.generator.integers(count))
+
+    def choice(self, options: Sequence[T], weights: Sequence[int] | None = None) -> T:
         """Returns one of the options, in proportion to the weights."""
         shares = None if weights is None else np.divide(weights, sum(weights))
         return options[int(self.generator.choice(len(options), p=shares))]
