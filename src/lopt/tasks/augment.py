@@ -149,7 +149,7 @@ def _scale(factors: Float[Array, "..."], tree: PyTree) -> PyTree:
 
 def _scale_inputs(factor: Float[Array, ""], rows: Rows) -> Rows:
     floating, others = eqx.partition(rows.arrays, eqx.is_inexact_array)
-    return Rows(eqx.combine(_scale(factor, floating), others), rows.weights)
+    return Rows(eqx.combine(_scale(factor, floating), others), rows.weights, rows.key)
 
 
 def _constant(params: Params, _: Params) -> Params:

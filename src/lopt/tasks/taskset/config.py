@@ -31,7 +31,9 @@ class Draw:
         compat: "taskset" to keep the quirks of what was published, "clean" to mend them.
     """
 
-    def __init__(self, generator: np.random.Generator, compat: Compat) -> None:
+    def __init__(
+        self, generator: np.random.Generator | np.random.RandomState, compat: Compat
+    ) -> None:
         self.generator, self.compat = generator, compat
 
     def log_integer(self, low: int, high: int) -> int:
@@ -92,9 +94,9 @@ def sample(name: str, seed: int, compat: Compat = "clean") -> Config:
     Args:
         name: of the family, such as "mlp_family".
         seed: from 0; the same one gives the same configuration.
-        compat: "taskset" keeps what the published samplers do, quirks included: most families draw
-            from the bare seed, so that those of one seed have much in common. "clean" gives every
-            family numbers of its own.
+        compat: "taskset" keeps what the published samplers do, quirks included: NumPy's old random
+            numbers in the published order, for most families from the bare seed, so that those of
+            one seed have much in common. "clean" gives every family numbers of its own.
 
     Example:
         >>> from lopt.tasks import taskset
@@ -102,11 +104,12 @@ def sample(name: str, seed: int, compat: Compat = "clean") -> Config:
         >>> taskset.from_json(taskset.to_json(config)) == config
         True
     """
-    cls = FAMILIES[_known("sample(name)", name, FAMILIES)]
+    cls = FAMILIES[known("sample(name)", name, FAMILIES)]
     if seed < 0:
         raise ValueError(f"sample(seed={seed}) must not be negative; try 0.")
-    own = [seed + cls.offset] if compat == "taskset" else [seed, *name.encode()]
-    return cls.draw(Draw(np.random.default_rng(own), compat))
+    if compat == "taskset":
+        return cls.draw(Draw(np.random.RandomState(seed + cls.offset), compat))
+    return cls.draw(Draw(np.random.default_rng([seed, *name.encode()]), compat))
 
 
 def parse(name: str) -> tuple[str, int]:
@@ -114,7 +117,7 @@ def parse(name: str) -> tuple[str, int]:
     own, _, seed = name.rpartition("_seed")
     if not (seed.isascii() and seed.isdigit()):
         raise ValueError(f"There is no task {name!r}; try {next(iter(FAMILIES))}_seed0.")
-    return _known("task", own, FAMILIES), int(seed)
+    return known("task", own, FAMILIES), int(seed)
 
 
 def to_json(config: Config) -> dict[str, Any]:
@@ -124,12 +127,13 @@ def to_json(config: Config) -> dict[str, Any]:
 
 def from_json(values: dict[str, Any]) -> Config:
     """Returns the configuration that `to_json` wrote; refuses wrong or missing fields by name."""
-    name = _known("config family", values.get("family"), FAMILIES)
+    name = known("config family", values.get("family"), FAMILIES)
     rest = {key: value for key, value in values.items() if key != "family"}
     return _read(FAMILIES[name], rest, name)
 
 
-def _known(what: str, name: Any, names: Sequence[str] | dict[str, Any]) -> str:
+def known(what: str, name: Any, names: Sequence[str] | dict[str, Any]) -> str:
+    """Returns a name that is among others; refuses it with the closest one otherwise."""
     if name in names:
         return name
     closest = difflib.get_close_matches(str(name), names, 1, 0.0)
@@ -143,7 +147,7 @@ def _read(kind: Any, value: Any, where: str) -> Any:
         fields = {field.name: hints[field.name] for field in dataclasses.fields(kind)}
         given = value if isinstance(value, dict) else {}
         for name in given:
-            _known(f"field of {where}", name, fields)
+            known(f"field of {where}", name, fields)
         if lacking := fields.keys() - given.keys():
             raise ValueError(f"{where} lacks {', '.join(sorted(lacking))}; add it to the config.")
         return typing.cast(Any, kind)(
