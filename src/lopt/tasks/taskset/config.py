@@ -40,15 +40,15 @@ class Draw:
         """Returns exp(u) rounded, u uniform between log(low) and log(high)."""
         return round(self.log_uniform(low, high))
 
-    def log_uniform(self, low: float, high: float) -> float:
+    def log_uniform(self, low: float | int, high: float | int) -> float:
         """Returns exp(u), u uniform between log(low) and log(high)."""
         return math.exp(self.generator.uniform(math.log(low), math.log(high)))
 
-    def uniform(self, low: float, high: float) -> float:
+    def uniform(self, low: float | int, high: float | int) -> float:
         """Returns a uniform number."""
         return float(self.generator.uniform(low, high))
 
-    def choice(self, options: Sequence[T], weights: Sequence[float] | None = None) -> T:
+    def choice(self, options: Sequence[T], weights: Sequence[float | int] | None = None) -> T:
         """Returns one of the options, in proportion to the weights."""
         shares = None if weights is None else np.divide(weights, sum(weights))
         return options[int(self.generator.choice(len(options), p=shares))]

@@ -92,11 +92,10 @@ def _recolour(image: Image, changes: Float[Array, "4"]) -> Image:
         jnp.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
     )
     chroma = jnp.minimum(chroma * (1 + saturation), value)
-    places = sextant + 6 * hue + jnp.array([5, 3, 1], image.dtype)[:, None, None]
-    places = jnp.mod(places, 6)
-    lost = jnp.clip(jnp.minimum(places, 4 - places), 0, 1)
-    image = jnp.moveaxis(value - chroma * lost, 0, 2)
-    mean = jnp.mean(image, axis=(0, 1))
+    places = [jnp.mod(sextant + 6 * hue + place, 6) for place in (5, 3, 1)]
+    lost = [chroma * jnp.clip(jnp.minimum(place, 4 - place), 0, 1) for place in places]
+    image = jnp.stack([value - part for part in lost], axis=2)
+    mean = jnp.mean(image, axis=(0, 1), keepdims=True)
     return jnp.clip((image - mean) * (1 + contrast) + mean, 0, 1)
 
 
