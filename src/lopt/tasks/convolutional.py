@@ -45,7 +45,9 @@ def convolve(
     # A product of matrices, and not XLA's convolution. Within `lopt.unroll` on two CPU cores a
     # step of ResNet-50 on a batch of 2 takes 1.8 s instead of 12 s, one of four small blocks half
     # the time, also with weights mapped over. The gradient of ResNet-50 at batch 128 needs 6.9 GB
-    # of temporary memory instead of 5.1 GB: two thirds of its convolutions are 1x1.
+    # of temporary memory instead of 5.1 GB: two thirds of its convolutions are 1x1. For 3x3 kernels
+    # at batches of 16 and 64 on images of 16 and 32 pixels, with a busy second core, value and both
+    # gradients took 7 to 50 times as long in XLA's, with either stride and padding.
     outputs, _, kernel, _ = weight.shape
     before = (kernel - 1) // 2
     ends = (before, kernel - 1 - before) if padding == "SAME" else (0, 0)

@@ -146,7 +146,7 @@ def normalising_flow(
         init: how weights begin, see `MultilayerPerceptron`.
         augment: of training examples, see `NetworkTask`.
         noise: the standard deviation of what is added to pixels.
-        quirks: whether as in TaskSet. There scales of RealNVP have no bounds, so that losses
+        quirks: whether as in TaskSet. There scales of RealNVP have no bounds, so that more losses
             overflow. As masks of layers narrower than the image leave no weight, its
             autoregressive flows scale and shift each pixel by constants.
     """
