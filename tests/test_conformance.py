@@ -337,6 +337,16 @@ TASKS = {
         digits(0), (2, 3), 3, (4,), jnp.tanh, batch_size=6
     ),
     "mlp_classification": classification,
+    "mlp_autoencoder": lambda: lopt.tasks.mlp_autoencoder(digits(0), (5,), jnp.tanh, batch_size=6),
+    "mlp_classification, dropout and layer norm": lambda: lopt.tasks.mlp_classification(
+        digits(0), (5,), jnp.tanh, batch_size=6, dropout=0.5, layer_norm=True
+    ),
+    "normalising_flow": lambda: lopt.tasks.normalising_flow(
+        digits(0), widths=(5,), layers=2, activation=jnp.tanh, batch_size=6
+    ),
+    "variational_autoencoder": lambda: lopt.tasks.variational_autoencoder(
+        digits(0), (5, 2), (5,), jnp.tanh, batch_size=6
+    ),
     "warm_start": lambda: lopt.tasks.warm_start(classification(), classification().init(KEY)),
     "resnet_classification": lambda: lopt.tasks.resnet_classification(
         digits(0), (1,), (2,), True, jnp.tanh, batch_size=6

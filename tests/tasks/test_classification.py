@@ -155,3 +155,68 @@ def with_integers(key):
 def test_bad_input(build, words):
     with pytest.raises(ValueError, match=words):
         build()
+
+
+# ---------------------------------------------------------------------------------------------
+# Dropout, layer norm, initialisers
+# ---------------------------------------------------------------------------------------------
+
+
+def test_dropout_is_random_by_the_batch_and_in_training_only():
+    task = mlp_classification(make_data(), (400,), batch_size=6, dropout=0.25)
+    plain = mlp_classification(make_data(), (400,), batch_size=6)
+    params, batch = task.init(KEY), task.batch(KEY)
+    np.testing.assert_array_equal(batch.arrays.labels, plain.batch(KEY).arrays.labels)
+    loss = jax.jit(lambda params, batch: task.loss(params, batch))
+    assert loss(params, batch) == loss(params, task.batch(KEY))
+    other = eqx.tree_at(lambda batch: batch.key, batch, jax.random.key(5))
+    assert loss(params, batch) != loss(params, other)
+    # In inference no unit is dropped; `plain` has parameters of the same shapes.
+    alike = jax.tree.unflatten(jax.tree.structure(plain.init(KEY)), jax.tree.leaves(params))
+    found, expected = task.metrics(params, (), batch), plain.metrics(alike, (), batch)
+    np.testing.assert_allclose(found["loss"], expected["loss"])
+
+
+def test_dropout_keeps_the_mean_of_units():
+    network = MultilayerPerceptron(1, (4000,), 1, lambda x: 1 + 0 * x, KEY, dropout=0.25)
+    summing = eqx.tree_at(lambda n: n.layers[-1].weight, network, jnp.full((1, 4000), 1 / 4000))
+    found = summing(jnp.ones(1), key=KEY)[0]
+    assert abs(found - 1) < 4 * (0.25 / 0.75 / 4000) ** 0.5
+    assert found != 1
+    np.testing.assert_allclose(summing(jnp.ones(1))[0], 1)
+
+
+def test_layer_norm_equals_plain_numpy():
+    network = MultilayerPerceptron(3, (5,), 2, jnp.tanh, KEY, layer_norm=True)
+    network = jax.tree.map(lambda leaf: leaf + 0.1, network)
+    x, (first, last) = np.array([0.5, -1.0, 2.0]), network.layers
+    z = np.asarray(first.weight) @ x + np.asarray(first.bias)
+    z = 1.1 * (z - z.mean()) / np.sqrt(z.var() + 1e-5) + 0.1
+    expected = np.asarray(last.weight) @ np.tanh(z) + np.asarray(last.bias)
+    np.testing.assert_allclose(network(jnp.asarray(x)), expected)
+
+
+def test_a_function_draws_initial_weights():
+    shapes = []
+
+    def init(key, shape):
+        shapes.append(shape)
+        return jnp.full(shape, len(shapes) + 0.0)
+
+    network = MultilayerPerceptron(3, (5,), 2, jnp.tanh, KEY, init=init)
+    assert shapes == [(5, 3), (2, 5)]
+    assert [float(layer.weight[0, 0]) for layer in network.layers] == [1, 2]
+
+
+def test_pixels_are_centred():
+    task, data = mlp_classification(make_data(), (5,), batch_size=6, centre=True), make_data()
+    plain = mlp_classification(data, (5,), batch_size=6)
+    params, batch = task.init(KEY), task.batch(KEY)
+    shifted = eqx.tree_at(lambda b: b.arrays.images, batch, 2 * batch.arrays.images - 1)
+    np.testing.assert_allclose(task.loss(params, batch), plain.loss(params, shifted))
+
+
+@pytest.mark.parametrize("dropout", [-0.1, 1.0])
+def test_dropout_is_a_share(dropout):
+    with pytest.raises(ValueError, match=r"dropout=.*try 0\.5"):
+        mlp_classification(make_data(), dropout=dropout)

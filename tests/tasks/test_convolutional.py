@@ -12,7 +12,7 @@ import pytest
 import lopt
 from lopt.experiment.data.datasets import load_images
 from lopt.tasks import ConvolutionalNetwork, conv_classification, image_data
-from lopt.tasks.convolutional import Convolution, max_pool
+from lopt.tasks.convolutional import Convolution, max_pool, pool, remaining
 
 KEY = jax.random.key(0)
 
@@ -171,3 +171,55 @@ def test_a_network_is_used_by_itself():
     network = ConvolutionalNetwork((4, 6, 1), (2,), 3, (), 3, jnp.tanh, KEY)
     assert eqx.filter_jit(network)(jnp.ones(24)).shape == (3,)
     assert network.perceptron.layers[0].weight.shape == (3, 2 * 3 * 2)
+
+
+@pytest.mark.parametrize("padding", ["SAME", "VALID"])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_strides_and_padding_are_those_of_jax(stride, padding):
+    layer = Convolution(jax.random.normal(KEY, (4, 3, 3, 3)), None, stride, padding)
+    image = jax.random.normal(jax.random.key(1), (7, 6, 3))
+    ends = ((1, 1), (1, 1)) if padding == "SAME" else ((0, 0), (0, 0))
+    theirs = jax.lax.conv_general_dilated(
+        image[None], layer.weight, (stride,) * 2, ends, dimension_numbers=("NHWC", "OIHW", "NHWC")
+    )[0]
+    np.testing.assert_allclose(layer(image), theirs, rtol=1e-10, atol=1e-10)
+    sides = tuple(remaining(side, 3, stride, padding) for side in image.shape[:2])
+    assert theirs.shape[:2] == sides
+
+
+@pytest.mark.parametrize("kind", ["mean", "max", "squared_mean"])
+def test_channels_are_pooled(kind):
+    how = {"strides": (2, 1), "padding": ("SAME", "VALID"), "pool_all": kind, "bias": False}
+    task = small(hidden=(), **how)
+    params = task.init(KEY)
+    assert all(layer.bias is None for layer in params.convolutions)
+    image = task.batch(KEY).arrays.images[0].astype(float)
+    network = small(hidden=(), **how).network
+    found = network.apply(params, (), lopt.tasks.Rows(image.reshape(1, -1)), True)[0][0]
+    for layer in params.convolutions:
+        image = jnp.tanh(layer(image))
+    assert image.shape == (1, 1, 4)
+    pooled = {"mean": image, "max": image, "squared_mean": image**2}[kind][0, 0]
+    last = params.perceptron.layers[0]
+    np.testing.assert_allclose(found, last.weight @ pooled + last.bias, rtol=1e-6)
+
+
+def test_pools_equal_plain_numpy():
+    image = jax.random.normal(KEY, (3, 4, 2))
+    plain = np.asarray(image)
+    np.testing.assert_allclose(pool(image, "mean"), plain.mean((0, 1)))
+    np.testing.assert_allclose(pool(image, "max"), plain.max((0, 1)))
+    np.testing.assert_allclose(pool(image, "squared_mean"), (plain**2).mean((0, 1)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"strides": (1,)}, r"strides=\(1,\).*one entry for each.*try"),
+        ({"strides": (1, 0)}, "strides=0"),
+        ({"strides": (2, 2), "padding": ("VALID", "VALID")}, "leaves nothing.*6 x 6.*try padding"),
+    ],
+)
+def test_bad_strides(changes, words):
+    with pytest.raises(ValueError, match=words):
+        small(**changes)

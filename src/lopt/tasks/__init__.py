@@ -14,10 +14,12 @@ from lopt.tasks.augment import (
     Reparameterization,
     warm_start,
 )
+from lopt.tasks.autoencoding import mlp_autoencoder, variational_autoencoder
 from lopt.tasks.batch_norm import batch_norm_classification
 from lopt.tasks.classification import MultilayerPerceptron, classification, mlp_classification
 from lopt.tasks.convolutional import ConvolutionalNetwork, conv_classification
 from lopt.tasks.data import Data, Examples, Labelled, Rows, array_data, image_data, resize
+from lopt.tasks.flows import normalising_flow
 from lopt.tasks.landscapes import (
     Ackley,
     Beale,
@@ -83,8 +85,11 @@ __all__ = [
     "classification",
     "conv_classification",
     "image_data",
+    "mlp_autoencoder",
     "mlp_classification",
+    "normalising_flow",
     "resize",
     "resnet_classification",
+    "variational_autoencoder",
     "warm_start",
 ]

@@ -264,7 +264,8 @@ class ReducedTask(AbstractWrapped):
             weights = (jnp.arange(size, dtype=jnp.int32) < count.astype(jnp.int32)).astype(
                 jnp.float32
             )
-            return Rows(rows.arrays, weights if rows.weights is None else rows.weights * weights)
+            own = weights if rows.weights is None else rows.weights * weights
+            return Rows(rows.arrays, own, rows.key)
 
         return _map_rows(reduce, self.task.batch(key, split))
 
@@ -360,7 +361,7 @@ def _map_inputs(function: Callable[[PyTree], PyTree], batch: Batch) -> Batch:
 
     def change(rows: Rows) -> Rows:
         floating, others = eqx.partition(rows.arrays, eqx.is_inexact_array)
-        return Rows(eqx.combine(function(floating), others), rows.weights)
+        return Rows(eqx.combine(function(floating), others), rows.weights, rows.key)
 
     return _map_rows(change, batch)
 

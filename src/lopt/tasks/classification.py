@@ -11,13 +11,23 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from lopt.core.checks import check_integer
+from lopt.core.checks import check_integer, is_real
 from lopt.core.types import Key, Scalar
 from lopt.tasks.data import Data, Rows
-from lopt.tasks.network_task import AnyNetwork, Augment, Build, NetworkTask, Predict, as_network
+from lopt.tasks.network_task import (
+    AnyNetwork,
+    Augment,
+    Build,
+    EquinoxNetwork,
+    NetworkTask,
+    Predict,
+    as_network,
+)
 from lopt.tasks.ranges import check_scale
 
-Init: TypeAlias = Literal["truncated_normal", "torch"]
+# From a key and a shape (outputs, inputs ...) to the weights of a layer.
+Initialise: TypeAlias = Callable[[Key, tuple[int, ...]], Float[Array, "..."]]
+Init: TypeAlias = Literal["truncated_normal", "torch"] | Initialise
 
 
 class MultilayerPerceptron(eqx.Module):
@@ -25,11 +35,17 @@ class MultilayerPerceptron(eqx.Module):
 
     Biases start at zero and weights normal: of standard deviation `stddev`, or by default of
     1 / sqrt(fan in), cut at two of them. With `init="torch"` both start as in PyTorch, uniform
-    between -1 and 1 over sqrt(fan in).
+    between -1 and 1 over sqrt(fan in). Any other `init` is called with a key and a shape.
+
+    With `layer_norm`, hidden layers are normalised before the activation (Ba et al. 2016,
+    arXiv:1607.06450). Called with a key, hidden units are dropped after it with probability
+    `dropout`, and others divided by 1 - dropout (Srivastava et al. 2014).
     """
 
     layers: tuple[eqx.nn.Linear, ...]
+    norms: tuple[eqx.nn.LayerNorm, ...]
     activation: Callable[[Array], Array] = eqx.field(static=True)
+    dropout: float = eqx.field(static=True)
 
     def __init__(
         self,
@@ -40,41 +56,66 @@ class MultilayerPerceptron(eqx.Module):
         key: Key,
         stddev: float | None = None,
         init: Init = "truncated_normal",
+        dropout: float = 0.0,
+        layer_norm: bool = False,
     ) -> None:
         for width in widths:
             check_integer("MultilayerPerceptron", "width", width, hint="width=32")
         for name, size in (("inputs", inputs), ("outputs", outputs)):
             check_integer("MultilayerPerceptron", name, size, hint=f"{name}=10")
         check_scale("MultilayerPerceptron", "stddev", 0.0 if stddev is None else stddev)
-        if init not in ("truncated_normal", "torch") or (init == "torch" and stddev is not None):
+        alone = init == "torch" or callable(init)
+        if not (alone or init == "truncated_normal") or (alone and stddev is not None):
             said = f"MultilayerPerceptron(init={init!r}, stddev={stddev})"
             raise ValueError(
-                f'{said} needs "truncated_normal", or "torch" and no stddev; try stddev=None.'
+                f'{said} needs "truncated_normal", or "torch" or a function and no stddev; '
+                "try stddev=None."
+            )
+        if not is_real(dropout) or not 0 <= dropout < 1:
+            raise ValueError(
+                f"MultilayerPerceptron(dropout={dropout!r}) must be a share, at least 0 and less "
+                "than 1; try 0.5."
             )
         sizes = list(itertools.pairwise((inputs, *widths, outputs)))
-        self.activation = activation
+        self.activation, self.dropout = activation, dropout
+        self.norms = tuple(map(eqx.nn.LayerNorm, widths)) if layer_norm else ()
         if init == "torch":
             keys = jax.random.split(key, len(sizes))
             self.layers = tuple(eqx.nn.Linear(*s, key=k) for s, k in zip(sizes, keys, strict=True))
         else:
-            weights = initial_weights([(after, before) for before, after in sizes], key, stddev)
+            shapes = [(after, before) for before, after in sizes]
+            weights = initial_weights(shapes, key, stddev, init)
             self.layers = tuple(map(_linear, weights))
 
-    def __call__(self, inputs: Float[Array, " inputs"]) -> Float[Array, " outputs"]:
-        """Returns the outputs for one input."""
-        for layer in self.layers[:-1]:
-            inputs = self.activation(layer(inputs))
+    def __call__(
+        self, inputs: Float[Array, " inputs"], key: Key | None = None
+    ) -> Float[Array, " outputs"]:
+        """Returns the outputs for one input; units are dropped only if there is a key."""
+        for i, layer in enumerate(self.layers[:-1]):
+            inputs = layer(inputs)
+            inputs = self.activation(self.norms[i](inputs) if self.norms else inputs)
+            if key is not None and self.dropout:
+                kept = jax.random.bernoulli(
+                    jax.random.fold_in(key, i), 1 - self.dropout, inputs.shape
+                )
+                inputs = jnp.where(kept, inputs / (1 - self.dropout), 0)
         return self.layers[-1](inputs)
 
 
 def initial_weights(
-    shapes: Sequence[tuple[int, ...]], key: Key, stddev: float | None
+    shapes: Sequence[tuple[int, ...]],
+    key: Key,
+    stddev: float | None,
+    init: Init = "truncated_normal",
 ) -> list[Float[Array, "output ..."]]:
     """Draws the weights of layers, of shape (outputs, what each of them is a sum over ...).
 
     They are normal with standard deviation `stddev`; by default with 1 / sqrt(fan in), cut at two
-    of them, which leaves 0.88 / sqrt(fan in).
+    of them, which leaves 0.88 / sqrt(fan in). A function `init` draws them instead.
     """
+    if callable(init):
+        keys = jax.random.split(key, len(shapes))
+        return [init(key, shape) for key, shape in zip(keys, shapes, strict=True)]
     ends = list(itertools.accumulate(math.prod(shape) for shape in shapes))
     # One flat draw for all layers: every further one costs as much compilation again.
     if stddev is None:
@@ -104,10 +145,12 @@ class CrossEntropy(eqx.Module):
     Attributes:
         num_classes: the number of logits.
         flatten: whether the network is given images as rows of pixels.
+        centre: whether it is given pixels between -1 and 1, and not 0 and 1.
     """
 
     num_classes: int | None = eqx.field(static=True)
     flatten: bool = eqx.field(static=True, default=True)
+    centre: bool = eqx.field(static=True, default=False)
 
     def __check_init__(self) -> None:
         check_integer("Data", "num_classes", self.num_classes, hint="num_classes=10")
@@ -115,6 +158,7 @@ class CrossEntropy(eqx.Module):
     def __call__(self, predict: Predict, rows: Rows) -> dict[str, Scalar]:
         """Returns both metrics of a network on a batch of `Labelled` images."""
         images, labels = rows.arrays
+        images = 2 * images - 1 if self.centre else images
         logits = predict(images.reshape(len(images), -1) if self.flatten else images)
         if logits.shape != (len(labels), self.num_classes):
             raise ValueError(
@@ -136,6 +180,8 @@ def classification(
     batch_size: int = 128,
     flatten: bool = True,
     augment: Augment | None = None,
+    centre: bool = False,
+    stochastic: bool = False,
 ) -> NetworkTask:
     """Returns classification of images by a network of any kind: see `NetworkTask`.
 
@@ -145,9 +191,11 @@ def classification(
         batch_size: examples per step.
         flatten: whether the network is given images as rows of pixels.
         augment: of training examples, see `NetworkTask`.
+        centre: whether the network is given pixels between -1 and 1, and not 0 and 1.
+        stochastic: whether batches carry a key, see `NetworkTask`.
     """
-    objective = CrossEntropy(data.num_classes, flatten)
-    return NetworkTask(data, as_network(network), objective, batch_size, augment)
+    objective = CrossEntropy(data.num_classes, flatten, centre)
+    return NetworkTask(data, as_network(network), objective, batch_size, augment, stochastic)
 
 
 def image_shape(data: Data) -> tuple[int, ...]:
@@ -162,6 +210,10 @@ def mlp_classification(
     batch_size: int = 128,
     stddev: float | None = None,
     init: Init = "truncated_normal",
+    dropout: float = 0.0,
+    layer_norm: bool = False,
+    augment: Augment | None = None,
+    centre: bool = False,
 ) -> NetworkTask:
     """Returns classification by a multilayer perceptron.
 
@@ -172,6 +224,10 @@ def mlp_classification(
         batch_size: examples per step.
         stddev: of a normal to draw all weights from; by default it depends on the fan in.
         init: how weights begin, see `MultilayerPerceptron`.
+        dropout: the probability with which a training step drops a hidden unit.
+        layer_norm: whether hidden layers are normalised, see `MultilayerPerceptron`.
+        augment: of training examples, see `NetworkTask`.
+        centre: whether the network is given pixels between -1 and 1, and not 0 and 1.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpy as np, lopt
@@ -183,5 +239,7 @@ def mlp_classification(
         2.303
     """
     sizes = math.prod(image_shape(data)), widths, data.num_classes
-    network = Build(MultilayerPerceptron, *sizes, activation, stddev=stddev, init=init)
-    return classification(data, network, batch_size)
+    how = {"stddev": stddev, "init": init, "dropout": dropout, "layer_norm": layer_norm}
+    build = Build(MultilayerPerceptron, *sizes, activation, **how)
+    network = EquinoxNetwork(build, dropout > 0)
+    return classification(data, network, batch_size, True, augment, centre, dropout > 0)

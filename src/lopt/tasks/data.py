@@ -35,10 +35,12 @@ class Rows(eqx.Module):
     Attributes:
         arrays: a pytree of arrays with one row per example, such as `Labelled`.
         weights: how much each example counts in a mean, or None if all count alike.
+        key: what else is random, such as dropout, is drawn from it; None if nothing is.
     """
 
     arrays: PyTree
     weights: Float[Array, " n"] | None = None
+    key: Any = None
 
     def mean(self, values: Num[Array, "n ..."]) -> Float[Array, "..."]:
         """Returns the weighted mean of `values` over examples, in their dtype."""

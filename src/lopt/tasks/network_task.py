@@ -71,13 +71,15 @@ class EquinoxNetwork(AbstractNetwork):
 
     Attributes:
         build: from a key to the module, such as `Build(eqx.nn.MLP, 4, 2, 8, 1)`.
+        dropout: whether training calls `module(example, key=key)`; the task is `stochastic` then.
         structure: what the module has besides arrays, as leaves and tree definition.
     """
 
     build: Callable[[Key], Any] = eqx.field(static=True)
+    dropout: bool = eqx.field(static=True)
     structure: tuple[tuple[Any, ...], Any] = eqx.field(static=True)
 
-    def __init__(self, build: Callable[[Key], Any]) -> None:
+    def __init__(self, build: Callable[[Key], Any], dropout: bool = False) -> None:
         shapes, rest = eqx.partition(eqx.filter_eval_shape(build, jax.random.key(0)), _is_shape)
         for leaf in jax.tree.leaves(shapes):
             if not jnp.issubdtype(leaf.dtype, jnp.floating):
@@ -87,7 +89,7 @@ class EquinoxNetwork(AbstractNetwork):
                 )
         # Flattened, because a network that holds a list or a dict cannot be hashed as it is.
         leaves, treedef = jax.tree.flatten(rest)
-        self.build, self.structure = build, (tuple(leaves), treedef)
+        self.build, self.dropout, self.structure = build, dropout, (tuple(leaves), treedef)
 
     @override
     def init(self, key: Key) -> Params:
@@ -99,7 +101,10 @@ class EquinoxNetwork(AbstractNetwork):
     ) -> tuple[PyTree, State]:
         leaves, treedef = self.structure
         network = eqx.combine(params, treedef.unflatten(leaves))
-        return jax.vmap(network)(inputs.arrays), state
+        if inference or not self.dropout or inputs.key is None:
+            return jax.vmap(network)(inputs.arrays), state
+        keys = jax.random.split(inputs.key, len(jax.tree.leaves(inputs.arrays)[0]))
+        return jax.vmap(lambda example, key: network(example, key=key))(inputs.arrays, keys), state
 
 
 class InitApply(AbstractNetwork):
@@ -144,6 +149,7 @@ class NetworkTask(AbstractTask):
             parameters; `rows` is the batch.
         batch_size: examples per step.
         augment: (key, example) to an example; applied to training batches, one example at a time.
+        stochastic: whether batches carry a key, for networks or objectives that draw from it.
 
     Example:
         >>> import equinox as eqx, jax, jax.numpy as jnp, numpy as np, optax, lopt
@@ -169,6 +175,7 @@ class NetworkTask(AbstractTask):
     objective: Objective = eqx.field(converter=as_pytree)
     batch_size: int = eqx.field(static=True, default=128)
     augment: Augment | None = eqx.field(static=True, default=None)
+    stochastic: bool = eqx.field(static=True, default=False)
 
     def __check_init__(self) -> None:
         check_integer("NetworkTask", "batch_size", self.batch_size, hint="batch_size=128")
@@ -191,19 +198,21 @@ class NetworkTask(AbstractTask):
 
     @override
     def batch(self, key: Key, split: Split = "train") -> Rows:
-        examples = self.data.split(split)
-        if self.augment is None:
-            return examples.draw(key, self.batch_size)
-        draw_key, augment_key = jax.random.split(key)
-        rows = examples.draw(draw_key, self.batch_size)
-        if split != "train":
-            return rows
-        keys = jax.random.split(augment_key, self.batch_size)
-        return Rows(jax.vmap(self.augment)(keys, rows.arrays))
+        draw_key, augment_key = (key, key) if self.augment is None else jax.random.split(key)
+        rows = self.data.split(split).draw(draw_key, self.batch_size)
+        if self.augment is not None and split == "train":
+            keys = jax.random.split(augment_key, self.batch_size)
+            rows = Rows(jax.vmap(self.augment)(keys, rows.arrays))
+        return self._with_key(rows, key)
 
     @override
     def everything(self, split: Split = "train") -> Rows:
-        return self.data.split(split).everything()
+        return self._with_key(self.data.split(split).everything(), jax.random.key(0))
+
+    def _with_key(self, rows: Rows, key: Key) -> Rows:
+        return (
+            Rows(rows.arrays, rows.weights, jax.random.fold_in(key, 2)) if self.stochastic else rows
+        )
 
     @override
     def prepare(self, params: Params, key: Key) -> State:
@@ -233,7 +242,7 @@ class NetworkTask(AbstractTask):
         states = [state]
 
         def predict(inputs: PyTree) -> PyTree:
-            rows = Rows(_like(params, inputs), batch.weights)
+            rows = Rows(_like(params, inputs), batch.weights, batch.key)
             outputs, states[0] = self.network.apply(params, states[0], rows, inference)
             return outputs
 

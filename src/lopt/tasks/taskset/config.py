@@ -31,18 +31,18 @@ class Draw:
         compat: "taskset" to keep the quirks of what was published, "clean" to mend them.
     """
 
-    def __init__(self, generator: np.random.Generator, compat: Compat) -> None:
+    def __init__(self, generator: np.random.RandomState, compat: Compat) -> None:
         self.generator, self.compat = generator, compat
 
     def log_integer(self, low: int, high: int) -> int:
         """Returns exp(u) rounded, u uniform between log(low) and log(high)."""
         return round(self.log_uniform(float(low), float(high)))
 
-    def log_uniform(self, low: float, high: float) -> float:
+    def log_uniform(self, low: float | int, high: float | int) -> float:
         """Returns exp(u), u uniform between log(low) and log(high)."""
         return math.exp(self.generator.uniform(math.log(low), math.log(high)))
 
-    def uniform(self, low: float, high: float) -> float:
+    def uniform(self, low: float | int, high: float | int) -> float:
         """Returns a uniform number."""
         return float(self.generator.uniform(low, high))
 
@@ -52,9 +52,9 @@ class Draw:
 
     def integer(self, count: int) -> int:
         """Returns an integer from 0 to count - 1."""
-        return int(self.generator.integers(count))
+        return int(self.generator.randint(count))
 
-    def choice(self, options: Sequence[T], weights: Sequence[int] | None = None) -> T:
+    def choice(self, options: Sequence[T], weights: Sequence[float | int] | None = None) -> T:
         """Returns one of the options, in proportion to the weights."""
         shares = None if weights is None else np.divide(weights, sum(weights))
         return options[int(self.generator.choice(len(options), p=shares))]
@@ -100,9 +100,9 @@ def sample(name: str, seed: int, compat: Compat = "clean") -> Config:
     Args:
         name: of the family, such as "mlp_family".
         seed: from 0; the same one gives the same configuration.
-        compat: "taskset" keeps what the published samplers do, quirks included: most families draw
-            from the bare seed, so that those of one seed have much in common. "clean" gives every
-            family numbers of its own.
+        compat: "taskset" keeps what the published samplers do, quirks included: NumPy's old random
+            numbers in the published order, for most families from the bare seed, so that those of
+            one seed have much in common. "clean" gives every family numbers of its own.
 
     Example:
         >>> from lopt.tasks import taskset
@@ -110,11 +110,12 @@ def sample(name: str, seed: int, compat: Compat = "clean") -> Config:
         >>> taskset.from_json(taskset.to_json(config)) == config
         True
     """
-    cls = FAMILIES[_known("sample(name)", name, FAMILIES)]
+    cls = FAMILIES[known("sample(name)", name, FAMILIES)]
     if seed < 0:
         raise ValueError(f"sample(seed={seed}) must not be negative; try 0.")
-    own = [seed + cls.offset] if compat == "taskset" else [seed, *name.encode()]
-    return cls.draw(Draw(np.random.default_rng(own), compat))
+    if compat == "taskset":
+        return cls.draw(Draw(np.random.RandomState(seed + cls.offset), compat))
+    return cls.draw(Draw(np.random.default_rng([seed, *name.encode()]), compat))
 
 
 def parse(name: str) -> tuple[str, int]:
@@ -122,7 +123,7 @@ def parse(name: str) -> tuple[str, int]:
     own, _, seed = name.rpartition("_seed")
     if not (seed.isascii() and seed.isdigit()):
         raise ValueError(f"There is no task {name!r}; try {next(iter(FAMILIES))}_seed0.")
-    return _known("task", own, FAMILIES), int(seed)
+    return known("task", own, FAMILIES), int(seed)
 
 
 def to_json(config: Config) -> dict[str, Any]:
@@ -132,12 +133,13 @@ def to_json(config: Config) -> dict[str, Any]:
 
 def from_json(values: dict[str, Any]) -> Config:
     """Returns the configuration that `to_json` wrote; refuses wrong or missing fields by name."""
-    name = _known("config family", values.get("family"), FAMILIES)
+    name = known("config family", values.get("family"), FAMILIES)
     rest = {key: value for key, value in values.items() if key != "family"}
     return _read(FAMILIES[name], rest, name)
 
 
-def _known(what: str, name: Any, names: Sequence[str] | dict[str, Any]) -> str:
+def known(what: str, name: Any, names: Sequence[str] | dict[str, Any]) -> str:
+    """Returns a name that is among others; refuses it with the closest one otherwise."""
     if name in names:
         return name
     closest = difflib.get_close_matches(str(name), names, 1, 0.0)
@@ -151,7 +153,7 @@ def _read(kind: Any, value: Any, where: str) -> Any:
         fields = {field.name: hints[field.name] for field in dataclasses.fields(kind)}
         given = value if isinstance(value, dict) else {}
         for name in given:
-            _known(f"field of {where}", name, fields)
+            known(f"field of {where}", name, fields)
         if lacking := fields.keys() - given.keys():
             raise ValueError(f"{where} lacks {', '.join(sorted(lacking))}; add it to the config.")
         return typing.cast(Any, kind)(

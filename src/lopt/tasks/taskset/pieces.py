@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -10,29 +10,40 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lopt.core.types import Key
-from lopt.tasks.taskset.config import Draw
+from lopt.tasks.taskset.config import Draw, known
 
+# Sorted, as published samplers choose from sorted names.
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "relu": jax.nn.relu,
-    "tanh": jnp.tanh,
     "cos": jnp.cos,
     "elu": jax.nn.elu,
+    "leaky_relu1": functools.partial(jax.nn.leaky_relu, negative_slope=0.1),
+    "leaky_relu2": functools.partial(jax.nn.leaky_relu, negative_slope=0.2),
+    "leaky_relu4": functools.partial(jax.nn.leaky_relu, negative_slope=0.4),
+    "relu": jax.nn.relu,
     "sigmoid": jax.nn.sigmoid,
     "swish": jax.nn.swish,
-    "leaky_relu4": functools.partial(jax.nn.leaky_relu, negative_slope=0.4),
-    "leaky_relu2": functools.partial(jax.nn.leaky_relu, negative_slope=0.2),
-    "leaky_relu1": functools.partial(jax.nn.leaky_relu, negative_slope=0.1),
+    "tanh": jnp.tanh,
 }
 
 
 def draw_activation(draw: Draw) -> str:
     """Samples the name of an activation."""
-    return draw.choice(list(ACTIVATIONS), (6, 3, 1, 1, 1, 1, 1, 1, 1))
+    return draw.choice(list(ACTIVATIONS), (1, 1, 1, 1, 1, 6, 1, 1, 3))
+
+
+def activation(name: str) -> Callable[[Array], Array]:
+    """Returns the activation of that name."""
+    return ACTIVATIONS[known("activation", name, ACTIVATIONS)]
+
+
+def draw_widths(draw: Draw, counts: Sequence[int], low: int, high: int) -> tuple[int, ...]:
+    """Samples the number of layers, then a log-uniform width for each."""
+    return tuple(draw.log_integer(low, high) for _ in range(draw.choice(counts)))
 
 
 INITIALIZERS = (
-    *("he_normal", "he_uniform", "glorot_normal", "glorot_uniform"),
-    *("orthogonal", "random_uniform", "random_normal", "truncated_normal", "variance_scaling"),
+    *("glorot_normal", "glorot_uniform", "he_normal", "he_uniform"),
+    *("orthogonal", "random_normal", "random_uniform", "truncated_normal", "variance_scaling"),
 )
 
 
@@ -50,6 +61,9 @@ class Initializer:
     name: str
     scale: float
     truncated: bool
+
+    def __post_init__(self) -> None:
+        known("initializer", self.name, INITIALIZERS)
 
     @classmethod
     def draw(cls, draw: Draw) -> "Initializer":
