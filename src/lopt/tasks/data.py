@@ -195,7 +195,8 @@ def text_data(tokens: Int[np.ndarray, " n"], length: int, vocabulary: int | None
             f"- 1 = {vocabulary - 1}, try vocabulary={high + 1}."
         )
     parts = np.split(tokens.astype(np.int32), [-3 * tenth, -2 * tenth, -tenth])
-    return Data(*(Examples(part, length=length) for part in parts), num_classes=vocabulary)
+    train, valid_inner, valid_outer, test = (Examples(part, length=length) for part in parts)
+    return Data(train, valid_inner, valid_outer, test, vocabulary)
 
 
 def _length(owner: str, arrays: PyTree) -> int:
