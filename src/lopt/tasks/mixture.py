@@ -91,7 +91,7 @@ class _Alike(AbstractTaskFamily):
         for i, option in enumerate(self.options):
             chosen = jax.tree.map(lambda choices: choices[which], option)
             if _is_examples(leaves[i]):
-                leaves[i] = Examples(leaves[i].arrays, *chosen, length=leaves[i].length)
+                leaves[i] = Examples(leaves[i].arrays, chosen[0], chosen[1], leaves[i].length)
             elif chosen is not None:
                 leaves[i] = chosen
         return structure.unflatten(leaves).draw(jax.random.fold_in(key, 1))

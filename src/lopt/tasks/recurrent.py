@@ -97,7 +97,7 @@ class RecurrentCore(eqx.Module):
         states = 2 if self.kind == "lstm" else 1
         start = jnp.zeros((states, self.hidden.shape[1]), sums.dtype)
         start = start if self.start is None else self.start
-        return jax.lax.scan(self._step, tuple(start), sums)[1]
+        return jax.lax.scan(lambda state, sums: self._step(state, sums), tuple(start), sums)[1]
 
     def _step(
         self, state: tuple[Float[Array, " width"], ...], sums: Float[Array, " rows"]
