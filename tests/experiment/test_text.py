@@ -39,8 +39,6 @@ def test_own_files(tmp_path):
     path.write_bytes(b"a" * 99)
     with pytest.raises(ValueError, match=r"own.txt.*try length=9"):
         load_text(str(path), length=10)
-    with pytest.raises(ValueError, match="subwords"):
-        load_text(str(path), "words", length=2)
 
 
 def test_tiny_shakespeare_is_checked(tmp_path, monkeypatch):

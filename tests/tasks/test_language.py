@@ -91,8 +91,7 @@ def test_texts_in_mixtures_and_subsets():
         (lambda: char_transformer(text_data(np.arange(50), 5), 8, 1, 3), r"must divide.*width=9"),
         (lambda: char_transformer(text_data(np.arange(50), 1)), "at least 2 tokens"),
         (lambda: rnn_language_model(lopt.tasks.array_data(np.zeros(50, int))), "vocabulary"),
-        (lambda: RecurrentCore("rnn", 2, 2, KEY), "vanilla, gru, lstm"),
-        (lambda: RecurrentCore("gru", 2, 2, KEY, init=(None,) * 2), "one for each.*6"),
+        (lambda: RecurrentCore("gru", 2, 2, KEY, init=(jnp.add,) * 2), "one for each.*6"),
         (lambda: associative_recall(9, 8), "at most 8"),
         (lambda: copying(delay=-1), "delay=-1"),
     ],
@@ -237,7 +236,7 @@ def test_memory_tasks_can_be_solved(task):
     assert asked.sum(axis=1).tolist() == [3 if tokens.shape[1] == 8 else 1] * len(tokens)
     logits = 1e3 * jax.nn.one_hot(answers, vocabulary)
     losses, right = token_metrics(logits, batch.targets)
-    assert float(jnp.sum(losses * batch.asked)) == 0
+    assert float(jnp.abs(losses[jnp.asarray(asked)]).max()) == 0
     assert bool(jnp.all((right == 1) | (batch.asked == 0)))
 
 

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
@@ -176,10 +177,6 @@ class Transformer(eqx.Module):
                 f"Transformer(heads={heads}) must divide width={width}; try "
                 f"width={heads * -(-width // heads)}."
             )
-        if positions not in ("learned", "sinusoidal"):
-            raise ValueError(
-                f'Transformer(positions={positions!r}) must be "learned" or "sinusoidal".'
-            )
         inner = 4 * width if hidden is None else hidden
         own = [(3 * width, width), (width, width), (inner, width), (width, inner)]
         ends = [(vocabulary, width), (vocabulary, width), (longest, width)]
@@ -208,7 +205,7 @@ class Transformer(eqx.Module):
         """Returns the logits of one sequence."""
         values = embedded(self.embedding, tokens)
         if self.positions is None:
-            values = values + _sinusoids(*values.shape).astype(values.dtype)
+            values = values + jnp.asarray(_sinusoids(*values.shape), values.dtype)
         else:
             values = values + self.positions[: len(tokens)]
         for block in self.blocks:
@@ -216,11 +213,10 @@ class Transformer(eqx.Module):
         return _normalise(values, self.scale, self.shift) @ self.outputs.T
 
 
-def _sinusoids(time: int, width: int) -> Float[Array, "time width"]:
+def _sinusoids(time: int, width: int) -> Float[np.ndarray, "time width"]:
     """Returns sines and cosines of t / 10000^(i / width), for even i (Vaswani et al. 2017)."""
-    rates = 10000.0 ** (-jnp.arange(0, width, 2) / width)
-    angles = jnp.arange(time)[:, None] * rates[None]
-    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)[:, :width]
+    angles = np.arange(time)[:, None] * 10000.0 ** (-np.arange(0, width, 2) / width)
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)[:, :width]
 
 
 def char_transformer(

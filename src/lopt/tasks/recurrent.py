@@ -61,8 +61,6 @@ class RecurrentCore(eqx.Module):
         trainable_start: bool = False,
     ) -> None:
         check_integer("RecurrentCore", "width", width, hint="width=64")
-        if kind not in MATRICES:
-            raise ValueError(f"RecurrentCore(kind={kind!r}) must be one of {', '.join(MATRICES)}.")
         # As published with TaskSet, an lstm has one matrix, others one for each letter.
         if kind == "lstm":
             shapes = [(4 * width, inputs + width)]

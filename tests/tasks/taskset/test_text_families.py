@@ -37,7 +37,7 @@ def assert_shares(found, weights):
     for name, weight in weights.items():
         share = weight / total
         error = (share * (1 - share) / len(found)) ** 0.5
-        assert abs(counts[name] / len(found) - share) < 4 * error, (name, counts)
+        assert abs(counts[name] / len(found) - share) <= 4 * error, (name, counts)
 
 
 def assert_log_uniform(found, low, high):
