@@ -283,6 +283,10 @@ def regression(network):
     return lopt.tasks.NetworkTask(data, network, squared_error, batch_size=6)
 
 
+def text():
+    return lopt.tasks.text_data(np.random.default_rng(0).integers(0, 5, 80), 4)
+
+
 QUADRATIC = lopt.tasks.Quadratic(jnp.array([1.0, 0.3]), jnp.array([0.5, -1.0]), 0.1)
 
 TASKS = {
@@ -290,7 +294,15 @@ TASKS = {
     "batch_norm_classification": lambda: lopt.tasks.batch_norm_classification(
         digits(0), (5,), jnp.tanh, batch_size=6
     ),
+    "associative_recall": lambda: lopt.tasks.associative_recall(2, 3, 2, 4),
     "Beale": lopt.tasks.Beale,
+    "char_transformer": lambda: lopt.tasks.char_transformer(text(), 4, 1, 2, 6),
+    "copying": lambda: lopt.tasks.copying(2, 2, 1, 4),
+    "language_model": lambda: lopt.tasks.language_model(
+        text(), lopt.tasks.Build(lopt.tasks.RecurrentNetwork, 5, 5, "gru", 3, 2), 6
+    ),
+    "rnn_language_model": lambda: lopt.tasks.rnn_language_model(text(), "lstm", 3, 2, 6),
+    "SequenceTask": lambda: lopt.tasks.copying(2, 2, 0, 4),
     "Mixture": lambda: lopt.tasks.Mixture((classification(0), classification(1))),
     "Mixture of families": lambda: lopt.tasks.Mixture(
         [lopt.tasks.InputScale(classification(i), 0.5, 2.0) for i in range(2)]

@@ -54,6 +54,8 @@ from .estimators import TruncatedBackprop as TruncatedBackprop
 from .estimators import TruncatedES as TruncatedES
 from .estimators import particle_mesh as particle_mesh
 from .experiment.data.datasets import load_images as load_images
+from .experiment.data.text import load_text as load_text
+from .experiment.data.text import source_classification as source_classification
 from .experiment.evaluation.evaluation import Evaluation as Evaluation
 from .experiment.runs.experiment import Experiment as Experiment
 from .experiment.runs.storage import load as load

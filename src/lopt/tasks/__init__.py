@@ -18,7 +18,16 @@ from lopt.tasks.autoencoding import mlp_autoencoder, variational_autoencoder
 from lopt.tasks.batch_norm import batch_norm_classification
 from lopt.tasks.classification import MultilayerPerceptron, classification, mlp_classification
 from lopt.tasks.convolutional import ConvolutionalNetwork, conv_classification
-from lopt.tasks.data import Data, Examples, Labelled, Rows, array_data, image_data, resize
+from lopt.tasks.data import (
+    Data,
+    Examples,
+    Labelled,
+    Rows,
+    array_data,
+    image_data,
+    resize,
+    text_data,
+)
 from lopt.tasks.flows import normalising_flow
 from lopt.tasks.landscapes import (
     Ackley,
@@ -30,11 +39,20 @@ from lopt.tasks.landscapes import (
     Rosenbrock,
     StyblinskiTang,
 )
+from lopt.tasks.language import (
+    NextToken,
+    Transformer,
+    char_transformer,
+    language_model,
+    rnn_language_model,
+)
+from lopt.tasks.memory import Sequences, SequenceTask, associative_recall, copying
 from lopt.tasks.mixture import Mixture
 from lopt.tasks.network_task import AbstractNetwork, Build, EquinoxNetwork, InitApply, NetworkTask
 from lopt.tasks.objectives import MetricObjective, NormalizedLoss, best_loss
 from lopt.tasks.perceptrons import MLPFamily
 from lopt.tasks.quadratics import Quadratic, QuadraticFamily
+from lopt.tasks.recurrent import RecurrentCore, RecurrentNetwork
 from lopt.tasks.resnet import ResidualNetwork, resnet_classification
 from lopt.tasks.validation import WithValidation
 from lopt.tasks.wrapped import WithBestLoss
@@ -67,29 +85,41 @@ __all__ = [
     "Mixture",
     "MultilayerPerceptron",
     "NetworkTask",
+    "NextToken",
     "NormalizedLoss",
     "Quadratic",
     "QuadraticFamily",
     "RandomLabels",
+    "RecurrentCore",
+    "RecurrentNetwork",
     "ReducedBatch",
     "Reparameterization",
     "ResidualNetwork",
     "Rosenbrock",
     "Rows",
+    "SequenceTask",
+    "Sequences",
     "StyblinskiTang",
+    "Transformer",
     "WithBestLoss",
     "WithValidation",
     "array_data",
+    "associative_recall",
     "batch_norm_classification",
     "best_loss",
+    "char_transformer",
     "classification",
     "conv_classification",
+    "copying",
     "image_data",
+    "language_model",
     "mlp_autoencoder",
     "mlp_classification",
     "normalising_flow",
     "resize",
     "resnet_classification",
+    "rnn_language_model",
+    "text_data",
     "variational_autoencoder",
     "warm_start",
 ]

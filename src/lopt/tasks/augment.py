@@ -64,7 +64,7 @@ class DataSubset(AbstractAugmentation):
 
     Attributes:
         family: any family of tasks on `Data`.
-        size: the number of training examples that each task may draw.
+        size: the number of training examples that each task may draw; of a text, tokens.
     """
 
     size: int = eqx.field(static=True)
@@ -76,6 +76,11 @@ class DataSubset(AbstractAugmentation):
             kind = type(self.family).__name__
             raise ValueError(f"DataSubset(family={kind}(...)) has no data; try mlp_classification.")
         for data in found:
+            if self.size < (data.train.length or 1):
+                raise ValueError(
+                    f"DataSubset(size={self.size}) is shorter than an example, of "
+                    f"{data.train.length} tokens; try size={100 * data.train.length}."
+                )
             # Inside a compiled function the count may be unknown; `draw` then keeps to it.
             if not isinstance(data.train.count, jax.core.Tracer) and self.size > data.train.count:
                 raise ValueError(

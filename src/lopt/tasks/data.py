@@ -54,32 +54,56 @@ class Examples(eqx.Module):
     """The rows first, ..., first + count - 1 of arrays of equal length.
 
     Attributes:
-        arrays: a pytree of arrays with one row per example.
+        arrays: a pytree of arrays with one row per example, or per token of a text.
         first, count: the window of rows that may be drawn; all rows by default.
+        length: if not None, an example is so many consecutive rows, which begin anywhere and end
+            within the window. At most `count`.
     """
 
     arrays: PyTree
     first: Int[Array, ""]
     count: Int[Array, ""]
+    length: int | None = eqx.field(static=True)
 
-    def __init__(self, arrays: PyTree, first: Index = 0, count: Index | None = None) -> None:
-        length = _length("Examples(arrays)", arrays)
+    def __init__(
+        self,
+        arrays: PyTree,
+        first: Index = 0,
+        count: Index | None = None,
+        length: int | None = None,
+    ) -> None:
+        rows = _length("Examples(arrays)", arrays)
+        if length is not None:
+            check_integer("Examples", "length", length, 1, rows, hint="length=64")
         self.arrays = jax.tree.map(jnp.asarray, arrays)
         self.first = jnp.asarray(first, jnp.int32)
-        self.count = jnp.asarray(length if count is None else count, jnp.int32)
+        self.count = jnp.asarray(rows if count is None else count, jnp.int32)
+        self.length = length
 
     def draw(self, key: Key, size: int) -> Rows:
         """Returns `size` examples, drawn with replacement."""
-        rows = random_index(key, self.count, (size,)) + self.first.astype(jnp.int32)
+        starts = self.count if self.length is None else self.count - (self.length - 1)
+        rows = random_index(key, starts, (size,)) + self.first.astype(jnp.int32)
         rows = checkpoint_name(rows, KEPT)
+        if self.length is not None:
+            rows = rows[:, None] + jnp.arange(self.length, dtype=jnp.int32)[None]
         # Windows lie within the arrays, so that no row has to be checked.
         options = {"mode": "promise_in_bounds", "wrap_negative_indices": False}
         return Rows(jax.tree.map(lambda leaf: leaf.at[rows].get(**options), self.arrays))
 
     def everything(self) -> Rows:
-        """Returns the whole window: all rows, those outside of it with weight zero."""
-        length = len(jax.tree.leaves(self.arrays)[0])
-        rows = jnp.arange(length, dtype=self.first.dtype) - self.first
+        """Returns the whole window: all rows, those outside of it with weight zero.
+
+        With a length, examples follow one another, and rows that fill no further one are left out.
+        """
+        total = len(jax.tree.leaves(self.arrays)[0])
+        if self.length is not None:
+            place = jnp.arange(total // self.length, dtype=jnp.int32)
+            steps = jnp.arange(self.length, dtype=jnp.int32)
+            rows = self.first + self.length * place[:, None] + steps[None]
+            arrays = jax.tree.map(lambda leaf: leaf.at[rows].get(mode="clip"), self.arrays)
+            return Rows(arrays, (place < self.count // self.length).astype(jnp.float32))
+        rows = jnp.arange(total, dtype=self.first.dtype) - self.first
         return Rows(self.arrays, ((rows >= 0) & (rows < self.count)).astype(jnp.float32))
 
 
@@ -91,7 +115,8 @@ class Data(eqx.Module):
         valid_inner: for meta-losses that ask for generalisation.
         valid_outer: for choices made by a person, such as a meta-learning rate.
         test: for the final word.
-        num_classes: of labelled data: labels are 0, ..., num_classes - 1.
+        num_classes: of labelled data: labels are 0, ..., num_classes - 1; of text, the number of
+            tokens that there are.
     """
 
     train: Examples
@@ -139,6 +164,39 @@ def array_data(
     parts = [jax.tree.map(operator.itemgetter(rows), arrays) for rows in np.split(order, ends)]
     train, valid_inner, valid_outer, test = map(Examples, [*parts, test_arrays][:4])
     return Data(train, valid_inner, valid_outer, test, num_classes)
+
+
+def text_data(tokens: Int[np.ndarray, " n"], length: int, vocabulary: int | None = None) -> Data:
+    """Parts a text into contiguous splits, train first, 70 : 10 : 10 : 10.
+
+    Args:
+        tokens: the text, as integers from 0 to vocabulary - 1.
+        length: tokens in an example, which lies anywhere within one split.
+        vocabulary: the number of tokens that there are, by default as many as `tokens` has.
+
+    Example:
+        >>> import jax, numpy as np, lopt
+        >>> data = lopt.tasks.text_data(np.arange(100), length=5)
+        >>> data.train.draw(jax.random.key(0), size=3).arrays.shape
+        (3, 5)
+    """
+    check_integer("text_data", "length", length, hint="length=64")
+    tenth = len(tokens) // 10
+    if tenth < length:
+        raise ValueError(
+            f"text_data({len(tokens)} tokens, length={length}) must have at least ten times as "
+            f"many tokens as an example; try {f'length={tenth}' if tenth else 'a longer text'}."
+        )
+    low, high = int(tokens.min()), int(tokens.max())
+    vocabulary = high + 1 if vocabulary is None else vocabulary
+    if low < 0 or high >= vocabulary:
+        raise ValueError(
+            f"text_data(tokens) has tokens from {low} to {high}; must be between 0 and vocabulary "
+            f"- 1 = {vocabulary - 1}, try vocabulary={high + 1}."
+        )
+    parts = np.split(tokens.astype(np.int32), [-3 * tenth, -2 * tenth, -tenth])
+    train, valid_inner, valid_outer, test = (Examples(part, length=length) for part in parts)
+    return Data(train, valid_inner, valid_outer, test, vocabulary)
 
 
 def _length(owner: str, arrays: PyTree) -> int:

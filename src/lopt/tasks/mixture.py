@@ -91,7 +91,7 @@ class _Alike(AbstractTaskFamily):
         for i, option in enumerate(self.options):
             chosen = jax.tree.map(lambda choices: choices[which], option)
             if _is_examples(leaves[i]):
-                leaves[i] = Examples(leaves[i].arrays, *chosen)
+                leaves[i] = Examples(leaves[i].arrays, chosen[0], chosen[1], leaves[i].length)
             elif chosen is not None:
                 leaves[i] = chosen
         return structure.unflatten(leaves).draw(jax.random.fold_in(key, 1))
@@ -109,7 +109,8 @@ def _join(parts: Sequence[Any]) -> tuple[Any, PyTree]:
     # Until a family is chosen the window is that of the smallest, for checks to go by.
     smallest = jnp.argmin(count)
     arrays = jax.tree.map(lambda *rows: jnp.concatenate(rows), *(part.arrays for part in parts))
-    return Examples(arrays, first[smallest], count[smallest]), (first, count)
+    joined = Examples(arrays, first[smallest], count[smallest], parts[0].length)
+    return joined, (first, count)
 
 
 def _architecture(family: AbstractTaskFamily) -> tuple[Any, list[Any]]:
@@ -119,7 +120,7 @@ def _architecture(family: AbstractTaskFamily) -> tuple[Any, list[Any]]:
     for leaf in leaves:
         if _is_examples(leaf):
             rows = [(row.shape[1:], row.dtype) for row in jax.tree.leaves(leaf.arrays)]
-            kinds.append((jax.tree.structure(leaf.arrays), rows))
+            kinds.append((jax.tree.structure(leaf.arrays), rows, leaf.length))
         else:
             kinds.append((leaf.shape, leaf.dtype) if eqx.is_array(leaf) else leaf)
     return structure, kinds

@@ -79,9 +79,7 @@ def load_images(name: str, size: int = 8, folder: str | os.PathLike | None = Non
     _check_name("load_images", name)
     paths = [] if name == "digits" else _local_paths(name, folder) or _download(name)
     checksum = sha256("".join(map(digest, paths)).encode()).hexdigest()
-    found = {"name": name, "size": size, "sha256": checksum}
-    if found not in _LOADED.get():
-        _LOADED.get().append(found)
+    note_loaded({"name": name, "size": size, "sha256": checksum})
     test: tuple[Any, Any] = None, None
     if name == "digits":
         # scikit-learn takes a second to import, and only digits need it.
@@ -115,12 +113,18 @@ def mnist_or_digits() -> str:
 
 @contextlib.contextmanager
 def data_loaded() -> Iterator[list[dict[str, Any]]]:
-    """Yields what `load_images` loads meanwhile: name, size, and the checksum of its files."""
+    """Yields what is loaded meanwhile: name, how it was asked for, and the checksum of files."""
     token = _LOADED.set([])
     try:
         yield _LOADED.get()
     finally:
         _LOADED.reset(token)
+
+
+def note_loaded(found: dict[str, Any]) -> None:
+    """Adds a data set to those that `data_loaded` tells of."""
+    if found not in _LOADED.get():
+        _LOADED.get().append(found)
 
 
 _LOADED: ContextVar[list[dict[str, Any]]] = ContextVar("loaded", default=[])  # noqa: B039

@@ -113,9 +113,8 @@ def sample(name: str, seed: int, compat: Compat = "clean") -> Config:
     cls = FAMILIES[known("sample(name)", name, FAMILIES)]
     if seed < 0:
         raise ValueError(f"sample(seed={seed}) must not be negative; try 0.")
-    if compat == "taskset":
-        return cls.draw(Draw(np.random.RandomState(seed + cls.offset), compat))
-    return cls.draw(Draw(np.random.default_rng([seed, *name.encode()]), compat))
+    own = seed + cls.offset if compat == "taskset" else [seed, *name.encode()]
+    return cls.draw(Draw(np.random.RandomState(own), compat))
 
 
 def parse(name: str) -> tuple[str, int]:
