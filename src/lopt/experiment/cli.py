@@ -48,7 +48,7 @@ COMMANDS = {
     "train": Command(s.TrainSettings, "runs.command:train_command"),
     "tune": Command(s.TuneSettings, "runs.command:tune_command"),
     "recipes": Command(s.RecipesSettings, "runs.registry:list_recipes"),
-    "evaluate": Command(s.EvaluateSettings, "evaluation.compare:evaluate", "run", "{}", "report"),
+    "evaluate": Command(s.EvaluateSettings, "evaluation.command:evaluate_command"),
     "record": Command(s.RecordSettings, "record:record", "run"),
     "distill": Command(
         s.DistillSettings, "distill:distill_run", "run", "{}/distilled", "report", True
