@@ -199,8 +199,10 @@ def optlist(path: Path | None = None, budgets: tuple[int, ...] = (1, 10, 30)) ->
                 f"OptList could not be downloaded from {OPTLIST}: {error} Without a network, give "
                 "the file with --optlist PATH."
             ) from error
-    names = ("learning_rate", "warmup_fraction", "constant_fraction", "min_learning_rate_mult")
-    names += ("beta1", "beta2", "epsilon", "adamw_weight_decay", "l2_weight_decay")
+    names = [
+        *("learning_rate", "warmup_fraction", "constant_fraction", "min_learning_rate_mult"),
+        *("beta1", "beta2", "epsilon", "adamw_weight_decay", "l2_weight_decay"),
+    ]
     try:
         found = json.loads(path.read_bytes())[: budgets[-1]]
         grid = np.array([[float(one[name]) for name in names] for one in found])

@@ -4,6 +4,7 @@ Choices are made on the seeds "validation" and reported on the seeds "report", w
 chosen on. Every optimizer sees the same initial params and batches at the same seed.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -93,12 +94,13 @@ class Trials:
         """Returns a result for each row of hyperparameters; those not known are trained."""
         known, path = self._load(contestant)
         names = [f"{seeds} " + " ".join(f"{value:.6g}" for value in row) for row in rows]
-        missing = [row for name, row in zip(names, rows, strict=True) if name not in known]
-        lacking = [name for name in names if name not in known]
+        asked = dict(zip(names, rows, strict=True))
+        missing = [name for name in asked if name not in known]
         for i in range(0, len(missing), AT_ONCE):
-            some = np.stack(missing[i : i + AT_ONCE])
-            found, microseconds = self._train(contestant, some, seeds)
-            for j, name in enumerate(lacking[i : i + AT_ONCE]):
+            some = missing[i : i + AT_ONCE]
+            rows_now = np.stack([asked[name] for name in some])
+            found, microseconds = self._train(contestant, rows_now, seeds)
+            for j, name in enumerate(some):
                 one = {key: _listed(value, j) for key, value in vars(found).items()}
                 known[name] = one | {"microseconds": microseconds}
             if path is not None:
@@ -133,23 +135,25 @@ class Trials:
 
     def entries(self, contestant: Contestant) -> list[Entry]:
         """Returns the optimizer at each of its numbers of trials, on fresh seeds."""
-        entries = []
-        for budget in contestant.budgets:
-            chosen = self.choose(contestant, budget)
-            rows = np.stack([chosen[name][0] for name in OBJECTIVES])
-            found = dict(zip(OBJECTIVES, self.results(contestant, rows, "report"), strict=True))
-            entry = Entry(
+        self.results(contestant, contestant.grid, "validation")  # of all budgets, side by side
+        choices = [self.choose(contestant, budget) for budget in contestant.budgets]
+        rows = [chosen[name][0] for chosen in choices for name in OBJECTIVES]
+        found = iter(self.results(contestant, np.stack(rows), "report"))
+        known, bytes_per_param = self._load(contestant)[0], self._state_bytes(contestant)
+        microseconds = float(np.median([one["microseconds"] for one in known.values()]))
+        return [
+            Entry(
                 contestant,
                 budget,
-                trials=chosen["train"][2],
-                values={name: chosen[name][0] for name in OBJECTIVES},
-                at_edge=any(edge for _, edge, _ in chosen.values()),
-                found=found,
-                microseconds=self._microseconds(contestant),
-                state_bytes=self._state_bytes(contestant),
+                chosen["train"][2],
+                {name: chosen[name][0] for name in OBJECTIVES},
+                any(edge for _, edge, _ in chosen.values()),
+                {name: next(found) for name in OBJECTIVES},
+                microseconds,
+                bytes_per_param,
             )
-            entries.append(entry)
-        return entries
+            for budget, chosen in zip(contestant.budgets, choices, strict=True)
+        ]
 
     def scale(self) -> metrics.Scale:
         """Returns the scale of losses: from Adam at its grid of rates and at random settings.
@@ -190,10 +194,9 @@ class Trials:
         about = self._about | {"identity": contestant.identity}
         path = self._path(about, contestant.name, contestant.folder)
         if str(path) not in self._known:
-            content: dict[str, Any] = {}
-            if path.exists():
-                content = files.read_json(path, sealed=True)["results"]
-            self._known[str(path)] = content
+            self._known[str(path)] = {}
+            with contextlib.suppress(FileNotFoundError, ValueError):  # what is damaged is trained
+                self._known[str(path)] = files.read_json(path, sealed=True)["results"]
         return self._known[str(path)], path
 
     def _train(self, contestant: Contestant, rows: Grid, seeds: str) -> tuple[Any, float]:
@@ -212,10 +215,6 @@ class Trials:
         found = program(jnp.asarray(rows.astype(self._dtype)))
         runs = horizon * program.batch * self.evaluation.num_seeds
         return found, float(f"{1e6 * program.seconds / runs:.4g}")
-
-    def _microseconds(self, contestant: Contestant) -> float:
-        known, _ = self._load(contestant)
-        return float(np.median([one["microseconds"] for one in known.values()]))
 
     def _state_bytes(self, contestant: Contestant) -> float:
         def size(tree: Any) -> int:
