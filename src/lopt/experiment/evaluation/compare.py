@@ -94,22 +94,23 @@ class Comparison:
             row: dict[str, Cell] = {"task": self.evaluation.name, "optimizer": entry.name}
             for objective in OBJECTIVES:
                 found, kind = self.difference(entry, self.adam, objective)
-                row[SAID[objective]] = metrics.verdict(found).removesuffix(" against")
-                row[f"difference of {'' if kind[0] == 'l' else 'normalised '}{objective}"] = found
+                row[f"{SAID[objective]}"] = f"{metrics.verdict(found)} tuned Adam"
+                row[f"difference of {kind}, {SAID[objective]}"] = found
             rows.append(row)
         return rows
 
     def sentence(self, entry: Entry) -> str:
         """Returns the verdict on an entry in words, against tuned Adam and Adam at its default."""
-        parts = []
-        for objective in OBJECTIVES:
-            found, kind = self.difference(entry, self.adam, objective)
-            said = f"{metrics.verdict(found)} tuned Adam in {SAID[objective]}"
-            parts.append(f"{said} (difference of {kind} {found})")
         default = next(one for one in self.entries if one.contestant.name == "Adam")
-        found, _ = self.difference(entry, default, "train")
-        last = f"{metrics.verdict(found)} Adam at its default rate in training loss ({found})"
-        return f"{entry.name}: {', '.join(parts)}, and {last}. Paired by seed, 95 % intervals."
+        sides = (self.adam, "tuned Adam"), (self.adam, "tuned Adam"), (default, "untuned Adam")
+        parts = []
+        for (other, said), objective in zip(sides, (*OBJECTIVES, "train"), strict=True):
+            found, kind = self.difference(entry, other, objective)
+            parts.append(f"{metrics.verdict(found)} {said} in {SAID[objective]} ({found})")
+        return (
+            f"{entry.name} {parts[0]}, {parts[1]}, and {parts[2]}: differences of {kind}, paired "
+            "by seed, with 95 % intervals."
+        )
 
     def rows(self) -> list[dict[str, Cell]]:
         """Returns a row of numbers for each entry."""

@@ -89,7 +89,7 @@ def trial(
     """Trains a task for each key, in chunks, and judges it after each; see `Trial`."""
     size, rest = divmod(num_steps, chunks := min(CHUNKS, num_steps))
 
-    def judged(states: TrainState, split: Split) -> dict[str, Scalar]:
+    def judged(states: TrainState, split: Split) -> dict[str, Any]:
         def one(run: Key, state: TrainState) -> dict[str, Scalar]:
             key = jax.random.fold_in(state.key, 2**32 - 2)  # none of the run's own keys
             params = params_of(state.opt_state, state.params)

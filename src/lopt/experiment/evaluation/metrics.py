@@ -182,24 +182,23 @@ def profile(
 
     Problems that nobody solves count against all.
     """
-    least = costs.min(axis=0)
-    with np.errstate(invalid="ignore"):
-        relative = np.where(np.isfinite(costs), costs / least, np.inf)
-    return (relative[:, :, None] <= ratios).mean(axis=1)
+    return (_relative(costs)[:, :, None] <= ratios).mean(axis=1)
 
 
 def profile_scores(costs: Float[np.ndarray, "contestant problem"]) -> Float[np.ndarray, " one"]:
     """Returns the exact mean of each profile over ratios from 1 to 4."""
-    least = costs.min(axis=0)
-    with np.errstate(invalid="ignore"):
-        relative = np.where(np.isfinite(costs), costs / least, np.inf)
-    share = (LARGEST_RATIO - np.minimum(relative, LARGEST_RATIO)) / (LARGEST_RATIO - 1)
+    share = (LARGEST_RATIO - np.minimum(_relative(costs), LARGEST_RATIO)) / (LARGEST_RATIO - 1)
     return share.mean(axis=1)
 
 
+def _relative(costs: Float[np.ndarray, "contestant problem"]) -> Float[np.ndarray, "one problem"]:
+    with np.errstate(invalid="ignore"):
+        return np.where(np.isfinite(costs), costs / costs.min(axis=0), np.inf)
+
+
 def expected_best(
-    losses: Float[np.ndarray, "... setting"], trials: int
-) -> Float[np.ndarray, "..."]:
+    losses: Float[np.ndarray, "task setting"], trials: int
+) -> Float[np.ndarray, " task"]:
     """Returns the least loss expected of so many settings, drawn from these with replacement.
 
     sum_i l_(i) ((N - i + 1)^k - (N - i)^k) / N^k, of sorted losses l_(1) <= ... <= l_(N).
@@ -215,4 +214,4 @@ def worth(loss: float, losses: Float[np.ndarray, "task setting"]) -> float:
     Infinite if more than there are would be needed.
     """
     counts = range(1, losses.shape[1] + 1)
-    return next((k for k in counts if expected_best(losses, k).mean() <= loss), np.inf)
+    return next((float(k) for k in counts if expected_best(losses, k).mean() <= loss), np.inf)

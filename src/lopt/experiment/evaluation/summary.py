@@ -8,9 +8,9 @@ import numpy as np
 from jaxtyping import Float
 
 from lopt.experiment.evaluation import metrics
-from lopt.experiment.evaluation.compare import Comparison, curves_of
-from lopt.experiment.evaluation.trials import OBJECTIVES, Entry
-from lopt.experiment.report import Cell, Figure, Interval, Report, bands, curves
+from lopt.experiment.evaluation.compare import SAID, Comparison, curves_of
+from lopt.experiment.evaluation.trials import Entry
+from lopt.experiment.report import Cell, Figure, Interval, Report, bands
 from lopt.experiment.report.plots import color_of, finish, running_mean
 
 # Evaluations whose tables the terminal shows; those of more are on the page.
@@ -37,13 +37,15 @@ def evaluation_report(
     groups = dict.fromkeys(one.evaluation.group for one in comparisons)
     for group in groups if len(groups) > 1 else ():
         some = [one for one in comparisons if one.evaluation.group == group]
-        report.table(f"Group: {group or 'others'} ({len(some)} tasks)", summary_rows(some))
-    report.table(f"All {len(comparisons)} tasks: losses", summary_rows(comparisons))
-    report.table(f"All {len(comparisons)} tasks: cost", cost_rows(comparisons))
-    report.table(
-        "Against tuned Adam: differences of log losses, paired by seed, 95 % intervals",
-        [row for comparison in comparisons for row in comparison.verdicts()],
-    )
+        title = f"{group or 'others'}, {len(some)} tasks: normalised training loss"
+        report.table(title, loss_rows(some, "train"))
+    every = f"All {len(comparisons)} tasks"
+    report.table(f"{every}: normalised training loss", loss_rows(comparisons, "train"))
+    report.table(f"{every}: normalised held-out loss", loss_rows(comparisons, "held_out"))
+    report.table(f"{every}: areas under curves", area_rows(comparisons), detail=True)
+    report.table(f"{every}: speed and memory", cost_rows(comparisons))
+    verdicts = [row for comparison in comparisons for row in comparison.verdicts()]
+    report.table("Verdicts: paired by seed, 95 % intervals", verdicts, detail=True)
     for text in worst(comparisons):
         report.text(text)
     report.add(curves_of("curves", comparisons, PANELS))
@@ -67,24 +69,30 @@ def _by_name(comparisons: Sequence[Comparison]) -> dict[str, list[tuple[Comparis
     return {name: pairs for name, pairs in found.items() if len(pairs) == len(comparisons)}
 
 
-def summary_rows(comparisons: Sequence[Comparison]) -> list[dict[str, Cell]]:
-    """Returns losses of each optimizer over tasks: interquartile means with 95 % intervals."""
-    random = {k: np.stack([one.random[k] for one in comparisons]) for k in OBJECTIVES}
-    rows = []
+def loss_rows(comparisons: Sequence[Comparison], objective: str) -> list[dict[str, Cell]]:
+    """Returns losses of each optimizer over tasks, failures, and what they are worth."""
+    random, rows = np.stack([one.random[objective] for one in comparisons]), []
     for name, pairs in _by_name(comparisons).items():
-        row: dict[str, Cell] = {"optimizer": name}
-        for objective, said in zip(OBJECTIVES, ("train", "held out"), strict=True):
-            ends = [one.normalised(entry, objective) for one, entry in pairs]
-            areas = [one.area(entry, objective) for one, entry in pairs]
-            row[f"{said}, final"] = metrics.stratified(ends)
-            row[f"{said}, area"] = metrics.stratified(areas)
-            mean = metrics.stratified(ends, np.mean)
-            found = [metrics.worth(x, random[objective]) for x in (mean.value, mean.high, mean.low)]
-            if objective == "train":
-                row["failures, %"] = 100 * float(np.mean(np.concatenate(ends) > 1))
-                row["worth random Adam trials"] = Interval(*found)
+        ends = [one.normalised(entry, objective) for one, entry in pairs]
+        mean = metrics.stratified(ends, np.mean)
+        worth = [metrics.worth(loss, random) for loss in (mean.value, mean.high, mean.low)]
+        row: dict[str, Cell] = {"optimizer": name, "interquartile mean": metrics.stratified(ends)}
+        row["failures, %"] = 100 * float(np.mean(np.concatenate(ends) > 1))
+        row["worth random Adam trials"] = Interval(*worth)
         rows.append(row)
     return rows
+
+
+def area_rows(comparisons: Sequence[Comparison]) -> list[dict[str, Cell]]:
+    """Returns normalised areas under the curves of each optimizer over tasks."""
+    return [
+        {"optimizer": name}
+        | {
+            said: metrics.stratified([one.area(entry, objective) for one, entry in pairs])
+            for objective, said in SAID.items()
+        }
+        for name, pairs in _by_name(comparisons).items()
+    ]
 
 
 def cost_rows(comparisons: Sequence[Comparison]) -> list[dict[str, Cell]]:
@@ -114,21 +122,19 @@ def cost_rows(comparisons: Sequence[Comparison]) -> list[dict[str, Cell]]:
 
 def worst(comparisons: Sequence[Comparison]) -> list[str]:
     """Returns, of each entry that is no baseline, its verdicts counted and its worst tasks."""
-    texts, names = [], [entry.name for entry in comparisons[0].judged()]
+    texts, judged = [], _judged(comparisons)
     for name, pairs in _by_name(comparisons).items():
-        if name not in names:
+        if name not in judged:
             continue
-        counts = {"beats": 0, "falls behind": 0, "is inconclusive against": 0}
-        losses = {}
-        for one, entry in pairs:
-            counts[metrics.verdict(one.difference(entry, one.adam, "train")[0])] += 1
-            losses[one.evaluation.name] = one.normalised(entry, "train")
-        said = ", ".join(f"{verb} tuned Adam on {count}" for verb, count in counts.items())
+        found = [metrics.verdict(one.difference(e, one.adam, "train")[0]) for one, e in pairs]
+        verbs = ("beats", "falls behind", "is inconclusive against")
+        said = ", ".join(f"{verb} tuned Adam on {found.count(verb)}" for verb in verbs)
+        losses = {one.evaluation.name: one.normalised(e, "train") for one, e in pairs}
         last = sorted(losses, key=lambda task: -losses[task].mean())[:3]
         shown = ", ".join(f"{task} ({losses[task].mean():.2f})" for task in last)
-        failed = sum(int((values > 1).any()) for values in losses.values())
+        failed = sum(bool((values > 1).any()) for values in losses.values())
         texts.append(
-            f"{name}: {said} of {len(pairs)} tasks in training loss; worse than the start on "
+            f"{name} {said} of {len(pairs)} tasks in training loss; it ends above the start on "
             f"{failed}. Worst, by normalised loss: {shown}."
         )
     return texts
@@ -142,52 +148,66 @@ def _profiles(comparisons: Sequence[Comparison]) -> Figure:
     pairs = _by_name(comparisons)
     shares = metrics.profile(_steps(pairs), RATIOS)
     lines = {name: share[None] for name, share in zip(pairs, shares, strict=True)}
-    caption = "Share of tasks and seeds that reach tuned Adam's loss within a ratio of the fewest "
-    style: Any = {"log": False, "xlabel": "ratio of steps", "ylabel": "share"}
-    panels = {"Performance profile (Dolan and More)": lines}
-    return curves("profiles", panels, caption + "steps.", steps=RATIOS.tolist(), **style)
+    caption = "Share of runs that reach tuned Adam's loss within a ratio of the fewest steps."
+    style = {"log": False, "xlabel": "ratio of steps", "ylabel": "share"}
+    return _lines("profiles", lines, RATIOS, caption, style)
 
 
 def _tuning(comparisons: Sequence[Comparison]) -> Figure:
     """Returns the loss that the best of k random settings of Adam has, beside what is judged."""
-    random = np.stack([one.random["train"] for one in comparisons])
-    counts = range(1, random.shape[1] + 1)
-    best = np.array([metrics.expected_best(random, k).mean() for k in counts])
-    lines: dict[str, Any] = {"Adam (best of random settings)": best[None]}
+    random, judged = np.stack([one.random["train"] for one in comparisons]), _judged(comparisons)
+    counts = np.arange(1.0, random.shape[1] + 1)
+    best = np.array([metrics.expected_best(random, int(k)).mean() for k in counts])
+    lines = {"Adam (best of random settings)": best[None]}
     for name, pairs in _by_name(comparisons).items():
-        if pairs[0][1] in pairs[0][0].judged():
-            lines[name] = np.array([one.normalised(e, "train").mean() for one, e in pairs])
-    style: Any = {"log": "x", "xlabel": "trials", "ylabel": "normalised loss"}
-    caption = "Mean normalised training loss over tasks; dashed, what is judged."
-    return curves("tuning", {"Worth of trials": lines}, caption, steps=list(counts), **style)
+        if name in judged:
+            lines[name] = np.mean([one.normalised(e, "train") for one, e in pairs], keepdims=True)[
+                0
+            ]
+    style = {"log": "x", "xlabel": "trials", "ylabel": "normalised training loss"}
+    return _lines("tuning", lines, counts, "Means over tasks; dashed, what is judged.", style)
 
 
 def _sweep(group: str, comparisons: Sequence[Comparison]) -> Figure:
     """Returns losses over what a sweep changes; the range of meta-training is shaded."""
     ordered = sorted(comparisons, key=lambda one: one.evaluation.place or 0)
-    places = [float(one.evaluation.place or 0) for one in ordered]
-    trained = [p for p, one in zip(places, ordered, strict=True) if one.evaluation.trained_on]
-    pairs = _by_name(ordered)
-    last = {one.name for one in ordered[0].judged()}
-    last |= {ordered[0].of(one.contestant.name).name for one in ordered[0].entries}
+    places = np.array([float(one.evaluation.place or 0) for one in ordered])
+    trained = places[[one.evaluation.trained_on for one in ordered]].tolist()
+    shown = {ordered[0].of(entry.contestant.name).name for entry in ordered[0].entries}
     lines = {
-        name: np.stack([one.normalised(entry, "train") for one, entry in pairs[name]], axis=1)
-        for name in pairs
-        if name in last
+        name: np.stack([one.normalised(entry, "train") for one, entry in pairs], axis=1)
+        for name, pairs in _by_name(ordered).items()
+        if name in shown | _judged(ordered)
     }
+    style = {"log": "x", "xlabel": group, "ylabel": "normalised training loss"}
+    name = f"sweep_{group.replace(' ', '_')}"
+    return _lines(name, lines, places, f"Sweep over {group}; shaded, trained on.", style, trained)
+
+
+def _judged(comparisons: Sequence[Comparison]) -> set[str]:
+    return {entry.name for one in comparisons for entry in one.judged()}
+
+
+def _lines(
+    name: str,
+    lines: Mapping[str, Any],
+    places: Float[np.ndarray, " place"],
+    caption: str,
+    style: Mapping[str, Any],
+    shaded: Sequence[float] = (),
+) -> Figure:
+    """Returns a figure of means over seeds at places, with a range that is shaded."""
 
     def draw(figure: Any) -> None:
         axes = figure.add_subplot()
-        if trained:
-            span = 0.9 * min(trained), 1.1 * max(trained)
+        if shaded:
+            span = 0.9 * min(shaded), 1.1 * max(shaded)
             axes.axvspan(*span, color="#dddddd", lw=0, label="meta-training")
-        style: Any = {"log": "x", "xlabel": group, "ylabel": "normalised training loss"}
         bands(axes, lines, steps=places, **style)
 
-    means = {name: values.mean(axis=0).tolist() for name, values in lines.items()}
-    data = {"places": places, "trained_on": trained, "means": means}
-    name = f"sweep_{group.replace(' ', '_')}"
-    return Figure(name, draw, caption=f"Sweep over {group}, mean and standard error.", data=data)
+    data: dict[str, Any] = {"places": places.tolist(), "shaded": list(shaded)}
+    data["means"] = {one: np.mean(values, axis=0).tolist() for one, values in lines.items()}
+    return Figure(name, draw, caption=caption, data=data)
 
 
 def _add_log(report: Report, log: Mapping[str, Float[np.ndarray, " outer"]]) -> None:
