@@ -139,7 +139,7 @@ def _overview(words: Sequence[str]) -> None:
 
 def _run(name: str, command: Command, words: Sequence[str]) -> None:
     given = _options(name, command, words)
-    subject, out = given.pop("subject", None), given.pop("out", None)
+    subject, out = given.pop("subject", None), given.pop("out", None) if command.report else None
     trust = given.pop("trust", False) if command.subject else False
     settings = command.settings(**given)
     folder = _folder(command, subject, settings, out)

@@ -169,6 +169,7 @@ def compare(evaluation: Evaluation, contestants: Sequence[Contestant], seed: int
         raise ValueError(f"There are two optimizers {twice[0]!r}; give one of them another name.")
     every = [*contestants] if "Adam" in names else [*contestants, CONTESTANTS["Adam"]]
     trials = Trials(evaluation, seed)
+    trials.compile(every)
     scale = trials.scale()
     random = {k: scale.normalised(v[:, None], k)[:, 0] for k, v in trials.random_losses().items()}
     entries = tuple(entry for one in every for entry in trials.entries(one))

@@ -9,6 +9,8 @@ import dataclasses
 import hashlib
 import json
 import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -199,21 +201,31 @@ class Trials:
                 self._known[str(path)] = files.read_json(path, sealed=True)["results"]
         return self._known[str(path)], path
 
-    def _train(self, contestant: Contestant, rows: Grid, seeds: str) -> tuple[Any, float]:
+    def compile(self, contestants: Sequence[Contestant]) -> None:
+        """Compiles, two at a time, what is needed for optimizers of which nothing is known."""
+        new = {id(one.factory): one for one in contestants if not self._load(one)[0]}
+        for one in new.values():
+            self._program(one).trace(jnp.asarray(one.grid.astype(self._dtype)))
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(lambda one: self._program(one).compile(), new.values()))
+
+    def _program(self, contestant: Contestant) -> OverDevices:
         horizon, params_of = self.evaluation.horizon, contestant.params_of
-        shared = self.evaluation.task, contestant.factory, self._keys[seeds]
 
         def one(shared: Any, values: Any) -> Trial:
             task, factory, keys = shared
             return trial(task, factory(values, horizon), keys, horizon, params_of)
 
-        program = self._programs.get(id(contestant.factory))
-        if program is None:
-            program = OverDevices(one, shared, AT_ONCE)
-            self._programs[id(contestant.factory)] = program
-        program.share(shared)
+        if id(contestant.factory) not in self._programs:
+            shared = self.evaluation.task, contestant.factory, self._keys[SEEDS[0]]
+            self._programs[id(contestant.factory)] = OverDevices(one, shared, AT_ONCE)
+        return self._programs[id(contestant.factory)]
+
+    def _train(self, contestant: Contestant, rows: Grid, seeds: str) -> tuple[Any, float]:
+        program = self._program(contestant)
+        program.share((self.evaluation.task, contestant.factory, self._keys[seeds]))
         found = program(jnp.asarray(rows.astype(self._dtype)))
-        runs = horizon * program.batch * self.evaluation.num_seeds
+        runs = self.evaluation.horizon * program.batch * self.evaluation.num_seeds
         return found, float(f"{1e6 * program.seconds / runs:.4g}")
 
     def _state_bytes(self, contestant: Contestant) -> float:
