@@ -147,7 +147,7 @@ def distill_run(
         at(len(jobs) + 3, "what each feature is for")
         distill_report.add_features(report, found, few, settings.seed)
         comparisons, once, kept = [], (1,), folder / "evaluations"
-        network = of_learned("network", inner.learned, theta, kept, once)
+        network = of_learned("learned", inner.learned, theta, kept, once)
         equation = of_learned("equation", learned, weights, kept, once)
         for i, evaluation in enumerate(evaluations):
             at(len(jobs) + 4 + i, f"training: {evaluation.name}")

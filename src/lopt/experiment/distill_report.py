@@ -141,7 +141,7 @@ def add_roll_outs(report: Report, comparisons: Sequence[Comparison]) -> None:
         report.heading("In the network's place")
         report.add(curves_of("roll_outs", comparisons))
     for comparison in comparisons:
-        network = float(comparison.final(comparison.of("network")).mean())
+        network = float(comparison.final(comparison.of("learned")).mean())
         about, rows = comparison.evaluation, comparison.rows()
         for row, entry in zip(rows, comparison.entries, strict=True):
             final = float(comparison.final(entry).mean())

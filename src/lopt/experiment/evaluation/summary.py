@@ -69,14 +69,18 @@ def _by_name(comparisons: Sequence[Comparison]) -> dict[str, list[tuple[Comparis
     return {name: pairs for name, pairs in found.items() if len(pairs) == len(comparisons)}
 
 
+def _head(pairs: Sequence[tuple[Comparison, Entry]]) -> dict[str, Cell]:
+    return {"optimizer": pairs[0][1].contestant.name, "trials": pairs[0][1].budget}
+
+
 def loss_rows(comparisons: Sequence[Comparison], objective: str) -> list[dict[str, Cell]]:
     """Returns losses of each optimizer over tasks, failures, and what they are worth."""
     random, rows = np.stack([one.random[objective] for one in comparisons]), []
-    for name, pairs in _by_name(comparisons).items():
+    for pairs in _by_name(comparisons).values():
         ends = [one.normalised(entry, objective) for one, entry in pairs]
         mean = metrics.stratified(ends, np.mean)
         worth = [metrics.worth(loss, random) for loss in (mean.value, mean.high, mean.low)]
-        row: dict[str, Cell] = {"optimizer": name, "interquartile mean": metrics.stratified(ends)}
+        row = _head(pairs) | {"interquartile mean": metrics.stratified(ends)}
         row["failures, %"] = 100 * float(np.mean(np.concatenate(ends) > 1))
         row["worth random Adam trials"] = Interval(*worth)
         rows.append(row)
@@ -86,12 +90,12 @@ def loss_rows(comparisons: Sequence[Comparison], objective: str) -> list[dict[st
 def area_rows(comparisons: Sequence[Comparison]) -> list[dict[str, Cell]]:
     """Returns normalised areas under the curves of each optimizer over tasks."""
     return [
-        {"optimizer": name}
+        _head(pairs)
         | {
             said: metrics.stratified([one.area(entry, objective) for one, entry in pairs])
             for objective, said in SAID.items()
         }
-        for name, pairs in _by_name(comparisons).items()
+        for pairs in _by_name(comparisons).values()
     ]
 
 
@@ -100,15 +104,15 @@ def cost_rows(comparisons: Sequence[Comparison]) -> list[dict[str, Cell]]:
     pairs = _by_name(comparisons)
     scores = metrics.profile_scores(_steps(pairs))
     rows: list[dict[str, Cell]] = []
-    for (name, some), score in zip(pairs.items(), scores, strict=True):
+    for some, score in zip(pairs.values(), scores, strict=True):
         faster, times = [], []
         for one, entry in some:
             faster.append(one.evaluation.horizon / one.steps(entry))
             times.append(one.adam.microseconds / entry.microseconds)
         clock = np.concatenate([x * time for x, time in zip(faster, times, strict=True)])
         rows.append(
-            {
-                "optimizer": name,
+            _head(some)
+            | {
                 "speed-up in steps": float(np.median(np.concatenate(faster))),
                 "in seconds": float(np.median(clock)),
                 "share of runs there": float(np.mean(np.concatenate(faster) > 0)),
