@@ -52,7 +52,7 @@ def _params(state: Any, params: Any) -> Any:
     return params
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Contestant:
     """An optimizer to be judged, and the hyperparameters that are tried, in the order of trials.
 

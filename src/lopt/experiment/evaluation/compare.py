@@ -46,6 +46,11 @@ class Comparison:
         known = (*CONTESTANTS, "OptList")
         return [entry for entry in self.entries if entry.contestant.name not in known]
 
+    def shown(self) -> list[Entry]:
+        """Returns the entries that plots show: of baselines only those with the most trials."""
+        judged = self.judged()
+        return [e for e in self.entries if e in judged or e is self.of(e.contestant.name)]
+
     def final(self, entry: Entry, objective: str = "train") -> Seeds:
         """Returns the losses after training, of what was chosen for the objective."""
         return getattr(entry.found[objective], objective)[:, -1]
@@ -180,14 +185,12 @@ def curves_of(name: str, comparisons: Sequence[Comparison], most: int | None = N
     """Returns a figure of the training losses of all optimizers, tuned ones for baselines."""
     panels = {}
     for one in comparisons:
-        judged, panel = one.judged(), {}
-        for entry in one.entries:
-            if entry in judged or entry is one.of(entry.contestant.name):
-                losses = entry.found["train"].losses
-                width = max(1, one.evaluation.horizon // losses.shape[1])
-                every = np.repeat(losses, width, axis=1)
-                first = np.repeat(every[:, :1], one.evaluation.horizon - every.shape[1], axis=1)
-                panel[entry.name] = np.concatenate([first, every], axis=1)
+        horizon, panel = one.evaluation.horizon, {}
+        for entry in one.shown():
+            losses = entry.found["train"].losses
+            every = np.repeat(losses, max(1, horizon // losses.shape[1]), axis=1)
+            first = np.repeat(every[:, :1], horizon - every.shape[1], axis=1)
+            panel[entry.name] = np.concatenate([first, every], axis=1)
         panels[one.evaluation.name] = panel
     style: Any = {"most": most, "xlabel": "inner step", "ylabel": "training loss"}
     return curves(name, panels, "Training losses, mean and standard error over seeds.", **style)

@@ -149,7 +149,8 @@ def _steps(pairs: Mapping[str, Any]) -> Float[np.ndarray, "contestant problem"]:
 
 
 def _profiles(comparisons: Sequence[Comparison]) -> Figure:
-    pairs = _by_name(comparisons)
+    shown = {entry.name for entry in comparisons[0].shown()}
+    pairs = {name: some for name, some in _by_name(comparisons).items() if name in shown}
     shares = metrics.profile(_steps(pairs), RATIOS)
     lines = {name: share[None] for name, share in zip(pairs, shares, strict=True)}
     caption = "Share of runs that reach tuned Adam's loss within a ratio of the fewest steps."
@@ -177,11 +178,11 @@ def _sweep(group: str, comparisons: Sequence[Comparison]) -> Figure:
     ordered = sorted(comparisons, key=lambda one: one.evaluation.place or 0)
     places = np.array([float(one.evaluation.place or 0) for one in ordered])
     trained = places[[one.evaluation.trained_on for one in ordered]].tolist()
-    shown = {ordered[0].of(entry.contestant.name).name for entry in ordered[0].entries}
+    shown = {entry.name for entry in ordered[0].shown()}
     lines = {
         name: np.stack([one.normalised(entry, "train") for one, entry in pairs], axis=1)
         for name, pairs in _by_name(ordered).items()
-        if name in shown | _judged(ordered)
+        if name in shown
     }
     style = {"log": "x", "xlabel": group, "ylabel": "normalised training loss"}
     name = f"sweep_{group.replace(' ', '_')}"
@@ -211,7 +212,7 @@ def _lines(
 
     data: dict[str, Any] = {"places": places.tolist(), "shaded": list(shaded)}
     data["means"] = {one: np.mean(values, axis=0).tolist() for one, values in lines.items()}
-    return Figure(name, draw, caption=caption, data=data)
+    return Figure(name, draw, (6.4, 4.6), caption, data)
 
 
 def _add_log(report: Report, log: Mapping[str, Float[np.ndarray, " outer"]]) -> None:

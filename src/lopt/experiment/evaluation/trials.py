@@ -38,7 +38,7 @@ AT_ONCE, WIDEN_BY = 4, 8
 Row = Float[np.ndarray, " hyperparameter"]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Entry:
     """An optimizer after so many trials, on fresh seeds.
 
