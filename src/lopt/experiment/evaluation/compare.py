@@ -99,8 +99,9 @@ class Comparison:
             row: dict[str, Cell] = {"task": self.evaluation.name, "optimizer": entry.name}
             for objective in OBJECTIVES:
                 found, kind = self.difference(entry, self.adam, objective)
-                row[f"{SAID[objective]}"] = f"{metrics.verdict(found)} tuned Adam"
-                row[f"difference of {kind}, {SAID[objective]}"] = found
+                row[SAID[objective]] = f"{metrics.verdict(found)} tuned Adam"
+                row[f"{SAID[objective]}, difference"] = found
+                row[f"{SAID[objective]}, of"] = kind
             rows.append(row)
         return rows
 
