@@ -70,7 +70,7 @@ def _quick(data: Data) -> list[Evaluation]:
 FAR: tuple[tuple[str, Callable[[Data], AbstractTaskFamily], int], ...] = (
     (
         "convolutions",
-        lambda data: conv_classification(data, (8, 8), 3, (16,), batch_size=32),
+        lambda data: conv_classification(data, (4, 8), 3, (16,), batch_size=32),
         HORIZON,
     ),
     ("Rosenbrock", lambda data: Rosenbrock(10, 0.1), HORIZON),
