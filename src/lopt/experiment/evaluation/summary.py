@@ -117,7 +117,7 @@ def cost_rows(comparisons: Sequence[Comparison]) -> list[dict[str, Cell]]:
                 "in seconds": float(np.median(clock)),
                 "share of runs there": float(np.mean(np.concatenate(faster) > 0)),
                 "profile score": float(score),
-                "microseconds per step": float(np.median([e.microseconds for _, e in some])),
+                "μs per step": float(np.median([e.microseconds for _, e in some])),
                 "state bytes per param": float(np.median([e.state_bytes for _, e in some])),
             }
         )
