@@ -24,13 +24,11 @@ class Comparison:
     Attributes:
         entries: of every optimizer, one for each of its numbers of trials.
         scale: of losses.
-        random: normalised losses that Adam at random settings ends with, by objective.
     """
 
     evaluation: Evaluation
     entries: tuple[Entry, ...]
     scale: metrics.Scale
-    random: dict[str, Float[np.ndarray, " setting"]]
 
     def of(self, name: str) -> Entry:
         """Returns the entry of an optimizer with the most trials."""
@@ -146,7 +144,7 @@ class Comparison:
         names = ("name", "group", "place", "horizon", "num_seeds", "trained_on")
         return {
             **{name: getattr(self.evaluation, name) for name in names},
-            "scale": dataclasses.asdict(self.scale) | {"envelope": None, "steps": None},
+            "scale": {"best": self.scale.best, "init": self.scale.init},
             "rows": [
                 {
                     "optimizer": entry.contestant.name,
@@ -177,9 +175,8 @@ def compare(evaluation: Evaluation, contestants: Sequence[Contestant], seed: int
     trials = Trials(evaluation, seed)
     trials.compile(every)
     scale = trials.scale()
-    random = {k: scale.normalised(v[:, None], k)[:, 0] for k, v in trials.random_losses().items()}
     entries = tuple(entry for one in every for entry in trials.entries(one))
-    return Comparison(evaluation, entries, scale, random)
+    return Comparison(evaluation, entries, scale)
 
 
 def curves_of(name: str, comparisons: Sequence[Comparison], most: int | None = None) -> Figure:

@@ -51,26 +51,30 @@ class Scale:
         best, init: the least and the initial loss, means over seeds, by objective.
         envelope: the least loss that Adam at the best rate for it has had, after each window.
         steps: the step at which each window ends.
+        random: normalised losses that Adam at random settings ends with, by objective.
     """
 
     best: dict[str, float]
     init: dict[str, float]
     envelope: Float[np.ndarray, " window"]
     steps: Float[np.ndarray, " window"]
+    random: dict[str, Float[np.ndarray, " setting"]]
 
     @classmethod
     def of(cls, rates: Sequence[Any], others: Sequence[Any], horizon: int) -> "Scale":
         """Returns the scale from trials of Adam at rates, and at other settings."""
-        best, init = {}, {}
+        best, init, random = {}, {}, {}
         for name in ("train", "held_out"):
             ends = [getattr(one, name) for one in (*rates, *others)]
             init[name] = float(np.mean(ends[0][:, 0]))
             scores = [score(curve[:, point]) for curve in ends for point in range(curve.shape[1])]
             best[name] = min(scores)
+            losses = [score(getattr(one, name)[:, -1]) for one in others]
+            random[name] = normalised(np.array(losses)[:, None], best[name], init[name])[:, 0]
         curves = np.stack([one.losses.mean(axis=0) for one in rates])
         smooth = running_mean(np.where(np.isfinite(curves), curves, np.inf), _width(curves))
         envelope = np.minimum.accumulate(smooth.min(axis=0))
-        return cls(best, init, envelope, ends_of_windows(curves.shape[1], horizon))
+        return cls(best, init, envelope, ends_of_windows(curves.shape[1], horizon), random)
 
     def normalised(self, losses: ArrayLike, objective: str) -> Float[np.ndarray, "..."]:
         """Returns normalised losses; see the function of this name."""

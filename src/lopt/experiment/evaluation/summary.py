@@ -75,7 +75,7 @@ def _head(pairs: Sequence[tuple[Comparison, Entry]]) -> dict[str, Cell]:
 
 def loss_rows(comparisons: Sequence[Comparison], objective: str) -> list[dict[str, Cell]]:
     """Returns losses of each optimizer over tasks, failures, and what they are worth."""
-    random, rows = np.stack([one.random[objective] for one in comparisons]), []
+    random, rows = np.stack([one.scale.random[objective] for one in comparisons]), []
     for pairs in _by_name(comparisons).values():
         ends = [one.normalised(entry, objective) for one, entry in pairs]
         mean = metrics.stratified(ends, np.mean)
@@ -160,7 +160,10 @@ def _profiles(comparisons: Sequence[Comparison]) -> Figure:
 
 def _tuning(comparisons: Sequence[Comparison]) -> Figure:
     """Returns the loss that the best of k random settings of Adam has, beside what is judged."""
-    random, judged = np.stack([one.random["train"] for one in comparisons]), _judged(comparisons)
+    random, judged = (
+        np.stack([one.scale.random["train"] for one in comparisons]),
+        _judged(comparisons),
+    )
     counts = np.arange(1.0, random.shape[1] + 1)
     best = np.array([metrics.expected_best(random, int(k)).mean() for k in counts])
     lines = {"Adam (best of random settings)": best[None]}

@@ -174,15 +174,6 @@ class Trials:
             files.write_json(path, json.loads(json.dumps(content, default=np.ndarray.tolist)))
         return scale
 
-    def random_losses(self) -> dict[str, Float[np.ndarray, " setting"]]:
-        """Returns the losses that Adam at random settings ends with, by objective."""
-        random = random_adam()
-        found = self.results(random, random.grid, "validation")
-        return {
-            "train": np.array([metrics.score(one.train[:, 1]) for one in found]),
-            "held_out": np.array([metrics.score(one.held_out[:, -1]) for one in found]),
-        }
-
     def _path(self, about: dict[str, Any], method: str, folder: Path | None) -> Path:
         text = json.dumps(about | {"method": method}, sort_keys=True)
         name = re.sub(r"\W+", "_", f"{self.evaluation.name} {method}").strip("_")
