@@ -1,4 +1,5 @@
 import io
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -8,67 +9,216 @@ import pytest
 from rich.console import Console
 
 import lopt
-from lopt.experiment.baselines import BASELINES
-from lopt.experiment.evaluation.compare import Runs, compare, evaluation_report
+from lopt.experiment import cli
+from lopt.experiment.baselines import CONTESTANTS, Contestant, outward
+from lopt.experiment.evaluation import suites
+from lopt.experiment.evaluation.compare import compare
+from lopt.experiment.evaluation.contestants import (
+    baselines,
+    named_optimizer,
+    of_learned,
+    of_optimizer,
+)
+from lopt.experiment.evaluation.summary import evaluation_report
+from lopt.experiment.evaluation.trials import Trials
 from lopt.experiment.runs.files import read_json, to_line
 
 # Adam.
 pytestmark = pytest.mark.standard_promotion
+FEW = ("Adam",)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def cache(tmp_path_factory):
+    """A cache that begins empty."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOPT_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="module")
-def comparison():
-    """Adam at one of the rates of the grid in the place of the learned optimizer."""
+def comparison(cache):
+    """Adam at its default rate in the place of the learned optimizer."""
     task = lopt.tasks.mlp_classification(lopt.load_images("digits"), (8,), batch_size=32)
-    evaluation = lopt.Evaluation("digits", task, horizon=30, trained_on=True)
-    learned = lopt.learnable(optax.adam, learning_rate=float(BASELINES["Adam"].rates[5]))
-    theta = learned.init(jax.random.key(0))
-    return compare(evaluation, learned, theta, jax.random.key(1))
+    evaluation = lopt.Evaluation("digits", task, horizon=33, trained_on=True)
+    learned = lopt.learnable(optax.adam, learning_rate=1e-3)
+    one = of_learned("learned", learned, learned.init(jax.random.key(0)), budgets=(1,))
+    with jax.numpy_dtype_promotion("standard"):
+        return compare(evaluation, [one, *baselines(FEW)])
 
 
 def test_all_train_from_the_same_weights_on_the_same_batches(comparison):
-    first = [runs.losses[:, 0] for runs in comparison.runs]
-    assert [runs.name for runs in comparison.runs] == [
-        "learned", "SGD", "momentum", "Adam", "Adam 0.001"
-    ]  # fmt: skip
+    names = ["learned (1 trial)", *(f"{n} ({k})" for n in FEW for k in ("1 trial", "11 trials"))]
+    assert [entry.name for entry in comparison.entries] == names
+    first = [entry.found["train"].losses[:, 0] for entry in comparison.entries]
     for losses in first:
-        np.testing.assert_allclose(losses, first[0], rtol=1e-12)
-    assert len(set(np.asarray(first[0]).tolist())) == 5
-
-
-def test_the_tuned_rate_is_the_best_of_the_grid(comparison):
-    """No run of Adam at a rate of the grid ends lower than the tuned one."""
-    adam, learned = comparison.of("Adam"), comparison.of("learned")
-    assert not adam.at_edge
-    assert adam.final_loss.mean() <= learned.final_loss.mean() + 1e-12
-    if adam.learning_rate == BASELINES["Adam"].rates[5]:
-        np.testing.assert_allclose(adam.losses, learned.losses, rtol=1e-9)
+        np.testing.assert_allclose(losses, first[0], rtol=1e-6)
+    assert len(set(first[0].tolist())) == 5
+    learned, adam = comparison.entries[:2]
+    np.testing.assert_allclose(comparison.final(learned), comparison.final(adam), rtol=1e-5)
 
 
 def test_an_evaluated_run_is_a_plain_training_loop(comparison):
-    """The twin: a Python loop with Optax for the first seed."""
-    task, key = comparison.evaluation.task, jax.random.split(jax.random.key(1), 5)[0]
+    """The twin: a Python loop with Optax for the first seed, which nothing was chosen on."""
+    task = comparison.evaluation.task
+    key = Trials(comparison.evaluation)._keys["report"][0]
     init_key, run_key = jax.random.split(key)
-    optimizer, params = optax.adam(float(BASELINES["Adam"].rates[5])), task.init(init_key)
-    state, losses = optimizer.init(params), []
+    optimizer, params = optax.adam(1e-3), task.init(init_key)
+    state, losses, held_out = optimizer.init(params), [], []
     step = jax.jit(lambda p, b: jax.value_and_grad(task.loss)(p, b))
-    for i in range(30):
+    loss_over = jax.jit(lambda p, split: task.loss(p, task.everything(split)), static_argnums=1)
+    for i in range(33):
+        if i in (0, 6, 9):
+            held_out.append(float(loss_over(params, "test")))
         loss, grads = step(params, task.batch(jax.random.fold_in(run_key, i)))
         updates, state = optimizer.update(grads, state, params)
         params = optax.apply_updates(params, updates)
         losses.append(float(loss))
-    learned = comparison.of("learned")
-    np.testing.assert_allclose(learned.losses[0], losses, rtol=1e-6)
-    final = task.loss(params, task.everything("train"))
-    np.testing.assert_allclose(learned.final_loss[0], final, rtol=1e-6)
+    found = comparison.of("learned").found["train"]
+    np.testing.assert_allclose(found.losses[0], losses, rtol=1e-6)
+    # Ten parts of three steps, after three first ones.
+    np.testing.assert_allclose(found.held_out[0, :3], held_out, rtol=1e-6)
+    np.testing.assert_allclose(found.train[0, 1], loss_over(params, "train"), 1e-6)
 
 
-def test_steps_to_reach_is_the_end_of_the_first_window_below():
-    losses = np.stack([np.linspace(3, 0, 31), np.full(31, 2.0)])
-    runs = Runs("x", None, False, losses, losses[:, -1], {"loss": losses[:, -1]})
-    # The mean of ten steps that end at n is 3 - 0.1 (n - 5.5).
-    assert runs.steps_to_reach(1.0) == [26]
-    np.testing.assert_allclose(runs.final_level(), (0.45 + 2.0) / 2)
+def test_tuned_is_no_worse_than_untuned_where_it_was_tuned(comparison):
+    trials = Trials(comparison.evaluation)
+    for name in FEW:
+        tried = trials.results(CONTESTANTS[name], CONTESTANTS[name].grid, "validation")
+        row, _, count = trials.choose(CONTESTANTS[name], 11)["train"]
+        (best,) = trials.results(CONTESTANTS[name], row[None], "validation")
+        assert count >= 11
+        assert best.train[:, 1].mean() <= min(one.train[:, 1].mean() for one in tried)
+
+
+def test_what_is_on_disk_is_not_trained_again(comparison, monkeypatch):
+    def refuse(*arguments):
+        raise AssertionError("trained")
+
+    monkeypatch.setattr(Trials, "_train", refuse)
+    learned = comparison.of("learned").contestant
+    again = compare(comparison.evaluation, [learned, *baselines(FEW)])
+    assert again.rows() == comparison.rows()
+    scale = next(cli.Path(cli.os.environ["LOPT_CACHE_DIR"]).glob("evaluations/digits_scale*.json"))
+    found = read_json(scale)
+    assert found["best"] == comparison.scale.best
+    assert "Adam" in found["made_from"]
+    assert found["seeds"] == 5
+
+
+def parabola(eigenvalue=1.0):
+    task = lopt.tasks.Quadratic(jnp.full(2, eigenvalue), jnp.zeros(2))
+    return lopt.Evaluation(f"parabola {eigenvalue}", task, horizon=4)
+
+
+def sgd(default, count=3, folder=None):
+    def factory(values, num_steps):
+        return optax.sgd(values[0])
+
+    return Contestant("plain", factory, outward(default, count=count), (1, count), folder=folder)
+
+
+def test_a_choice_at_the_edge_widens_the_grid_and_nothing_else():
+    """On x^2 / 2 the best rate is 1, which ends at the minimum in one step."""
+    trials = Trials(parabola())
+    row, at_edge, count = trials.choose(sgd(0.01), 3)["train"]
+    # 0.0032, 0.01, 0.032 become 0.1, 0.32; then 1, 3.2, which is worse than 1.
+    np.testing.assert_allclose(row, [1.0])
+    assert (at_edge, count) == (False, 7)
+    assert trials.choose(sgd(0.01), 1)["train"][1:] == (False, 1)
+    assert trials.choose(sgd(1.0), 3)["train"][1:] == (False, 3)
+    row, at_edge, count = trials.choose(sgd(1e-6), 3)["train"]
+    assert at_edge
+    assert count == 11
+
+
+def test_a_killed_evaluation_goes_on_where_it_was(tmp_path, monkeypatch):
+    """Nine rates are trained four by four; the process ends after the first four."""
+    contestant, calls, train = sgd(1.0, 9, tmp_path), [], Trials._train
+
+    def killed(self, one, rows, seeds):
+        calls.append(len(rows))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return train(self, one, rows, seeds)
+
+    monkeypatch.setattr(Trials, "_train", killed)
+    with pytest.raises(KeyboardInterrupt):
+        Trials(parabola()).results(contestant, contestant.grid, "validation")
+    Trials(parabola()).results(contestant, contestant.grid, "validation")
+    assert calls == [4, 4, 4, 1]
+    # Another task, or the other seeds, are others' results.
+    Trials(parabola(2.0)).results(contestant, contestant.grid[:1], "validation")
+    Trials(parabola()).results(contestant, contestant.grid[:1], "report")
+    assert len(calls) == 6
+    path = next(tmp_path.glob("parabola_1*"))
+    path.write_text(path.read_text().replace("results", "result"))
+    Trials(parabola()).results(contestant, contestant.grid[:1], "validation")
+    assert len(calls) == 7
+
+
+def test_diverged_runs_are_not_chosen_and_count_as_failures():
+    contestant = of_optimizer("wild", optax.sgd(1e200), "wild")
+    found = compare(parabola(), [contestant])
+    entry = found.entries[0]
+    np.testing.assert_array_equal(found.normalised(entry, "train"), 2.0)
+    assert found.area(entry, "train").min() > 1
+    (texts,) = [evaluation_report("x", [found]).parts[1].text]
+    assert "wild (1 trial) falls behind tuned Adam" in texts
+
+
+@pytest.mark.parametrize(
+    ("made", "rate"),
+    [(optax.sgd(0.5), 1.0), (lambda: optax.sgd(0.5), 1.0), (optax.adam, 1e-3), (optax.lion, 1e-3)],
+)
+def test_any_optax_optimizer_is_a_contestant(made, rate):
+    one = of_optimizer("mine", made)
+    np.testing.assert_allclose(one.grid[0], [rate])
+    params = jnp.ones(3)
+    optimizer = one.factory(jnp.array([rate]), 10)
+    expected = made if hasattr(made, "init") else made() if rate == 1 else made(rate)
+    updates = [o.update(params, o.init(params), params)[0] for o in (optimizer, expected)]
+    np.testing.assert_allclose(*updates)
+
+
+def test_what_is_no_optimizer_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="b1, b2"):
+        of_optimizer("mine", lambda b1, b2: optax.adam(1.0, b1, b2))
+    for text in ("optax:nothing", "nowhere:adam", "adam"):
+        with pytest.raises(ValueError, match="module:function"):
+            named_optimizer(text, None)
+    with pytest.raises(ValueError, match="one of: SGD"):
+        baselines(["Adamm"])
+    with pytest.raises(ValueError, match="one of: quick"):
+        suites.suite("quik")
+
+
+def test_the_command_line_evaluates_and_writes_the_page(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    few = [
+        lopt.Evaluation(f"width {d}", lopt.tasks.Rosenbrock(d, 0.1), 12, 5, d == 2, "width", d / 1)
+        for d in (2, 4)
+    ]
+    few.append(parabola())
+    monkeypatch.setitem(suites.SUITES, "quick", (lambda data: few,))
+    words = "evaluate --suite quick --optimizer optax:sgd --baselines Adam"
+    monkeypatch.setattr(sys, "argv", ["lopt", *words.split()])
+    cli.main()
+    output = capsys.readouterr().out
+    for text in ("sgd (11 trials)", "tuned Adam", "Worst, by normalised loss", "width, 2 tasks"):
+        assert text in output
+    report = read_json(tmp_path / "evaluation" / "report.json")
+    assert [one["name"] for one in report["evaluations"]] == ["width 2", "width 4", "parabola 1.0"]
+    figures = {part["figure"]: part for part in report["parts"] if "figure" in part}
+    assert {*figures} == {"curves.png", "profiles.png", "tuning.png", "sweep_width.png"}
+    assert figures["sweep_width.png"]["shaded"] == [2.0]
+    assert len(list((tmp_path / "evaluation" / "evaluations").glob("*sgd*.json"))) == 3
+    names = [(row["optimizer"], row["budget"]) for row in report["evaluations"][2]["rows"]]
+    assert names == [("sgd", 1), ("sgd", 11), ("Adam", 1), ("Adam", 11)]
+    monkeypatch.setattr(sys, "argv", ["lopt", "evaluate", "--optimizer", "optax:sgd"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "add --suite quick" in capsys.readouterr().err
 
 
 def test_the_report_is_written(comparison, tmp_path):
@@ -80,7 +230,7 @@ def test_the_report_is_written(comparison, tmp_path):
     made.show(Console(file=output, width=120))
     names = made.save(tmp_path)
     text = output.getvalue()
-    for words in ("tuned Adam", "±", "momentum", "Skipped outer steps: 1"):
+    for words in ("tuned Adam", "±", "learned (1 trial)", "Skipped outer steps: 1"):
         assert words in text
     report = read_json(tmp_path / "report.json")
     (evaluation,) = report["evaluations"]
@@ -89,8 +239,9 @@ def test_the_report_is_written(comparison, tmp_path):
     shown = report["parts"][0]["rows"][0]["final loss"]
     np.testing.assert_allclose(shown["mean"], values.mean())
     np.testing.assert_allclose(shown["error"], values.std(ddof=1) / 5**0.5, rtol=1e-12)
-    assert names == ["report.json", "report.html", "curves.png", "meta_training.png"]
-    for name in names[2:]:
+    pictures = ["curves.png", "profiles.png", "tuning.png", "meta_training.png"]
+    assert names == ["report.json", "report.html", *pictures]
+    for name in pictures:
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
@@ -140,22 +291,14 @@ def quadratic():
 
 
 @pytest.mark.parametrize("build", [language_model, regression, quadratic])
-def test_a_task_of_any_kind_is_evaluated_and_reported(build, tmp_path):
-    task, learned = build(), lopt.LearnableSGD(0.1)
-    evaluation = lopt.Evaluation(build.__name__, task, horizon=10)
-    comparison = compare(evaluation, learned, learned.init(jax.random.key(0)), jax.random.key(1))
-    runs = comparison.of("learned")
-    assert set(runs.metrics) == ({"loss", "largest"} if build is regression else {"loss"})
-    assert runs.final_loss.shape == runs.metrics["loss"].shape == (5,)
-    assert runs.final_loss.mean() < runs.losses[:, 0].mean()
-    output = io.StringIO()
-    log = dict.fromkeys(("meta_loss", "finite", "dropped", "seconds"), np.ones(1))
-    report = evaluation_report("run", [comparison], log)
-    report.show(Console(file=output, width=120))
-    report.save(tmp_path)
-    assert "test loss" in output.getvalue()
-    (summary,) = read_json(tmp_path / "report.json")["evaluations"]
-    np.testing.assert_allclose(summary["rows"][0]["test"]["loss"], runs.metrics["loss"])
+def test_a_task_of_any_kind_is_evaluated(build):
+    evaluation = lopt.Evaluation(build.__name__, build(), horizon=10)
+    found = Trials(evaluation).entries(sgd(0.1, 1))[0].found["train"]
+    assert set(found.metrics) == ({"loss", "largest"} if build is regression else {"loss"})
+    assert found.train.shape == (5, 2)
+    assert found.held_out.shape == (5, 11)
+    assert found.train[:, 1].mean() < found.losses[:, 0].mean()
+    np.testing.assert_allclose(found.held_out[:, -1], found.metrics["loss"])
 
 
 class WithoutLoss(lopt.AbstractTask):

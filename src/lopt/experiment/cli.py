@@ -48,7 +48,7 @@ COMMANDS = {
     "train": Command(s.TrainSettings, "runs.command:train_command"),
     "tune": Command(s.TuneSettings, "runs.command:tune_command"),
     "recipes": Command(s.RecipesSettings, "runs.registry:list_recipes"),
-    "evaluate": Command(s.EvaluateSettings, "evaluation.compare:evaluate", "run", "{}", "report"),
+    "evaluate": Command(s.EvaluateSettings, "evaluation.command:evaluate_command"),
     "record": Command(s.RecordSettings, "record:record", "run"),
     "distill": Command(
         s.DistillSettings, "distill:distill_run", "run", "{}/distilled", "report", True
@@ -139,7 +139,7 @@ def _overview(words: Sequence[str]) -> None:
 
 def _run(name: str, command: Command, words: Sequence[str]) -> None:
     given = _options(name, command, words)
-    subject, out = given.pop("subject", None), given.pop("out", None)
+    subject, out = given.pop("subject", None), given.pop("out", None) if command.report else None
     trust = given.pop("trust", False) if command.subject else False
     settings = command.settings(**given)
     folder = _folder(command, subject, settings, out)

@@ -20,7 +20,9 @@ from lopt.core.inner import InnerTraining
 from lopt.core.types import Theta
 from lopt.experiment import distill_report
 from lopt.experiment.data.tables import load_table, save_table
+from lopt.experiment.evaluation.command import FEW
 from lopt.experiment.evaluation.compare import compare
+from lopt.experiment.evaluation.contestants import baselines, of_learned
 from lopt.experiment.record import record_run, with_columns
 from lopt.experiment.report import Report, progress, tell
 from lopt.experiment.runs import storage
@@ -28,7 +30,6 @@ from lopt.experiment.runs.environment import stoppable
 from lopt.experiment.runs.files import check_writable, digest, read_json, write_bytes, write_json
 from lopt.experiment.runs.run import Run
 from lopt.experiment.settings import DistillSettings, RecordSettings, split_lag
-from lopt.experiment.trainings import stream
 from lopt.learned import MomentFeatures
 from lopt.learned.averages import averaged_column, is_average
 from lopt.symbolic.expression import Expression, Variable, rename
@@ -145,11 +146,12 @@ def distill_run(
         distill_report.add_equation(report, found, shown, top, table.about["output"])
         at(len(jobs) + 3, "what each feature is for")
         distill_report.add_features(report, found, few, settings.seed)
-        comparisons, key = [], stream("roll-out", run.experiment.seed)
+        comparisons, once, kept = [], (1,), folder / "evaluations"
+        network = of_learned("learned", inner.learned, theta, kept, once)
+        equation = of_learned("equation", learned, weights, kept, once)
         for i, evaluation in enumerate(evaluations):
             at(len(jobs) + 4 + i, f"training: {evaluation.name}")
-            own, others = jax.random.fold_in(key, i), {"equation": (learned, weights)}
-            comparisons.append(compare(evaluation, inner.learned, theta, own, others))
+            comparisons.append(compare(evaluation, [network, equation, *baselines(FEW)]))
         distill_report.add_roll_outs(report, comparisons)
     report.heading("Use")
     report.text(f'optimizer = lopt.load_optimizer("{folder}")', code=True, detail=True)

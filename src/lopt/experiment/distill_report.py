@@ -142,9 +142,10 @@ def add_roll_outs(report: Report, comparisons: Sequence[Comparison]) -> None:
         report.heading("In the network's place")
         report.add(curves_of("roll_outs", comparisons))
     for comparison in comparisons:
-        about, network = comparison.evaluation, float(comparison.of("learned").final_loss.mean())
-        rows = comparison.rows()
-        for row, runs in zip(rows, comparison.runs, strict=True):
-            row["x network"] = float(runs.final_loss.mean()) / network if network else None
-            del row["steps to tuned Adam"], row["by seeds"]
+        network = float(comparison.final(comparison.of("learned")).mean())
+        about, rows = comparison.evaluation, comparison.rows()
+        for row, entry in zip(rows, comparison.entries, strict=True):
+            final = float(comparison.final(entry).mean())
+            row["x network"] = final / network if network else None
+            del row["steps to tuned Adam"], row["by seeds"], row["Adam steps to its loss"]
         report.table(f"{about.name} ({about.horizon} steps, {about.num_seeds} seeds)", rows)

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 Repeated = Annotated[tuple[str, ...], "repeated"]
 Hidden = Annotated[int, "hidden"]
 Positional = Annotated[str | None, "positional"]
+Several = Annotated[tuple[str, ...], "positional"]
 
 
 def help_of(settings: Any) -> tuple[str, dict[str, str]]:
@@ -121,7 +122,30 @@ class TuneSettings:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateSettings:
-    """Evaluate a run's latest weights against tuned SGD, momentum and Adam."""
+    """Judge runs, weights and Optax optimizers against tuned baselines.
+
+    All train from the same initial weights on the same batches. What is trained is kept: a command
+    that is started again goes on, and baselines are trained once for all.
+    """
+
+    # folders of runs and files of weights.
+    contestants: Several = ()
+    # an Optax optimizer, or a function of its rate, as module:function; may be repeated.
+    optimizer: Repeated = ()
+    suite: str | None = None  # quick, standard or far; the run's own evaluations by default.
+    # a baseline such as Adam or Muon, may be repeated; by default all in suites, and SGD, momentum
+    # and Adam otherwise.
+    baselines: Repeated = ()
+    optlist: Path | None = None  # the file opt_list.json, for the baseline OptList in suites.
+    seed: int = 0  # of everything random.
+    # the folder of the results; the run's by default, or evaluation, numbered if need be.
+    out: Path | None = None
+    trust: bool = False  # run the recipe file that a run names, or has brought along.
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.optlist is not None and not self.optlist.is_file():
+            raise FileNotFoundError(f"--optlist {self.optlist} is no file; give opt_list.json.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -141,8 +141,8 @@ class OverDevices:
     def __init__(self, function: Callable[[Any, Any], Any], shared: Any, at_once: int) -> None:
         self._mesh = device_mesh()
         self.batch = round_up(at_once, self._mesh.size)
-        arrays, static = eqx.partition(shared, eqx.is_array)
-        self._shared = jax.device_put(arrays, NamedSharding(self._mesh, PartitionSpec()))
+        static = eqx.filter(shared, eqx.is_array, inverse=True)
+        self.share(shared)
 
         def one(arrays: Any, item: Any) -> Any:
             return function(eqx.combine(arrays, static), item)
@@ -152,6 +152,11 @@ class OverDevices:
         self._compiled: Any = None
         self._seconds: list[float] = []
         self.compile_seconds = 0.0  # of tracing and compiling
+
+    def share(self, shared: Any) -> None:
+        """Shares other arrays, of the same shapes, from now on."""
+        arrays = eqx.filter(shared, eqx.is_array)
+        self._shared = jax.device_put(arrays, NamedSharding(self._mesh, PartitionSpec()))
 
     @property
     def seconds(self) -> float:

@@ -1,218 +1,194 @@
-"""Evaluation: the learned optimizer against SGD, momentum and Adam, tuned on the same terms.
-
-All optimizers train from the same initial parameters on the same batches for the same number of
-steps; each baseline's learning rate is the best of 11 for just these runs, which favours it.
-"""
+"""Optimizers side by side on one evaluation, and the verdict on each that is not a baseline."""
 
 import dataclasses
-import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Float
 
-from lopt.core.learned import AbstractLearnedOptimizer
-from lopt.core.types import Key, Scalar, Theta
-from lopt.experiment.baselines import BASELINES, DEFAULT_ADAM, tune
+from lopt.experiment.baselines import CONTESTANTS, Contestant
+from lopt.experiment.evaluation import metrics
 from lopt.experiment.evaluation.evaluation import Evaluation
-from lopt.experiment.report import Cell, Figure, Measured, Report, curves, measured, stages
-from lopt.experiment.report.plots import color_of, finish, running_mean
-from lopt.experiment.runs.run import Run
-from lopt.experiment.settings import EvaluateSettings
-from lopt.experiment.trainings import dtype_of, stream
+from lopt.experiment.evaluation.trials import OBJECTIVES, Entry, Trials
+from lopt.experiment.report import Cell, Figure, Interval, curves, measured
 
-SMOOTHING = 10
-# Those of the evaluation of a run; symmetry studies have Lion as well.
-NAMES = ("SGD", "momentum", "Adam")
-
-
-@dataclasses.dataclass(frozen=True)
-class Runs:
-    """Training runs of one optimizer, one row per seed.
-
-    Attributes:
-        name: of the optimizer.
-        learning_rate: the tuned one; None for the learned optimizer.
-        at_edge: whether that is the smallest or largest of those tried.
-        losses: the training loss before each step.
-        final_loss: the loss over the training split after the last step, in inference mode.
-        metrics: the task's metrics over the test split after the last step, by name.
-    """
-
-    name: str
-    learning_rate: float | None
-    at_edge: bool
-    losses: Float[np.ndarray, "seed step"]
-    final_loss: Float[np.ndarray, " seed"]
-    metrics: dict[str, Float[np.ndarray, " seed"]]
-
-    def steps_to_reach(self, level: float) -> list[int]:
-        """Returns, of each seed that gets there, the steps until the mean of 10 is at `level`."""
-        width = min(SMOOTHING, self.losses.shape[1])
-        reached = running_mean(self.losses, width)[:, width - 1 :] <= level
-        return [int(hits.argmax()) + width for hits in reached if hits.any()]
-
-    def final_level(self) -> float:
-        """Returns the mean over seeds of the training loss over the last 10 steps."""
-        return float(self.losses[:, -SMOOTHING:].mean())
+Seeds = Float[np.ndarray, " seed"]
+SAID = {"train": "training loss", "held_out": "held-out loss"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """The runs of all optimizers on one evaluation; the learned one comes first."""
+    """What all optimizers achieve on one evaluation.
+
+    Attributes:
+        entries: of every optimizer, one for each of its numbers of trials.
+        scale: of losses.
+    """
 
     evaluation: Evaluation
-    runs: tuple[Runs, ...]
+    entries: tuple[Entry, ...]
+    scale: metrics.Scale
 
-    def of(self, name: str) -> Runs:
-        """Returns the runs of one optimizer."""
-        return next(runs for runs in self.runs if runs.name == name)
+    def of(self, name: str) -> Entry:
+        """Returns the entry of an optimizer with the most trials."""
+        return [entry for entry in self.entries if entry.contestant.name == name][-1]
+
+    @property
+    def adam(self) -> Entry:
+        """Tuned Adam, which others are compared with."""
+        return self.of("Adam")
+
+    def judged(self) -> list[Entry]:
+        """Returns the entries that are no baselines."""
+        known = (*CONTESTANTS, "OptList")
+        return [entry for entry in self.entries if entry.contestant.name not in known]
+
+    def shown(self) -> list[Entry]:
+        """Returns the entries that plots show: of baselines only those with the most trials."""
+        judged = self.judged()
+        return [e for e in self.entries if e in judged or e is self.of(e.contestant.name)]
+
+    def final(self, entry: Entry, objective: str = "train") -> Seeds:
+        """Returns the losses after training, of what was chosen for the objective."""
+        return getattr(entry.found[objective], objective)[:, -1]
+
+    def normalised(self, entry: Entry, objective: str) -> Seeds:
+        """Returns the normalised losses after training."""
+        ends = np.where(self.diverged(entry, objective), np.nan, self.final(entry, objective))
+        return self.scale.normalised(ends[:, None], objective)[:, 0]
+
+    def area(self, entry: Entry, objective: str) -> Seeds:
+        """Returns the means over the run of the normalised losses."""
+        found = entry.found[objective]
+        values = found.losses if objective == "train" else found.held_out[:, 1:]
+        return self.scale.normalised(values, objective).mean(axis=1)
+
+    def diverged(self, entry: Entry, objective: str) -> Any:
+        """Returns whether a loss was not finite, by seed."""
+        found = entry.found[objective]
+        every = np.concatenate([found.losses, self.final(entry, objective)[:, None]], axis=1)
+        return ~np.isfinite(every).all(axis=1)
+
+    def steps(self, entry: Entry) -> Seeds:
+        """Returns the steps until the training loss is where tuned Adam's ends; may be infinite."""
+        level = float(metrics.final_level(self.adam.found["train"].losses).mean())
+        return metrics.steps_to(entry.found["train"].losses, level, self.evaluation.horizon)
+
+    def difference(self, entry: Entry, other: Entry, objective: str) -> tuple[Interval, str]:
+        """Returns by how much log losses are above another's, paired by seed, and what they are.
+
+        Where losses are negative they have no logarithms, and normalised losses are compared.
+        """
+        sides: list[Any] = []
+        kind = "log losses"
+        for one in (entry, other):
+            gone, ends = self.diverged(one, objective), self.final(one, objective)
+            sides.append(self.scale.logs(np.where(gone, np.nan, ends), objective))
+        if any(side is None for side in sides):
+            sides = [self.normalised(one, objective) for one in (entry, other)]
+            kind = "normalised losses"
+        return metrics.paired(np.asarray(sides[0] - sides[1])), kind
+
+    def verdicts(self) -> list[dict[str, Cell]]:
+        """Returns, of each entry that is no baseline, what is to be said of it against Adam."""
+        rows: list[dict[str, Cell]] = []
+        for entry in self.judged():
+            row: dict[str, Cell] = {"task": self.evaluation.name, "optimizer": entry.name}
+            for objective in OBJECTIVES:
+                found, kind = self.difference(entry, self.adam, objective)
+                row[SAID[objective]] = f"{metrics.verdict(found)} tuned Adam"
+                row[f"{SAID[objective]}, difference"] = found
+                row[f"{SAID[objective]}, of"] = kind
+            rows.append(row)
+        return rows
+
+    def sentence(self, entry: Entry) -> str:
+        """Returns the verdict on an entry in words, against tuned Adam and Adam at its default."""
+        default = next(one for one in self.entries if one.contestant.name == "Adam")
+        sides = (self.adam, "tuned Adam"), (self.adam, "tuned Adam"), (default, "untuned Adam")
+        parts = []
+        for (other, said), objective in zip(sides, (*OBJECTIVES, "train"), strict=True):
+            found, kind = self.difference(entry, other, objective)
+            parts.append(f"{metrics.verdict(found)} {said} in {SAID[objective]} ({found})")
+        return (
+            f"{entry.name} {parts[0]}, {parts[1]}, and {parts[2]}: differences of {kind}, paired "
+            "by seed, with 95 % intervals."
+        )
 
     def rows(self) -> list[dict[str, Cell]]:
-        """Returns a row of numbers for each optimizer."""
-        level = self.of("Adam").final_level()
-        metric = "accuracy" if "accuracy" in self.runs[0].metrics else "loss"
-        reached = [runs.steps_to_reach(level) for runs in self.runs]
-        return [
-            {
-                "optimizer": runs.name,
-                "rate": runs.learning_rate,
-                "final loss": measured(runs.final_loss),
-                f"test {metric}": measured(runs.metrics[metric]),
-                "steps to tuned Adam": measured(steps) if steps else None,
-                "by seeds": len(steps),
-            }
-            for runs, steps in zip(self.runs, reached, strict=True)
-        ]
-
-    def difference(self) -> Measured:
-        """Returns by how much the learned optimizer's final loss is above tuned Adam's, by seed."""
-        return measured(self.of("learned").final_loss - self.of("Adam").final_loss)
-
-    def verdict(self) -> str:
-        """Returns a sentence that compares the learned optimizer with Adam."""
-        found = self.difference()
-        if found.mean is None or found.error is None or not np.isfinite(found.mean):
-            return "The learned rule or tuned Adam diverges, so that they cannot be compared."
-        verdict = "matches tuned Adam within two standard errors"
-        if abs(found.mean) > 2 * found.error:
-            verdict = "beats tuned Adam" if found.mean < 0 else "falls behind tuned Adam"
-        default = self.of(f"Adam {DEFAULT_ADAM:g}").final_loss
-        every = "on every" if np.all(self.of("learned").final_loss < default) else "not on every"
-        return (
-            f"The learned rule {verdict} (difference of final losses {found}, paired by seed); "
-            f"it beats Adam at its default rate {every} initialisation."
-        )
+        """Returns a row of numbers for each entry."""
+        metric = "accuracy" if "accuracy" in self.adam.found["train"].metrics else "loss"
+        rows: list[dict[str, Cell]] = []
+        for entry in self.entries:
+            steps = self.steps(entry)
+            reached = steps[np.isfinite(steps)]
+            level = float(metrics.final_level(entry.found["train"].losses).mean())
+            rows.append(
+                {
+                    "optimizer": entry.contestant.name,
+                    "trials": entry.trials,
+                    "rate": float(entry.values["train"][0]),
+                    "final loss": measured(self.final(entry)),
+                    "normalised": float(self.normalised(entry, "train").mean()),
+                    f"test {metric}": measured(entry.found["held_out"].metrics[metric]),
+                    "steps to tuned Adam": measured(reached) if reached.size else None,
+                    "by seeds": len(reached),
+                    "Adam steps to its loss": self.scale.adam_steps(level),
+                }
+            )
+        return rows
 
     def summary(self) -> dict[str, Any]:
         """Returns what the JSON has besides the table."""
-        names = ("name", "horizon", "num_seeds", "trained_on")
+        names = ("name", "group", "place", "horizon", "num_seeds", "trained_on")
         return {
             **{name: getattr(self.evaluation, name) for name in names},
-            "learned_minus_tuned_adam": dataclasses.asdict(self.difference()),
+            "scale": {"best": self.scale.best, "init": self.scale.init},
             "rows": [
                 {
-                    "optimizer": runs.name,
-                    "learning_rate_at_edge_of_grid": runs.at_edge,
-                    "final_losses": runs.final_loss.tolist(),
-                    "test": {name: values.tolist() for name, values in runs.metrics.items()},
+                    "optimizer": entry.contestant.name,
+                    "budget": entry.budget,
+                    "trials": entry.trials,
+                    "learning_rate_at_edge_of_grid": entry.at_edge,
+                    "chosen": {name: row.tolist() for name, row in entry.values.items()},
+                    "final_losses": self.final(entry).tolist(),
+                    "held_out_losses": self.final(entry, "held_out").tolist(),
+                    "test": {k: v.tolist() for k, v in entry.found["held_out"].metrics.items()},
+                    "microseconds_per_step": entry.microseconds,
+                    "state_bytes_per_param": entry.state_bytes,
                 }
-                for runs in self.runs
+                for entry in self.entries
             ],
         }
 
 
-def compare(
-    evaluation: Evaluation,
-    learned: AbstractLearnedOptimizer,
-    theta: Theta,
-    key: Key,
-    others: Mapping[str, tuple[AbstractLearnedOptimizer, Theta]] | None = None,
-) -> Comparison:
-    """Trains the evaluation's task with the learned optimizer and with every baseline.
+def compare(evaluation: Evaluation, contestants: Sequence[Contestant], seed: int = 0) -> Comparison:
+    """Tunes optimizers on an evaluation and trains them on fresh seeds; Adam is always there.
 
-    `others` are further learned optimizers and their weights, by name.
+    What is on disk already is not trained again.
     """
-    keys = jax.random.split(key, evaluation.num_seeds)
-    dtype, results = dtype_of(evaluation.task), []
-    for name, (own, weights) in {"learned": (learned, theta), **(others or {})}.items():
-        found = evaluation.trained(own.optimizer(weights, evaluation.horizon), keys)
-        results.append(Runs(name, None, False, *jax.device_get(found)))
-
-    def train(optimizer: optax.GradientTransformation) -> tuple[Scalar, Any]:
-        found = evaluation.trained(optimizer, keys)
-        return jnp.mean(found[1]), found
-
-    for name in NAMES:
-        baseline, is_adam = BASELINES[name], name == "Adam"
-        default = np.array([DEFAULT_ADAM], dtype) if is_adam else None
-        tuned = tune(baseline.factory, baseline.rates.astype(dtype), train, default)
-        results.append(Runs(name, tuned.value, tuned.at_edge, *tuned.result))
-        if is_adam:
-            last = jax.tree.map(lambda leaf: leaf[-1], tuned.results)
-            results.append(Runs(f"Adam {DEFAULT_ADAM:g}", DEFAULT_ADAM, False, *last))
-    return Comparison(evaluation, tuple(results))
+    names = [contestant.name for contestant in contestants]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"There are two optimizers {twice[0]!r}; give one of them another name.")
+    every = [*contestants] if "Adam" in names else [*contestants, CONTESTANTS["Adam"]]
+    trials = Trials(evaluation, seed)
+    trials.compile(every)
+    scale = trials.scale()
+    entries = tuple(entry for one in every for entry in trials.entries(one))
+    return Comparison(evaluation, entries, scale)
 
 
-def evaluate(run: Run, settings: EvaluateSettings | None = None) -> Report:
-    """Compares a run's latest weights with tuned baselines, on each of its evaluations."""
-    experiment = run.experiment
-    before = None if experiment.initial is None else {"before": (run.learned, experiment.initial)}
-    key, comparisons = stream("evaluation", experiment.seed), []
-    with stages("evaluating", len(experiment.evaluations)) as announce:
-        for i, evaluation in enumerate(experiment.evaluations):
-            announce(evaluation.name)
-            own = jax.random.fold_in(key, i)
-            comparisons.append(compare(evaluation, run.learned, run.theta, own, before))
-    return evaluation_report(run.name, comparisons, run.log)
-
-
-def evaluation_report(
-    name: str, comparisons: Sequence[Comparison], log: Mapping[str, Float[np.ndarray, " outer"]]
-) -> Report:
-    """Returns the report of a run: a table and curves for each evaluation, and the meta-losses."""
-    numbers = {
-        "outer_steps": len(log["seconds"]),
-        "seconds_of_meta_training": float(np.nansum(log["seconds"])),
-        "evaluations": [comparison.summary() for comparison in comparisons],
-    }
-    report = Report(f"Evaluation of {name}", data=numbers)
-    for comparison in comparisons:
-        about = comparison.evaluation
-        title = f"{about.name} ({about.horizon} steps, {about.num_seeds} seeds)"
-        report.table(title, comparison.rows())
-        report.text(comparison.verdict())
-    if skipped := int(np.sum(log["finite"] == 0)):
-        report.text(f"Skipped outer steps: {skipped}.")
-    if dropped := int(np.nansum(log["dropped"])):
-        report.text(f"Dropped particles: {dropped}.")
-    report.add(curves_of("curves", comparisons))
-    report.figure("meta_training", functools.partial(_draw_meta_losses, losses=log["meta_loss"]))
-    return report
-
-
-def curves_of(name: str, comparisons: Sequence[Comparison]) -> Figure:
-    """Returns a figure of the training losses of all optimizers."""
-
-    def label(runs: Runs) -> str:
-        return runs.name + " (tuned)" * (runs.name in NAMES)
-
-    panels = {one.evaluation.name: {label(r): r.losses for r in one.runs} for one in comparisons}
-    style: Any = {"smooth": 5, "xlabel": "inner step", "ylabel": "training loss"}
+def curves_of(name: str, comparisons: Sequence[Comparison], most: int | None = None) -> Figure:
+    """Returns a figure of the training losses of all optimizers, tuned ones for baselines."""
+    panels = {}
+    for one in comparisons:
+        horizon, panel = one.evaluation.horizon, {}
+        for entry in one.shown():
+            losses = entry.found["train"].losses
+            every = np.repeat(losses, max(1, horizon // losses.shape[1]), axis=1)
+            first = np.repeat(every[:, :1], horizon - every.shape[1], axis=1)
+            panel[entry.name] = np.concatenate([first, every], axis=1)
+        panels[one.evaluation.name] = panel
+    style: Any = {"most": most, "xlabel": "inner step", "ylabel": "training loss"}
     return curves(name, panels, "Training losses, mean and standard error over seeds.", **style)
-
-
-def _draw_meta_losses(figure: Any, losses: Float[np.ndarray, " outer"]) -> None:
-    axes = figure.add_subplot()
-    axes.plot(losses, color="#bbbbbb", lw=0.6, label="each outer step")
-    width = max(1, losses.size // 50)
-    if losses.size > width:
-        seen = np.isfinite(losses)
-        share = running_mean(seen.astype(float), width)
-        mean = running_mean(np.where(seen, losses, 0), width) / np.where(share > 0, share, np.nan)
-        axes.plot(mean, color=color_of("learned"), lw=1.8, label=f"mean of {width}")
-    finish(axes, xlabel="outer step", ylabel="meta-loss", title="Meta-training")

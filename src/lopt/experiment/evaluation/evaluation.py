@@ -1,38 +1,46 @@
-"""One comparison of a learned optimizer with baselines: a task, how long, how often."""
+"""One comparison of optimizers: a task, how long, how often; and one trial on it."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
-from lopt.core.task import AbstractTask, judge
+from lopt.core.task import AbstractTaskFamily, judge
 from lopt.core.types import Key, Scalar, Split
 from lopt.core.unroll import TrainState
-from lopt.experiment.trainings import Keys, trainings
+from lopt.experiment.trainings import Keys, begin, drawn, trainings
 
-Results = tuple[Float[Array, "seed step"], Float[Array, " seed"], dict[str, Float[Array, " seed"]]]
+CHUNKS, WINDOWS = 10, 100
+# Of a task without whole splits, for each judgement.
+BATCHES = 16
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """One comparison of the learned optimizer with tuned baselines.
+    """One comparison of learned optimizers with tuned baselines.
 
     Attributes:
-        name: a few words, the title of its plot.
-        task: the task to train; any.
+        name: a few words, the title of its plot; unlike those of other evaluations.
+        task: the task to train, any, or a family that each seed draws its own from.
         horizon: inner steps.
         num_seeds: the number of initialisations, each with batches of its own; at least 5.
         trained_on: whether meta-training drew this task (with other initialisations).
+        group: what it is an example of, such as "width"; reports have a summary of each group.
+        place: in a sweep, the number that changes within the group.
     """
 
     name: str
-    task: AbstractTask
+    task: AbstractTaskFamily
     horizon: int
     num_seeds: int = 5
     trained_on: bool = False
+    group: str = ""
+    place: float | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("horizon", 1), ("num_seeds", 5)):
@@ -41,8 +49,9 @@ class Evaluation:
                 raise ValueError(f"Evaluation({given}) must be at least {least}.")
 
         def metrics(key: Key) -> Any:
-            params = self.task.init(key)
-            return self.task.metrics(params, self.task.prepare(params, key), self.task.batch(key))
+            task = drawn(self.task, key)
+            params = task.init(key)
+            return task.metrics(params, task.prepare(params, key), task.batch(key))
 
         found = eqx.filter_eval_shape(metrics, jax.random.key(0))
         if "loss" not in found:
@@ -51,20 +60,64 @@ class Evaluation:
                 f'{", ".join(found) or "{}"}; must have "loss", try {{"loss": ..., **metrics}}.'
             )
 
-    def trained(self, optimizer: optax.GradientTransformation, keys: Keys) -> Results:
-        """Returns training losses, final losses and metrics of the test split, by seed."""
-        return _trained(self.task, optimizer, self.horizon, keys)
+
+class Trial(eqx.Module):
+    """What one optimizer achieves on a task, by seed.
+
+    Attributes:
+        losses: training losses before steps, means over windows of at most a hundredth of the run.
+        train: the loss over the training split, before and after training, in inference mode.
+        held_out: the loss over the test split, before training and after each tenth of it.
+        choice: the loss after training over the split that choices are made on, `valid_outer`.
+        metrics: those of the task after training, over the test split.
+    """
+
+    losses: Float[Any, "seed window"]
+    train: Float[Any, "seed 2"]
+    held_out: Float[Any, "seed point"]
+    choice: Float[Any, " seed"]
+    metrics: dict[str, Float[Any, " seed"]]
 
 
-@eqx.filter_jit
-def _trained(
-    task: AbstractTask, optimizer: optax.GradientTransformation, horizon: int, keys: Keys
-) -> Results:
-    states, losses = trainings(task, optimizer, keys, horizon)
+def trial(
+    tasks: AbstractTaskFamily,
+    optimizer: optax.GradientTransformation,
+    keys: Keys,
+    num_steps: int,
+    params_of: Callable[[Any, Any], Any] = lambda state, params: params,
+) -> Trial:
+    """Trains a task for each key, in chunks, and judges it after each; see `Trial`."""
+    size, rest = divmod(num_steps, chunks := min(CHUNKS, num_steps))
 
-    def judged(state: TrainState, split: Split) -> dict[str, Scalar]:
-        key = jax.random.fold_in(state.key, 2**32 - 2)  # none of the run's own keys
-        return judge(task, state.params, state.estimator_state, key, split)
+    def judged(states: TrainState, split: Split) -> dict[str, Any]:
+        def one(run: Key, state: TrainState) -> dict[str, Scalar]:
+            key = jax.random.fold_in(state.key, 2**32 - 2)  # none of the run's own keys
+            params = params_of(state.opt_state, state.params)
+            task = drawn(tasks, run)
+            return judge(task, params, state.estimator_state, key, split, batches=BATCHES)
 
-    final = jax.vmap(lambda state: judged(state, "train"))(states)
-    return losses, final["loss"], jax.vmap(lambda state: judged(state, "test"))(states)
+        return jax.vmap(one)(keys, states)
+
+    def advance(states: TrainState, _: None) -> tuple[TrainState, Any]:
+        states, losses = trainings(tasks, optimizer, keys, size, states=states)
+        return states, (losses, judged(states, "test")["loss"])
+
+    states = jax.vmap(lambda key: begin(tasks, optimizer, key))(keys)
+    before = [judged(states, split)["loss"] for split in ("train", "test")]
+    parts = []
+    if rest:
+        states, losses = trainings(tasks, optimizer, keys, rest, states=states)
+        parts.append(losses)
+    states, (losses, held_out) = jax.lax.scan(advance, states, length=chunks)
+    parts.append(jnp.moveaxis(losses, 0, 1))
+    every = jnp.concatenate([part.reshape(len(keys), -1) for part in parts], axis=1)
+    width = max(1, num_steps // WINDOWS)
+    windows = every[:, num_steps % width :].reshape(len(keys), -1, width).mean(axis=-1)
+    after = judged(states, "train")["loss"]
+    return Trial(
+        losses=windows,
+        train=jnp.stack([before[0], after], axis=1),
+        held_out=jnp.concatenate([before[1][:, None], held_out.T], axis=1),
+        choice=judged(states, "valid_outer")["loss"],
+        metrics=judged(states, "test"),
+    )

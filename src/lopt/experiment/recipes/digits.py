@@ -5,17 +5,15 @@ Where their files are found, MNIST and Fashion-MNIST at 8x8 are trained on as we
 
 import dataclasses
 
-import equinox as eqx
-import jax
-import jax.numpy as jnp
 import optax
 
 import lopt
 from lopt.core.task import AbstractTask
 from lopt.experiment.data.datasets import available, load_images
+from lopt.experiment.evaluation.suites import held_out
 from lopt.experiment.recipes import named_estimator
 from lopt.experiment.settings import FIELD, POSITIVE, check
-from lopt.tasks import Data, Examples, Mixture, mlp_classification
+from lopt.tasks import Data, Mixture, mlp_classification
 
 
 def found_here() -> tuple[str, ...]:
@@ -76,10 +74,3 @@ class Recipe:
         return lopt.Experiment(
             learned, meta, outer, self.outer_steps, tuple(evaluations), self.seed
         )
-
-
-def held_out(data: Data) -> Data:
-    """Returns data whose training images no meta-training has seen; tested on valid_inner."""
-    splits = data.valid_outer.arrays, data.test.arrays
-    train = Examples(jax.tree.map(lambda *parts: jnp.concatenate(parts), *splits))
-    return eqx.tree_at(lambda d: (d.train, d.test), data, (train, data.valid_inner))

@@ -20,7 +20,7 @@ from rich.table import Table as RichTable
 from rich.text import Text as RichText
 
 from lopt.experiment.report import plots, statistics
-from lopt.experiment.report.statistics import Cell, Measured, plain
+from lopt.experiment.report.statistics import Cell, Interval, Measured, plain
 from lopt.experiment.runs.files import write_bytes, write_json
 
 # The version of report files, which changes with their keys.
@@ -149,10 +149,10 @@ class Table:
         return "\n".join([*lines, "</table>"])
 
     def json(self) -> Any:
-        """Returns rows of numbers; of a mean with its error both."""
+        """Returns rows of numbers; of a mean also its error, of an interval its ends."""
 
         def value(cell: Cell) -> Any:
-            return dataclasses.asdict(cell) if isinstance(cell, Measured) else cell
+            return dataclasses.asdict(cell) if isinstance(cell, Measured | Interval) else cell
 
         rows = [{name: value(cell) for name, cell in row.items()} for row in self.rows]
         return {"table": self.title, "rows": rows}

@@ -21,6 +21,12 @@ PALETTE = {
     "Adam": "#1f77b4",
     "Adam 0.001": "#9ecae1",
     "Lion": "#8c564b",
+    "learned (11 trials)": "#7f0000",
+    "RMSProp": "#637939",
+    "AdamW, cosine": "#17becf",
+    "Muon": "#ff7f0e",
+    "schedule-free AdamW": "#393b79",
+    "OptList": "#e377c2",
     "gradients": "#000000",
     "all": "#000000",
     "-gradient": "#bbbbbb",
@@ -36,7 +42,8 @@ DECADES = 12
 
 def color_of(name: str, place: int = 0) -> str:
     """Returns the colour that an optimizer has in every plot, or one for what has this place."""
-    return PALETTE.get(name) or OTHERS[place % len(OTHERS)]
+    found = PALETTE.get(name) or PALETTE.get(name.split(" (")[0])
+    return found or OTHERS[place % len(OTHERS)]
 
 
 def new_figure(width: float, height: float) -> Any:
@@ -94,7 +101,7 @@ def bands(
 
     shades = colormaps["plasma"](np.linspace(0, 0.85, len(curves))).tolist()
     for i, (name, curve) in enumerate(curves.items()):
-        color = shades[i] if ordered else color_of(name.split(" (")[0], i)
+        color = shades[i] if ordered else color_of(name, i)
         style: Any = {"color": color, "label": literal(name)}
         if isinstance(curve, Mapping):
             means = [np.mean(seeds) for seeds in curve.values()]

@@ -33,7 +33,19 @@ class Measured:
         return f"{number(self.mean)} ± {number(self.error, 2)}"
 
 
-Cell = str | bool | int | float | Measured | None
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """A number and an interval that holds it with a stated confidence."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{number(self.value)} [{number(self.low, 2)}, {number(self.high, 2)}]"
+
+
+Cell = str | bool | int | float | Measured | Interval | None
 
 
 def measured(values: ArrayLike) -> Measured:
@@ -54,7 +66,7 @@ def number(value: Any, digits: int = 3) -> str:
     """Returns a cell of a table as text, a number with so many significant digits."""
     if value is None:
         return "-"
-    if isinstance(value, str | Measured):
+    if isinstance(value, str | Measured | Interval):
         return str(value)
     if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"

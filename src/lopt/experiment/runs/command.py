@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from lopt.experiment.evaluation.compare import evaluate
+from lopt.experiment.evaluation.command import evaluate_run
 from lopt.experiment.report import tell
 from lopt.experiment.runs.environment import stoppable
 from lopt.experiment.runs.files import free_folder
 from lopt.experiment.runs.run import Run, holds_run
 from lopt.experiment.runs.train import train
-from lopt.experiment.settings import EvaluateSettings, TrainSettings, TuneSettings
+from lopt.experiment.settings import TrainSettings, TuneSettings
 
 
 def train_command(settings: TrainSettings) -> None:
@@ -40,7 +40,7 @@ def _finished(run: Run) -> None:
     with stoppable(f"Continue with: lopt train --resume {run.folder}"):
         train(run)
         if found.evaluations:
-            evaluate(run, EvaluateSettings()).finish(run.folder, "report")
+            evaluate_run(run).finish(run.folder, "report")
         else:
             tell(f"Trained; weights in {run.folder / 'weights.safetensors'}.")
 

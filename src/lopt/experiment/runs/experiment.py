@@ -13,7 +13,7 @@ from lopt.core.inner import InnerTraining
 from lopt.core.learned import AbstractLearnedOptimizer
 from lopt.core.types import Key, Scalar, Theta
 from lopt.core.unroll import Step
-from lopt.experiment.evaluation.evaluation import Evaluation
+from lopt.experiment.evaluation.evaluation import Evaluation, trial
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Experiment:
 
             def results(key: Key, one: Evaluation = one) -> Any:
                 optimizer = self.learned.optimizer(self.initial_theta(), one.horizon)
-                return one.trained(optimizer, jax.random.split(key, 1))
+                return trial(one.task, optimizer, jax.random.split(key, 1), one.horizon)
 
             try:
                 eqx.filter_eval_shape(results, jax.random.key(0))

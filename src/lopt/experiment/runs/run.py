@@ -215,9 +215,9 @@ def holds_run(folder: Path) -> bool:
     return bool(found or storage.checkpoints(folder / "checkpoints"))
 
 
-def printed(experiment: Experiment) -> str:
-    """Returns the experiment as one line, which does not differ from process to process."""
-    text = eqx.tree_pformat(experiment, width=2**30)
+def printed(thing: Any) -> str:
+    """Returns an experiment, or a part, as one line that is the same in every process."""
+    text = eqx.tree_pformat(thing, width=2**30)
     # Functions have addresses in memory, and may be wrapped by a type checker.
     return re.sub(r" at 0x[0-9a-f]+|wrapped ", "", text)
 

@@ -1,0 +1,132 @@
+"""What `lopt evaluate` can judge: runs, files of weights, any Optax optimizer."""
+
+import functools
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import optax
+
+from lopt.core.checks import check_length
+from lopt.core.learned import AbstractLearnedOptimizer
+from lopt.core.types import Theta
+from lopt.experiment.baselines import CONTESTANTS, Contestant, optlist, outward
+from lopt.experiment.evaluation.trials import fingerprint
+from lopt.experiment.runs import files, storage
+from lopt.experiment.runs.run import Run
+
+BUDGETS = (1, 11)
+
+
+class _Multiplied(eqx.Module):
+    """A learned optimizer with its weights, whose updates are multiplied."""
+
+    learned: AbstractLearnedOptimizer
+    theta: Theta
+
+    def __call__(self, values: Any, num_steps: int) -> optax.GradientTransformation:
+        check_length(f"The evaluation, of {num_steps} steps,", num_steps, self.learned.max_steps)
+        own = self.learned.optimizer(self.theta, num_steps)
+        return optax.chain(own, optax.scale(values[0]))
+
+
+def of_learned(
+    name: str,
+    learned: AbstractLearnedOptimizer,
+    theta: Theta,
+    folder: Path | None = None,
+    budgets: tuple[int, ...] = BUDGETS,
+) -> Contestant:
+    """Returns a learned optimizer: as it is, and with the best multiplier of its updates."""
+    identity = fingerprint((learned, theta))
+    grid, factory = outward(1.0, count=budgets[-1]), _Multiplied(learned, theta)
+    return Contestant(name, factory, grid, budgets, identity=identity, folder=folder)
+
+
+def of_run(run: Run, name: str = "learned", budgets: tuple[int, ...] = BUDGETS) -> list[Contestant]:
+    """Returns a run's optimizer and, if it was trained on, what it was before."""
+    make = functools.partial(of_learned, folder=run.folder / "evaluations", budgets=budgets)
+    found = [make(name, run.learned, run.theta)]
+    if run.experiment.initial is not None:
+        found.append(make(f"{name}, before", run.learned, run.experiment.initial))
+    return found
+
+
+def of_path(path: str, trust: bool, alone: bool) -> tuple[list[Contestant], Run | None]:
+    """Returns the optimizers of a run's folder or of a file of weights; and the run."""
+    if (Path(path) / "run.json").exists() or not Path(path).exists():
+        run = Run(path, trust=trust)
+        return of_run(run, "learned" if alone else run.name), run
+    learned, theta = storage.load(path)
+    return [of_learned("learned" if alone else Path(path).stem, learned, theta)], None
+
+
+def of_optimizer(
+    name: str, made: Any, identity: str | None = None, folder: Path | None = None
+) -> Contestant:
+    """Returns an Optax optimizer: one, or a function of its learning rate or of nothing.
+
+    Of a learning rate the same half decades are tried as of Adam; otherwise multipliers of updates.
+    """
+    make, grid = made, outward(1e-3)
+    takes = [] if isinstance(made, optax.GradientTransformation) else _needed(made)
+    if not takes:
+        one = made if isinstance(made, optax.GradientTransformation) else made()
+        grid = outward(1.0)
+
+        def make(rate: Any) -> optax.GradientTransformation:
+            return optax.chain(one, optax.scale(rate))
+
+    if len(takes) > 1:
+        raise ValueError(
+            f"The optimizer {name} takes {', '.join(takes)}; give an Optax optimizer, or a "
+            "function of its learning rate or of nothing."
+        )
+
+    def factory(values: Any, num_steps: int) -> optax.GradientTransformation:
+        return make(values[0])
+
+    return Contestant(name, factory, grid, BUDGETS, identity=identity, folder=folder)
+
+
+def _needed(made: Any) -> list[str]:
+    """Returns the names of what a function has to be given; its rate counts in any case."""
+    if not callable(made):
+        raise ValueError(f"{made!r} is neither an Optax optimizer nor a function that returns one.")
+    found = inspect.signature(made).parameters.values()
+    required = [
+        one.name for one in found if one.default is one.empty and one.kind < one.VAR_KEYWORD
+    ]
+    return required or [one.name for one in found if one.name == "learning_rate"]
+
+
+def named_optimizer(text: str, folder: Path | None) -> Contestant:
+    """Returns the optimizer that "module:function" names; the module may be a file's path."""
+    module, _, function = text.rpartition(":")
+    sys.path.insert(0, "")
+    try:
+        loaded = importlib.import_module(module.removesuffix(".py").replace("/", ".") or text)
+        made: Callable[..., Any] = getattr(loaded, function)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"--optimizer {text} cannot be imported ({files.one_line(error)}); write it as "
+            "module:function, such as optax:adam."
+        ) from error
+    finally:
+        sys.path.remove("")
+    source = inspect.getsourcefile(inspect.unwrap(made)) if callable(made) else loaded.__file__
+    identity = f"{text} {files.digest(Path(source)) if source else ''}"
+    return of_optimizer(function, made, identity, folder)
+
+
+def baselines(names: Sequence[str], list_path: Path | None = None) -> list[Contestant]:
+    """Returns reference optimizers by name; a ValueError if there is no such."""
+    unknown = [name for name in names if name not in (*CONTESTANTS, "OptList")]
+    if unknown:
+        known = ", ".join([*CONTESTANTS, "OptList"])
+        raise ValueError(f"--baselines {unknown[0]} must be one of: {known}.")
+    return [optlist(list_path) if name == "OptList" else CONTESTANTS[name] for name in names]

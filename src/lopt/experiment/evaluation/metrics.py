@@ -1,0 +1,221 @@
+"""What evaluations measure: normalised losses, intervals, profiles, and what tuning is worth.
+
+Normalised losses are those of Metz et al. 2020, arXiv:2009.11243; interquartile means with
+stratified intervals those of Agarwal et al. 2021, arXiv:2108.13264; profiles those of Dolan and
+More 2002, integrated as AlgoPerf does (Dahl et al. 2023, arXiv:2306.07179).
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import ArrayLike
+from scipy import stats
+
+from lopt.experiment.report import Interval, running_mean
+
+# Where losses are worse than all that is told apart, and the share of a run that is its end.
+CLIP, END = 2.0, 0.05
+# Losses below this share of the initial one are as good as zero.
+ZERO = 1e-8
+LEVEL, RESAMPLES, LARGEST_RATIO = 0.95, 9999, 4.0
+
+Seeds = Float[np.ndarray, " seed"]
+
+
+def normalised(losses: ArrayLike, best: float, init: float) -> Float[np.ndarray, "..."]:
+    """Returns n(l) = clip((l - best) / (init - best), -2, 2); 2 where a loss is not finite.
+
+    From the first such loss on, along the last axis, it stays at 2: the run has diverged.
+    """
+    values = np.asarray(losses, float)
+    gone = ~np.isfinite(values)
+    gone = np.logical_or.accumulate(gone, axis=-1) if values.ndim else gone
+    span = max(init - best, np.finfo(float).tiny)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.where(gone, CLIP, np.clip((values - best) / span, -CLIP, CLIP))
+
+
+def score(losses: Seeds) -> float:
+    """Returns the mean over seeds, by which choices are made; infinite if a seed diverged."""
+    return float(np.mean(losses)) if np.isfinite(losses).all() else np.inf
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """The scale of a task's losses: what Adam in many configurations made of them.
+
+    Attributes:
+        best, init: the least and the initial loss, means over seeds, by objective.
+        envelope: the least loss that Adam at the best rate for it has had, after each window.
+        steps: the step at which each window ends.
+        random: normalised losses that Adam at random settings ends with, by objective.
+    """
+
+    best: dict[str, float]
+    init: dict[str, float]
+    envelope: Float[np.ndarray, " window"]
+    steps: Float[np.ndarray, " window"]
+    random: dict[str, Float[np.ndarray, " setting"]]
+
+    @classmethod
+    def of(cls, rates: Sequence[Any], others: Sequence[Any], horizon: int) -> "Scale":
+        """Returns the scale from trials of Adam at rates, and at other settings."""
+        best, init, random = {}, {}, {}
+        for name in ("train", "held_out"):
+            ends = [getattr(one, name) for one in (*rates, *others)]
+            init[name] = float(np.mean(ends[0][:, 0]))
+            scores = [score(curve[:, point]) for curve in ends for point in range(curve.shape[1])]
+            best[name] = min(scores)
+            losses = [score(getattr(one, name)[:, -1]) for one in others]
+            random[name] = normalised(np.array(losses)[:, None], best[name], init[name])[:, 0]
+        curves = np.stack([one.losses.mean(axis=0) for one in rates])
+        smooth = running_mean(np.where(np.isfinite(curves), curves, np.inf), _width(curves))
+        envelope = np.minimum.accumulate(smooth.min(axis=0))
+        return cls(best, init, envelope, ends_of_windows(curves.shape[1], horizon), random)
+
+    def normalised(self, losses: ArrayLike, objective: str) -> Float[np.ndarray, "..."]:
+        """Returns normalised losses; see the function of this name."""
+        return normalised(losses, self.best[objective], self.init[objective])
+
+    def logs(self, losses: Seeds, objective: str) -> Seeds | None:
+        """Returns log losses, of diverged runs that of the clip value; None if some are negative.
+
+        Losses below 1e-8 of the initial one count as that, which is as good as zero.
+        """
+        best, init = self.best[objective], self.init[objective]
+        worst = best + CLIP * (init - best)
+        kept = np.where(np.isfinite(losses), np.minimum(losses, worst), worst)
+        if kept.min() < 0 or init <= 0:
+            return None
+        return np.log(np.maximum(kept, ZERO * init))
+
+    def adam_steps(self, loss: float) -> float:
+        """Returns after how many steps Adam at its best rate has this loss; infinite if never."""
+        reached = np.flatnonzero(self.envelope <= loss)
+        if not reached.size:
+            return np.inf
+        place = int(reached[0])
+        if place == 0 or not np.isfinite(self.envelope[place - 1]):
+            return float(self.steps[place])
+        before, after = self.envelope[place - 1], self.envelope[place]
+        share = (before - loss) / (before - after)
+        return float(self.steps[place - 1] + share * (self.steps[place] - self.steps[place - 1]))
+
+
+def ends_of_windows(count: int, horizon: int) -> Float[np.ndarray, " window"]:
+    """Returns the steps at which windows of training losses end."""
+    width = max(1, horizon // count)
+    return horizon - width * np.arange(count, dtype=float)[::-1]
+
+
+def _width(losses: Float[np.ndarray, "... window"]) -> int:
+    return max(1, round(END * losses.shape[-1]))
+
+
+def final_level(losses: Float[np.ndarray, "... window"]) -> Float[np.ndarray, "..."]:
+    """Returns the mean training loss over the last twentieth of a run."""
+    return losses[..., -_width(losses) :].mean(axis=-1)
+
+
+def steps_to(
+    losses: Float[np.ndarray, "seed window"], level: float, horizon: int
+) -> Float[np.ndarray, " seed"]:
+    """Returns the steps until the mean over a twentieth of a run is at a level; infinite if never.
+
+    From the first loss that is not finite on, none is reached.
+    """
+    width, steps = _width(losses), ends_of_windows(losses.shape[1], horizon)
+    gone = np.logical_or.accumulate(~np.isfinite(losses), axis=1)
+    smooth = running_mean(np.where(gone, np.inf, losses), width)
+    hits = smooth[:, width - 1 :] <= level
+    return np.where(hits.any(axis=1), steps[width - 1 :][hits.argmax(axis=1)], np.inf)
+
+
+def paired(differences: Seeds) -> Interval:
+    """Returns the mean of paired differences with a bootstrap interval for few seeds.
+
+    Percentiles are taken further out, so that the interval has the width of Student's where it
+    should, and 95 % in it are not 80 with five seeds (Hesterberg 2015, arXiv:1411.5279, 4.4).
+    """
+    count = len(differences)
+    student = stats.t.ppf((1 + LEVEL) / 2, count - 1) * np.sqrt(count / (count - 1))
+    return _bootstrapped((differences,), np.mean, float(1 - 2 * stats.norm.sf(student)))
+
+
+def verdict(difference: Interval) -> str:
+    """Returns "beats", "falls behind" or "is inconclusive against": losses, lower is better."""
+    if difference.high < 0:
+        return "beats"
+    return "falls behind" if difference.low > 0 else "is inconclusive against"
+
+
+def iqm(values: Float[np.ndarray, "..."], axis: int = -1) -> Any:
+    """Returns the interquartile mean: that of the middle half."""
+    return stats.trim_mean(values, 0.25, axis=axis)
+
+
+def stratified(
+    samples: Sequence[Seeds], statistic: Callable[..., Any] = iqm, level: float = LEVEL
+) -> Interval:
+    """Returns a statistic of all samples, with an interval from resampling seeds within tasks."""
+
+    def joined(*parts: Any, axis: int = -1) -> Any:
+        return statistic(np.concatenate(parts, axis=axis), axis=axis)
+
+    return _bootstrapped(samples, joined, level, resamples=2000)
+
+
+def _bootstrapped(
+    samples: Sequence[Seeds], statistic: Any, level: float, resamples: int = RESAMPLES
+) -> Interval:
+    options: Any = {"method": "percentile", "vectorized": True, "rng": np.random.default_rng(0)}
+    found = stats.bootstrap(
+        samples, statistic, confidence_level=level, n_resamples=resamples, **options
+    )
+    low, high = found.confidence_interval
+    return Interval(float(statistic(*samples, axis=-1)), float(low), float(high))
+
+
+def profile(
+    costs: Float[np.ndarray, "contestant problem"], ratios: Float[np.ndarray, " ratio"]
+) -> Float[np.ndarray, "contestant ratio"]:
+    """Returns the share of problems that each solves within a ratio of the least cost.
+
+    Problems that nobody solves count against all.
+    """
+    return (_relative(costs)[:, :, None] <= ratios).mean(axis=1)
+
+
+def profile_scores(costs: Float[np.ndarray, "contestant problem"]) -> Float[np.ndarray, " one"]:
+    """Returns the exact mean of each profile over ratios from 1 to 4."""
+    share = (LARGEST_RATIO - np.minimum(_relative(costs), LARGEST_RATIO)) / (LARGEST_RATIO - 1)
+    return share.mean(axis=1)
+
+
+def _relative(costs: Float[np.ndarray, "contestant problem"]) -> Float[np.ndarray, "one problem"]:
+    with np.errstate(invalid="ignore"):
+        return np.where(np.isfinite(costs), costs / costs.min(axis=0), np.inf)
+
+
+def expected_best(
+    losses: Float[np.ndarray, "task setting"], trials: int
+) -> Float[np.ndarray, " task"]:
+    """Returns the least loss expected of so many settings, drawn from these with replacement.
+
+    sum_i l_(i) ((N - i + 1)^k - (N - i)^k) / N^k, of sorted losses l_(1) <= ... <= l_(N).
+    """
+    count = losses.shape[-1]
+    above = (np.arange(count, -1, -1) / count) ** trials
+    return np.sort(losses, axis=-1) @ (above[:-1] - above[1:])
+
+
+def worth(loss: float, losses: Float[np.ndarray, "task setting"]) -> float:
+    """Returns how many random settings have to be tried until their best mean loss is this low.
+
+    Infinite if more than there are would be needed.
+    """
+    counts = range(1, losses.shape[1] + 1)
+    return next((float(k) for k in counts if expected_best(losses, k).mean() <= loss), np.inf)
