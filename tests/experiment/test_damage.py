@@ -21,8 +21,8 @@ import safetensors.numpy
 
 import lopt
 from lopt.experiment.data import image_files
-from lopt.experiment.data.datasets import ADDRESSES, CHECKSUMS, CIFAR_ARCHIVE, FILES
-from lopt.experiment.data.image_files import CIFAR_FILES, read_cifar, read_pair
+from lopt.experiment.data.datasets import ADDRESSES, CHECKSUMS, CIFAR, FILES
+from lopt.experiment.data.image_files import read_cifar, read_pair
 from lopt.experiment.data.tables import load_table, save_table
 from lopt.experiment.runs import storage
 from lopt.experiment.runs.description import describe
@@ -41,6 +41,8 @@ from lopt.experiment.studies.surface import surface_settings
 from lopt.symbolic.expression import Variable, make_expression
 from lopt.symbolic.serial import to_json
 from lopt.symbolic.table import IDS, Table
+
+CIFAR_ARCHIVE, CIFAR_FILES = CIFAR["cifar10"][0], image_files.CIFAR_FILES["cifar10"]
 
 RECIPE = Path(__file__).with_name("tiny_recipe.py")
 WAYS = 200
@@ -230,7 +232,7 @@ def write_cifar(folder):
 
 
 def read_archive(path):
-    return [array.tolist() for pair in read_cifar([path]) for array in pair]
+    return [array.tolist() for pair in read_cifar("cifar10", [path]) for array in pair]
 
 
 def folder_of(path):
@@ -507,7 +509,7 @@ def test_an_archive_beyond_the_limit(small, tmp_path):
     for name in CIFAR_FILES:
         (tmp_path / name).write_bytes(bytes(2**20 + 1))
     with pytest.raises(ValueError, match=r"data_batch_1.bin has 1048577 bytes.*up to 1048576"):
-        read_cifar([tmp_path / name for name in CIFAR_FILES])
+        read_cifar("cifar10", [tmp_path / name for name in CIFAR_FILES])
 
 
 @pytest.mark.parametrize(

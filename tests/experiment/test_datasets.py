@@ -14,9 +14,8 @@ import numpy as np
 import pytest
 
 from lopt.core.types import SPLITS
-from lopt.experiment.data import datasets
-from lopt.experiment.data.datasets import CIFAR_ARCHIVE, FILES, available, load_images
-from lopt.experiment.data.image_files import CIFAR_FILES
+from lopt.experiment.data import datasets, image_files
+from lopt.experiment.data.datasets import CIFAR, FILES, available, load_images
 from lopt.tasks import mlp_classification
 
 BESIDE = Path(__file__).parents[3] / "shared" / "data"
@@ -165,6 +164,9 @@ def test_downloads_are_checked_and_kept(folder, tmp_path_factory, monkeypatch):
     assert load_images("mnist").test.count == 12
 
 
+CIFAR_ARCHIVE, CIFAR_FILES = CIFAR["cifar10"][0], image_files.CIFAR_FILES["cifar10"]
+
+
 def cifar_row(label, image):
     """A row of a CIFAR-10 file, byte by byte: label, then red, green and blue, row by row."""
     colours = [image[i, j, c] for c in range(3) for i in range(32) for j in range(32)]
@@ -227,6 +229,20 @@ def test_cifar_archive_and_files_hold_the_same(cifar, tmp_path, monkeypatch):
         assert available("cifar10", tmp_path / place)
         other = load_images("cifar10", 32, tmp_path / place)
         jax.tree.map(np.testing.assert_array_equal, other, data)
+
+
+def test_cifar100_has_a_coarse_label_before_the_fine_one(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (24, 32, 32, 3), dtype=np.uint8)
+    rows = [bytes([i % 20]) + cifar_row(4 * i, image) for i, image in enumerate(images)]
+    files = {"train.bin": b"".join(rows[:20]), "test.bin": b"".join(rows[20:])}
+    pack(tmp_path / "cifar-100-binary.tar.gz", files, "cifar-100-binary/")
+    data = load_images("cifar100", 32, tmp_path)
+    assert data.num_classes == 100
+    np.testing.assert_array_equal(data.test.arrays.labels, [80, 84, 88, 92])
+    np.testing.assert_array_equal(data.test.arrays.images, images[20:] / np.float32(255))
+    write(tmp_path / "flat", {**files, "test.bin": bytes([0]) + cifar_row(100, images[0])})
+    with pytest.raises(ValueError, match="a label 100, expected labels from 0 to 99"):
+        load_images("cifar100", 32, tmp_path / "flat")
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ def test_two_steps_of_tuning_on_resnet50(tmp_path, monkeypatch):
     rows = np.random.default_rng(0).integers(0, 256, (20, 3073)).astype(np.uint8)
     rows[:, 0] %= 10
     (tmp_path / "cifar10").mkdir()
-    for name in CIFAR_FILES:
+    for name in CIFAR_FILES["cifar10"]:
         (tmp_path / "cifar10" / name).write_bytes(rows.tobytes())
     monkeypatch.setenv("LOPT_DATA_DIR", str(tmp_path))
     rule = make_expression(("multiply", -0.01, ("tanh", Variable("momentum_0.9"))))

@@ -1,8 +1,8 @@
 """Image data sets from files: the host side of `lopt.tasks.data`.
 
-`digits` comes with scikit-learn. MNIST, Fashion-MNIST and CIFAR-10 are read from their official
-files, which are looked for in `$LOPT_DATA_DIR` and otherwise downloaded. Files of one's own are
-checked by format, so that they may be excerpts; downloads are checked by checksum.
+`digits` comes with scikit-learn. MNIST, Fashion-MNIST, CIFAR-10 and CIFAR-100 are read from their
+official files, which are looked for in `$LOPT_DATA_DIR` and otherwise downloaded. Files of one's
+own are checked by format, so that they may be excerpts; downloads are checked by checksum.
 """
 
 import contextlib
@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from lopt.experiment.data.image_files import CIFAR_FILES, read_cifar, read_pair
+from lopt.experiment.data.image_files import CIFAR_FILES, NUM_CLASSES, read_cifar, read_pair
 from lopt.experiment.runs.environment import cache_folder
 from lopt.experiment.runs.files import digest
 from lopt.tasks.data import Data, image_data
 
-NAMES = ("digits", "mnist", "fashion_mnist", "cifar10")
+NAMES = ("digits", "mnist", "fashion_mnist", "cifar10", "cifar100")
 
 FILES = (
     "train-images-idx3-ubyte.gz",
@@ -29,12 +29,17 @@ FILES = (
     "t10k-labels-idx1-ubyte.gz",
 )
 
-CIFAR_ARCHIVE = "cifar-10-binary.tar.gz"
+# An archive, and the folder in it.
+CIFAR = {
+    "cifar10": ("cifar-10-binary.tar.gz", "cifar-10-batches-bin"),
+    "cifar100": ("cifar-100-binary.tar.gz", "cifar-100-binary"),
+}
 
 ADDRESSES = {
     "mnist": "https://ossci-datasets.s3.amazonaws.com/mnist/",
     "fashion_mnist": "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
     "cifar10": "https://www.cs.toronto.edu/~kriz/",
+    "cifar100": "https://www.cs.toronto.edu/~kriz/",
 }
 
 # SHA-256, in the order of FILES.
@@ -52,6 +57,7 @@ CHECKSUMS = {
         "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
     ),
     "cifar10": ("c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",),
+    "cifar100": ("58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",),
 }
 
 
@@ -59,10 +65,10 @@ def load_images(name: str, size: int = 8, folder: str | os.PathLike | None = Non
     """Loads a data set in four splits.
 
     Args:
-        name: "digits", "mnist", "fashion_mnist" or "cifar10".
+        name: "digits", "mnist", "fashion_mnist", "cifar10" or "cifar100", with its 100 fine labels.
         size: the height and width that images are given; 32 is that of CIFAR-10, 28 of MNIST.
-        folder: where the official files are: four IDX files, or the binary version of CIFAR-10 as
-            an archive, unpacked in a folder `cifar-10-batches-bin`, or as six files. By default
+        folder: where the official files are: four IDX files, or the binary version of CIFAR as an
+            archive, unpacked in a folder `cifar-10-batches-bin`, or as its files. By default
             they are looked for in `$LOPT_DATA_DIR/<name>`, then downloaded into `$LOPT_CACHE_DIR`
             or the user's cache.
 
@@ -87,11 +93,11 @@ def load_images(name: str, size: int = 8, folder: str | os.PathLike | None = Non
 
         images, labels = load_digits(return_X_y=True)
         images = (images / 16).astype(np.float32).reshape(-1, 8, 8, 1)
-    elif name == "cifar10":
-        (images, labels), test = read_cifar(paths)
+    elif name in CIFAR:
+        (images, labels), test = read_cifar(name, paths)
     else:
         (images, labels), test = map(read_pair, paths[::2], paths[1::2])
-    return image_data(images, labels, *test, 10, size)
+    return image_data(images, labels, *test, NUM_CLASSES.get(name, 10), size)
 
 
 def available(name: str, folder: str | os.PathLike | None = None) -> bool:
@@ -138,9 +144,10 @@ def _check_name(owner: str, name: str) -> None:
 def _closest(name: str, folder: Path) -> tuple[list[Path], list[str]]:
     """Returns the first whole set of files in a folder, else the closest, and what it lacks."""
     sets = [[folder / file for file in FILES]]
-    if name == "cifar10":
-        unpacked = [folder / "cifar-10-batches-bin", folder]
-        sets = [[folder / CIFAR_ARCHIVE], *([at / file for file in CIFAR_FILES] for at in unpacked)]
+    if name in CIFAR:
+        archive, inside = CIFAR[name]
+        unpacked = [[at / file for file in CIFAR_FILES[name]] for at in (folder / inside, folder)]
+        sets = [[folder / archive], *unpacked]
     lacking = [[path.name for path in paths if not path.is_file()] for paths in sets]
     found = list(zip(sets, lacking, strict=True))
     whole = [one for one in found if not one[1]]
@@ -171,7 +178,7 @@ def _download(name: str) -> list[Path]:
     import pooch
 
     folder = cache_folder() / name
-    files = (CIFAR_ARCHIVE,) if name == "cifar10" else FILES
+    files = CIFAR[name][:1] if name in CIFAR else FILES
     try:
         return [
             Path(pooch.retrieve(ADDRESSES[name] + file, f"sha256:{checksum}", file, folder))

@@ -1,4 +1,4 @@
-"""The official file formats of image data sets: IDX (MNIST) and the binary CIFAR-10.
+"""The official file formats of image data sets: IDX (MNIST) and the binary CIFAR-10 and 100.
 
 Everything is checked by format and nothing by length, so that files may be excerpts. Compressed
 files are read to their end, where their checksum is.
@@ -16,12 +16,17 @@ from jaxtyping import Int, UInt8
 
 from lopt.experiment.runs.files import one_line
 
-CIFAR_FILES = (*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin")
+# The files of each, of which the last is that of tests.
+CIFAR_FILES = {
+    "cifar10": (*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"),
+    "cifar100": ("train.bin", "test.bin"),
+}
+NUM_CLASSES = {"cifar100": 100}
 
 # The most bytes that are unpacked of a file; the largest official one has 184 million.
 LIMIT = 2**28
 
-_ROW = 1 + 3 * 32 * 32  # a label, then 32 x 32 pixels of red, green and blue
+_PIXELS = 3 * 32 * 32  # of red, of green and of blue, after one label or, of CIFAR-100, two
 
 _Labelled = tuple[UInt8[np.ndarray, "_ _ _ _"], Int[np.ndarray, " _"]]
 
@@ -37,9 +42,11 @@ def read_pair(images_path: Path, labels_path: Path) -> _Labelled:
     return images[..., None], _checked(labels_path, labels)
 
 
-def _checked(path: Path, labels: UInt8[np.ndarray, " _"]) -> Int[np.ndarray, " _"]:
-    if labels.max() > 9:
-        raise _wrong(path, f"a label {labels.max()}", "labels from 0 to 9")
+def _checked(
+    path: Path, labels: UInt8[np.ndarray, " _"], num_classes: int = 10
+) -> Int[np.ndarray, " _"]:
+    if labels.max() >= num_classes:
+        raise _wrong(path, f"a label {labels.max()}", f"labels from 0 to {num_classes - 1}")
     return labels.astype(np.int32)
 
 
@@ -72,10 +79,11 @@ def _gunzip(path: Path, size: int) -> bytes:
         raise _wrong(path, f"no readable gzip file ({one_line(error)})", "a gzip file") from error
 
 
-def read_cifar(paths: list[Path]) -> tuple[_Labelled, _Labelled]:
-    """Reads CIFAR-10, to train and to test, from its archive or from the six `CIFAR_FILES`."""
-    contents = _unpack(paths[0]) if len(paths) == 1 else {path: _read(path) for path in paths}
-    *parts, test = (_cifar_images(path, content) for path, content in contents.items())
+def read_cifar(name: str, paths: list[Path]) -> tuple[_Labelled, _Labelled]:
+    """Reads CIFAR-10 or 100, to train and to test, from its archive or from its `CIFAR_FILES`."""
+    files = CIFAR_FILES[name]
+    contents = {path: _read(path) for path in paths} if paths[1:] else _unpack(paths[0], files)
+    *parts, test = (_cifar_images(name, path, content) for path, content in contents.items())
     images, labels = (np.concatenate(part) for part in zip(*parts, strict=True))
     return (images, labels), test
 
@@ -85,8 +93,8 @@ def _read(path: Path) -> memoryview:
         return memoryview(file.read(LIMIT + 1))
 
 
-def _unpack(path: Path) -> dict[Path, memoryview]:
-    """Returns the contents of the six files in an archive, by their paths within it."""
+def _unpack(path: Path, files: tuple[str, ...]) -> dict[Path, memoryview]:
+    """Returns the contents of files in an archive, by their paths within it."""
     unpacked = _gunzip(path, LIMIT + 1)
     contents: dict[str, memoryview] = {}
     try:
@@ -104,20 +112,23 @@ def _unpack(path: Path) -> dict[Path, memoryview]:
     except Exception as error:  # damaged headers may be anything to tarfile, also a recursion
         found = f"no readable tar.gz file ({one_line(error)})"
         raise _wrong(path, found, "a tar.gz file") from error
-    missing = [name for name in CIFAR_FILES if name not in contents]
+    missing = [name for name in files if name not in contents]
     if missing:
-        raise _wrong(path, f"no {', '.join(missing)}", f"{len(CIFAR_FILES)} files of images")
-    return {path / name: contents[name] for name in CIFAR_FILES}
+        raise _wrong(path, f"no {', '.join(missing)}", f"{len(files)} files of images")
+    return {path / name: contents[name] for name in files}
 
 
-def _cifar_images(path: Path, content: memoryview) -> _Labelled:
-    """Returns images, whose channels are put last, and labels."""
-    if len(content) % _ROW or not 0 < len(content) <= LIMIT:
-        expected = f"a multiple of {_ROW}, the length of a row, up to {LIMIT}"
+def _cifar_images(name: str, path: Path, content: memoryview) -> _Labelled:
+    """Returns images, whose channels are put last, and labels, the fine ones of CIFAR-100."""
+    classes = NUM_CLASSES.get(name, 10)
+    labels = 1 if classes == 10 else 2
+    row = labels + _PIXELS
+    if len(content) % row or not 0 < len(content) <= LIMIT:
+        expected = f"a multiple of {row}, the length of a row, up to {LIMIT}"
         raise _wrong(path, f"{len(content)} bytes", expected)
-    rows = np.frombuffer(content, np.uint8).reshape(-1, _ROW)
-    images = rows[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-    return images, _checked(path, rows[:, 0])
+    rows = np.frombuffer(content, np.uint8).reshape(-1, row)
+    images = rows[:, labels:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    return images, _checked(path, rows[:, labels - 1], classes)
 
 
 def _wrong(path: Path, found: str, expected: str) -> ValueError:
