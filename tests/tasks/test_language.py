@@ -221,7 +221,7 @@ def test_metrics_of_language_models():
 def test_memory_tasks_can_be_solved(task):
     batch = task.batch(KEY)
     tokens, asked = np.asarray(batch.tokens), np.asarray(batch.asked) > 0
-    vocabulary = task.sequences.vocabulary
+    vocabulary = len(task.init(KEY).bias)
     assert tokens.min() >= 0
     assert tokens.max() < vocabulary
     answers = np.zeros_like(tokens)

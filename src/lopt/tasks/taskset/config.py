@@ -11,7 +11,7 @@ import math
 import types
 import typing
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal, Self, TypeAlias, TypeVar, dataclass_transform
+from typing import Any, ClassVar, Literal, TypeAlias, TypeVar, dataclass_transform
 
 import numpy as np
 
@@ -83,7 +83,7 @@ class Sampled:
     """A frozen dataclass whose fields, in their order, say how they are sampled."""
 
     @classmethod
-    def draw(cls, draw: Draw) -> Self:
+    def draw(cls, draw: Draw) -> Any:
         """Samples all fields."""
         found: dict[str, Any] = {}
         for field in dataclasses.fields(typing.cast(Any, cls)):
