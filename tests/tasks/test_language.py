@@ -14,7 +14,6 @@ from lopt.tasks import (
     DataSubset,
     Examples,
     Mixture,
-    RecurrentCore,
     RecurrentNetwork,
     Transformer,
     associative_recall,
@@ -25,6 +24,7 @@ from lopt.tasks import (
 )
 from lopt.tasks.memory import token_metrics
 from lopt.tasks.network_task import Build, InitApply
+from lopt.tasks.recurrent import RecurrentCore
 
 KEY = jax.random.key(0)
 

@@ -169,6 +169,14 @@ def _make_landscape(config: Any, normal: Any) -> Problem:
     return Problem(_landscape, ((2,),), (landscape(), _array(offset)), box=box)
 
 
+def _make_chain(config: Any, normal: Any) -> Problem:
+    return Problem(_dependency_chain, ((config.dim + 1,),))
+
+
+def _make_well(config: Any, normal: Any) -> Problem:
+    return Problem(_min_max_well, ((config.dim,),))
+
+
 def _make_symmetric(function: Any) -> Callable[[Any, Any], Problem]:
     """Examples are pairs of opposites."""
 
@@ -223,57 +231,53 @@ def _draw_widths(draw: Draw) -> tuple[int, ...]:
     return widths * depth if equal else widths
 
 
+FIELDS: dict[str, Callable[[Draw], Any]] = {
+    "noise": _draw_noise,
+    "condition": lambda draw: draw.log_uniform(0.01, 100.0),
+    "angle": lambda draw: draw.choice((0.0, 0.0, math.pi / 4, math.pi / 3)),
+    "landscape": lambda draw: draw.choice(tuple(LANDSCAPES)),
+    "activation": draw_activation,
+    "widths": _draw_widths,
+    "power": lambda draw: draw.uniform(0.1, 5.0),
+    "zeros": lambda draw: draw.uniform(0.9, 0.99),
+    "sparse_noise": _draw_noise,
+    "scale": lambda draw: draw.log_uniform(0.001, 1000.0),
+}
+WRAPPERS: dict[str, tuple[str, ...]] = {
+    "sparse_problems": ("zeros", "sparse_noise"),
+    "rescale_problems": ("scale",),
+    "log_objective": (),
+}
+
+
 class Kind(NamedTuple):
-    """How problems are made: from a configuration and normal random numbers.
+    """How problems are made from a configuration and normal numbers, and what is drawn for them.
 
     Attributes:
         integers: fields that are log-uniform integers, and the ends of their ranges.
-        fields: others that are sampled.
+        fields: others, see `FIELDS`.
     """
 
     make: Callable[[Any, Any], Problem]
-    integers: dict[str, tuple[int, int]] = {}  # noqa: RUF012
-    fields: dict[str, Callable[[Draw], Any]] = {}  # noqa: RUF012
+    integers: dict[str, tuple[int, int]]
+    fields: tuple[str, ...] = ()
 
 
-_NOISE: dict[str, Callable[[Draw], Any]] = {"noise": _draw_noise}
 _MANY = {"dim": (3, 100), "batch": (1, 200), "samples": (100, 20_000)}
 _FEW = {"dim": (1, 16), "batch": (1, 200), "samples": (1, 30)}
+_PARITY = {"dim": (2, 100), "batch": (1, 50), "samples": (1, 30)}
 PROBLEMS: dict[str, Kind] = {
-    "quadratic": Kind(_make_square, {"dim": (10, 1000)}, _NOISE),
-    "bowl": Kind(
-        _make_bowl,
-        {},
-        _NOISE
-        | {
-            "condition": lambda draw: draw.log_uniform(0.01, 100.0),
-            "angle": lambda draw: draw.choice((0.0, 0.0, math.pi / 4, math.pi / 3)),
-        },
-    ),
-    "optimization_test_problems": Kind(
-        _make_landscape, {}, _NOISE | {"landscape": lambda draw: draw.choice(tuple(LANDSCAPES))}
-    ),
-    "fully_connected": Kind(
-        _make_network, _FEW, {"activation": draw_activation, "widths": _draw_widths}
-    ),
-    "norm": Kind(_make_square, {"dim": (3, 1000)}, {"power": lambda draw: draw.uniform(0.1, 5.0)}),
-    "dependency_chain": Kind(
-        lambda config, _: Problem(_dependency_chain, ((config.dim + 1,),)), {"dim": (3, 100)}
-    ),
+    "quadratic": Kind(_make_square, {"dim": (10, 1000)}, ("noise",)),
+    "bowl": Kind(_make_bowl, {}, ("noise", "condition", "angle")),
+    "optimization_test_problems": Kind(_make_landscape, {}, ("noise", "landscape")),
+    "fully_connected": Kind(_make_network, _FEW, ("activation", "widths")),
+    "norm": Kind(_make_square, {"dim": (3, 1000)}, ("power",)),
+    "dependency_chain": Kind(_make_chain, {"dim": (3, 100)}),
     "outward_snake": Kind(_make_snake, _MANY),
-    "min_max_well": Kind(
-        lambda config, _: Problem(_min_max_well, ((config.dim,),)), {"dim": (10, 1000)}, _NOISE
-    ),
+    "min_max_well": Kind(_make_well, {"dim": (10, 1000)}, ("noise",)),
     "sum_of_quadratics": Kind(_make_symmetric(_sum_of_quadratics), _MANY),
     "projection_quadratic": Kind(_make_symmetric(_projection_quadratic), _MANY),
-    "sparse_softmax_regression": Kind(
-        _make_parity, {"dim": (2, 100), "batch": (1, 50), "samples": (1, 30)}, _NOISE
-    ),
-}
-WRAPPERS: dict[str, dict[str, Callable[[Draw], Any]]] = {
-    "sparse_problems": {"zeros": lambda draw: draw.uniform(0.9, 0.99), "sparse_noise": _draw_noise},
-    "rescale_problems": {"scale": lambda draw: draw.log_uniform(0.001, 1000.0)},
-    "log_objective": {},
+    "sparse_softmax_regression": Kind(_make_parity, _PARITY, ("noise",)),
 }
 
 
@@ -319,7 +323,7 @@ class SyntheticConfig(Config):
 
     def __post_init__(self) -> None:
         kind = PROBLEMS[known("problem", self.problem, PROBLEMS)]
-        for field in (*kind.integers, *kind.fields, *WRAPPERS.get(self.wrapper or "", {})):
+        for field in (*kind.integers, *kind.fields, *WRAPPERS.get(self.wrapper or "", ())):
             if getattr(self, field) is None:
                 raise ValueError(f"SyntheticConfig(problem={self.problem!r}) needs {field}.")
         for field, names in (("landscape", LANDSCAPES), ("activation", ACTIVATIONS)):
@@ -335,10 +339,10 @@ class SyntheticConfig(Config):
             name, wrapper = draw.choice(tuple(PROBLEMS)[:-1]), name
         kind = PROBLEMS[name]
         found: dict[str, Any] = {f: draw.log_integer(*ends) for f, ends in kind.integers.items()}
-        found |= {field: sample(draw) for field, sample in kind.fields.items()}
+        found |= {field: FIELDS[field](draw) for field in kind.fields}
         if wrapper and draw.compat == "taskset":
             found["noise"] = 0.0  # as published, the noise of a wrapped problem is lost
-        found |= {field: sample(draw) for field, sample in WRAPPERS.get(wrapper, {}).items()}
+        found |= {field: FIELDS[field](draw) for field in WRAPPERS.get(wrapper, ())}
         return cls(name, wrapper, draw.integer(100_000), clipped=draw.compat == "clean", **found)
 
     @override
