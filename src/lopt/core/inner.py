@@ -124,9 +124,8 @@ class InnerTraining(eqx.Module):
 
     def __check_init__(self) -> None:
         check_integer("InnerTraining", "horizon", self.horizon, most=LONGEST, hint=100)
-        most = self.learned.max_steps
-        run = f"InnerTraining(horizon={self.horizon})"
-        check_length(run, self.horizon, most, f"horizon={most}")
+        end = self.learned.max_steps
+        check_length(f"InnerTraining(horizon={self.horizon})", self.horizon, end, f"horizon={end}")
         try:
             inspect.signature(self.objective).bind(None, None, None)
         except TypeError as error:

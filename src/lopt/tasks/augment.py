@@ -267,7 +267,8 @@ class ReducedTask(AbstractWrapped):
             size = len(jax.tree.leaves(rows.arrays)[0])
             least = math.log(min(self.smallest, size))
             count = jnp.round(jnp.exp(least + self.share * (math.log(size) - least)))
-            weights = (jnp.arange(size) < count).astype(jnp.float32)
+            counts = jnp.arange(size, dtype=jnp.int32) < count.astype(jnp.int32)
+            weights = counts.astype(jnp.float32)
             own = weights if rows.weights is None else rows.weights * weights
             return dataclasses.replace(rows, weights=own)
 

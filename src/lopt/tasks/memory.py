@@ -104,9 +104,7 @@ def copying(
 
     Args:
         length: of what is copied; sequences have 2 length + delay tokens.
-        symbols: how many there are.
         delay: blanks before the copy is asked for.
-        batch_size: sequences per step.
         network: from tokens below symbols + 2 to as many logits after each; by default an lstm of
             64 units.
     """
@@ -128,8 +126,6 @@ def associative_recall(
     Args:
         pairs: of key and value in a sequence, of 2 pairs + 1 tokens.
         keys: how many there are, at least `pairs`.
-        values: how many there are.
-        batch_size: sequences per step.
         network: from tokens below keys + values to as many logits after each; by default an lstm
             of 64 units.
     """
