@@ -90,7 +90,7 @@ def test_texts_in_mixtures_and_subsets():
         (lambda: text_data(np.arange(50) - 1, 5), "from -1"),
         (lambda: char_transformer(text_data(np.arange(50), 5), 8, 1, 3), r"must divide.*width=9"),
         (lambda: char_transformer(text_data(np.arange(50), 1)), "at least 2 tokens"),
-        (lambda: rnn_language_model(lopt.tasks.array_data(np.zeros(50, int))), "vocabulary"),
+        (lambda: rnn_language_model(lopt.tasks.array_data(np.zeros(50, int))), "windows of"),
         (lambda: RecurrentCore("gru", 2, 2, KEY, init=(jnp.add,) * 2), "one for each.*6"),
         (lambda: associative_recall(9, 8), "at most 8"),
         (lambda: copying(delay=-1), "delay=-1"),
