@@ -302,7 +302,6 @@ TASKS = {
         text(), lopt.tasks.Build(lopt.tasks.RecurrentNetwork, 5, 5, "gru", 3, 2), 6
     ),
     "rnn_language_model": lambda: lopt.tasks.rnn_language_model(text(), "lstm", 3, 2, 6),
-    "SequenceTask": lambda: lopt.tasks.copying(2, 2, 0, 4),
     "Mixture": lambda: lopt.tasks.Mixture((classification(0), classification(1))),
     "Mixture of families": lambda: lopt.tasks.Mixture(
         [lopt.tasks.InputScale(classification(i), 0.5, 2.0) for i in range(2)]

@@ -329,6 +329,22 @@ def test_random_labels_are_a_permutation():
     np.testing.assert_array_equal(noisy.data.test.arrays.labels, drawn.data.test.arrays.labels)
 
 
+def test_perceptrons_of_many_kinds_are_one_program():
+    family, traces = lopt.tasks.MLPFamily(make_data(), (8, 6), (jnp.tanh, jnp.sin)), []
+
+    @jax.jit
+    @jax.vmap
+    def first_losses(key):
+        traces.append(key)
+        task = family.draw(key)
+        return task.estimate(task.init(key), (), key)[0].loss
+
+    losses = jnp.concatenate([first_losses(KEYS[:4]), first_losses(KEYS[4:8])])
+    assert len(traces) == 1
+    assert len(set(losses.tolist())) == 8
+    assert bool(jnp.isfinite(losses).all())
+
+
 def test_a_masked_width_is_the_narrow_network():
     from lopt.tasks.perceptrons import MaskedPerceptron
 

@@ -11,8 +11,8 @@ import pytest
 
 import lopt
 from lopt.experiment.data.datasets import load_images
-from lopt.tasks import ConvolutionalNetwork, conv_classification, image_data
-from lopt.tasks.convolutional import Convolution, max_pool, pool, remaining
+from lopt.tasks import conv_classification, image_data
+from lopt.tasks.convolutional import Convolution, ConvolutionalNetwork, max_pool, pool, remaining
 
 KEY = jax.random.key(0)
 

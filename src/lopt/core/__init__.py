@@ -12,11 +12,7 @@ from lopt.core.inner import (
     train_loss,
     validation_loss,
 )
-from lopt.core.learned import (
-    AbstractFeatures,
-    AbstractLearnedOptimizer,
-    AbstractRule,
-)
+from lopt.core.learned import AbstractFeatures, AbstractLearnedOptimizer, AbstractRule
 from lopt.core.task import AbstractTask, AbstractTaskFamily, TransformedTask, judge
 from lopt.core.unroll import Step, TrainState, loss_of, start, take, unroll
 

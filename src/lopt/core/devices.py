@@ -36,9 +36,6 @@ def round_up(number: int, divisor: int) -> int:
 
 
 def is_sharded(array: ArrayLike) -> bool:
-    """Whether an array belongs to a model that is sharded over several devices of a mesh.
-
-    Its type tells, also inside `jax.jit`. The axis of particles does not count: each is a model.
-    """
+    """Whether an array's type says that its model (each particle is one) is on several devices."""
     shape = jax.typeof(array).sharding.mesh.shape
     return any(size > 1 for name, size in shape.items() if name != AXIS)

@@ -12,6 +12,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+from typing_extensions import override
 
 from lopt.core.checks import LONGEST, check_integer, check_length
 from lopt.core.learned import AbstractLearnedOptimizer
@@ -63,9 +64,9 @@ class FinalLoss(eqx.Module):
 
     def __call__(self, task: AbstractTask, step: Step, num_steps: Int[Array, ""]) -> Scalar:
         """Returns the loss after this step if it is the last, and zero otherwise."""
-        params = jax.tree.map(jnp.add, step.params, step.updates)
 
         def measure() -> Scalar:
+            params = jax.tree.map(jnp.add, step.params, step.updates)
             key = jax.random.fold_in(step.key, 1)
             loss = mean_loss(task, params, step.estimator_state, key, self.batches, self.split)
             return num_steps.astype(loss.dtype) * loss
@@ -123,9 +124,8 @@ class InnerTraining(eqx.Module):
 
     def __check_init__(self) -> None:
         check_integer("InnerTraining", "horizon", self.horizon, most=LONGEST, hint=100)
-        most = self.learned.max_steps
-        run = f"InnerTraining(horizon={self.horizon})"
-        check_length(run, self.horizon, most, f"horizon={most}")
+        end = self.learned.max_steps
+        check_length(f"InnerTraining(horizon={self.horizon})", self.horizon, end, f"horizon={end}")
         try:
             inspect.signature(self.objective).bind(None, None, None)
         except TypeError as error:
@@ -150,14 +150,9 @@ class InnerTraining(eqx.Module):
         `reverse` may be `segments` and `keep_products` of `lopt.unroll`.
         """
         task = self.tasks.draw(episode.task_key)
-        train, losses = unroll(
-            task,
-            self.learned.optimizer(theta, episode.num_steps),
-            episode.train,
-            num_steps,
-            record=_Measured(self.objective, task, episode.num_steps),
-            **reverse,
-        )
+        optimizer = self.learned.optimizer(theta, episode.num_steps)
+        record = _Measured(self.objective, task, episode.num_steps)
+        train, losses = unroll(task, optimizer, episode.train, num_steps, record=record, **reverse)
         return losses, Episode(episode.task_key, train, episode.num_steps)
 
     def meta_loss(self, theta: Theta, key: Key, **reverse: Any) -> Scalar:
@@ -184,15 +179,15 @@ class MetaTask(AbstractTask):
     def __check_init__(self) -> None:
         check_segments("MetaTask", self.segments, "horizon", self.inner.horizon)
 
+    @override
     def init(self, key: Key) -> Theta:
-        """Returns initial theta."""
         return self.inner.learned.init(key)
 
+    @override
     def batch(self, key: Key, split: Split = "train") -> Batch:
-        """Returns the key of an episode. Splits differ in nothing: episodes are never repeated."""
-        return key
+        return key  # splits differ in nothing: episodes are never repeated
 
+    @override
     def loss(self, params: Theta, batch: Batch) -> Scalar:
-        """Returns the meta-loss of the episode with key `batch`."""
         reverse = {"segments": self.segments, "keep_products": self.keep_products}
         return self.inner.meta_loss(params, batch, **reverse)

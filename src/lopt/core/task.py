@@ -136,6 +136,7 @@ class TransformedTask(AbstractTask):
     Attributes:
         map_initial, map_batch: from its initial parameters and batches to those of this task.
         map_params, map_key: from parameters and batch keys of this task to its own.
+        map_loss: from its loss to that of this task.
     """
 
     task: AbstractTask
@@ -143,6 +144,7 @@ class TransformedTask(AbstractTask):
     map_params: Callable[[Params], Params] = eqx.field(default=_same, converter=as_pytree)
     map_batch: Callable[[Batch], Batch] = eqx.field(default=_same, converter=as_pytree)
     map_key: Callable[[Key], Key] = eqx.field(default=_same, converter=as_pytree)
+    map_loss: Callable[[Scalar], Scalar] = eqx.field(default=_same, converter=as_pytree)
 
     @override
     def init(self, key: Key) -> Params:
@@ -158,21 +160,25 @@ class TransformedTask(AbstractTask):
 
     @override
     def loss(self, params: Params, batch: Batch) -> Scalar:
-        return self.task.loss(self.map_params(params), batch)
+        return self.map_loss(self.task.loss(self.map_params(params), batch))
 
     @override
     def loss_and_state(self, params: Params, state: State, batch: Batch) -> tuple[Scalar, State]:
-        return self.task.loss_and_state(self.map_params(params), state, batch)
+        loss, state = self.task.loss_and_state(self.map_params(params), state, batch)
+        return self.map_loss(loss), state
 
     @override
     def differentiate(self, params: Params, state: State, batch: Batch) -> tuple[Estimate, State]:
         own, transpose = jax.vjp(self.map_params, params)
         found, state = self.task.differentiate(own, state, batch)
-        return dataclasses.replace(found, grads=transpose(found.grads)[0]), state
+        loss, slope = jax.value_and_grad(self.map_loss)(found.loss)
+        scaled = jax.tree.map(lambda grad: slope.astype(grad.dtype) * grad, found.grads)
+        return dataclasses.replace(found, loss=loss, grads=transpose(scaled)[0]), state
 
     @override
     def metrics(self, params: Params, state: State, batch: Batch) -> dict[str, Scalar]:
-        return self.task.metrics(self.map_params(params), state, batch)
+        found = self.task.metrics(self.map_params(params), state, batch)
+        return {**found, "loss": self.map_loss(found["loss"])}
 
     @override
     def everything(self, split: Split = "train") -> Batch | None:

@@ -169,12 +169,10 @@ def unroll(
 
 def _policy(keep_products: bool) -> Callable[..., bool]:
     """Returns what reverse mode keeps of a step besides its state."""
-    policies = jax.checkpoint_policies
-    named = policies.save_only_these_names(KEPT)
+    own = jax.checkpoint_policies
+    named = own.save_only_these_names(KEPT)
     # What lies between matrix products is computed again sooner than it is fetched from memory.
-    return (
-        policies.save_from_both_policies(named, policies.dots_saveable) if keep_products else named
-    )
+    return own.save_from_both_policies(named, own.dots_saveable) if keep_products else named
 
 
 def check_segments(name: str, segments: int, what: str, steps: int) -> None:

@@ -17,7 +17,7 @@ from lopt.tasks.augment import (
 from lopt.tasks.autoencoding import mlp_autoencoder, variational_autoencoder
 from lopt.tasks.batch_norm import batch_norm_classification
 from lopt.tasks.classification import MultilayerPerceptron, classification, mlp_classification
-from lopt.tasks.convolutional import ConvolutionalNetwork, conv_classification
+from lopt.tasks.convolutional import conv_classification
 from lopt.tasks.data import (
     Data,
     Examples,
@@ -39,21 +39,15 @@ from lopt.tasks.landscapes import (
     Rosenbrock,
     StyblinskiTang,
 )
-from lopt.tasks.language import (
-    NextToken,
-    Transformer,
-    char_transformer,
-    language_model,
-    rnn_language_model,
-)
-from lopt.tasks.memory import Sequences, SequenceTask, associative_recall, copying
+from lopt.tasks.language import Transformer, char_transformer, language_model, rnn_language_model
+from lopt.tasks.memory import associative_recall, copying
 from lopt.tasks.mixture import Mixture
 from lopt.tasks.network_task import AbstractNetwork, Build, EquinoxNetwork, InitApply, NetworkTask
 from lopt.tasks.objectives import MetricObjective, NormalizedLoss, best_loss
 from lopt.tasks.perceptrons import MLPFamily
 from lopt.tasks.quadratics import Quadratic, QuadraticFamily
-from lopt.tasks.recurrent import RecurrentCore, RecurrentNetwork
-from lopt.tasks.resnet import ResidualNetwork, resnet_classification
+from lopt.tasks.recurrent import RecurrentNetwork
+from lopt.tasks.resnet import resnet_classification
 from lopt.tasks.validation import WithValidation
 from lopt.tasks.wrapped import WithBestLoss
 
@@ -63,7 +57,6 @@ __all__ = [
     "Beale",
     "Branin",
     "Build",
-    "ConvolutionalNetwork",
     "Data",
     "DataSubset",
     "DelayedGradients",
@@ -85,20 +78,15 @@ __all__ = [
     "Mixture",
     "MultilayerPerceptron",
     "NetworkTask",
-    "NextToken",
     "NormalizedLoss",
     "Quadratic",
     "QuadraticFamily",
     "RandomLabels",
-    "RecurrentCore",
     "RecurrentNetwork",
     "ReducedBatch",
     "Reparameterization",
-    "ResidualNetwork",
     "Rosenbrock",
     "Rows",
-    "SequenceTask",
-    "Sequences",
     "StyblinskiTang",
     "Transformer",
     "WithBestLoss",

@@ -24,7 +24,7 @@ from lopt.core.task import AbstractTask, AbstractTaskFamily, TransformedTask
 from lopt.core.types import SPLITS, Batch, Key, Params, Split
 from lopt.tasks.data import Data, Rows
 from lopt.tasks.ranges import check_range, log_uniform, random_index
-from lopt.tasks.wrapped import AbstractWrapped, DelayedTask, PerturbedTask, ScaledLoss
+from lopt.tasks.wrapped import AbstractWrapped, DelayedTask, PerturbedTask
 
 
 class AbstractAugmentation(AbstractTaskFamily):
@@ -160,8 +160,9 @@ class LossScale(AbstractScaling):
     """Tasks whose losses are multiplied by a log-uniform factor."""
 
     @override
-    def change(self, task: AbstractTask, key: Key) -> ScaledLoss:
-        return ScaledLoss(task, log_uniform(key, self.low, self.high))
+    def change(self, task: AbstractTask, key: Key) -> TransformedTask:
+        factor = log_uniform(key, self.low, self.high)
+        return TransformedTask(task, map_loss=Partial(_scale, factor))
 
 
 class GradientNoise(AbstractScaling):
@@ -266,11 +267,10 @@ class ReducedTask(AbstractWrapped):
             size = len(jax.tree.leaves(rows.arrays)[0])
             least = math.log(min(self.smallest, size))
             count = jnp.round(jnp.exp(least + self.share * (math.log(size) - least)))
-            weights = (jnp.arange(size, dtype=jnp.int32) < count.astype(jnp.int32)).astype(
-                jnp.float32
-            )
+            counts = jnp.arange(size, dtype=jnp.int32) < count.astype(jnp.int32)
+            weights = counts.astype(jnp.float32)
             own = weights if rows.weights is None else rows.weights * weights
-            return Rows(rows.arrays, own, rows.key)
+            return dataclasses.replace(rows, weights=own)
 
         return _map_rows(reduce, self.task.batch(key, split))
 
@@ -304,15 +304,11 @@ class RandomLabels(AbstractAugmentation):
                 if split != "train" or self.share == 0:
                     return fixed
                 drawn = random_index(label_key, count, labels.shape).astype(labels.dtype)
-                return jnp.where(
-                    jax.random.uniform(share_key, labels.shape) < self.share, drawn, fixed
-                )
+                changes = jax.random.uniform(share_key, labels.shape) < self.share
+                return jnp.where(changes, drawn, fixed)
 
-            return eqx.tree_at(
-                lambda d: [d.split(split).arrays.labels for split in SPLITS],
-                data,
-                [relabel(split) for split in SPLITS],
-            )
+            labels = [relabel(split) for split in SPLITS]
+            return eqx.tree_at(lambda d: [d.split(s).arrays.labels for s in SPLITS], data, labels)
 
         return jax.tree.map(change, task, is_leaf=_is_data)
 
@@ -331,9 +327,7 @@ class InputNoise(eqx.Module):
 
         def add(arrays: PyTree) -> PyTree:
             noise = optax.tree.random_like(key, arrays, jax.random.normal)
-            return jax.tree.map(
-                lambda a, n: a + jnp.asarray(self.scale, a.dtype) * n, arrays, noise
-            )
+            return optax.tree.add_scale(arrays, self.scale, noise)
 
         return _map_inputs(add, batch)
 
@@ -366,7 +360,7 @@ def _map_inputs(function: Callable[[PyTree], PyTree], batch: Batch) -> Batch:
 
     def change(rows: Rows) -> Rows:
         floating, others = eqx.partition(rows.arrays, eqx.is_inexact_array)
-        return Rows(eqx.combine(function(floating), others), rows.weights, rows.key)
+        return dataclasses.replace(rows, arrays=eqx.combine(function(floating), others))
 
     return _map_rows(change, batch)
 

@@ -62,16 +62,8 @@ def mlp_autoencoder(
 ) -> NetworkTask:
     """Returns the reconstruction of images by a multilayer perceptron.
 
-    Args:
-        data: `Labelled` images; labels are not used.
-        widths: the length of each hidden layer.
-        activation: applied between layers.
-        batch_size: examples per step.
-        output: what outputs are passed through, see `ReconstructionError`.
-        distance: "l2" for squared errors, "l1" for absolute ones.
-        reduce: whether errors of an image are averaged over pixels, or added.
-        init: how weights begin, see `MultilayerPerceptron`.
-        augment: of training examples, see `NetworkTask`.
+    For `output`, `distance` and `reduce` see `ReconstructionError`; other arguments are those of
+    `mlp_classification`.
     """
     pixels = math.prod(image_shape(data))
     network = Build(MultilayerPerceptron, pixels, widths, pixels, activation, init=init)
@@ -160,14 +152,11 @@ def variational_autoencoder(
 ) -> NetworkTask:
     """Returns a variational autoencoder of images, see `EvidenceLowerBound`.
 
+    Other arguments are those of `mlp_classification`.
+
     Args:
-        data: `Labelled` images; labels are not used.
         encoder: the length of each hidden layer, and last the number of latent variables.
         decoder: the length of each hidden layer.
-        activation: applied between layers.
-        batch_size: examples per step.
-        init: how weights begin, see `MultilayerPerceptron`.
-        augment: of training examples, see `NetworkTask`.
         clip: whether outputs of the encoder are clipped to -10 and 10, as those of the decoder are,
             so that losses are finite.
     """

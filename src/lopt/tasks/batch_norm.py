@@ -130,14 +130,8 @@ def batch_norm_classification(
     Parameters are `{"network": ..., "gain": ..., "shift": ...}`, gains one and shifts zero at
     first. The training loss normalises by the batch, metrics by running averages.
 
-    Args:
-        data: the images.
-        widths: the length of each hidden layer, at least one.
-        activation: applied after each normalisation.
-        batch_size: examples per step, at least 2.
-        momentum: of the running averages, per inner step.
-        epsilon: added to variances.
-        init: how weights begin, see `MultilayerPerceptron`.
+    For `momentum` and `epsilon` see `BatchNormNetwork`; other arguments are those of
+    `mlp_classification`. There is at least one hidden layer, and a batch of 2.
     """
     check_integer("batch_norm_classification", "batch_size", batch_size, 2, hint="batch_size=128")
     if not widths:

@@ -95,9 +95,8 @@ class MultilayerPerceptron(eqx.Module):
             inputs = layer(inputs)
             inputs = self.activation(self.norms[i](inputs) if self.norms else inputs)
             if key is not None and self.dropout:
-                kept = jax.random.bernoulli(
-                    jax.random.fold_in(key, i), 1 - self.dropout, inputs.shape
-                )
+                chance = 1 - self.dropout
+                kept = jax.random.bernoulli(jax.random.fold_in(key, i), chance, inputs.shape)
                 inputs = jnp.where(kept, inputs / (1 - self.dropout), 0)
         return self.layers[-1](inputs)
 
@@ -188,11 +187,8 @@ def classification(
     Args:
         data: `Labelled` images, from `image_data` or `lopt.load_images`.
         network: from images to logits; in Equinox, from one image.
-        batch_size: examples per step.
-        flatten: whether the network is given images as rows of pixels.
-        augment: of training examples, see `NetworkTask`.
-        centre: whether the network is given pixels between -1 and 1, and not 0 and 1.
-        stochastic: whether batches carry a key, see `NetworkTask`.
+        batch_size, augment, stochastic: see `NetworkTask`.
+        flatten, centre: see `CrossEntropy`.
     """
     objective = CrossEntropy(data.num_classes, flatten, centre)
     return NetworkTask(data, as_network(network), objective, batch_size, augment, stochastic)
@@ -218,15 +214,12 @@ def mlp_classification(
     """Returns classification by a multilayer perceptron.
 
     Args:
-        data: the images.
+        data: `Labelled` images.
         widths: the length of each hidden layer; empty for a linear model.
         activation: applied between layers.
         batch_size: examples per step.
-        stddev: of a normal to draw all weights from; by default it depends on the fan in.
-        init: how weights begin, see `MultilayerPerceptron`.
-        dropout: the probability with which a training step drops a hidden unit.
-        layer_norm: whether hidden layers are normalised, see `MultilayerPerceptron`.
-        augment: of training examples, see `NetworkTask`.
+        stddev, init, dropout, layer_norm: see `MultilayerPerceptron`.
+        augment: of training examples, (key, example) to an example.
         centre: whether the network is given pixels between -1 and 1, and not 0 and 1.
 
     Example:

@@ -195,17 +195,14 @@ def conv_classification(
 ) -> NetworkTask:
     """Returns classification by a convolutional network.
 
+    Other arguments are those of `mlp_classification`.
+
     Args:
-        data: the images.
-        batch_size: examples per step.
         channels: the number of channels after each block of convolution, pooling, activation.
         kernel: height and width of the convolutions.
         hidden: the length of each hidden layer after the blocks; may be empty.
         activation: applied after each pooling and between the last layers.
-        stddev: of a normal to draw all weights from (0.1 in the paper); by default it depends
-            on the fan in.
-        augment: of training examples, see `NetworkTask`.
-        centre: whether the network is given pixels between -1 and 1, and not 0 and 1.
+        stddev: of all weights, 0.1 in the paper.
         options: others of `ConvolutionalNetwork`: init, strides, padding, pool_all, bias.
     """
     sizes = image_shape(data), channels, kernel, hidden, data.num_classes

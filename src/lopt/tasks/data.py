@@ -140,12 +140,6 @@ def array_data(
     With test arrays of their own, the others are parted into train, valid_inner and valid_outer
     80 : 10 : 10. Without, all are parted into these and test 70 : 10 : 10 : 10.
 
-    Args:
-        arrays: a pytree of arrays with one row per example.
-        test_arrays: the like, or None.
-        seed: of the shuffle before parting.
-        num_classes: of labelled data.
-
     Example:
         >>> import numpy as np, lopt
         >>> inputs = np.linspace(-1, 1, 100)[:, None]
@@ -169,10 +163,8 @@ def array_data(
 def text_data(tokens: Int[np.ndarray, " n"], length: int, vocabulary: int | None = None) -> Data:
     """Parts a text into contiguous splits, train first, 70 : 10 : 10 : 10.
 
-    Args:
-        tokens: the text, as integers from 0 to vocabulary - 1.
-        length: tokens in an example, which lies anywhere within one split.
-        vocabulary: the number of tokens that there are, by default as many as `tokens` has.
+    Examples are `length` tokens from anywhere within one split. Tokens are integers from 0 to
+    vocabulary - 1, by default up to the largest.
 
     Example:
         >>> import jax, numpy as np, lopt
@@ -241,16 +233,9 @@ def image_data(
     size: int,
     seed: int = 0,
 ) -> Data:
-    """Resizes images, and makes splits of `Labelled` arrays as `array_data` does.
+    """Makes squares of images, and splits of `Labelled` arrays as `array_data` does.
 
-    Args:
-        train_images: bytes, or floats between 0 and 1.
-        train_labels: the class of each, smaller than `num_classes`.
-        test_images: the like, or None.
-        test_labels: the like, or None.
-        num_classes: the number of classes.
-        size: the height and width that images are given.
-        seed: of the shuffle before parting.
+    Images are bytes, or floats between 0 and 1; labels are smaller than `num_classes`.
     """
     check_integer("image_data", "num_classes", num_classes, hint="num_classes=10")
     if (test_images is None) != (test_labels is None):

@@ -136,15 +136,12 @@ def normalising_flow(
 ) -> NetworkTask:
     """Returns density estimation of images by RealNVP or a masked autoregressive flow.
 
+    Other arguments are those of `mlp_classification`, of the perceptron in each layer.
+
     Args:
-        data: `Labelled` images of at least two pixels; labels are not used.
+        data: images of at least two pixels.
         kind: "real_nvp" or "autoregressive", see `Flow`.
-        widths: the length of each hidden layer of each layer's perceptron.
         layers: the number of layers of the flow.
-        activation: applied between layers of a perceptron.
-        batch_size: examples per step.
-        init: how weights begin, see `MultilayerPerceptron`.
-        augment: of training examples, see `NetworkTask`.
         noise: the standard deviation of what is added to pixels.
         quirks: whether as in TaskSet. There scales of RealNVP have no bounds, so that more losses
             overflow. As masks of layers narrower than the image leave no weight, its

@@ -38,11 +38,14 @@ class NextToken(eqx.Module):
         vocabulary: the number of logits. Tokens of vocabulary - 1 and above count as one.
     """
 
-    vocabulary: int = eqx.field(static=True)
+    vocabulary: int | None = eqx.field(static=True)
+
+    def __check_init__(self) -> None:
+        check_integer("language_model", "vocabulary", self.vocabulary, hint="vocabulary=256")
 
     def __call__(self, predict: Predict, rows: Rows) -> dict[str, Scalar]:
         """Returns the metrics of a network on a batch of windows, of shape (n, length)."""
-        tokens = jnp.minimum(rows.arrays, self.vocabulary - 1)
+        tokens = jnp.minimum(rows.arrays, (self.vocabulary or 1) - 1)
         losses, right = token_metrics(predict(tokens[:, :-1]), tokens[:, 1:])
         loss = rows.mean(jnp.mean(losses, axis=1))
         accuracy = rows.mean(jnp.mean(right, axis=1))
@@ -65,16 +68,8 @@ def language_model(
             f"language_model(data) has examples of length {data.train.length}; must be windows of "
             "at least 2 tokens, try text_data(tokens, length=64)."
         )
-    objective = NextToken(_vocabulary(data, vocabulary))
-    return NetworkTask(data, as_network(network), objective, batch_size)
-
-
-def _vocabulary(data: Data, vocabulary: int | None) -> int:
-    """Returns how many tokens are told apart."""
-    found: int | None = data.num_classes if vocabulary is None else vocabulary
-    check_integer("language_model", "vocabulary", found, hint="vocabulary=256")
-    assert found is not None
-    return found
+    size = data.num_classes if vocabulary is None else vocabulary
+    return NetworkTask(data, as_network(network), NextToken(size), batch_size)
 
 
 def rnn_language_model(
@@ -88,16 +83,15 @@ def rnn_language_model(
 ) -> NetworkTask:
     """Returns the prediction of the next token by a `RecurrentNetwork`.
 
+    Other arguments are those of `language_model`.
+
     Args:
-        data: a text, from `text_data` or `lopt.load_text`.
         kind: "vanilla", "gru" or "lstm".
         width: the number of units.
         embed: the length of the embedding of a token.
-        batch_size: windows per step.
-        vocabulary: the number of logits, by default that of tokens in the data.
         network: what else `RecurrentNetwork` takes.
     """
-    size = _vocabulary(data, vocabulary)
+    size = data.num_classes if vocabulary is None else vocabulary
     build = Build(RecurrentNetwork, size, size, kind, width, embed, **network)
     return language_model(data, build, batch_size, size)
 
@@ -110,8 +104,8 @@ class _Block(eqx.Module):
     attend: Float[Array, "triple width"]  # queries, keys, values
     joined: Float[Array, "width width"]
     up: Float[Array, "hidden width"]
-    up_bias: Float[Array, " hidden"]
     down: Float[Array, "width hidden"]
+    up_bias: Float[Array, " hidden"]
     down_bias: Float[Array, " width"]
     heads: int = eqx.field(static=True)
 
@@ -185,18 +179,9 @@ class Transformer(eqx.Module):
         self.positions = learned if positions == "learned" else None
         residual, dtype = (2 * depth) ** -0.5, learned.dtype
         ones, zeros = jnp.ones((2, width), dtype), jnp.zeros((2, width), dtype)
+        biases = jnp.zeros(inner, dtype), zeros[0]
         self.blocks = tuple(
-            _Block(
-                ones,
-                zeros,
-                attend,
-                residual * joined,
-                up,
-                jnp.zeros(inner, dtype),
-                residual * down,
-                zeros[0],
-                heads,
-            )
+            _Block(ones, zeros, attend, residual * joined, up, residual * down, *biases, heads)
             for attend, joined, up, down in zip(*(drawn[3 + i :: 4] for i in range(4)), strict=True)
         )
         self.scale, self.shift = ones[0], zeros[0]
@@ -230,12 +215,12 @@ def char_transformer(
 ) -> NetworkTask:
     """Returns the prediction of the next token by a `Transformer`.
 
+    Other arguments are those of `language_model`.
+
     Args:
-        data: a text, from `text_data` or `lopt.load_text`.
         width: the length of the vectors that stand for a token; a multiple of `heads`.
         depth: the number of blocks of attention and a perceptron.
         heads: the number of attention heads.
-        batch_size: windows per step.
         hidden: units of the perceptrons, by default 4 width.
         positions: "learned" or "sinusoidal".
 
@@ -248,6 +233,6 @@ def char_transformer(
         ['accuracy', 'bits', 'loss']
     """
     longest = max(1, (data.train.length or 0) - 1)
-    sizes = _vocabulary(data, None), width, depth, heads, longest
+    sizes = data.num_classes, width, depth, heads, longest
     network = Build(Transformer, *sizes, hidden=hidden, positions=positions)
     return language_model(data, network, batch_size)

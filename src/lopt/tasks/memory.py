@@ -3,7 +3,6 @@
 Batches are drawn, and there is no data. All splits are the same distribution.
 """
 
-import abc
 from typing import NamedTuple
 
 import equinox as eqx
@@ -28,72 +27,32 @@ class Sequences(NamedTuple):
     asked: Float[Array, "*n time"]
 
 
-class AbstractSequences(eqx.Module):
-    """A distribution of sequences."""
-
-    @property
-    @abc.abstractmethod
-    def vocabulary(self) -> int:
-        """The number of tokens that there are."""
-
-    @abc.abstractmethod
-    def draw(self, key: Key) -> Sequences:
-        """Returns one sequence."""
-
-
-class _Copies(AbstractSequences):
+def _copies(length: int, symbols: int, delay: int, key: Key) -> Sequences:
     """Symbols, `delay` blanks, a signal, and blanks: the symbols are to be said after the signal.
 
     Tokens are the symbols, then blank, then signal.
     """
-
-    length: int = eqx.field(static=True)
-    symbols: int = eqx.field(static=True)
-    delay: int = eqx.field(static=True)
-
-    @property
-    @override
-    def vocabulary(self) -> int:
-        return self.symbols + 2
-
-    @override
-    def draw(self, key: Key) -> Sequences:
-        said = jax.random.randint(key, (self.length,), 0, self.symbols, jnp.int32)
-        blank = jnp.full(self.length + self.delay, self.symbols, jnp.int32)
-        before, after = blank[: self.delay], blank[: self.length - 1]
-        signal = jnp.full(1, self.symbols + 1, jnp.int32)
-        tokens = jnp.concatenate([said, before, signal, after])
-        targets = jnp.concatenate([blank, said])
-        asked = jnp.arange(len(tokens)) >= self.length + self.delay
-        return Sequences(tokens, targets, asked.astype(jnp.float32))
+    said = jax.random.randint(key, (length,), 0, symbols, jnp.int32)
+    blank = jnp.full(length + delay, symbols, jnp.int32)
+    signal = jnp.full(1, symbols + 1, jnp.int32)
+    tokens = jnp.concatenate([said, blank[:delay], signal, blank[: length - 1]])
+    asked = jnp.arange(len(tokens)) >= length + delay
+    return Sequences(tokens, jnp.concatenate([blank, said]), asked.astype(jnp.float32))
 
 
-class _Pairs(AbstractSequences):
+def _pairs(pairs: int, keys: int, values: int, key: Key) -> Sequences:
     """Pairs of a key and a value, then one of these keys: its value is to be said.
 
     Tokens are the keys, no key twice in a sequence, then the values.
     """
-
-    pairs: int = eqx.field(static=True)
-    keys: int = eqx.field(static=True)
-    values: int = eqx.field(static=True)
-
-    @property
-    @override
-    def vocabulary(self) -> int:
-        return self.keys + self.values
-
-    @override
-    def draw(self, key: Key) -> Sequences:
-        key, value_key, query_key = jax.random.split(key, 3)
-        keys = jax.random.permutation(key, jnp.arange(self.keys, dtype=jnp.int32))[: self.pairs]
-        drawn = jax.random.randint(value_key, (self.pairs,), 0, self.values, jnp.int32)
-        values = self.keys + drawn
-        query = jax.random.randint(query_key, (1,), 0, self.pairs, jnp.int32)
-        tokens = jnp.concatenate([jnp.stack([keys, values], axis=1).reshape(-1), keys[query]])
-        asked = jnp.arange(len(tokens)) == len(tokens) - 1
-        targets = jnp.where(asked, values[query], tokens)
-        return Sequences(tokens, targets, asked.astype(jnp.float32))
+    key, value_key, query_key = jax.random.split(key, 3)
+    drawn = jax.random.permutation(key, jnp.arange(keys, dtype=jnp.int32))[:pairs]
+    found = keys + jax.random.randint(value_key, (pairs,), 0, values, jnp.int32)
+    query = jax.random.randint(query_key, (1,), 0, pairs, jnp.int32)
+    tokens = jnp.concatenate([jnp.stack([drawn, found], axis=1).reshape(-1), drawn[query]])
+    asked = jnp.arange(len(tokens)) == len(tokens) - 1
+    targets = jnp.where(asked, found[query], tokens)
+    return Sequences(tokens, targets, asked.astype(jnp.float32))
 
 
 class SequenceTask(AbstractTask):
@@ -102,12 +61,12 @@ class SequenceTask(AbstractTask):
     Metrics are "loss" and "accuracy".
 
     Attributes:
-        sequences: the distribution.
+        sequences: from a key to a sequence.
         network: from tokens to logits after each.
         batch_size: sequences per step.
     """
 
-    sequences: AbstractSequences
+    sequences: Build
     network: AbstractNetwork
     batch_size: int = eqx.field(static=True, default=128)
 
@@ -120,7 +79,7 @@ class SequenceTask(AbstractTask):
 
     @override
     def batch(self, key: Key, split: Split = "train") -> Sequences:
-        return jax.vmap(self.sequences.draw)(jax.random.split(key, self.batch_size))
+        return jax.vmap(self.sequences)(jax.random.split(key, self.batch_size))
 
     @override
     def loss(self, params: Params, batch: Sequences) -> Scalar:
@@ -145,16 +104,14 @@ def copying(
 
     Args:
         length: of what is copied; sequences have 2 length + delay tokens.
-        symbols: how many there are.
         delay: blanks before the copy is asked for.
-        batch_size: sequences per step.
         network: from tokens below symbols + 2 to as many logits after each; by default an lstm of
             64 units.
     """
     for name, value in (("length", length), ("symbols", symbols)):
         check_integer("copying", name, value, hint=f"{name}=8")
     check_integer("copying", "delay", delay, 0, hint="delay=0")
-    return _sequence_task(_Copies(length, symbols, delay), batch_size, network)
+    return _sequence_task(Build(_copies, length, symbols, delay), symbols + 2, batch_size, network)
 
 
 def associative_recall(
@@ -169,21 +126,18 @@ def associative_recall(
     Args:
         pairs: of key and value in a sequence, of 2 pairs + 1 tokens.
         keys: how many there are, at least `pairs`.
-        values: how many there are.
-        batch_size: sequences per step.
         network: from tokens below keys + values to as many logits after each; by default an lstm
             of 64 units.
     """
     check_integer("associative_recall", "values", values, hint="values=8")
     check_integer("associative_recall", "keys", keys, hint="keys=8")
     check_integer("associative_recall", "pairs", pairs, 1, keys, hint="pairs=4")
-    return _sequence_task(_Pairs(pairs, keys, values), batch_size, network)
+    return _sequence_task(Build(_pairs, pairs, keys, values), keys + values, batch_size, network)
 
 
 def _sequence_task(
-    sequences: AbstractSequences, batch_size: int, network: AnyNetwork | None
+    sequences: Build, vocabulary: int, batch_size: int, network: AnyNetwork | None
 ) -> SequenceTask:
-    size = sequences.vocabulary
-    default = Build(RecurrentNetwork, size, size, "lstm", 64, 32)
+    default = Build(RecurrentNetwork, vocabulary, vocabulary, "lstm", 64, 32)
     chosen = as_network(default if network is None else network)
     return SequenceTask(sequences, chosen, batch_size)

@@ -5,6 +5,7 @@ carries something besides its parameters, as an `AbstractNetwork`.
 """
 
 import abc
+import dataclasses
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -202,7 +203,7 @@ class NetworkTask(AbstractTask):
         rows = self.data.split(split).draw(draw_key, self.batch_size)
         if self.augment is not None and split == "train":
             keys = jax.random.split(augment_key, self.batch_size)
-            rows = Rows(jax.vmap(self.augment)(keys, rows.arrays))
+            rows = dataclasses.replace(rows, arrays=jax.vmap(self.augment)(keys, rows.arrays))
         return self._with_key(rows, key)
 
     @override
@@ -210,9 +211,8 @@ class NetworkTask(AbstractTask):
         return self._with_key(self.data.split(split).everything(), jax.random.key(0))
 
     def _with_key(self, rows: Rows, key: Key) -> Rows:
-        return (
-            Rows(rows.arrays, rows.weights, jax.random.fold_in(key, 2)) if self.stochastic else rows
-        )
+        own = jax.random.fold_in(key, 2) if self.stochastic else rows.key
+        return dataclasses.replace(rows, key=own)
 
     @override
     def prepare(self, params: Params, key: Key) -> State:
@@ -242,7 +242,7 @@ class NetworkTask(AbstractTask):
         states = [state]
 
         def predict(inputs: PyTree) -> PyTree:
-            rows = Rows(_like(params, inputs), batch.weights, batch.key)
+            rows = dataclasses.replace(batch, arrays=_like(params, inputs))
             outputs, states[0] = self.network.apply(params, states[0], rows, inference)
             return outputs
 

@@ -23,8 +23,8 @@ Activation = Callable[[Array], Array]
 class MaskedPerceptron(AbstractNetwork):
     """A perceptron of which `widths` hidden units count, with one of several activations.
 
-    It is the narrow network: units that do not count are zero, with zero gradients. Mapped over,
-    all activations are computed.
+    It is the narrow network: others are zero, with zero gradients. Mapped over, all activations are
+    computed.
 
     Attributes:
         build: from a key to a `MultilayerPerceptron` of the largest widths.

@@ -81,9 +81,8 @@ class RecurrentCore(eqx.Module):
         if kind == "lstm":
             self.inputs, self.hidden = jnp.split(weights[0], [inputs], axis=1)
         else:
-            self.inputs, self.hidden = (
-                jnp.concatenate(part) for part in (weights[:half], weights[half:])
-            )
+            self.inputs = jnp.concatenate(weights[:half])
+            self.hidden = jnp.concatenate(weights[half:])
         self.bias = jnp.zeros(len(self.inputs), self.inputs.dtype)
         states = 2 if kind == "lstm" else 1
         self.start = jnp.zeros((states, width), self.bias.dtype) if trainable_start else None
@@ -165,16 +164,11 @@ class RecurrentNetwork(eqx.Module):
     def __call__(self, tokens: Int[Array, " time"]) -> Float[Array, "*time outputs"]:
         """Returns the logits of one sequence, one vector for each token or for all."""
         outputs = self.core(embedded(self.embedding, tokens))
-        match self.read_out:
-            case "all":
-                return outputs @ self.weight.T + self.bias[None]
-            case "last":
-                outputs = outputs[-1]
-            case "avg":
-                outputs = jnp.mean(outputs, axis=0)
-            case _:
-                outputs = jnp.max(outputs, axis=0)
-        return outputs @ self.weight.T + self.bias
+        if self.read_out == "all":
+            return outputs @ self.weight.T + self.bias[None]
+        each: dict[str, Callable[..., Array]] = {"avg": jnp.mean, "max": jnp.max}
+        found = outputs[-1] if self.read_out == "last" else each[self.read_out](outputs, axis=0)
+        return found @ self.weight.T + self.bias
 
 
 def embedded(

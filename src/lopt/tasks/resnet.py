@@ -200,14 +200,12 @@ def resnet_classification(
     analysis of compiled CPU programs estimates.
 
     Args:
-        data: the images, of any size.
         depth: 18, 34, 50, 101 or 152, or the number of blocks in each stage.
         channels: of each stage; bottleneck blocks have four times as many outside.
         bottleneck: whether blocks are 1x1, 3x3, 1x1 and not 3x3, 3x3; by default, from depth 50 on.
         activation: applied after the stem, within blocks and after each.
         batch_size: examples per step, at least 2; in inference, examples at once.
-        momentum: of the running averages, per inner step.
-        epsilon: added to variances.
+        momentum, epsilon: see `BatchNormNetwork`.
         augmentation: whether training images are cropped and flipped, see `crop_and_flip`.
         zero_gain: whether the last gain of each block starts at zero, so that every block starts
             as its shortcut (Goyal et al. 2017, arXiv:1706.02677).

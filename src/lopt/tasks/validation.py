@@ -47,9 +47,7 @@ class WithValidation(AbstractRemembering):
         inner, (count, last) = state
         found, after = self.task.estimate(params, inner, key)
         last = jax.lax.cond(
-            count % self.every == 0,
-            lambda: self._validation_loss(params, inner, key),
-            lambda: last,
+            count % self.every == 0, lambda: self._validation_loss(params, inner, key), lambda: last
         )
         extra = {**found.extra, "validation_loss": last}
         return Estimate(found.loss, found.grads, found.dropped, extra), (after, (count + 1, last))

@@ -1,4 +1,4 @@
-"""Tasks around a task: they change its loss or its gradients, or remember something.
+"""Tasks around a task: they change its gradients, or remember something.
 
 Each keeps to `differentiate`, so that they nest in any order with one another and with
 `lopt.TransformedTask`. What differs between two of them is an array.
@@ -23,6 +23,10 @@ class AbstractWrapped(AbstractTask):
     """The task `task`; what a subclass does not say is as there."""
 
     task: eqx.AbstractVar[Any]
+
+    def own_batch(self, batch: Batch) -> Batch:
+        """Returns what the task sees of a batch."""
+        return batch
 
     @override
     def draw(self, key: Key) -> AbstractTask:
@@ -50,15 +54,15 @@ class AbstractWrapped(AbstractTask):
 
     @override
     def loss(self, params: Params, batch: Batch) -> Scalar:
-        return self.task.loss(params, batch)
+        return self.task.loss(params, self.own_batch(batch))
 
     @override
     def loss_and_state(self, params: Params, state: State, batch: Batch) -> tuple[Scalar, State]:
-        return self.task.loss_and_state(params, state, batch)
+        return self.task.loss_and_state(params, state, self.own_batch(batch))
 
     @override
     def metrics(self, params: Params, state: State, batch: Batch) -> dict[str, Scalar]:
-        return self.task.metrics(params, state, batch)
+        return self.task.metrics(params, state, self.own_batch(batch))
 
 
 class AbstractRemembering(AbstractWrapped):
@@ -150,16 +154,8 @@ class PerturbedTask(AbstractWrapped):
         return None if whole is None else (whole, jax.random.key(0))
 
     @override
-    def loss(self, params: Params, batch: Batch) -> Scalar:
-        return self.task.loss(params, batch[0])
-
-    @override
-    def loss_and_state(self, params: Params, state: State, batch: Batch) -> tuple[Scalar, State]:
-        return self.task.loss_and_state(params, state, batch[0])
-
-    @override
-    def metrics(self, params: Params, state: State, batch: Batch) -> dict[str, Scalar]:
-        return self.task.metrics(params, state, batch[0])
+    def own_batch(self, batch: Batch) -> Batch:
+        return batch[0]
 
     @override
     def differentiate(self, params: Params, state: State, batch: Batch) -> tuple[Estimate, State]:
@@ -174,58 +170,3 @@ class PerturbedTask(AbstractWrapped):
 
         grads = jax.tree.map(perturb, found.grads, noise, chance)
         return dataclasses.replace(found, grads=grads), state
-
-
-class AbstractLossMap(AbstractWrapped):
-    """A task whose loss is a function of that of another."""
-
-    def map_loss(self, loss: Scalar) -> Scalar:
-        """Returns the new loss."""
-        raise NotImplementedError
-
-    @override
-    def loss(self, params: Params, batch: Batch) -> Scalar:
-        return self.map_loss(self.task.loss(params, batch))
-
-    @override
-    def loss_and_state(self, params: Params, state: State, batch: Batch) -> tuple[Scalar, State]:
-        loss, state = self.task.loss_and_state(params, state, batch)
-        return self.map_loss(loss), state
-
-    @override
-    def metrics(self, params: Params, state: State, batch: Batch) -> dict[str, Scalar]:
-        found = self.task.metrics(params, state, batch)
-        return {**found, "loss": self.map_loss(found["loss"])}
-
-    @override
-    def differentiate(self, params: Params, state: State, batch: Batch) -> tuple[Estimate, State]:
-        found, state = self.task.differentiate(params, state, batch)
-        loss, slope = jax.value_and_grad(self.map_loss)(found.loss)
-        grads = jax.tree.map(lambda grad: slope.astype(grad.dtype) * grad, found.grads)
-        return dataclasses.replace(found, loss=loss, grads=grads), state
-
-
-class ScaledLoss(AbstractLossMap):
-    """A task whose loss is multiplied by `factor`."""
-
-    task: AbstractTask
-    factor: Float[Array, ""]
-
-    @override
-    def map_loss(self, loss: Scalar) -> Scalar:
-        return self.factor.astype(loss.dtype) * loss
-
-
-class LogLoss(AbstractLossMap):
-    """A task whose loss is log(loss + 1e-6) - log(1e-6).
-
-    Attributes:
-        clipped: whether negative losses count as zero; otherwise their logarithm is NaN.
-    """
-
-    task: AbstractTask
-    clipped: bool = eqx.field(static=True)
-
-    @override
-    def map_loss(self, loss: Scalar) -> Scalar:
-        return jnp.log((jnp.maximum(loss, 0) if self.clipped else loss) + 1e-6) - jnp.log(1e-6)

@@ -122,6 +122,21 @@ def test_tasks_train(name, seed):
     assert bool(jnp.isfinite(task.loss(state.params, task.everything("test"))))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_fifty_tasks_take_twenty_finite_steps(name):
+    # Gradients span tens of orders of magnitude: steps of one length are finite for all.
+    optimizer = optax.sign_sgd(1e-5)
+    for seed in range(50):
+        values = taskset.to_json(taskset.sample(name, seed))
+        values["text"]["batch_size"] = 4
+        task = taskset.from_json(values).build(load)
+        state = lopt.start(task, optimizer, task.init(KEY), KEY)
+        _, losses = lopt.unroll(task, optimizer, state, 20)
+        assert bool(jnp.isfinite(losses).all()), seed
+        jax.clear_caches()
+
+
 def test_parts_of_a_text():
     values = taskset.to_json(small(taskset.sample(CHARACTERS, 0)))
     values["text"] |= {"train_examples": 3, "just_train": True, "length": 10}

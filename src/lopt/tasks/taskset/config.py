@@ -1,6 +1,6 @@
 """Configurations of TaskSet (Metz et al. 2020, arXiv:2002.11887): sampled, named, kept as JSON.
 
-A family is a frozen dataclass: its fields are what its tasks differ in, `draw` samples them, and
+A family is a frozen dataclass: its fields, what its tasks differ in, say how they are sampled, and
 `build` makes the task. Nothing of it is traced, as configurations change shapes.
 """
 
@@ -11,7 +11,7 @@ import math
 import types
 import typing
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
+from typing import Any, ClassVar, Literal, TypeAlias, TypeVar, dataclass_transform
 
 import numpy as np
 
@@ -64,16 +64,38 @@ class Draw:
         return bool(self.generator.uniform() < probability)
 
 
-class Config(abc.ABC):
+def drawn(function: Callable[[Draw], Any]) -> Any:
+    """A field that `function` samples."""
+    return drawn_after(lambda draw, _: function(draw))
+
+
+def drawn_after(function: Callable[[Draw, dict[str, Any]], Any]) -> Any:
+    """A field that `function` samples, given those before it by name."""
+    return dataclasses.field(metadata={"draw": function})
+
+
+def choice(*options: Any, weights: Sequence[float | int] | None = None) -> Any:
+    """A field that is one of some options."""
+    return drawn(lambda draw: draw.choice(options, weights))
+
+
+class Sampled:
+    """A frozen dataclass whose fields, in their order, say how they are sampled."""
+
+    @classmethod
+    def draw(cls, draw: Draw) -> Any:
+        """Samples all fields."""
+        found: dict[str, Any] = {}
+        for field in dataclasses.fields(typing.cast(Any, cls)):
+            found[field.name] = field.metadata["draw"](draw, found)
+        return cls(**found)
+
+
+class Config(Sampled, abc.ABC):
     """What a task of a family is made from; a frozen dataclass."""
 
     family: ClassVar[str]
     offset: ClassVar[int]  # added to the seed in the published code: 0 for most
-
-    @classmethod
-    @abc.abstractmethod
-    def draw(cls, draw: Draw) -> "Config":
-        """Samples a configuration."""
 
     @abc.abstractmethod
     def build(self, load: Load) -> AbstractTask:
@@ -83,13 +105,14 @@ class Config(abc.ABC):
 FAMILIES: dict[str, type[Config]] = {}
 
 
+@dataclass_transform(frozen_default=True)
 def family(name: str, offset: int = 0) -> Callable[[type[T]], type[T]]:
-    """Adds a dataclass to the families, under the name that TaskSet gives it."""
+    """Makes a frozen dataclass, and one of the families, under the name that TaskSet gives it."""
 
     def add(cls: Any) -> Any:
         cls.family, cls.offset = name, offset
-        FAMILIES[name] = cls
-        return cls
+        FAMILIES[name] = dataclasses.dataclass(frozen=True)(cls)
+        return FAMILIES[name]
 
     return add
 

@@ -1,7 +1,7 @@
 """Families of TaskSet on images: perceptrons, convolutions, autoencoders and flows.
 
-Fields are those of the functions that make the tasks. They are drawn in the published order, so
-that under compat="taskset" a seed gives the published configuration.
+Fields are those of the functions that make the tasks. They are in the published order, so that
+under compat="taskset" a seed gives the published configuration.
 """
 
 import dataclasses
@@ -15,50 +15,33 @@ from lopt.tasks.classification import image_shape, mlp_classification
 from lopt.tasks.convolutional import Padding, Pool, conv_classification, remaining
 from lopt.tasks.data import Data
 from lopt.tasks.flows import normalising_flow
-from lopt.tasks.taskset.config import Config, Draw, Load, family
+from lopt.tasks.taskset.config import Config, Draw, Load, choice, drawn, drawn_after, family
 from lopt.tasks.taskset.images import ImageConfig
-from lopt.tasks.taskset.pieces import Initializer, activation, draw_activation, draw_widths
+from lopt.tasks.taskset.pieces import Initializer, activation, draw_activation, widths_of
 
 
-@dataclasses.dataclass(frozen=True)
-class _ImageFamily(Config):
+class _Images(Config):
     make: ClassVar[Callable[..., AbstractTask]]
-
-    activation: str
-    initializer: Initializer
-    images: ImageConfig
 
     def build(self, load: Load) -> AbstractTask:
         """Makes the task; `load` gives the data of a name."""
-        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        own: Any = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore
         images, init = own.pop("images"), own.pop("initializer")
-        own |= {"activation": activation(self.activation), "init": init}
+        own |= {"activation": activation(own["activation"]), "init": init}
         own |= {"batch_size": images.batch_size, "augment": images.augmentation}
         return self.make(images.load(load), **own)
 
 
-def _draw_network(draw: Draw) -> dict[str, Any]:
-    return {"activation": draw_activation(draw), "initializer": Initializer.draw(draw)}
-
-
 @family("mlp_family", 99123491)
-@dataclasses.dataclass(frozen=True)
-class MLPFamily(_ImageFamily):
+class MLPConfig(_Images):
     """Classification by a multilayer perceptron."""
 
     make = staticmethod(mlp_classification)
-    widths: tuple[int, ...]
-    centre: bool
-
-    @classmethod
-    def draw(cls, draw: Draw) -> "MLPFamily":
-        """Samples a configuration."""
-        return cls(
-            widths=draw_widths(draw, range(1, 7), 16, 128),
-            **_draw_network(draw),
-            images=ImageConfig.draw(draw),
-            centre=draw.choice((True, False)),
-        )
+    widths: tuple[int, ...] = widths_of(range(1, 7), 16, 128)
+    activation: str = drawn(draw_activation)
+    initializer: Initializer = drawn(Initializer.draw)
+    images: ImageConfig = drawn(ImageConfig.draw)
+    centre: bool = choice(True, False)
 
 
 def _convolutional(
@@ -73,133 +56,93 @@ def _convolutional(
     return conv_classification(data, **{"hidden": (), **how, **rest})
 
 
-@dataclasses.dataclass(frozen=True)
-class _Convolutions(_ImageFamily):
-    make = staticmethod(_convolutional)
-    strides: tuple[int, ...]
-    channels: tuple[int, ...]
-    padding: tuple[Padding, ...]
-    bias: bool
-    centre: bool
+def _draw_strides(draw: Draw) -> tuple[int, ...]:
+    depth = draw.choice(range(1, 6))
+    return (draw.choice(((2, 2), (1, 2), (2, 1))) * 3)[:depth]
 
-    @staticmethod
-    def draw_head(draw: Draw) -> dict[str, Any]:
-        """Samples what follows the convolutions."""
-        raise NotImplementedError
 
-    @classmethod
-    def draw(cls, draw: Draw) -> "_Convolutions":
-        """Samples a configuration."""
-        depth = draw.choice(range(1, 6))
-        return cls(
-            strides=(draw.choice(((2, 2), (1, 2), (2, 1))) * 3)[:depth],
-            channels=draw_widths(draw, (depth,), 8, 64),
-            **_draw_network(draw),
-            padding=tuple(draw.choice(("SAME", "VALID")) for _ in range(depth)),
-            **cls.draw_head(draw),
-            bias=draw.choice((True, False)),
-            images=ImageConfig.draw(draw),
-            centre=draw.choice((True, False)),
-        )
+def _draw_channels(draw: Draw, found: dict[str, Any]) -> tuple[int, ...]:
+    return tuple(draw.log_integer(8, 64) for _ in found["strides"])
+
+
+def _draw_padding(draw: Draw, found: dict[str, Any]) -> tuple[Padding, ...]:
+    return tuple(draw.choice(("SAME", "VALID")) for _ in found["strides"])
 
 
 @family("conv_pooling_family")
-@dataclasses.dataclass(frozen=True)
-class ConvPoolingFamily(_Convolutions):
+class ConvPoolingConfig(_Images):
     """Classification by convolutions, one number per channel and a linear layer."""
 
-    pool_all: Pool
-
-    @staticmethod
-    def draw_head(draw: Draw) -> dict[str, Any]:
-        """Samples the kind of pooling."""
-        return {"pool_all": draw.choice(("mean", "max", "squared_mean"))}
+    make = staticmethod(_convolutional)
+    strides: tuple[int, ...] = drawn(_draw_strides)
+    channels: tuple[int, ...] = drawn_after(_draw_channels)
+    activation: str = drawn(draw_activation)
+    initializer: Initializer = drawn(Initializer.draw)
+    padding: tuple[Padding, ...] = drawn_after(_draw_padding)
+    pool_all: Pool = choice("mean", "max", "squared_mean")
+    bias: bool = choice(True, False)
+    images: ImageConfig = drawn(ImageConfig.draw)
+    centre: bool = choice(True, False)
 
 
 @family("conv_fc_family")
-@dataclasses.dataclass(frozen=True)
-class ConvFCFamily(_Convolutions):
+class ConvFCConfig(_Images):
     """Classification by convolutions and a perceptron."""
 
-    hidden: tuple[int, ...]
-
-    @staticmethod
-    def draw_head(draw: Draw) -> dict[str, Any]:
-        """Samples the widths of the perceptron."""
-        return {"hidden": draw_widths(draw, range(4), 32, 128)}
+    make = staticmethod(_convolutional)
+    strides: tuple[int, ...] = drawn(_draw_strides)
+    channels: tuple[int, ...] = drawn_after(_draw_channels)
+    activation: str = drawn(draw_activation)
+    initializer: Initializer = drawn(Initializer.draw)
+    padding: tuple[Padding, ...] = drawn_after(_draw_padding)
+    hidden: tuple[int, ...] = widths_of(range(4), 32, 128)
+    bias: bool = choice(True, False)
+    images: ImageConfig = drawn(ImageConfig.draw)
+    centre: bool = choice(True, False)
 
 
 @family("mlp_ae_family")
-@dataclasses.dataclass(frozen=True)
-class AutoencoderFamily(_ImageFamily):
+class AutoencoderConfig(_Images):
     """Reconstruction of images."""
 
     make = staticmethod(mlp_autoencoder)
-    widths: tuple[int, ...]
-    output: Output
-    distance: Literal["l2", "l1"]
-    reduce: Literal["mean", "sum"]
-
-    @classmethod
-    def draw(cls, draw: Draw) -> "AutoencoderFamily":
-        """Samples a configuration."""
-        return cls(
-            widths=draw_widths(draw, range(1, 7), 32, 128),
-            **_draw_network(draw),
-            images=ImageConfig.draw(draw),
-            output=draw.choice(("tanh", "tanh", "sigmoid", "sigmoid", "linear_center", "linear")),
-            distance=draw.choice(("l2", "l2", "l1")),
-            reduce=draw.choice(("mean", "sum")),
-        )
+    widths: tuple[int, ...] = widths_of(range(1, 7), 32, 128)
+    activation: str = drawn(draw_activation)
+    initializer: Initializer = drawn(Initializer.draw)
+    images: ImageConfig = drawn(ImageConfig.draw)
+    output: Output = choice("tanh", "tanh", "sigmoid", "sigmoid", "linear_center", "linear")
+    distance: Literal["l2", "l1"] = choice("l2", "l2", "l1")
+    reduce: Literal["mean", "sum"] = choice("mean", "sum")
 
 
 @family("mlp_vae_family")
-@dataclasses.dataclass(frozen=True)
-class VariationalFamily(_ImageFamily):
+class VariationalConfig(_Images):
     """Variational autoencoders; many of those published, without `clip`, overflow at once."""
 
     make = staticmethod(variational_autoencoder)
-    encoder: tuple[int, ...]
-    decoder: tuple[int, ...]
-    clip: bool
-
-    @classmethod
-    def draw(cls, draw: Draw) -> "VariationalFamily":
-        """Samples a configuration."""
-        return cls(
-            encoder=draw_widths(draw, range(1, 5), 32, 128),
-            decoder=draw_widths(draw, range(1, 4), 32, 128),
-            **_draw_network(draw),
-            images=ImageConfig.draw(draw),
-            clip=draw.compat == "clean",
-        )
+    encoder: tuple[int, ...] = widths_of(range(1, 5), 32, 128)
+    decoder: tuple[int, ...] = widths_of(range(1, 4), 32, 128)
+    activation: str = drawn(draw_activation)
+    initializer: Initializer = drawn(Initializer.draw)
+    images: ImageConfig = drawn(ImageConfig.draw)
+    clip: bool = drawn(lambda draw: draw.compat == "clean")
 
 
 @family("nvp_family", 123919936)
-@dataclasses.dataclass(frozen=True)
-class RealNVPFamily(_ImageFamily):
+class RealNVPConfig(_Images):
     """Densities of images by RealNVP."""
 
     make = staticmethod(functools.partial(normalising_flow, kind="real_nvp"))
-    widths: tuple[int, ...]
-    layers: int
-    quirks: bool
-
-    @classmethod
-    def draw(cls, draw: Draw) -> "RealNVPFamily":
-        """Samples a configuration."""
-        return cls(
-            **_draw_network(draw),
-            images=ImageConfig.draw(draw),
-            widths=draw_widths(draw, (1, 2), 16, 128),
-            layers=draw.choice((1, 2, 3, 4)),
-            quirks=draw.compat == "taskset",
-        )
+    activation: str = drawn(draw_activation)
+    initializer: Initializer = drawn(Initializer.draw)
+    images: ImageConfig = drawn(ImageConfig.draw)
+    widths: tuple[int, ...] = widths_of((1, 2), 16, 128)
+    layers: int = choice(1, 2, 3, 4)
+    quirks: bool = drawn(lambda draw: draw.compat == "taskset")
 
 
 @family("maf_family", 6123348)
-@dataclasses.dataclass(frozen=True)
-class AutoregressiveFlowFamily(RealNVPFamily):
+class AutoregressiveFlowConfig(RealNVPConfig):
     """Densities of images by masked autoregressive flows."""
 
     make = staticmethod(functools.partial(normalising_flow, kind="autoregressive"))

@@ -1,15 +1,16 @@
 """Images as the tasks of TaskSet see them: which data set, how much of it, and how augmented."""
 
 import dataclasses
+from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lopt.core.types import Key
-from lopt.tasks.data import Data, Examples, Image, Labelled
-from lopt.tasks.taskset.config import Draw, Load
+from lopt.tasks.data import Data, Image, Labelled
+from lopt.tasks.taskset.config import Draw, Load, Sampled, choice, drawn, drawn_after
+from lopt.tasks.taskset.pieces import part_of
 
 # Sorted, as published samplers choose from sorted names.
 DATA_SETS = (
@@ -17,10 +18,11 @@ DATA_SETS = (
     *("food101_32x32", "imagenet_resized/16x16", "imagenet_resized/32x32"),
     *("mnist", "sun397_32x32"),
 )
+SMALL = ("mnist", "fashion_mnist")
 
 
 @dataclasses.dataclass(frozen=True)
-class Augmentation:
+class Augmentation(Sampled):
     """How training images are changed at random: (key, example) to an example.
 
     Attributes:
@@ -32,28 +34,14 @@ class Augmentation:
             saturation, in turns, and as a share of the distance from the mean.
     """
 
-    crop: int
-    left_right: bool
-    up_down: bool
-    colour: bool
-    brightness: float
-    saturation: float
-    hue: float
-    contrast: float
-
-    @classmethod
-    def draw(cls, draw: Draw) -> "Augmentation":
-        """Samples an augmentation."""
-        return cls(
-            crop=draw.choice((0, 0, 0, 1, 2)),
-            left_right=draw.choice((False, True)),
-            up_down=draw.choice((False, True)),
-            colour=draw.choice((False, True)),
-            brightness=draw.log_uniform(0.001, 64 / 255),
-            saturation=draw.log_uniform(0.01, 1.0),
-            hue=draw.log_uniform(0.01, 0.5),
-            contrast=draw.log_uniform(0.01, 1.0),
-        )
+    crop: int = choice(0, 0, 0, 1, 2)
+    left_right: bool = choice(False, True)
+    up_down: bool = choice(False, True)
+    colour: bool = choice(False, True)
+    brightness: float = drawn(lambda draw: draw.log_uniform(0.001, 64 / 255))
+    saturation: float = drawn(lambda draw: draw.log_uniform(0.01, 1.0))
+    hue: float = drawn(lambda draw: draw.log_uniform(0.01, 0.5))
+    contrast: float = drawn(lambda draw: draw.log_uniform(0.01, 1.0))
 
     def __call__(self, key: Key, example: Labelled) -> Labelled:
         """Returns a changed example; values stay between 0 and 1."""
@@ -69,12 +57,9 @@ class Augmentation:
                 image = jnp.where(mirror, jnp.flip(image, axis), image)
         if self.colour and image.shape[2] == 3:
             largest = jnp.array([self.brightness, self.saturation, self.hue, self.contrast])
-            image = _recolour(image, largest.astype(image.dtype) * _signed(keys[4], image))
+            signed = jax.random.uniform(keys[4], (4,), image.dtype, -1, 1)
+            image = _recolour(image, largest.astype(image.dtype) * signed)
         return Labelled(image, example.labels)
-
-
-def _signed(key: Key, image: Image) -> Float[Array, "4"]:
-    return jax.random.uniform(key, (4,), image.dtype, -1, 1)
 
 
 def _recolour(image: Image, changes: Float[Array, "4"]) -> Image:
@@ -99,8 +84,15 @@ def _recolour(image: Image, changes: Float[Array, "4"]) -> Image:
     return jnp.clip((image - mean) * (1 + contrast) + mean, 0, 1)
 
 
+def _draw_train_examples(draw: Draw, found: dict[str, Any]) -> int | None:
+    name = found["data_set"]
+    if name not in (*SMALL, "cifar10", "cifar100"):
+        return None
+    return round(draw.uniform(1000, 55000 if name in SMALL else 50000))
+
+
 @dataclasses.dataclass(frozen=True)
-class ImageConfig:
+class ImageConfig(Sampled):
     """A data set of images as a task uses it.
 
     Attributes:
@@ -112,31 +104,20 @@ class ImageConfig:
             then leaves it at that, so that it is False under compat="taskset".
     """
 
-    data_set: str
-    augmentation: Augmentation | None
-    batch_size: int
-    train_examples: int | None
-    just_train: bool
-
-    @classmethod
-    def draw(cls, draw: Draw) -> "ImageConfig":
-        """Samples a data set and how it is used."""
-        data_set = draw.choice(DATA_SETS)
-        augmentation = Augmentation.draw(draw) if draw.flag(0.3) else None
-        small = data_set in ("mnist", "fashion_mnist")
-        batch_size, most = draw.log_integer(8, 512 if small else 256), None
-        if small or data_set in ("cifar10", "cifar100"):
-            most = round(draw.uniform(1000, 55000 if small else 50000))
-        just_train = draw.flag(0.1 if small else 0.2) and draw.compat == "clean"
-        return cls(data_set, augmentation, batch_size, most, just_train)
+    data_set: str = choice(*DATA_SETS)
+    augmentation: Augmentation | None = drawn(
+        lambda draw: Augmentation.draw(draw) if draw.flag(0.3) else None
+    )
+    batch_size: int = drawn_after(
+        lambda draw, found: draw.log_integer(8, 512 if found["data_set"] in SMALL else 256)
+    )
+    train_examples: int | None = drawn_after(_draw_train_examples)
+    just_train: bool = drawn_after(
+        lambda draw, found: (
+            draw.flag(0.1 if found["data_set"] in SMALL else 0.2) and draw.compat == "clean"
+        )
+    )
 
     def load(self, load: Load) -> Data:
         """Returns the data, `load` giving all of a data set."""
-        data = load(self.data_set)
-        train = data.train
-        if self.train_examples is not None:
-            count = jnp.minimum(train.count, self.train_examples)
-            train = Examples(train.arrays, train.first, count)
-        if self.just_train:
-            return Data(train, train, train, train, data.num_classes)
-        return eqx.tree_at(lambda data: data.train, data, train)
+        return part_of(load(self.data_set), self.train_examples, self.just_train)

@@ -5,12 +5,14 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lopt.core.types import Key
-from lopt.tasks.taskset.config import Draw, known
+from lopt.tasks.data import Data
+from lopt.tasks.taskset.config import Draw, Sampled, choice, drawn, drawn_after, known
 
 # Sorted, as published samplers choose from sorted names.
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -36,19 +38,22 @@ def activation(name: str) -> Callable[[Array], Array]:
     return ACTIVATIONS[known("activation", name, ACTIVATIONS)]
 
 
-def draw_widths(draw: Draw, counts: Sequence[int], low: int, high: int) -> tuple[int, ...]:
-    """Samples the number of layers, then a log-uniform width for each."""
-    return tuple(draw.log_integer(low, high) for _ in range(draw.choice(counts)))
+def widths_of(counts: Sequence[int], low: int, high: int) -> Any:
+    """A field of one of some numbers of layers, with a log-uniform width for each."""
+    return drawn(
+        lambda draw: tuple(draw.log_integer(low, high) for _ in range(draw.choice(counts)))
+    )
 
 
 INITIALIZERS = (
     *("glorot_normal", "glorot_uniform", "he_normal", "he_uniform"),
     *("orthogonal", "random_normal", "random_uniform", "truncated_normal", "variance_scaling"),
 )
+SCALELESS = INITIALIZERS[:4]
 
 
 @dataclasses.dataclass(frozen=True)
-class Initializer:
+class Initializer(Sampled):
     """How weights begin.
 
     Attributes:
@@ -58,41 +63,41 @@ class Initializer:
             is a plain normal.
     """
 
-    name: str
-    scale: float
-    truncated: bool
+    name: str = choice(*INITIALIZERS, weights=(2, 2, 2, 2, 1, 1, 1, 1, 1))
+    scale: float = drawn_after(
+        lambda draw, found: draw.log_uniform(0.1, 10) if found["name"] not in SCALELESS else 1.0
+    )
+    truncated: bool = drawn(lambda draw: draw.compat == "clean")
 
     def __post_init__(self) -> None:
         known("initializer", self.name, INITIALIZERS)
-
-    @classmethod
-    def draw(cls, draw: Draw) -> "Initializer":
-        """Samples an initializer."""
-        name = draw.choice(INITIALIZERS, (2, 2, 2, 2, 1, 1, 1, 1, 1))
-        scale = 1.0 if name in INITIALIZERS[:4] else draw.log_uniform(0.1, 10)
-        return cls(name, scale, draw.compat == "clean")
 
     def __call__(self, key: Key, shape: tuple[int, ...]) -> Float[Array, "..."]:
         """Returns weights of shape (outputs, inputs ...), as Equinox lays them out."""
         own = jax.nn.initializers
         axes: Any = {"in_axis": tuple(range(1, len(shape))), "out_axis": 0}
-        match self.name.split("_"):
-            case ["he", "normal"]:
-                found = own.he_normal(**axes)
-            case ["he", "uniform"]:
-                found = own.he_uniform(**axes)
-            case ["glorot", "normal"]:
-                found = own.glorot_normal(**axes)
-            case ["glorot", "uniform"]:
-                found = own.glorot_uniform(**axes)
-            case ["variance", "scaling"]:
-                found = own.variance_scaling(self.scale, "fan_in", "truncated_normal", **axes)
-            case ["orthogonal"]:
-                found = own.orthogonal(self.scale, column_axis=0)
-            case ["random", "uniform"]:
+        match self.name:
+            case "random_uniform":
                 return jax.random.uniform(key, shape, minval=-self.scale, maxval=self.scale)
-            case ["truncated", "normal"] if self.truncated:
+            case "truncated_normal" if self.truncated:
                 return self.scale * jax.random.truncated_normal(key, -2, 2, shape)
+            case "random_normal" | "truncated_normal":
+                return self.scale * jax.random.normal(key, shape)
+            case "orthogonal":
+                return own.orthogonal(self.scale, column_axis=0)(key, shape)
+            case "variance_scaling":
+                found = own.variance_scaling(self.scale, "fan_in", "truncated_normal", **axes)
             case _:
-                found = own.normal(self.scale)
+                found = getattr(own, self.name)(**axes)
         return found(key, shape)
+
+
+def part_of(data: Data, train_examples: int | None, just_train: bool) -> Data:
+    """Returns data with at most so many training examples, which may be all splits.
+
+    Of a text, an example counts as many tokens as it is long.
+    """
+    if train_examples is not None:
+        count = jnp.minimum(data.train.count, train_examples * (data.train.length or 1))
+        data = eqx.tree_at(lambda data: data.train.count, data, count)
+    return Data(*(data.train,) * 4, data.num_classes) if just_train else data

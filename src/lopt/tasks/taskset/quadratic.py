@@ -1,7 +1,8 @@
 """Quadratics of TaskSet: matrices with chosen entries or spectra, which noise changes each step."""
 
 import dataclasses
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
@@ -11,7 +12,7 @@ from typing_extensions import override
 
 from lopt.core.task import AbstractTask
 from lopt.core.types import Batch, Key, Scalar, Split
-from lopt.tasks.taskset.config import Config, Draw, Load, family
+from lopt.tasks.taskset.config import Config, Draw, Load, drawn, family
 
 Vector = Float[Array, " dim"]
 Matrix = Float[Array, "dim dim"]
@@ -91,41 +92,52 @@ class EntriesConfig:
     first: float
     second: float
 
+    @classmethod
+    def draw_initial(cls, draw: Draw) -> "EntriesConfig":
+        """Samples how parameters begin."""
+        if draw.choice(("normal", "uniform")) == "normal":
+            return cls("normal", draw.normal(0.0, 1.0), draw.uniform(0.0, 2.0))
+        low = draw.uniform(-5.0, 2.5)
+        return cls("uniform", low, low + draw.uniform(0.0, 5.0))
+
+    @classmethod
+    def draw_matrix(
+        cls, draw: Draw, normal: Sequence[float], most: float, **ranges: Sequence[float]
+    ) -> "EntriesConfig":
+        """Samples one of four kinds, each with the ends of the ranges of its two numbers."""
+        kind: Kind = draw.choice(("normal", "linspace_eigen", "uniform", "logspace_eigen"))
+        if kind == "normal":
+            return cls(kind, draw.normal(0.0, normal[0]), draw.uniform(0.0, normal[1]))
+        if kind == "logspace_eigen":
+            return cls(kind, 1e-5, draw.uniform(1.0, most))
+        low, high, width = ranges[kind]
+        least = draw.uniform(low, high)
+        return cls(kind, least, least + draw.uniform(0.0, width))
+
     def build(self) -> Entries:
         """Returns the distribution."""
         return Entries(self.kind, jnp.asarray(self.first, float), jnp.asarray(self.second, float))
 
 
+MATRIX: dict[str, Any] = {"normal": (1.0, 2.0), "most": 1000.0}
+MATRIX |= {"uniform": (-3.0, 1.0, 5.0), "linspace_eigen": (0.01, 50.0, 100.0)}
+NOISE: dict[str, Any] = {"normal": (0.05, 0.05), "most": 10.0}
+NOISE |= {"uniform": (-0.15, 0.05, 0.25), "linspace_eigen": (0.01, 2.0, 10.0)}
+
+
 @family("quadratic_family")
-@dataclasses.dataclass(frozen=True)
 class QuadraticConfig(Config):
     """A quadratic of `dim` parameters; `seed` is that of its matrix. See `MatrixQuadratic`."""
 
-    dim: int
-    seed: int
-    matrix: EntriesConfig
-    initial: EntriesConfig
-    noise: EntriesConfig | None
-    log: bool
-    scale: float
-
-    @classmethod
-    @override
-    def draw(cls, draw: Draw) -> "QuadraticConfig":
-        matrix = _draw_matrix(draw, (1.0, 2.0), (-3.0, 1.0, 5.0), (50.0, 100.0), 1000.0)
-        kind: Kind = draw.choice(("normal", "uniform"))
-        if kind == "normal":
-            initial = EntriesConfig(kind, draw.normal(0.0, 1.0), draw.uniform(0.0, 2.0))
-        else:
-            low = draw.uniform(-5.0, 2.5)
-            initial = EntriesConfig(kind, low, low + draw.uniform(0.0, 5.0))
-        log = draw.flag(0.5)
-        dim, seed = draw.log_integer(2, 3000), draw.integer(100_000)
-        scale = draw.log_uniform(1e-5, 1e3)
-        noise = None
-        if draw.flag(0.5):
-            noise = _draw_matrix(draw, (0.05, 0.05), (-0.15, 0.05, 0.25), (2.0, 10.0), 10.0)
-        return cls(dim, seed, matrix, initial, noise, log, scale)
+    matrix: EntriesConfig = drawn(lambda draw: EntriesConfig.draw_matrix(draw, **MATRIX))
+    initial: EntriesConfig = drawn(EntriesConfig.draw_initial)
+    log: bool = drawn(lambda draw: draw.flag(0.5))
+    dim: int = drawn(lambda draw: draw.log_integer(2, 3000))
+    seed: int = drawn(lambda draw: draw.integer(100_000))
+    scale: float = drawn(lambda draw: draw.log_uniform(1e-5, 1e3))
+    noise: EntriesConfig | None = drawn(
+        lambda draw: EntriesConfig.draw_matrix(draw, **NOISE) if draw.flag(0.5) else None
+    )
 
     @override
     def build(self, load: Load) -> MatrixQuadratic:
@@ -133,21 +145,3 @@ class QuadraticConfig(Config):
         noise = None if self.noise is None else self.noise.build()
         scale = jnp.asarray(self.scale, float)
         return MatrixQuadratic(matrix, self.initial.build(), noise, scale, self.log)
-
-
-def _draw_matrix(
-    draw: Draw,
-    normal: tuple[float, float],
-    uniform: tuple[float, float, float],
-    linspace: tuple[float, float],
-    logspace: float,
-) -> EntriesConfig:
-    """Samples one of four kinds, each with the ends of the ranges of its two numbers."""
-    kind: Kind = draw.choice(("normal", "linspace_eigen", "uniform", "logspace_eigen"))
-    if kind == "normal":
-        return EntriesConfig(kind, draw.normal(0.0, normal[0]), draw.uniform(0.0, normal[1]))
-    if kind == "logspace_eigen":
-        return EntriesConfig(kind, 1e-5, draw.uniform(1.0, logspace))
-    low, high, width = uniform if kind == "uniform" else (0.01, *linspace)
-    least = draw.uniform(low, high)
-    return EntriesConfig(kind, least, least + draw.uniform(0.0, width))

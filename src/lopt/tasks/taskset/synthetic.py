@@ -3,11 +3,10 @@
 There are eleven problems. Three wrappers make the other three kinds of problems from them.
 """
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import equinox as eqx
 import jax
@@ -17,43 +16,29 @@ import optax
 from jaxtyping import PyTree
 from typing_extensions import override
 
-from lopt.core.task import AbstractTask
+from lopt.core.task import AbstractTask, TransformedTask
 from lopt.core.types import Batch, Key, Params, Scalar, Split
+from lopt.tasks import landscapes
 from lopt.tasks.augment import rescaled
 from lopt.tasks.data import Examples
-from lopt.tasks.landscapes import (
-    Ackley,
-    Beale,
-    Branin,
-    LogSumExp,
-    Matyas,
-    Michalewicz,
-    Rosenbrock,
-    StyblinskiTang,
-)
-from lopt.tasks.taskset.config import Config, Draw, Load, family
+from lopt.tasks.taskset.config import Config, Draw, Load, family, known
 from lopt.tasks.taskset.pieces import ACTIVATIONS, draw_activation
-from lopt.tasks.wrapped import LogLoss, PerturbedTask
-
-# From parameters, arrays that stay and rows of the batch to the loss.
-Function = Callable[[Params, PyTree, Any], Scalar]
+from lopt.tasks.wrapped import PerturbedTask
 
 
 class Problem(AbstractTask):
-    """A function of parameters.
-
-    Parameters start normal, or uniform in a box.
+    """A function of parameters, which start normal, or uniform in a box.
 
     Attributes:
         function: (params, arrays, rows) to the loss.
         shapes: of the parameters; a single one gives an array, several a tuple of them.
-        deviations: of each of them at the start.
         arrays: what the function is made with.
-        box: ends of the intervals that parameters start in.
         examples: what batches are drawn from, `batch_size` rows at a time.
+        deviations: of each of the parameters at the start.
+        box: ends of the intervals that parameters start in.
     """
 
-    function: Function = eqx.field(static=True)
+    function: Callable[[Params, PyTree, Any], Scalar] = eqx.field(static=True)
     shapes: tuple[tuple[int, ...], ...] = eqx.field(static=True)
     arrays: PyTree = ()
     examples: Examples | None = None
@@ -147,43 +132,156 @@ def _cross_entropy(logits: Any, labels: Any, params: Any) -> Scalar:
     return jnp.mean(losses) + 1e-3 * jnp.mean(squares)
 
 
-def _classifier(function: Function, shapes: Any, rows: Any, batch: int) -> Problem:
-    deviations = tuple(1.2 / math.sqrt(shape[0]) for shape in shapes)
-    return Problem(function, shapes, (), Examples(rows), batch, deviations)
-
-
 # Each with the box that it starts in, None for a standard normal, and what is added to the loss.
 LANDSCAPES: dict[str, tuple[Callable[[], Any], Any, float]] = {
-    "ackley": (Ackley, (-32.768, 32.768), 0.0),
-    "beale": (Beale, (-4.5, 4.5), 0.0),
-    "branin": (Branin, ((-5.0, 0.0), (10.0, 15.0)), 0.0),
-    "logsumexp": (LogSumExp, None, 0.0),
-    "matyas": (Matyas, (-10.0, 10.0), 0.0),
-    "michalewicz": (Michalewicz, (0.0, math.pi), 2.0),
-    "rosenbrock": (Rosenbrock, (-5.0, 10.0), 0.0),
-    "styblinski_tang": (StyblinskiTang, (-5.0, 5.0), 80.0),
+    "ackley": (landscapes.Ackley, (-32.768, 32.768), 0.0),
+    "beale": (landscapes.Beale, (-4.5, 4.5), 0.0),
+    "branin": (landscapes.Branin, ((-5.0, 0.0), (10.0, 15.0)), 0.0),
+    "logsumexp": (landscapes.LogSumExp, None, 0.0),
+    "matyas": (landscapes.Matyas, (-10.0, 10.0), 0.0),
+    "michalewicz": (landscapes.Michalewicz, (0.0, math.pi), 2.0),
+    "rosenbrock": (landscapes.Rosenbrock, (-5.0, 10.0), 0.0),
+    "styblinski_tang": (landscapes.StyblinskiTang, (-5.0, 5.0), 80.0),
 }
+
+
+def _array(values: Any, dtype: Any = float) -> jax.Array:
+    return jnp.asarray(values, dtype)
+
+
+def _make_square(config: Any, normal: Any) -> Problem:
+    dim = config.dim
+    arrays = _array(normal(size=(dim, dim))), _array(normal(size=dim))
+    if config.power is None:
+        return Problem(_quadratic, ((dim,),), arrays)
+    return Problem(_norm, ((dim,),), (*arrays, _array(config.power)))
+
+
+def _make_bowl(config: Any, normal: Any) -> Problem:
+    cos, sin = math.cos(config.angle), math.sin(config.angle)
+    matrix = np.sqrt(np.diag([config.condition, 1.0])) @ np.array([[cos, -sin], [sin, cos]])
+    return Problem(_quadratic, ((2,),), (_array(matrix), jnp.zeros(2)))
+
+
+def _make_landscape(config: Any, normal: Any) -> Problem:
+    landscape, ends, offset = LANDSCAPES[config.landscape]
+    box = None if ends is None else tuple(map(_array, ends))
+    return Problem(_landscape, ((2,),), (landscape(), _array(offset)), box=box)
+
+
+def _make_chain(config: Any, normal: Any) -> Problem:
+    return Problem(_dependency_chain, ((config.dim + 1,),))
+
+
+def _make_well(config: Any, normal: Any) -> Problem:
+    return Problem(_min_max_well, ((config.dim,),))
+
+
+def _make_symmetric(function: Any) -> Callable[[Any, Any], Problem]:
+    """Examples are pairs of opposites."""
+
+    def make(config: Any, normal: Any) -> Problem:
+        half = normal(size=(config.samples // 2, config.dim))
+        examples = Examples(_array(np.concatenate([half, -half])))
+        return Problem(function, ((config.dim,),), (), examples, config.batch)
+
+    return make
+
+
+def _labelled(config: Any, normal: Any) -> Examples:
+    """Returns normal inputs, and whether a unit of a random network is active."""
+    hidden = inputs = normal(size=(config.samples, config.dim))
+    for _ in range(6):
+        weights = normal(size=(hidden.shape[1], 20)) * math.sqrt(2 / config.dim)
+        hidden = np.maximum(hidden @ weights, 0)
+    return Examples((_array(inputs), _array(hidden[:, 0] > 0, jnp.int32)))
+
+
+def _make_snake(config: Any, normal: Any) -> Problem:
+    return Problem(_outward_snake, ((config.dim,),), (), _labelled(config, normal), config.batch)
+
+
+def _make_network(config: Any, normal: Any) -> Problem:
+    sizes = itertools.pairwise((config.dim, *config.widths, 2))
+    shapes = tuple(shape for before, after in sizes for shape in ((before, after), (after,)))
+    return _classifier(Network(config.activation), shapes, _labelled(config, normal), config.batch)
+
+
+def _make_parity(config: Any, normal: Any) -> Problem:
+    generator = np.random.default_rng(config.seed)
+    ids = generator.integers(0, 2, (config.samples, 5))
+    labels = (ids.sum(axis=1) + (generator.uniform(size=len(ids)) < 0.25)) % 2
+    rows = Examples((_array(ids, jnp.int32), _array(labels, jnp.int32)))
+    return _classifier(_parity, ((2, config.dim), (config.dim, 2), (2,)), rows, config.batch)
+
+
+def _classifier(function: Any, shapes: Any, examples: Examples, batch: int) -> Problem:
+    deviations = tuple(1.2 / math.sqrt(shape[0]) for shape in shapes)
+    return Problem(function, shapes, (), examples, batch, deviations)
+
+
+def _draw_noise(draw: Draw) -> float:
+    """Samples the standard deviation of a gradient's noise: none, half of the time."""
+    return draw.log_uniform(0.01, 10.0) if draw.flag(0.5) else 0.0
+
+
+def _draw_widths(draw: Draw) -> tuple[int, ...]:
+    depth, equal = draw.choice((2, 3, 4, 5)), draw.flag(0.5)
+    widths = tuple(draw.log_integer(4, 32) for _ in range(1 if equal else depth))
+    return widths * depth if equal else widths
+
+
+FIELDS: dict[str, Callable[[Draw], Any]] = {
+    "noise": _draw_noise,
+    "condition": lambda draw: draw.log_uniform(0.01, 100.0),
+    "angle": lambda draw: draw.choice((0.0, 0.0, math.pi / 4, math.pi / 3)),
+    "landscape": lambda draw: draw.choice(tuple(LANDSCAPES)),
+    "activation": draw_activation,
+    "widths": _draw_widths,
+    "power": lambda draw: draw.uniform(0.1, 5.0),
+    "zeros": lambda draw: draw.uniform(0.9, 0.99),
+    "sparse_noise": _draw_noise,
+    "scale": lambda draw: draw.log_uniform(0.001, 1000.0),
+}
+WRAPPERS: dict[str, tuple[str, ...]] = {
+    "sparse_problems": ("zeros", "sparse_noise"),
+    "rescale_problems": ("scale",),
+    "log_objective": (),
+}
+
+
+class Kind(NamedTuple):
+    """How problems are made from a configuration and normal numbers, and what is drawn for them.
+
+    Attributes:
+        integers: fields that are log-uniform integers, and the ends of their ranges.
+        fields: others, see `FIELDS`.
+    """
+
+    make: Callable[[Any, Any], Problem]
+    integers: dict[str, tuple[int, int]]
+    fields: tuple[str, ...] = ()
+
+
 _MANY = {"dim": (3, 100), "batch": (1, 200), "samples": (100, 20_000)}
-# The fields of each problem that are log-uniform integers.
-PROBLEMS: dict[str, dict[str, tuple[int, int]]] = {
-    "quadratic": {"dim": (10, 1000)},
-    "bowl": {},
-    "optimization_test_problems": {},
-    "fully_connected": {"dim": (1, 16), "batch": (1, 200), "samples": (1, 30)},
-    "norm": {"dim": (3, 1000)},
-    "dependency_chain": {"dim": (3, 100)},
-    "outward_snake": _MANY,
-    "min_max_well": {"dim": (10, 1000)},
-    "sum_of_quadratics": _MANY,
-    "projection_quadratic": _MANY,
-    "sparse_softmax_regression": {"dim": (2, 100), "batch": (1, 50), "samples": (1, 30)},
+_FEW = {"dim": (1, 16), "batch": (1, 200), "samples": (1, 30)}
+_PARITY = {"dim": (2, 100), "batch": (1, 50), "samples": (1, 30)}
+PROBLEMS: dict[str, Kind] = {
+    "quadratic": Kind(_make_square, {"dim": (10, 1000)}, ("noise",)),
+    "bowl": Kind(_make_bowl, {}, ("noise", "condition", "angle")),
+    "optimization_test_problems": Kind(_make_landscape, {}, ("noise", "landscape")),
+    "fully_connected": Kind(_make_network, _FEW, ("activation", "widths")),
+    "norm": Kind(_make_square, {"dim": (3, 1000)}, ("power",)),
+    "dependency_chain": Kind(_make_chain, {"dim": (3, 100)}),
+    "outward_snake": Kind(_make_snake, _MANY),
+    "min_max_well": Kind(_make_well, {"dim": (10, 1000)}, ("noise",)),
+    "sum_of_quadratics": Kind(_make_symmetric(_sum_of_quadratics), _MANY),
+    "projection_quadratic": Kind(_make_symmetric(_projection_quadratic), _MANY),
+    "sparse_softmax_regression": Kind(_make_parity, _PARITY, ("noise",)),
 }
-_NOISY = ("quadratic", "bowl", "optimization_test_problems", "min_max_well")
-WRAPPERS = ("sparse_problems", "rescale_problems", "log_objective")
 
 
 @family("losg_tasks_family")
-@dataclasses.dataclass(frozen=True)
 class SyntheticConfig(Config):
     """A synthetic problem; fields that it has no use for are None.
 
@@ -201,7 +299,8 @@ class SyntheticConfig(Config):
         zeros, sparse_noise: the probability that an entry of a sparse gradient is zero, and the
             noise of the others.
         scale: of rescaled parameters.
-        clipped: whether negative losses count as zero before their logarithm is taken.
+        clipped: whether negative losses count as zero before their logarithm is taken; otherwise
+            it is NaN.
     """
 
     problem: str
@@ -223,20 +322,13 @@ class SyntheticConfig(Config):
     clipped: bool = True
 
     def __post_init__(self) -> None:
-        names: dict[str, Any] = {
-            "problem": PROBLEMS,
-            "landscape": LANDSCAPES,
-            "activation": ACTIVATIONS,
-        }
-        for field, known in names.items():
-            value = getattr(self, field)
-            if value not in known and (value is not None or field == "problem"):
-                raise ValueError(
-                    f"SyntheticConfig({field}={value!r}) must be one of {', '.join(known)}."
-                )
-        for field in (*PROBLEMS[self.problem], *_OTHERS.get(self.problem, ())):
+        kind = PROBLEMS[known("problem", self.problem, PROBLEMS)]
+        for field in (*kind.integers, *kind.fields, *WRAPPERS.get(self.wrapper or "", ())):
             if getattr(self, field) is None:
                 raise ValueError(f"SyntheticConfig(problem={self.problem!r}) needs {field}.")
+        for field, names in (("landscape", LANDSCAPES), ("activation", ACTIVATIONS)):
+            if (name := getattr(self, field)) is not None:
+                known(field, name, cast(Any, names))
 
     @classmethod
     @override
@@ -245,114 +337,32 @@ class SyntheticConfig(Config):
         if name in WRAPPERS:
             # All but the regression, which was last.
             name, wrapper = draw.choice(tuple(PROBLEMS)[:-1]), name
-        found: dict[str, Any] = {
-            field: draw.log_integer(*ends) for field, ends in PROBLEMS[name].items()
-        }
-        if name in _NOISY or name == "sparse_softmax_regression":
-            found["noise"] = _draw_noise(draw)
-            if wrapper and draw.compat == "taskset":
-                found["noise"] = 0.0  # as published, the noise of a wrapped problem is lost
-        if name == "bowl":
-            found["condition"] = draw.log_uniform(0.01, 100.0)
-            found["angle"] = draw.choice((0.0, 0.0, math.pi / 4, math.pi / 3))
-        elif name == "optimization_test_problems":
-            found["landscape"] = draw.choice(tuple(LANDSCAPES))
-        elif name == "norm":
-            found["power"] = draw.uniform(0.1, 5.0)
-        elif name == "fully_connected":
-            found["activation"], depth = draw_activation(draw), draw.choice((2, 3, 4, 5))
-            equal = draw.flag(0.5)
-            widths = tuple(draw.log_integer(4, 32) for _ in range(1 if equal else depth))
-            found["widths"] = widths * depth if equal else widths
-        if wrapper == "sparse_problems":
-            found["zeros"], found["sparse_noise"] = draw.uniform(0.9, 0.99), _draw_noise(draw)
-        elif wrapper == "rescale_problems":
-            found["scale"] = draw.log_uniform(0.001, 1000.0)
-        clipped = draw.compat == "clean"
-        return cls(name, wrapper, draw.integer(100_000), clipped=clipped, **found)
+        kind = PROBLEMS[name]
+        found: dict[str, Any] = {f: draw.log_integer(*ends) for f, ends in kind.integers.items()}
+        found |= {field: FIELDS[field](draw) for field in kind.fields}
+        if wrapper and draw.compat == "taskset":
+            found["noise"] = 0.0  # as published, the noise of a wrapped problem is lost
+        found |= {field: FIELDS[field](draw) for field in WRAPPERS.get(wrapper, ())}
+        return cls(name, wrapper, draw.integer(100_000), clipped=draw.compat == "clean", **found)
 
     @override
     def build(self, load: Load) -> AbstractTask:
-        task: AbstractTask = self._problem()
+        normal = np.random.default_rng(self.seed).normal
+        task: AbstractTask = PROBLEMS[self.problem].make(self, normal)
         if self.noise > 0:
             task = PerturbedTask(task, _array(self.noise), _array(0.0))
         if self.wrapper == "sparse_problems":
-            task = PerturbedTask(task, _array(self.sparse_noise), _array(self.zeros))
-        elif self.wrapper == "rescale_problems":
-            task = rescaled(task, _array(self.scale))
-        elif self.wrapper == "log_objective":
-            task = LogLoss(task, self.clipped)
+            return PerturbedTask(task, _array(self.sparse_noise), _array(self.zeros))
+        if self.wrapper == "rescale_problems":
+            return rescaled(task, _array(self.scale))
+        if self.wrapper == "log_objective":
+            return TransformedTask(task, map_loss=_log_clipped if self.clipped else _log)
         return task
 
-    def _problem(self) -> Problem:
-        normal = np.random.default_rng(self.seed).normal
-        dim: Any = self.dim
-        match self.problem:
-            case "quadratic" | "norm":
-                arrays = _array(normal(size=(dim, dim))), _array(normal(size=dim))
-                if self.problem == "quadratic":
-                    return Problem(_quadratic, ((dim,),), arrays)
-                return Problem(_norm, ((dim,),), (*arrays, _array(self.power)))
-            case "bowl":
-                cos, sin = math.cos(self.angle or 0), math.sin(self.angle or 0)
-                rotation = np.array([[cos, -sin], [sin, cos]])
-                matrix = np.sqrt(np.diag([self.condition, 1.0])) @ rotation
-                return Problem(_quadratic, ((2,),), (_array(matrix), jnp.zeros(2)))
-            case "optimization_test_problems":
-                landscape, ends, offset = LANDSCAPES[self.landscape or ""]
-                box = None if ends is None else tuple(map(_array, ends))
-                return Problem(_landscape, ((2,),), (landscape(), _array(offset)), box=box)
-            case "dependency_chain":
-                return Problem(_dependency_chain, ((dim + 1,),))
-            case "min_max_well":
-                return Problem(_min_max_well, ((dim,),))
-        count, batch = self.samples or 1, self.batch or 1
-        if self.problem == "sparse_softmax_regression":
-            generator = np.random.default_rng(self.seed)
-            ids = generator.integers(0, 2, (count, 5))
-            labels = (ids.sum(axis=1) + (generator.uniform(size=count) < 0.25)) % 2
-            rows = _array(ids, jnp.int32), _array(labels, jnp.int32)
-            return _classifier(_parity, ((2, dim), (dim, 2), (2,)), rows, batch)
-        if self.problem in ("sum_of_quadratics", "projection_quadratic"):
-            half = normal(size=(count // 2, dim))
-            quadratics = (_sum_of_quadratics, _projection_quadratic)
-            function = quadratics[self.problem == "projection_quadratic"]
-            examples = Examples(_array(np.concatenate([half, -half])))
-            return Problem(function, ((dim,),), (), examples, batch)
-        hidden = inputs = normal(size=(count, dim))
-        # The labels are whether a unit of a random network is active.
-        for _ in range(6):
-            weights = normal(size=(hidden.shape[1], 20)) * math.sqrt(2 / dim)
-            hidden = np.maximum(hidden @ weights, 0)
-        rows = _array(inputs), _array(hidden[:, 0] > 0, jnp.int32)
-        if self.problem == "outward_snake":
-            return Problem(_outward_snake, ((dim,),), (), Examples(rows), batch)
-        sizes = (dim, *(self.widths or ()), 2)
-        shapes = tuple(
-            shape
-            for before, after in itertools.pairwise(sizes)
-            for shape in ((before, after), (after,))
-        )
-        return _classifier(Network(self.activation or ""), shapes, rows, batch)
+
+def _log(loss: Scalar) -> Scalar:
+    return jnp.log(loss + 1e-6) - jnp.log(1e-6)
 
 
-_NAMES: dict[str, dict[str, Any]] = {
-    "problem": PROBLEMS,
-    "landscape": LANDSCAPES,
-    "activation": ACTIVATIONS,
-}
-_OTHERS = {
-    "bowl": ("condition", "angle"),
-    "optimization_test_problems": ("landscape",),
-    "fully_connected": ("activation", "widths"),
-    "norm": ("power",),
-}
-
-
-def _array(values: Any, dtype: Any = float) -> jax.Array:
-    return jnp.asarray(values, dtype)
-
-
-def _draw_noise(draw: Draw) -> float:
-    """Samples the standard deviation of a gradient's noise: none, half of the time."""
-    return draw.log_uniform(0.01, 10.0) if draw.flag(0.5) else 0.0
+def _log_clipped(loss: Scalar) -> Scalar:
+    return _log(jnp.maximum(loss, 0))
