@@ -48,6 +48,7 @@ from lopt.tasks.perceptrons import MLPFamily
 from lopt.tasks.quadratics import Quadratic, QuadraticFamily
 from lopt.tasks.recurrent import RecurrentNetwork
 from lopt.tasks.resnet import resnet_classification
+from lopt.tasks.streaming import streamed_data
 from lopt.tasks.validation import WithValidation
 from lopt.tasks.wrapped import WithBestLoss
 
@@ -107,6 +108,7 @@ __all__ = [
     "resize",
     "resnet_classification",
     "rnn_language_model",
+    "streamed_data",
     "text_data",
     "variational_autoencoder",
     "warm_start",

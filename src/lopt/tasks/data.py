@@ -1,5 +1,6 @@
 """Data in splits, which are windows on arrays: tasks on parts of the same data share it."""
 
+import abc
 import operator
 from typing import Any, NamedTuple
 
@@ -50,7 +51,22 @@ class Rows(eqx.Module):
         return jnp.tensordot(weights, values, axes=1) / jnp.sum(weights)
 
 
-class Examples(eqx.Module):
+class AbstractExamples(eqx.Module):
+    """The examples first, ..., first + count - 1 of some store."""
+
+    first: eqx.AbstractVar[Int[Array, ""]]
+    count: eqx.AbstractVar[Int[Array, ""]]
+
+    @abc.abstractmethod
+    def draw(self, key: Key, size: int) -> Rows:
+        """Returns `size` examples, drawn with replacement."""
+
+    @abc.abstractmethod
+    def everything(self) -> Rows | None:
+        """Returns all examples, or None where they are too many."""
+
+
+class Examples(AbstractExamples):
     """The rows first, ..., first + count - 1 of arrays of equal length.
 
     Attributes:
@@ -110,6 +126,8 @@ class Examples(eqx.Module):
 class Data(eqx.Module):
     """A data set in four disjoint splits.
 
+    Each is `Examples`, or streamed.
+
     Attributes:
         train: for inner training.
         valid_inner: for meta-losses that ask for generalisation.
@@ -119,13 +137,13 @@ class Data(eqx.Module):
             tokens that there are.
     """
 
-    train: Examples
-    valid_inner: Examples
-    valid_outer: Examples
-    test: Examples
+    train: Any
+    valid_inner: Any
+    valid_outer: Any
+    test: Any
     num_classes: int | None = eqx.field(static=True, default=None)
 
-    def split(self, name: str) -> Examples:
+    def split(self, name: str) -> Any:
         """Returns the split of that name."""
         if name not in SPLITS:
             raise ValueError(f"Data.split(name={name!r}) must be one of {', '.join(SPLITS)}.")

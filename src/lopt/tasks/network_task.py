@@ -207,8 +207,9 @@ class NetworkTask(AbstractTask):
         return self._with_key(rows, key)
 
     @override
-    def everything(self, split: Split = "train") -> Rows:
-        return self._with_key(self.data.split(split).everything(), jax.random.key(0))
+    def everything(self, split: Split = "train") -> Rows | None:
+        whole = self.data.split(split).everything()
+        return None if whole is None else self._with_key(whole, jax.random.key(0))
 
     def _with_key(self, rows: Rows, key: Key) -> Rows:
         own = jax.random.fold_in(key, 2) if self.stochastic else rows.key
