@@ -1,7 +1,6 @@
 """Examples that do not fit into memory: the host reads them when a step draws them."""
 
 import operator
-from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
@@ -19,7 +18,7 @@ from lopt.tasks.ranges import random_index
 class _Reader:
     """Reads rows of a source by their place in an order."""
 
-    def __init__(self, source: Sequence[PyTree], order: np.ndarray) -> None:
+    def __init__(self, source: Any, order: np.ndarray) -> None:
         self.source, self.order = source, order
         self.shapes = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, source[int(order[0])]))
 
@@ -42,6 +41,7 @@ class StreamedExamples(AbstractExamples):
     read: _Reader = eqx.field(static=True)
     first: Int[Array, ""]
     count: Int[Array, ""]
+    length: None = eqx.field(static=True, default=None)
 
     @property
     def arrays(self) -> PyTree:
@@ -65,7 +65,7 @@ class StreamedExamples(AbstractExamples):
         return None
 
 
-def streamed_data(source: Sequence[PyTree], seed: int = 0, num_classes: int | None = None) -> Data:
+def streamed_data(source: Any, seed: int = 0, num_classes: int | None = None) -> Data:
     """Returns data that stays where it is, in splits 70 : 10 : 10 : 10.
 
     Args:
