@@ -55,6 +55,7 @@ from lopt.tasks.quadratics import Quadratic, QuadraticFamily
 from lopt.tasks.recurrent import RecurrentCore, RecurrentNetwork
 from lopt.tasks.resnet import ResidualNetwork, resnet_classification
 from lopt.tasks.validation import WithValidation
+from lopt.tasks.vision import vit_classification
 from lopt.tasks.wrapped import WithBestLoss
 
 __all__ = [
@@ -121,5 +122,6 @@ __all__ = [
     "rnn_language_model",
     "text_data",
     "variational_autoencoder",
+    "vit_classification",
     "warm_start",
 ]
