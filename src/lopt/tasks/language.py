@@ -117,6 +117,7 @@ class Block(eqx.Module):
     causal: bool = eqx.field(static=True, default=True)
 
     def __call__(self, inputs: Float[Array, "time width"]) -> Float[Array, "time width"]:
+        """Returns the outputs, of the shape of the inputs."""
         time, width = inputs.shape
         normal = normalise(inputs, self.scales[0], self.shifts[0])
         parts = (normal @ self.attend.T).reshape(time, 3, self.heads, width // self.heads)

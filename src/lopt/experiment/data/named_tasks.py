@@ -4,6 +4,7 @@ A name is that of a task without data, as "copying"; a data set and a network, a
 or "bundled_gru"; or a family of TaskSet and a seed, as in "mlp_family_seed7".
 """
 
+import difflib
 import inspect
 from collections.abc import Callable
 from functools import partial
@@ -16,7 +17,6 @@ from lopt.experiment.data.datasets import NAMES, load_images
 from lopt.experiment.data.loading import kept, load
 from lopt.experiment.data.text import TINY_SHAKESPEARE, load_text
 from lopt.tasks.taskset import FAMILIES, parse, sample
-from lopt.tasks.taskset.config import known
 
 # Of each kind of network, at the size that a laptop trains; mlp100x100 and conv5x5 are those of Wu
 # et al. 2018, arXiv:1803.02021; resnet14 has three stages of two blocks.
@@ -65,18 +65,35 @@ def task_names() -> dict[str, tuple[str, str]]:
     return dict.fromkeys(without_data(), ("", "")) | {"_".join(part): part for part in parts}
 
 
+def is_task(name: str) -> bool:
+    """Returns whether there is a task of that name."""
+    family, _, seed = name.rpartition("_seed")
+    return name in task_names() or (family in FAMILIES and seed.isascii() and seed.isdigit())
+
+
+def nearest_task(name: str) -> str:
+    """Returns the name of a task that is most like another name."""
+    seeds = (f"{family}_seed0" for family in FAMILIES)
+    return difflib.get_close_matches(name, [*task_names(), *seeds], 1, 0.0)[0]
+
+
 def named_task(name: str, size: int = 0, batch_size: int = 128) -> AbstractTaskFamily:
     """Returns a task by its name, see `task_names`; or of TaskSet, as "mlp_family_seed7".
 
     Images have `size` pixels on each side, by default 32 of CIFAR-10 and 8 of others; tasks of a
     data set and a network have `batch_size`. Tasks of TaskSet have what is sampled instead, and
     data or substitutes from `load`.
+
+    Raises:
+        ValueError: if there is no such task.
     """
-    names = task_names()
-    family, has_seed, _ = name.rpartition("_seed")
-    if name not in names and has_seed and family in FAMILIES:
+    if not is_task(name):
+        raise ValueError(
+            f"There is no task {name!r}; try {nearest_task(name)!r}, or see lopt tasks."
+        )
+    if name not in task_names():
         return sample(*parse(name)).build(load)
-    data, network = names[known("task", name, [*names, *(f"{one}_seed0" for one in FAMILIES)])]
+    data, network = task_names()[name]
     if data in TEXTS:
         return TEXT_NETWORKS[network](kept(load_text, data), batch_size=batch_size)
     if data:
