@@ -1,6 +1,7 @@
 """Language models on text: a transformer and recurrent networks that predict the next token."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import equinox as eqx
@@ -145,7 +146,7 @@ def normalise(
 
 def initial_blocks(
     owner: str,
-    ends: list[tuple[int, ...]],
+    ends: Sequence[tuple[int, ...]],
     width: int,
     depth: int,
     heads: int,
@@ -178,8 +179,16 @@ def initial_blocks(
     bias = jnp.zeros(inner, dtype), zeros[0]
     blocks = tuple(
         Block(
-            *(ones, zeros, attend, residual * joined),
-            *(up, bias[0], residual * down, bias[1], heads, causal),
+            scales=ones,
+            shifts=zeros,
+            attend=attend,
+            joined=residual * joined,
+            up=up,
+            up_bias=jnp.zeros(inner, dtype),
+            down=residual * down,
+            down_bias=zeros[0],
+            heads=heads,
+            causal=causal,
         )
         for attend, joined, up, down in zip(
             *(drawn[len(ends) + i :: 4] for i in range(4)), strict=True

@@ -35,8 +35,7 @@ class VisionTransformer(eqx.Module):
     ) -> None:
         height, breadth, channels = shape
         count = (height // patch) * (breadth // patch)
-        ends: list[tuple[int, ...]] = [(width, patch**2 * channels), (count, width)]
-        ends.append((classes, width))
+        ends = [(width, patch**2 * channels), (count, width), (classes, width)]
         drawn, self.blocks = initial_blocks(
             "VisionTransformer", ends, width, depth, heads, key, causal=False
         )

@@ -206,9 +206,9 @@ class AbstractLossMap(AbstractWrapped):
 
 
 class ScaledLoss(AbstractLossMap):
-    """A task whose loss is multiplied by `factor`."""
+    """A task, or the tasks of a family, whose loss is multiplied by `factor`."""
 
-    task: AbstractTask
+    task: Any
     factor: Float[Array, ""]
 
     @override

@@ -72,14 +72,14 @@ def measure(name: str) -> Cost:
         except Exception as error:
             return Cost(data=tuple(data), error=one_line(error))
     jax.block_until_ready(losses)
-    first, times = np.asarray(losses), []
+    times: list[float] = []
     while len(times) < CALLS and sum(times) < ENOUGH:
         begun = time.perf_counter()
         jax.block_until_ready(_steps(task, state))
         times.append(time.perf_counter() - begun)
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     step_time = 1000 * float(np.median(times)) / STEPS
-    return Cost(size, step_time, float(np.mean(first)), tuple(data))
+    return Cost(size, step_time, float(np.mean(losses)), tuple(data))
 
 
 def _path(name: str) -> Path:

@@ -96,5 +96,5 @@ def _in_channels(name: str, size: int, channels: int) -> Data:
         return Examples(Labelled(images, labels[:MOST]))
 
     data = load_images(name, size)
-    splits = data.train, data.valid_inner, data.valid_outer, data.test
-    return Data(*map(repeated, splits), data.num_classes)
+    train, valid = repeated(data.train), repeated(data.valid_inner)
+    return Data(train, valid, repeated(data.valid_outer), repeated(data.test), data.num_classes)
