@@ -176,7 +176,6 @@ def initial_blocks(
     drawn = initial_weights([*ends, *own * depth], key, None)
     residual, dtype = (2 * depth) ** -0.5, drawn[0].dtype
     ones, zeros = jnp.ones((2, width), dtype), jnp.zeros((2, width), dtype)
-    bias = jnp.zeros(inner, dtype), zeros[0]
     blocks = tuple(
         Block(
             scales=ones,
