@@ -44,7 +44,7 @@ def test_texts_stand_for_corpora():
     assert labelled.train.arrays[0].shape[1] == 16
     assert [one["name"] for one in loaded] == ["bundled", "source_classification"]
     for name, tokens in (("lm2b", "bytes"), ("cifar11", None)):
-        with pytest.raises(ValueError, match="try '(lm1b|cifar10)'"):
+        with pytest.raises(ValueError, match=r"try '(lm1b|cifar10)'"):
             load(name, tokens=tokens)
 
 
