@@ -348,6 +348,9 @@ TASKS = {
         digits(0), (2, 3), 3, (4,), jnp.tanh, batch_size=6
     ),
     "mlp_classification": classification,
+    "vit_classification": lambda: lopt.tasks.vit_classification(
+        digits(0), width=4, depth=1, heads=2, batch_size=6
+    ),
     "mlp_autoencoder": lambda: lopt.tasks.mlp_autoencoder(digits(0), (5,), jnp.tanh, batch_size=6),
     "mlp_classification, dropout and layer norm": lambda: lopt.tasks.mlp_classification(
         digits(0), (5,), jnp.tanh, batch_size=6, dropout=0.5, layer_norm=True

@@ -12,8 +12,9 @@ from toys import Faulty, linear_toy
 
 import lopt
 from lopt.experiment import cli
+from lopt.experiment.data.named_tasks import without_data
 from lopt.experiment.probes.estimators import default_truncation, loss_slices, report_of
-from lopt.experiment.probes.subject import named_tasks, subject
+from lopt.experiment.probes.subject import subject
 from lopt.experiment.runs.run import Run
 from lopt.experiment.runs.storage import save_weights
 from lopt.experiment.settings import ProbeSettings, SymmetrySettings
@@ -218,8 +219,8 @@ def test_mistakes_are_said_in_a_line_before_anything_is_written(
 
 
 def test_every_task_named_can_be_built():
-    assert {"Beale", "Rosenbrock", "QuadraticFamily"} <= set(named_tasks())
-    for name in named_tasks():
+    assert {"Beale", "Rosenbrock", "QuadraticFamily"} <= set(without_data())
+    for name in without_data():
         inner, theta = subject(name, ProbeSettings(horizon=3))
         assert inner.horizon == 3
         assert set(theta) == {"learning_rate", "b1", "b2", "eps"}

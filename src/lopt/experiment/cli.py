@@ -48,6 +48,8 @@ COMMANDS = {
     "train": Command(s.TrainSettings, "runs.command:train_command"),
     "tune": Command(s.TuneSettings, "runs.command:tune_command"),
     "recipes": Command(s.RecipesSettings, "runs.registry:list_recipes"),
+    "tasks show": Command(s.ShowTaskSettings, "data.catalogue:show_task"),
+    "tasks": Command(s.TasksSettings, "data.catalogue:list_tasks"),
     "evaluate": Command(s.EvaluateSettings, "evaluation.command:evaluate_command"),
     "record": Command(s.RecordSettings, "record:record", "run"),
     "distill": Command(

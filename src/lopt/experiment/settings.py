@@ -87,7 +87,7 @@ class TrainSettings:
     settings: Repeated = ()
     # train on what a run trained, on --task; instead of a recipe (it is then transfer).
     start: Path | None = None
-    # with --from, data set and network, such as digits_conv or fashion_mnist_mlp.
+    # with --from, the name of a task, such as digits_conv or mlp_family_seed7: see lopt tasks.
     task: str | None = None
     # the folder of the new run; runs/RECIPE, numbered if need be, by default.
     run: Path | None = None
@@ -113,7 +113,7 @@ class TuneSettings:
 
     # the folder that lopt distill wrote, or any weights of lopt.
     rule: Annotated[Path, "positional"]
-    # data set and network, such as digits_conv, digits_resnet or cifar10_resnet50.
+    # the name of a task, such as digits_conv or mlp_family_seed7: see lopt tasks.
     task: str = "digits_conv"
     settings: Repeated = ()  # change a field of the recipe transfer; may be repeated.
     # the folder of the new run; runs/tune, numbered if need be, by default.
@@ -146,6 +146,28 @@ class EvaluateSettings:
         check(self)
         if self.optlist is not None and not self.optlist.is_file():
             raise FileNotFoundError(f"--optlist {self.optlist} is no file; give opt_list.json.")
+
+
+@dataclasses.dataclass(frozen=True)
+class TasksSettings:
+    """List tasks by name, with what a step of each costs."""
+
+    pattern: Positional = None  # what names match, such as "*conv*".
+    # a family of TaskSet, such as mlp_family, whose first seeds are listed; may be repeated.
+    family: Repeated = ()
+    count: int = 10  # seeds of each family.
+    # the most milliseconds that a step may take; tasks that have not been measured are then.
+    max_step_time: float | None = None
+
+    def __post_init__(self) -> None:
+        check(self, count=1, max_step_time=POSITIVE)
+
+
+@dataclasses.dataclass(frozen=True)
+class ShowTaskSettings:
+    """Show a task: its config, params, step time, initial loss, data and what stands for it."""
+
+    name: Annotated[str, "positional"]  # of the task, such as mlp_family_seed7.
 
 
 @dataclasses.dataclass(frozen=True)

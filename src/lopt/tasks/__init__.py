@@ -50,6 +50,7 @@ from lopt.tasks.recurrent import RecurrentNetwork
 from lopt.tasks.resnet import resnet_classification
 from lopt.tasks.streaming import streamed_data
 from lopt.tasks.validation import WithValidation
+from lopt.tasks.vision import vit_classification
 from lopt.tasks.wrapped import WithBestLoss
 
 __all__ = [
@@ -111,5 +112,6 @@ __all__ = [
     "streamed_data",
     "text_data",
     "variational_autoencoder",
+    "vit_classification",
     "warm_start",
 ]

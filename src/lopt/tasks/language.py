@@ -1,6 +1,7 @@
 """Language models on text: a transformer and recurrent networks that predict the next token."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import equinox as eqx
@@ -96,7 +97,7 @@ def rnn_language_model(
     return language_model(data, build, batch_size, size)
 
 
-class _Block(eqx.Module):
+class Block(eqx.Module):
     """One block of a transformer: attention, then a perceptron, each added to its inputs."""
 
     scales: Float[Array, "2 width"]
@@ -108,24 +109,27 @@ class _Block(eqx.Module):
     up_bias: Float[Array, " hidden"]
     down_bias: Float[Array, " width"]
     heads: int = eqx.field(static=True)
+    causal: bool = eqx.field(static=True, default=True)
 
     def __call__(self, inputs: Float[Array, "time width"]) -> Float[Array, "time width"]:
+        """Returns the outputs, of the shape of the inputs."""
         time, width = inputs.shape
-        normal = _normalise(inputs, self.scales[0], self.shifts[0])
+        normal = normalise(inputs, self.scales[0], self.shifts[0])
         parts = (normal @ self.attend.T).reshape(time, 3, self.heads, width // self.heads)
         queries, keys, values = jnp.moveaxis(parts, (1, 2), (0, 1))
         scores = queries @ keys.swapaxes(1, 2) / math.sqrt(width // self.heads)
-        # A token sees itself and what is before it.
-        seen = jnp.tril(jnp.ones((time, time), bool))[None]
-        shares = jax.nn.softmax(jnp.where(seen, scores, jnp.finfo(scores.dtype).min), axis=-1)
+        if self.causal:  # a token sees itself and what is before it
+            seen = jnp.tril(jnp.ones((time, time), bool))[None]
+            scores = jnp.where(seen, scores, jnp.finfo(scores.dtype).min)
+        shares = jax.nn.softmax(scores, axis=-1)
         mixed = jnp.moveaxis(shares @ values, 0, 1).reshape(time, width)
         inputs = inputs + mixed @ self.joined.T
-        normal = _normalise(inputs, self.scales[1], self.shifts[1])
+        normal = normalise(inputs, self.scales[1], self.shifts[1])
         hidden = jax.nn.gelu(normal @ self.up.T + self.up_bias[None])
         return inputs + hidden @ self.down.T + self.down_bias[None]
 
 
-def _normalise(
+def normalise(
     inputs: Float[Array, "time width"], scale: Float[Array, " width"], shift: Float[Array, " width"]
 ) -> Float[Array, "time width"]:
     """Returns inputs of mean 0 and variance 1 at each time, scaled and shifted (layer norm)."""
@@ -134,11 +138,60 @@ def _normalise(
     return inputs * jax.lax.rsqrt(variance + 1e-5) * scale[None] + shift[None]
 
 
-class Transformer(eqx.Module):
-    """From tokens to logits after each: a causal transformer, normalised before each block.
+def initial_blocks(
+    owner: str,
+    ends: Sequence[tuple[int, ...]],
+    width: int,
+    depth: int,
+    heads: int,
+    key: Key,
+    hidden: int | None = None,
+    causal: bool = True,
+) -> tuple[list[Float[Array, "output input"]], tuple[Block, ...]]:
+    """Draws the weights of a transformer: those of shapes `ends`, and blocks.
 
     Weights start normal with standard deviation 1 / sqrt(fan in), cut at two of them; those that
     are added to the inputs of a block 1 / sqrt(2 depth) times as large, as in GPT-2.
+    """
+    for name, size in {"width": width, "depth": depth, "heads": heads}.items():
+        check_integer(owner, name, size, hint=f"{name}=4")
+    if width % heads:
+        raise ValueError(
+            f"{owner}(heads={heads}) must divide width={width}; try "
+            f"width={heads * -(-width // heads)}."
+        )
+    inner = 4 * width if hidden is None else hidden
+    own: list[tuple[int, ...]] = [
+        (3 * width, width),
+        (width, width),
+        (inner, width),
+        (width, inner),
+    ]
+    drawn = initial_weights([*ends, *own * depth], key, None)
+    residual, dtype = (2 * depth) ** -0.5, drawn[0].dtype
+    ones, zeros = jnp.ones((2, width), dtype), jnp.zeros((2, width), dtype)
+    blocks = tuple(
+        Block(
+            scales=ones,
+            shifts=zeros,
+            attend=attend,
+            joined=residual * joined,
+            up=up,
+            up_bias=jnp.zeros(inner, dtype),
+            down=residual * down,
+            down_bias=zeros[0],
+            heads=heads,
+            causal=causal,
+        )
+        for attend, joined, up, down in zip(
+            *(drawn[len(ends) + i :: 4] for i in range(4)), strict=True
+        )
+    )
+    return drawn[: len(ends)], blocks
+
+
+class Transformer(eqx.Module):
+    """From tokens to logits after each: a causal transformer, normalised before each block.
 
     Attributes:
         embedding: of each token.
@@ -147,7 +200,7 @@ class Transformer(eqx.Module):
 
     embedding: Float[Array, "vocabulary width"]
     positions: Float[Array, "longest width"] | None
-    blocks: tuple[_Block, ...]
+    blocks: tuple[Block, ...]
     scale: Float[Array, " width"]
     shift: Float[Array, " width"]
     outputs: Float[Array, "vocabulary width"]
@@ -163,28 +216,12 @@ class Transformer(eqx.Module):
         hidden: int | None = None,
         positions: Literal["learned", "sinusoidal"] = "learned",
     ) -> None:
-        sizes = {"width": width, "depth": depth, "heads": heads, "vocabulary": vocabulary}
-        for name, size in sizes.items():
-            check_integer("Transformer", name, size, hint=f"{name}=4")
-        if width % heads:
-            raise ValueError(
-                f"Transformer(heads={heads}) must divide width={width}; try "
-                f"width={heads * -(-width // heads)}."
-            )
-        inner = 4 * width if hidden is None else hidden
-        own = [(3 * width, width), (width, width), (inner, width), (width, inner)]
+        check_integer("Transformer", "vocabulary", vocabulary, hint="vocabulary=4")
         ends = [(vocabulary, width), (vocabulary, width), (longest, width)]
-        drawn = initial_weights([*ends, *own * depth], key, None)
-        self.embedding, self.outputs, learned = drawn[:3]
+        drawn, self.blocks = initial_blocks("Transformer", ends, width, depth, heads, key, hidden)
+        self.embedding, self.outputs, learned = drawn
         self.positions = learned if positions == "learned" else None
-        residual, dtype = (2 * depth) ** -0.5, learned.dtype
-        ones, zeros = jnp.ones((2, width), dtype), jnp.zeros((2, width), dtype)
-        biases = jnp.zeros(inner, dtype), zeros[0]
-        self.blocks = tuple(
-            _Block(ones, zeros, attend, residual * joined, up, residual * down, *biases, heads)
-            for attend, joined, up, down in zip(*(drawn[3 + i :: 4] for i in range(4)), strict=True)
-        )
-        self.scale, self.shift = ones[0], zeros[0]
+        self.scale, self.shift = jnp.ones(width, learned.dtype), jnp.zeros(width, learned.dtype)
 
     def __call__(self, tokens: Int[Array, " time"]) -> Float[Array, "time vocabulary"]:
         """Returns the logits of one sequence."""
@@ -195,7 +232,7 @@ class Transformer(eqx.Module):
             values = values + self.positions[: len(tokens)]
         for block in self.blocks:
             values = block(values)
-        return _normalise(values, self.scale, self.shift) @ self.outputs.T
+        return normalise(values, self.scale, self.shift) @ self.outputs.T
 
 
 def _sinusoids(time: int, width: int) -> Float[np.ndarray, "time width"]:

@@ -1,34 +1,102 @@
-"""Tasks by name, for the command line: a data set and a kind of network, as in "digits_conv"."""
+"""Tasks by name, for every command that takes one: the table of all names.
 
+A name is that of a task without data, as "copying"; a data set and a network, as in "digits_conv"
+or "bundled_gru"; or a family of TaskSet and a seed, as in "mlp_family_seed7".
+"""
+
+import difflib
+import inspect
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
-from lopt.core.task import AbstractTask
+import lopt.tasks
+from lopt import tasks as t
+from lopt.core.task import AbstractTaskFamily
 from lopt.experiment.data.datasets import NAMES, load_images
-from lopt.tasks import conv_classification, mlp_classification, resnet_classification
+from lopt.experiment.data.loading import kept, load
+from lopt.experiment.data.text import TINY_SHAKESPEARE, load_text
+from lopt.tasks.taskset import FAMILIES, parse, sample
 
 # Of each kind of network, at the size that a laptop trains; mlp100x100 and conv5x5 are those of Wu
-# et al. 2018, arXiv:1803.02021.
-NETWORKS = {
-    "mlp": partial(mlp_classification, widths=(32,)),
-    "mlp100x100": partial(mlp_classification, widths=(100, 100), stddev=0.05),
-    "conv": partial(conv_classification, channels=(16, 16), kernel=3, hidden=(32,)),
-    "conv5x5": partial(conv_classification, stddev=0.1),
-    "resnet": partial(resnet_classification, depth=(1, 1), channels=(8, 16)),
-    "resnet18": partial(resnet_classification, depth=18),
-    "resnet50": partial(resnet_classification, depth=50),
+# et al. 2018, arXiv:1803.02021; resnet14 has three stages of two blocks.
+NETWORKS: dict[str, Callable[..., AbstractTaskFamily]] = {
+    "mlp": partial(t.mlp_classification, widths=(32,)),
+    "mlp100x100": partial(t.mlp_classification, widths=(100, 100), stddev=0.05),
+    "mlp_dropout": partial(t.mlp_classification, widths=(32,), dropout=0.2),
+    "mlp_layer_norm": partial(t.mlp_classification, widths=(32, 32), layer_norm=True),
+    "mlp_batch_norm": partial(t.batch_norm_classification, widths=(32, 32)),
+    "conv": partial(t.conv_classification, channels=(16, 16), kernel=3, hidden=(32,)),
+    "conv5x5": partial(t.conv_classification, stddev=0.1),
+    "resnet": partial(t.resnet_classification, depth=(1, 1), channels=(8, 16)),
+    "resnet14": partial(t.resnet_classification, depth=(2, 2, 2), channels=(16, 32, 64)),
+    "resnet18": partial(t.resnet_classification, depth=18),
+    "resnet50": partial(t.resnet_classification, depth=50),
+    "vit": t.vit_classification,
+    "autoencoder": partial(t.mlp_autoencoder, widths=(64, 16, 64)),
+    "vae": partial(t.variational_autoencoder, encoder=(64, 8), decoder=(64,)),
+    "realnvp": partial(t.normalising_flow, kind="real_nvp"),
+    "maf": partial(t.normalising_flow, kind="autoregressive"),
 }
+TEXT_NETWORKS: dict[str, Callable[..., AbstractTaskFamily]] = {
+    "gru": partial(t.rnn_language_model, kind="gru"),
+    "lstm": partial(t.rnn_language_model, kind="lstm"),
+    "transformer": t.char_transformer,
+}
+TEXTS = ("bundled", TINY_SHAKESPEARE)
 
 
-def named_task(name: str, size: int = 0, batch_size: int = 128) -> AbstractTask:
-    """Returns a task by its name: a data set and a network, as in "cifar10_resnet50".
+def without_data() -> dict[str, Callable[[], AbstractTaskFamily]]:
+    """Returns the tasks that need no data: classes of `lopt.tasks` by their names, and others."""
+    found: dict[str, Any] = {"QuadraticFamily": lambda: t.QuadraticFamily(10)}
+    for name in lopt.tasks.__all__:
+        value = getattr(lopt.tasks, name)
+        if inspect.isclass(value) and issubclass(value, AbstractTaskFamily):
+            fields = inspect.signature(value).parameters.values()
+            if all(field.default is not field.empty for field in fields):
+                found[name] = value
+    return found | {"copying": t.copying, "associative_recall": t.associative_recall}
 
-    Images have `size` pixels on each side, by default 32 of CIFAR-10 and 8 of others.
+
+def task_names() -> dict[str, tuple[str, str]]:
+    """Returns all names but those with seeds, each with data set and network, or two empty ones."""
+    parts = [(data, network) for data in NAMES for network in NETWORKS]
+    parts += [(text, network) for text in TEXTS for network in TEXT_NETWORKS]
+    return dict.fromkeys(without_data(), ("", "")) | {"_".join(part): part for part in parts}
+
+
+def is_task(name: str) -> bool:
+    """Returns whether there is a task of that name."""
+    family, _, seed = name.rpartition("_seed")
+    return name in task_names() or (family in FAMILIES and seed.isascii() and seed.isdigit())
+
+
+def nearest_task(name: str) -> str:
+    """Returns the name of a task that is most like another name."""
+    seeds = (f"{family}_seed0" for family in FAMILIES)
+    return difflib.get_close_matches(name, [*task_names(), *seeds], 1, 0.0)[0]
+
+
+def named_task(name: str, size: int = 0, batch_size: int = 128) -> AbstractTaskFamily:
+    """Returns a task by its name, see `task_names`; or of TaskSet, as "mlp_family_seed7".
+
+    Images have `size` pixels on each side, by default 32 of CIFAR-10 and 8 of others; tasks of a
+    data set and a network have `batch_size`. Tasks of TaskSet have what is sampled instead, and
+    data or substitutes from `load`.
+
+    Raises:
+        ValueError: if there is no such task.
     """
-    data, _, network = name.rpartition("_")
-    if data not in NAMES or network not in NETWORKS:
+    if not is_task(name):
         raise ValueError(
-            f"There is no task {name!r}: it is a data set ({', '.join(NAMES)}) and a network "
-            f"({', '.join(NETWORKS)}), as in digits_conv."
+            f"There is no task {name!r}; try {nearest_task(name)!r}, or see lopt tasks."
         )
-    images = load_images(data, size=size or (32 if data == "cifar10" else 8))
-    return NETWORKS[network](images, batch_size=batch_size)
+    if name not in task_names():
+        return sample(*parse(name)).build(load)
+    data, network = task_names()[name]
+    if data in TEXTS:
+        return TEXT_NETWORKS[network](kept(load_text, data), batch_size=batch_size)
+    if data:
+        images = kept(load_images, data, size or (32 if data == "cifar10" else 8))
+        return NETWORKS[network](images, batch_size=batch_size)
+    return without_data()[name]()

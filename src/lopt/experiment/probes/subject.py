@@ -1,20 +1,17 @@
 """What is probed: a run, or the inner training of a recipe, a run or a task by name."""
 
 import dataclasses
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 
-import lopt.tasks
 from lopt.core.checks import check_length
 from lopt.core.inner import InnerTraining
-from lopt.core.task import AbstractTaskFamily
 from lopt.core.types import Theta
 from lopt.experiment import settings as s
 from lopt.experiment.baselines import Tuned
+from lopt.experiment.data.named_tasks import is_task, named_task, nearest_task
 from lopt.experiment.report import Cell
 from lopt.experiment.runs import storage
 from lopt.experiment.runs.registry import build, recipe_names
@@ -37,18 +34,6 @@ def rate_cells(tuned: Mapping[str, Tuned], name: str) -> dict[str, Cell]:
     return {"rate": own.value if own else None, "edge": own.at_edge if own else None}
 
 
-def named_tasks() -> dict[str, Callable[[], AbstractTaskFamily]]:
-    """Returns the tasks that can be probed by name: those that need no data."""
-    found: dict[str, Any] = {"QuadraticFamily": lambda: lopt.tasks.QuadraticFamily(10)}
-    for name in lopt.tasks.__all__:
-        value = getattr(lopt.tasks, name)
-        if inspect.isclass(value) and issubclass(value, AbstractTaskFamily):
-            fields = inspect.signature(value).parameters.values()
-            if all(field.default is not field.empty for field in fields):
-                found[name] = value
-    return found
-
-
 def subject(
     name: str, settings: s.ProbeSettings | s.HorizonSettings, longest: int = 40
 ) -> tuple[InnerTraining, Theta]:
@@ -60,9 +45,9 @@ def subject(
         settings: fields of the recipe, the horizon, the weights, and the seed of initial ones.
         longest: the longest default horizon, and that of tasks.
     """
-    tasks, run = named_tasks(), None
-    if name in tasks:
-        inner = InnerTraining(tasks[name](), LearnableAdam(0.01), longest)
+    run = None
+    if is_task(name):
+        inner = InnerTraining(named_task(name), LearnableAdam(0.01), longest)
     elif name in recipe_names() or name.endswith(".py"):
         inner = build(name, settings.settings).inner_training()
     elif Path(name).is_dir():
@@ -70,11 +55,11 @@ def subject(
         inner = run.inner
     else:
         raise FileNotFoundError(
-            f"There is no recipe or task {name!r}, nor a run; recipes are "
-            f"{', '.join(recipe_names())}, or the path of a Python file (ending in .py); tasks are "
-            f"{', '.join(sorted(tasks))}."
+            f"There is no recipe or task {name!r}, nor a run; the nearest task is "
+            f"{nearest_task(name)} (lopt tasks lists them), recipes are "
+            f"{', '.join(recipe_names())}, or the path of a Python file (ending in .py)."
         )
-    if settings.settings and (run or name in tasks):
+    if settings.settings and (run or is_task(name)):
         kind = "run" if run else "task"
         raise ValueError(f"--set changes fields of recipes, and {name} is a {kind}.")
     inner = dataclasses.replace(inner, horizon=settings.horizon or min(longest, inner.horizon))

@@ -28,7 +28,7 @@ class Recipe:
 
     # what to begin with: a run's folder, a distilled rule's, or a file of `lopt.save`.
     start: Path = Path()
-    # data set and network, such as digits_conv, fashion_mnist_mlp or cifar10_resnet50.
+    # the name of a task, such as digits_conv or mlp_family_seed7: see lopt tasks.
     task: str = "digits_conv"
     size: int = 0  # pixels along each side; 0 for 32 of CIFAR-10 and 8 of others.
     batch_size: int = 128  # examples per inner step.

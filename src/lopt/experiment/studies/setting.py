@@ -27,8 +27,8 @@ WARM_STEPS = 50
 def warm_task(dataset: str, seed: int = 0) -> AbstractTask:
     """Returns the task of a data set, one of `NETWORKS`, begun from the warm start of a seed."""
     network, size, batch_size, rate = NETWORKS[dataset]
-    task = named_task(f"{dataset}_{network}", size, batch_size)
     keys = jax.random.key(seed)[None]
+    task = named_task(f"{dataset}_{network}", size, batch_size).draw(keys[0])
     state, _ = trainings(task, optax.sgd(rate, momentum=MOMENTUM), keys, WARM_STEPS)
     return warm_start(task, jax.tree.map(lambda leaf: leaf[0], state.params))
 
