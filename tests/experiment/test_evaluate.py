@@ -10,7 +10,7 @@ from rich.console import Console
 
 import lopt
 from lopt.experiment import cli
-from lopt.experiment.baselines import CONTESTANTS, Contestant, outward
+from lopt.experiment.baselines import BASELINES, Contestant, outward
 from lopt.experiment.evaluation import suites
 from lopt.experiment.evaluation.compare import compare
 from lopt.experiment.evaluation.contestants import (
@@ -84,9 +84,9 @@ def test_an_evaluated_run_is_a_plain_training_loop(comparison):
 def test_tuned_is_no_worse_than_untuned_where_it_was_tuned(comparison):
     trials = Trials(comparison.evaluation)
     for name in FEW:
-        tried = trials.results(CONTESTANTS[name], CONTESTANTS[name].grid, "validation")
-        row, _, count = trials.choose(CONTESTANTS[name], 11)["train"]
-        (best,) = trials.results(CONTESTANTS[name], row[None], "validation")
+        tried = trials.results(BASELINES[name], BASELINES[name].grid, "validation")
+        row, _, count = trials.choose(BASELINES[name], 11)["train"]
+        (best,) = trials.results(BASELINES[name], row[None], "validation")
         assert count >= 11
         assert best.train[:, 1].mean() <= min(one.train[:, 1].mean() for one in tried)
 

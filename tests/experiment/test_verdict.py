@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from lopt.experiment.baselines import CONTESTANTS, optlist, random_adam
+from lopt.experiment.baselines import BASELINES, optlist, random_adam
 from lopt.experiment.evaluation import metrics
 from lopt.experiment.evaluation.evaluation import Trial
 from lopt.experiment.evaluation.metrics import Scale, normalised
@@ -126,7 +126,7 @@ def updates_of(optimizer, steps=20):
     ],
 )
 def test_baselines_are_those_of_optax(name, expected):
-    contestant = CONTESTANTS[name]
+    contestant = BASELINES[name]
     row = jnp.asarray(contestant.grid[3])
     ours, theirs = contestant.factory(row, 20), expected(contestant.grid[3, 0])
     np.testing.assert_allclose(updates_of(ours), updates_of(theirs), rtol=1e-6)
@@ -134,20 +134,20 @@ def test_baselines_are_those_of_optax(name, expected):
 
 def test_the_cosine_rises_and_falls_to_zero():
     """AdamW with the schedule of Optax, whose warm-up ends a step later."""
-    row = jnp.asarray(CONTESTANTS["AdamW, cosine"].grid[0]).at[1].set(0.2)
+    row = jnp.asarray(BASELINES["AdamW, cosine"].grid[0]).at[1].set(0.2)
     schedule = optax.warmup_cosine_decay_schedule(0.0, row[0], 4, 20)
 
     def at(step):  # ours takes the first step of the warm-up already
         return jnp.where(step < 4, row[0] * (step + 1) / 4, schedule(step))
 
     theirs = optax.adamw(at, weight_decay=0.01)
-    ours = CONTESTANTS["AdamW, cosine"].factory(row, 20)
+    ours = BASELINES["AdamW, cosine"].factory(row, 20)
     np.testing.assert_allclose(updates_of(ours), updates_of(theirs), rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", CONTESTANTS)
+@pytest.mark.parametrize("name", BASELINES)
 def test_every_baseline_descends_a_parabola_untuned(name):
-    contestant = CONTESTANTS[name]
+    contestant = BASELINES[name]
     assert contestant.budgets == (1, 11)
     assert len({*contestant.grid[:, 0]}) == 11
     optimizer = contestant.factory(jnp.asarray(contestant.grid[0]), 100)

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from lopt.experiment.baselines import CONTESTANTS, Contestant
-from lopt.experiment.evaluation import contestants as made
+from lopt.experiment.baselines import BASELINES, Contestant, baselines
 from lopt.experiment.evaluation.compare import compare
+from lopt.experiment.evaluation.contestants import named_optimizer, of_path, of_run
 from lopt.experiment.evaluation.evaluation import Evaluation
 from lopt.experiment.evaluation.suites import suite
 from lopt.experiment.evaluation.summary import evaluation_report
@@ -26,7 +26,7 @@ def evaluate_command(settings: EvaluateSettings) -> None:
     runs: list[Run] = []
     alone = len(settings.contestants) == 1
     for path in settings.contestants:
-        some, run = made.of_path(path, settings.trust, alone)
+        some, run = of_path(path, settings.trust, alone)
         found, runs = [*found, *some], [*runs, *([run] if run else [])]
     single = runs[0] if len(runs) == 1 and not settings.optimizer else None
     folder = settings.out or (single.folder if single else Path("evaluation"))
@@ -34,7 +34,7 @@ def evaluate_command(settings: EvaluateSettings) -> None:
         folder = free_folder(folder, lambda one: (one / "report.json").exists())
     check_writable(folder / "report.json")
     kept = folder / "evaluations"
-    found += [made.named_optimizer(text, kept) for text in settings.optimizer]
+    found += [named_optimizer(text, kept) for text in settings.optimizer]
     if settings.suite is None and not runs:
         raise ValueError("Without a run there are no evaluations of its own; add --suite quick.")
     report = evaluate(found, settings, runs[0] if runs else None)
@@ -47,12 +47,12 @@ def evaluate(
     """Compares optimizers with tuned baselines on a suite, or on a run's own evaluations."""
     if settings.suite is not None:
         evaluations: tuple[Evaluation, ...] = suite(settings.suite)
-        names = (*CONTESTANTS, *(("OptList",) if settings.optlist else ()))
+        names = (*BASELINES, *(("OptList",) if settings.optlist else ()))
     else:
         assert run is not None
         evaluations, names = run.experiment.evaluations, FEW
     names = settings.baselines or names
-    every = [*contestants, *made.baselines(names, settings.optlist)]
+    every = [*contestants, *baselines(names, settings.optlist)]
     comparisons = []
     again = "Go on with the same command: what was trained is kept."
     with stoppable(again), stages("evaluating", len(evaluations)) as announce:
@@ -65,4 +65,4 @@ def evaluate(
 
 def evaluate_run(run: Run, settings: EvaluateSettings | None = None) -> Report:
     """Compares a run's latest weights with tuned baselines."""
-    return evaluate(made.of_run(run), settings or EvaluateSettings(), run)
+    return evaluate(of_run(run), settings or EvaluateSettings(), run)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from lopt.experiment.baselines import CONTESTANTS, Contestant
+from lopt.experiment.baselines import BASELINES, Contestant
 from lopt.experiment.evaluation import metrics
 from lopt.experiment.evaluation.evaluation import Evaluation
 from lopt.experiment.evaluation.trials import OBJECTIVES, Entry, Trials
@@ -41,7 +41,7 @@ class Comparison:
 
     def judged(self) -> list[Entry]:
         """Returns the entries that are no baselines."""
-        known = (*CONTESTANTS, "OptList")
+        known = (*BASELINES, "OptList")
         return [entry for entry in self.entries if entry.contestant.name not in known]
 
     def shown(self) -> list[Entry]:
@@ -127,8 +127,8 @@ class Comparison:
             rows.append(
                 {
                     "optimizer": entry.contestant.name,
-                    "trials": entry.trials,
-                    "rate": float(entry.values["train"][0]),
+                    "trials": entry.tuned["train"].trials,
+                    "rate": entry.tuned["train"].values[0],
                     "final loss": measured(self.final(entry)),
                     "normalised": float(self.normalised(entry, "train").mean()),
                     f"test {metric}": measured(entry.found["held_out"].metrics[metric]),
@@ -149,9 +149,11 @@ class Comparison:
                 {
                     "optimizer": entry.contestant.name,
                     "budget": entry.budget,
-                    "trials": entry.trials,
-                    "learning_rate_at_edge_of_grid": entry.at_edge,
-                    "chosen": {name: row.tolist() for name, row in entry.values.items()},
+                    "trials": entry.tuned["train"].trials,
+                    "learning_rate_at_edge_of_grid": any(
+                        one.at_edge for one in entry.tuned.values()
+                    ),
+                    "chosen": {name: one.values for name, one in entry.tuned.items()},
                     "final_losses": self.final(entry).tolist(),
                     "held_out_losses": self.final(entry, "held_out").tolist(),
                     "test": {k: v.tolist() for k, v in entry.found["held_out"].metrics.items()},
@@ -171,7 +173,7 @@ def compare(evaluation: Evaluation, contestants: Sequence[Contestant], seed: int
     names = [contestant.name for contestant in contestants]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"There are two optimizers {twice[0]!r}; give one of them another name.")
-    every = [*contestants] if "Adam" in names else [*contestants, CONTESTANTS["Adam"]]
+    every = [*contestants] if "Adam" in names else [*contestants, BASELINES["Adam"]]
     trials = Trials(evaluation, seed)
     trials.compile(every)
     scale = trials.scale()

@@ -32,7 +32,11 @@ def evaluation_report(
         report.table(title, comparison.rows(), detail=many)
         for entry in comparison.judged():
             report.text(comparison.sentence(entry), detail=many)
-        if edge := [entry.name for entry in comparison.entries if entry.at_edge]:
+        if edge := [
+            entry.name
+            for entry in comparison.entries
+            if any(one.at_edge for one in entry.tuned.values())
+        ]:
             report.text(f"Still at the edge of what was tried: {', '.join(edge)}.", detail=many)
     groups = dict.fromkeys(one.evaluation.group for one in comparisons)
     for group in groups if len(groups) > 1 else ():
