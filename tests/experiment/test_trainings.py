@@ -84,7 +84,7 @@ def test_every_baseline_is_tuned_on_a_parabola(name, keys):
     np.testing.assert_allclose(rates[2:] / rates[:-2], 10)
     found = tuned_baseline(task, keys, 30, name)
     optimizer = BASELINES[name].factory(found.values, 30)
-    assert float(trainings(task, optimizer, keys, 30)[1][:, -1].mean()) < 0.2
+    assert float(trainings(task, optimizer, keys, 30)[1][:, -1].mean()) < 0.5
 
 
 @pytest.mark.parametrize("at_once", [1, 4, 100])

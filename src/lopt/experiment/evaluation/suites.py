@@ -76,7 +76,11 @@ def _text() -> Data:
 
 # Far tasks: name, how to build one from the digits, steps.
 FAR: tuple[tuple[str, Callable[[Data], AbstractTaskFamily], int], ...] = (
-    ("convolutions", lambda data: conv_classification(data, (4, 8), 3, (16,), batch_size=32), HORIZON),
+    (
+        "convolutions",
+        lambda data: conv_classification(data, (4, 8), 3, (16,), batch_size=32),
+        HORIZON,
+    ),
     ("autoencoder", lambda data: mlp_autoencoder(data, (32, 8, 32)), HORIZON),
     ("GRU on text", lambda data: rnn_language_model(_text(), "gru", 32, batch_size=16), HORIZON),
     ("transformer on text", lambda data: char_transformer(_text(), 32, 2, 4, 16), HORIZON),

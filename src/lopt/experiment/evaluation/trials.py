@@ -200,8 +200,8 @@ def fingerprint(tree: Any) -> str:
     return found.hexdigest()
 
 
-# Seven digits are what a 32-bit float has.
-_rounded = np.vectorize(lambda value: float(f"{value:.7g}"), otypes=[float])
+# Seven digits are what a 32-bit float has; what is not finite is NaN, or null in JSON.
+_rounded = np.vectorize(lambda x: float(f"{x:.7g}") if np.isfinite(x) else np.nan, otypes=[float])
 
 
 def _arrays(content: Any) -> Any:
