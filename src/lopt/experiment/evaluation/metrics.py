@@ -42,20 +42,13 @@ def normalised(losses: ArrayLike, best: float, init: float) -> Float[np.ndarray,
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """The scale of a task's losses: what Adam in many configurations made of them.
+    """The scale of a task's losses, by objective: what Adam in many configurations made of them."""
 
-    Attributes:
-        best, init: the least and the initial loss, means over seeds, by objective.
-        envelope: the least loss that Adam at the best rate for it has had, after each window.
-        steps: the step at which each window ends.
-        random: normalised losses that Adam at random settings ends with, by objective.
-    """
-
-    best: dict[str, float]
+    best: dict[str, float]  # the least of all, a mean over seeds
     init: dict[str, float]
-    envelope: Float[np.ndarray, " window"]
-    steps: Float[np.ndarray, " window"]
-    random: dict[str, Float[np.ndarray, " setting"]]
+    envelope: Float[np.ndarray, " window"]  # the least so far, at whichever rate
+    steps: Float[np.ndarray, " window"]  # at which windows end
+    random: dict[str, Float[np.ndarray, " setting"]]  # normalised, at the end, of random settings
 
     @classmethod
     def of(cls, rates: Sequence[Any], others: Sequence[Any], horizon: int) -> "Scale":
@@ -78,10 +71,7 @@ class Scale:
         return normalised(losses, self.best[objective], self.init[objective])
 
     def logs(self, losses: Seeds, objective: str) -> Seeds | None:
-        """Returns log losses, of diverged runs that of the clip value; None if some are negative.
-
-        Losses below 1e-8 of the initial one count as that, which is as good as zero.
-        """
+        """Returns log losses, of diverged runs of the clip value; None if any is negative."""
         best, init = self.best[objective], self.init[objective]
         worst = best + CLIP * (init - best)
         kept = np.where(np.isfinite(losses), np.minimum(losses, worst), worst)
@@ -117,10 +107,7 @@ def final_level(losses: Float[np.ndarray, "... window"]) -> Float[np.ndarray, ".
 def steps_to(
     losses: Float[np.ndarray, "seed window"], level: float, horizon: int
 ) -> Float[np.ndarray, " seed"]:
-    """Returns the steps until the mean over a twentieth of a run is at a level; infinite if never.
-
-    From the first loss that is not finite on, none is reached.
-    """
+    """Returns the steps until the mean over a twentieth of a run is at a level, or infinity."""
     width, steps = _width(losses), ends_of_windows(losses.shape[1], horizon)
     gone = np.logical_or.accumulate(~np.isfinite(losses), axis=1)
     smooth = running_mean(np.where(gone, np.inf, losses), width)

@@ -11,50 +11,45 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from lopt import tasks
 from lopt.core.task import AbstractTaskFamily
 from lopt.experiment.data.datasets import load_images
 from lopt.experiment.data.text import load_text
 from lopt.experiment.evaluation.evaluation import Evaluation
-from lopt.tasks import (
-    Ackley,
-    Beale,
-    Data,
-    DataSubset,
-    Examples,
-    Rosenbrock,
-    StyblinskiTang,
-    char_transformer,
-    conv_classification,
-    mlp_autoencoder,
-    mlp_classification,
-    rnn_language_model,
-)
 
 HORIZON, WIDTH, BATCH = 200, 32, 128
+LONG = 10 * HORIZON
 
 
-def held_out(data: Data) -> Data:
+def held_out(data: tasks.Data) -> tasks.Data:
     """Returns data whose training images no meta-training has seen: those of valid_outer and test.
 
     Choices are made on one half of valid_inner, and test is the other.
     """
     splits, rest = (data.valid_outer.arrays, data.test.arrays), data.valid_inner.arrays
-    train = Examples(jax.tree.map(lambda *parts: jnp.concatenate(parts), *splits))
+    train = tasks.Examples(jax.tree.map(lambda *parts: jnp.concatenate(parts), *splits))
     count = int(data.valid_inner.count)
-    chosen_on, test = Examples(rest, 0, count // 2), Examples(rest, count // 2, count - count // 2)
+    chosen_on = tasks.Examples(rest, 0, count // 2)
+    test = tasks.Examples(rest, count // 2, count - count // 2)
     return eqx.tree_at(lambda d: (d.train, d.valid_outer, d.test), data, (train, chosen_on, test))
 
 
 def quick(
-    data: Data, horizon: int = HORIZON, hidden: int = WIDTH, batch: int = BATCH, seeds: int = 5
+    data: tasks.Data,
+    horizon: int = HORIZON,
+    hidden: int = WIDTH,
+    batch: int = BATCH,
+    seeds: int = 5,
 ) -> list[Evaluation]:
     """Returns what a rule for perceptrons with one hidden layer was trained on, and tasks near."""
     unseen = held_out(data)
 
-    def mlp(*widths: int, on: Data = data, activation: Any = jax.nn.relu, size: int = batch) -> Any:
-        return mlp_classification(on, widths or (hidden,), activation, size)
+    def mlp(
+        *widths: int, on: tasks.Data = data, activation: Any = jax.nn.relu, size: int = batch
+    ) -> Any:
+        return tasks.mlp_classification(on, widths or (hidden,), activation, size)
 
-    tasks = [
+    every = [
         ("trained on", "digits, new initialisations", mlp()),
         ("held out", "unseen images", mlp(on=unseen)),
         ("held out", "unseen images, tanh", mlp(on=unseen, activation=jnp.tanh)),
@@ -62,54 +57,40 @@ def quick(
         ("near", "4 hidden layers", mlp(*4 * (hidden,))),
         ("near", "GELU", mlp(activation=jax.nn.gelu)),
         ("near", "batches of 8", mlp(size=8)),
-        ("near", "126 examples", DataSubset(mlp(), 126)),
+        ("near", "126 examples", tasks.DataSubset(mlp(), 126)),
     ]
     return [
         Evaluation(name, task, horizon, seeds, trained_on=group == "trained on", group=group)
-        for group, name, task in tasks
+        for group, name, task in every
     ]
 
 
-def _text() -> Data:
-    return load_text("bundled", length=33)
+def _far(data: tasks.Data) -> list[Evaluation]:
+    text, mlp = load_text("bundled", length=33), tasks.mlp_classification
+    found = {
+        "convolutions": tasks.conv_classification(data, (4, 8), 3, (16,), batch_size=32),
+        "autoencoder": tasks.mlp_autoencoder(data, (32, 8, 32)),
+        "GRU on text": tasks.rnn_language_model(text, "gru", 32, batch_size=16),
+        "transformer on text": tasks.char_transformer(text, 32, 2, 4, 16),
+        "Rosenbrock": tasks.Rosenbrock(10, 0.1),
+        "Ackley": tasks.Ackley(10),
+        "Beale": tasks.Beale(),
+        "Styblinski and Tang": tasks.StyblinskiTang(10),
+        "16x16 images": mlp(load_images("digits", size=16), (64,)),
+    }
+    evaluations = [Evaluation(name, task, HORIZON, group="far") for name, task in found.items()]
+    return [*evaluations, Evaluation("10 times as long", mlp(data, (WIDTH,)), LONG, group="far")]
 
 
-# Far tasks: name, how to build one from the digits, steps.
-FAR: tuple[tuple[str, Callable[[Data], AbstractTaskFamily], int], ...] = (
-    (
-        "convolutions",
-        lambda data: conv_classification(data, (4, 8), 3, (16,), batch_size=32),
-        HORIZON,
-    ),
-    ("autoencoder", lambda data: mlp_autoencoder(data, (32, 8, 32)), HORIZON),
-    ("GRU on text", lambda data: rnn_language_model(_text(), "gru", 32, batch_size=16), HORIZON),
-    ("transformer on text", lambda data: char_transformer(_text(), 32, 2, 4, 16), HORIZON),
-    ("Rosenbrock", lambda data: Rosenbrock(10, 0.1), HORIZON),
-    ("Ackley", lambda data: Ackley(10), HORIZON),
-    ("Beale", lambda data: Beale(), HORIZON),
-    ("Styblinski and Tang", lambda data: StyblinskiTang(10), HORIZON),
-    (
-        "16x16 images",
-        lambda data: mlp_classification(load_images("digits", size=16), (64,)),
-        HORIZON,
-    ),
-    ("10 times as long", lambda data: mlp_classification(data, (WIDTH,)), 10 * HORIZON),
-)
-
-
-def _far(data: Data) -> list[Evaluation]:
-    return [Evaluation(name, build(data), steps, group="far") for name, build, steps in FAR]
-
-
-def _sweeps(data: Data) -> list[Evaluation]:
+def _sweeps(data: tasks.Data) -> list[Evaluation]:
     def mlp(width: int = WIDTH, batch: int = BATCH) -> AbstractTaskFamily:
-        return mlp_classification(data, (width,), batch_size=batch)
+        return tasks.mlp_classification(data, (width,), batch_size=batch)
 
     # What changes, its values, that of meta-training, and the task at one.
     rows: tuple[tuple[str, tuple[int, ...], int, Callable[[int], AbstractTaskFamily]], ...] = (
         ("width", (8, 16, 32, 64, 128, 256), WIDTH, mlp),
         ("batch size", (8, 32, 128, 512), BATCH, lambda size: mlp(batch=size)),
-        ("data size", (79, 158, 315, 630, 1260), 1260, lambda size: DataSubset(mlp(), size)),
+        ("data size", (79, 158, 315, 630, 1260), 1260, lambda size: tasks.DataSubset(mlp(), size)),
         ("horizon", (50, 100, 200, 500, 1000), HORIZON, lambda _: mlp()),
     )
     return [
@@ -127,7 +108,7 @@ def _sweeps(data: Data) -> list[Evaluation]:
 
 
 # `quick` is a part of `standard`; `far` is, too.
-SUITES: dict[str, tuple[Callable[[Data], list[Evaluation]], ...]] = {
+SUITES: dict[str, tuple[Callable[[tasks.Data], list[Evaluation]], ...]] = {
     "quick": (quick,),
     "standard": (quick, _far, _sweeps),
     "far": (_far,),

@@ -1,6 +1,5 @@
 """The report of evaluations: tables over all tasks, verdicts, profiles, sweeps, and each task."""
 
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,8 +9,7 @@ from jaxtyping import Float
 from lopt.experiment.evaluation import metrics
 from lopt.experiment.evaluation.compare import SAID, Comparison, curves_of
 from lopt.experiment.evaluation.trials import Entry
-from lopt.experiment.report import Cell, Figure, Interval, Report, bands
-from lopt.experiment.report.plots import color_of, finish, running_mean
+from lopt.experiment.report import Cell, Figure, Interval, Report, bands, curves, running_mean
 
 # Evaluations whose tables the terminal shows, whose verdicts it shows, and that have a panel.
 SHOWN, SAID_OF, PANELS = 6, 20, 12
@@ -196,16 +194,11 @@ def _add_log(report: Report, log: Mapping[str, Float[np.ndarray, " outer"]]) -> 
         report.text(f"Skipped outer steps: {skipped}.")
     if dropped := int(np.nansum(log["dropped"])):
         report.text(f"Dropped particles: {dropped}.")
-    report.figure("meta_training", functools.partial(_draw_meta_losses, losses=log["meta_loss"]))
-
-
-def _draw_meta_losses(figure: Any, losses: Float[np.ndarray, " outer"]) -> None:
-    axes = figure.add_subplot()
-    axes.plot(losses, color="#bbbbbb", lw=0.6, label="each outer step")
-    width = max(1, losses.size // 50)
-    if losses.size > width:
-        seen = np.isfinite(losses)
-        share = running_mean(seen.astype(float), width)
-        mean = running_mean(np.where(seen, losses, 0), width) / np.where(share > 0, share, np.nan)
-        axes.plot(mean, color=color_of("learned"), lw=1.8, label=f"mean of {width}")
-    finish(axes, xlabel="outer step", ylabel="meta-loss", title="Meta-training")
+    losses = log["meta_loss"]
+    seen, width = np.flatnonzero(np.isfinite(losses)), max(1, losses.size // 50)
+    if seen.size:
+        filled = np.interp(np.arange(losses.size), seen, losses[seen])[None]
+        lines = {"each outer step": filled, "learned": running_mean(filled, width)}
+        style: Any = {"log": False, "xlabel": "outer step", "ylabel": "meta-loss"}
+        about = f"The meta-loss, and its mean over {width} outer steps."
+        report.add(curves("meta_training", {"Meta-training": lines}, about, **style))
