@@ -134,57 +134,50 @@ def _steps(pairs: Mapping[str, Pairs]) -> Float[np.ndarray, "contestant problem"
 
 def _profiles(comparisons: Sequence[Comparison]) -> Figure:
     pairs = _by_name(comparisons, shown=True)
-    shares = metrics.profile(_steps(pairs))
-    lines = {name: share[None] for name, share in zip(pairs, shares, strict=True)}
-    caption = "Share of runs that reach tuned Adam's loss within a ratio of the fewest steps."
-    style = {"log": False, "xlabel": "ratio of steps", "ylabel": "share"}
-    return _lines("profiles", lines, metrics.RATIOS, caption, style)
+    shares = metrics.profile(_steps(pairs))[:, None]
+    panel = {"Profiles": dict(zip(pairs, shares, strict=True))}
+    about = "Share of runs that reach tuned Adam's loss within a ratio of the fewest steps."
+    style: Any = {"log": False, "xlabel": "ratio of steps", "ylabel": "share"}
+    return curves("profiles", panel, about, steps=metrics.RATIOS.tolist(), **style)
 
 
 def _tuning(comparisons: Sequence[Comparison]) -> Figure:
     """Returns the loss that the best of k random settings of Adam has, beside what is judged."""
     random = np.stack([one.scale.random["train"] for one in comparisons])
-    counts = np.arange(1.0, random.shape[1] + 1)
-    best = np.array([metrics.expected_best(random, int(k)).mean() for k in counts])
-    lines = {"Adam (best of random settings)": best[None]}
+    counts = range(1, 1 + random.shape[1])
+    best = np.array([[metrics.expected_best(random, k).mean() for k in counts]])
+    lines = {"Adam (best of random settings)": best}
     for name, pairs in _candidates(comparisons).items():
         lines[name] = np.mean([[one.normalised(e, "train").mean()] for one, e in pairs], axis=0)
-    style = {"log": "x", "xlabel": "trials", "ylabel": "normalised training loss"}
-    return _lines("tuning", lines, counts, "Means over tasks; dashed, what is judged.", style)
+    style: Any = {"log": "x", "xlabel": "trials", "ylabel": "normalised training loss"}
+    about = "Means over tasks; dashed, what is judged."
+    return curves("tuning", {"What tuning is worth": lines}, about, steps=counts, **style)
 
 
 def _sweep(group: str, comparisons: Sequence[Comparison]) -> Figure:
     """Returns losses over what a sweep changes; the range of meta-training is shaded."""
     ordered = sorted(comparisons, key=lambda one: one.evaluation.place or 0)
-    places = np.array([float(one.evaluation.place or 0) for one in ordered])
-    trained = places[[one.evaluation.trained_on for one in ordered]].tolist()
+    places = [float(one.evaluation.place or 0) for one in ordered]
+    shaded = [
+        place for place, one in zip(places, ordered, strict=True) if one.evaluation.trained_on
+    ]
     lines = {
         name: np.stack([one.normalised(entry, "train") for one, entry in pairs], axis=1)
         for name, pairs in _by_name(ordered, shown=True).items()
     }
-    style = {"log": "x", "xlabel": group, "ylabel": "normalised training loss"}
-    name = f"sweep_{group.replace(' ', '_')}"
-    return _lines(name, lines, places, f"Sweep over {group}; shaded, trained on.", style, trained)
 
-
-def _lines(
-    name: str,
-    lines: Mapping[str, Any],
-    places: Float[np.ndarray, " place"],
-    caption: str,
-    style: Mapping[str, Any],
-    shaded: Sequence[float] = (),
-) -> Figure:
     def draw(figure: Any) -> None:
         axes = figure.add_subplot()
         if shaded:
             span = 0.9 * min(shaded), 1.1 * max(shaded)
             axes.axvspan(*span, color="#dddddd", lw=0, label="meta-training")
-        bands(axes, lines, steps=places, **style)
+        said = "normalised training loss"
+        bands(axes, lines, steps=places, log="x", xlabel=group, ylabel=said)
 
-    data: dict[str, Any] = {"places": places.tolist(), "shaded": list(shaded)}
-    data["means"] = {one: np.mean(values, axis=0).tolist() for one, values in lines.items()}
-    return Figure(name, draw, (6.4, 4.6), caption, data)
+    means = {name: values.mean(axis=0).tolist() for name, values in lines.items()}
+    data = {"places": places, "shaded": shaded, "means": means}
+    about = f"Sweep over {group}; shaded, trained on."
+    return Figure(f"sweep_{group.replace(' ', '_')}", draw, (6.4, 4.6), about, data)
 
 
 def _add_log(report: Report, log: Mapping[str, Float[np.ndarray, " outer"]]) -> None:
