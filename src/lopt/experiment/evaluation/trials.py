@@ -1,7 +1,8 @@
 """Trials on one evaluation: trained where they are missing, kept on disk, and chosen among.
 
 Choices are made on the seeds "validation" and reported on the seeds "report", which nothing was
-chosen on. Every optimizer sees the same initial params and batches at the same seed.
+chosen on. Every optimizer sees the same initial params and batches at the same seed. What is kept
+depends on the task, not on the name of the evaluation.
 """
 
 import contextlib
@@ -73,7 +74,6 @@ class Trials:
             "format": FORMAT,
             "lopt": version("lopt"),
             "jax": version("jax"),
-            "evaluation": evaluation.name,
             "task": fingerprint(evaluation.task),
             "dtype": str(self._dtype),
             "horizon": evaluation.horizon,
@@ -98,8 +98,8 @@ class Trials:
                 one = jax.tree.map(lambda leaf, j=j: _rounded(leaf[j]).tolist(), vars(found))
                 known[name] = {"microseconds": 1e6 * program.seconds / runs, "trial": one}
             if path is not None:
-                about = self._about | {"method": contestant.name, "results": known}
-                files.write_json(path, about, sealed=True)
+                about = {"evaluation": self.evaluation.name, "method": contestant.name}
+                files.write_json(path, self._about | about | {"results": known}, sealed=True)
         return [Trial(**_arrays(known[name]["trial"])) for name in names]
 
     def choose(self, contestant: Contestant, budget: int, objective: str) -> Tuned:
@@ -152,7 +152,7 @@ class Trials:
 
     def _path(self, about: dict[str, Any], method: str, folder: Path | None) -> Path:
         digest = hashlib.sha256(repr(sorted((about | {"method": method}).items())).encode())
-        name = re.sub(r"\W+", "_", f"{self.evaluation.name} {method}").strip("_")[:60]
+        name = re.sub(r"\W+", "_", method).strip("_")[:40]
         return (folder or cache_folder() / "evaluations") / f"{name}_{digest.hexdigest()[:12]}.json"
 
     def _load(self, contestant: Contestant) -> tuple[dict[str, Any], Path | None]:
