@@ -1,4 +1,6 @@
 import io
+import shutil
+import subprocess
 import sys
 
 import jax
@@ -221,7 +223,7 @@ def test_the_command_line_evaluates_and_writes_the_page(tmp_path, monkeypatch, c
     words = "evaluate --suite quick --optimizer optax:sgd --baselines Adam"
     monkeypatch.setattr(sys, "argv", ["lopt", *words.split()])
     cli.main()
-    output = capsys.readouterr().out
+    output = " ".join(capsys.readouterr().out.split())
     for text in ("sgd (11 trials)", "tuned Adam", "Worst, by normalised loss", "width, 2 tasks"):
         assert text in output
     report = read_json(tmp_path / "evaluation" / "report.json")
@@ -260,6 +262,31 @@ def test_the_report_is_written(comparison, tmp_path):
     assert names == ["report.json", "report.html", *pictures]
     for name in pictures:
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@pytest.mark.skipif(BROWSER is None, reason="there is no Chromium")
+def test_the_page_opens_in_a_browser(comparison, tmp_path):
+    """All pictures load, and tables are as wide as the page at most."""
+    evaluation_report("run", [comparison]).save(tmp_path)
+    page, script = (
+        tmp_path / "report.html",
+        """<script>addEventListener("load", () => {
+        const pictures = [...document.images].filter(image => image.naturalWidth > 100).length
+        const wide = document.documentElement.scrollWidth > innerWidth
+        document.title = `${pictures} pictures, ${document.querySelectorAll("tr").length} rows, ${wide}`
+    })</script>""",
+    )
+    page.write_text(page.read_text() + script)
+    profile = f"--user-data-dir={tmp_path / 'profile'}"
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--window-size=1200,900", profile]
+    shown = subprocess.run(
+        [BROWSER, *options, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=60
+    )
+    rows = page.read_text().count("<tr")
+    assert f"<title>3 pictures, {rows} rows, false</title>" in shown.stdout
 
 
 @pytest.mark.parametrize(
