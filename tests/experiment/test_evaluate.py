@@ -276,7 +276,8 @@ def test_the_page_opens_in_a_browser(comparison, tmp_path):
         """<script>addEventListener("load", () => {
         const pictures = [...document.images].filter(image => image.naturalWidth > 100).length
         const wide = document.documentElement.scrollWidth > innerWidth
-        document.title = `${pictures} pictures, ${document.querySelectorAll("tr").length} rows, ${wide}`
+        const rows = document.querySelectorAll("tr").length
+        document.title = `${pictures} pictures, ${rows} rows, ${wide}`
     })</script>""",
     )
     page.write_text(page.read_text() + script)
