@@ -194,7 +194,7 @@ def curves(
     caption: str = "",
     columns: int = 3,
     most: int | None = None,
-    steps: Sequence[float] | None = None,
+    steps: Sequence[int] | Sequence[float] | None = None,
     points: int = 40,
     **style: Any,
 ) -> Figure:
