@@ -1,4 +1,6 @@
 import io
+import shutil
+import subprocess
 import sys
 
 import jax
@@ -10,11 +12,10 @@ from rich.console import Console
 
 import lopt
 from lopt.experiment import cli
-from lopt.experiment.baselines import CONTESTANTS, Contestant, outward
+from lopt.experiment.baselines import BASELINES, Contestant, baselines, outward
 from lopt.experiment.evaluation import suites
 from lopt.experiment.evaluation.compare import compare
 from lopt.experiment.evaluation.contestants import (
-    baselines,
     named_optimizer,
     of_learned,
     of_optimizer,
@@ -22,6 +23,7 @@ from lopt.experiment.evaluation.contestants import (
 from lopt.experiment.evaluation.summary import evaluation_report
 from lopt.experiment.evaluation.trials import Trials
 from lopt.experiment.runs.files import read_json, to_line
+from lopt.experiment.trainings import OverDevices
 
 # Adam.
 pytestmark = pytest.mark.standard_promotion
@@ -84,9 +86,9 @@ def test_an_evaluated_run_is_a_plain_training_loop(comparison):
 def test_tuned_is_no_worse_than_untuned_where_it_was_tuned(comparison):
     trials = Trials(comparison.evaluation)
     for name in FEW:
-        tried = trials.results(CONTESTANTS[name], CONTESTANTS[name].grid, "validation")
-        row, _, count = trials.choose(CONTESTANTS[name], 11)["train"]
-        (best,) = trials.results(CONTESTANTS[name], row[None], "validation")
+        tried = trials.results(BASELINES[name], BASELINES[name].grid, "validation")
+        row, _, count = trials.choose(BASELINES[name], 11, "train")
+        (best,) = trials.results(BASELINES[name], np.array([row]), "validation")
         assert count >= 11
         assert best.train[:, 1].mean() <= min(one.train[:, 1].mean() for one in tried)
 
@@ -95,11 +97,11 @@ def test_what_is_on_disk_is_not_trained_again(comparison, monkeypatch):
     def refuse(*arguments):
         raise AssertionError("trained")
 
-    monkeypatch.setattr(Trials, "_train", refuse)
+    monkeypatch.setattr(Trials, "_program", refuse)
     learned = comparison.of("learned").contestant
     again = compare(comparison.evaluation, [learned, *baselines(FEW)])
     assert again.rows() == comparison.rows()
-    scale = next(cli.Path(cli.os.environ["LOPT_CACHE_DIR"]).glob("evaluations/digits_scale*.json"))
+    scale = next(cli.Path(cli.os.environ["LOPT_CACHE_DIR"]).glob("evaluations/scale_*.json"))
     found = read_json(scale)
     assert found["best"] == comparison.scale.best
     assert "Adam" in found["made_from"]
@@ -121,28 +123,28 @@ def sgd(default, count=3, folder=None):
 def test_a_choice_at_the_edge_widens_the_grid_and_nothing_else():
     """On x^2 / 2 the best rate is 1, which ends at the minimum in one step."""
     trials = Trials(parabola())
-    row, at_edge, count = trials.choose(sgd(0.01), 3)["train"]
+    row, at_edge, count = trials.choose(sgd(0.01), 3, "train")
     # 0.0032, 0.01, 0.032 become 0.1, 0.32; then 1, 3.2, which is worse than 1.
     np.testing.assert_allclose(row, [1.0])
     assert (at_edge, count) == (False, 7)
-    assert trials.choose(sgd(0.01), 1)["train"][1:] == (False, 1)
-    assert trials.choose(sgd(1.0), 3)["train"][1:] == (False, 3)
-    row, at_edge, count = trials.choose(sgd(1e-6), 3)["train"]
+    assert trials.choose(sgd(0.01), 1, "train")[1:] == (False, 1)
+    assert trials.choose(sgd(1.0), 3, "train")[1:] == (False, 3)
+    row, at_edge, count = trials.choose(sgd(1e-6), 3, "train")
     assert at_edge
     assert count == 11
 
 
 def test_a_killed_evaluation_goes_on_where_it_was(tmp_path, monkeypatch):
     """Nine rates are trained four by four; the process ends after the first four."""
-    contestant, calls, train = sgd(1.0, 9, tmp_path), [], Trials._train
+    contestant, calls, call = sgd(1.0, 9, tmp_path), [], OverDevices.__call__
 
-    def killed(self, one, rows, seeds):
+    def killed(self, rows):
         calls.append(len(rows))
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return train(self, one, rows, seeds)
+        return call(self, rows)
 
-    monkeypatch.setattr(Trials, "_train", killed)
+    monkeypatch.setattr(OverDevices, "__call__", killed)
     with pytest.raises(KeyboardInterrupt):
         Trials(parabola()).results(contestant, contestant.grid, "validation")
     Trials(parabola()).results(contestant, contestant.grid, "validation")
@@ -151,7 +153,7 @@ def test_a_killed_evaluation_goes_on_where_it_was(tmp_path, monkeypatch):
     Trials(parabola(2.0)).results(contestant, contestant.grid[:1], "validation")
     Trials(parabola()).results(contestant, contestant.grid[:1], "report")
     assert len(calls) == 6
-    path = next(tmp_path.glob("parabola_1*"))
+    (path,) = [one for one in tmp_path.glob("*") if "parabola 1.0" in one.read_text()]
     path.write_text(path.read_text().replace("results", "result"))
     Trials(parabola()).results(contestant, contestant.grid[:1], "validation")
     assert len(calls) == 7
@@ -163,8 +165,8 @@ def test_diverged_runs_are_not_chosen_and_count_as_failures():
     entry = found.entries[0]
     np.testing.assert_array_equal(found.normalised(entry, "train"), 2.0)
     assert found.area(entry, "train").min() > 1
-    (texts,) = [evaluation_report("x", [found]).parts[1].text]
-    assert "wild (1 trial) falls behind tuned Adam" in texts
+    (row,) = found.verdicts()[:1]
+    assert (row["optimizer"], row["training loss"]) == ("wild (1 trial)", "falls behind")
 
 
 @pytest.mark.parametrize(
@@ -193,6 +195,23 @@ def test_what_is_no_optimizer_is_refused(tmp_path):
         suites.suite("quik")
 
 
+def test_images_that_meta_training_never_saw_are_parted_once():
+    """Training, choices and the test have no image in common, and none that was trained on."""
+    data = lopt.load_images("digits")
+    found = suites.held_out(data)
+    sides = [
+        np.asarray(rows.images).reshape(len(rows.images), -1)[weights > 0]
+        for rows, weights in (
+            (lambda all: (all.arrays, np.asarray(all.weights)))(found.split(name).everything())
+            for name in ("train", "valid_outer", "test")
+        )
+    ]
+    assert [len(side) for side in sides] == [358, 89, 90]
+    seen = {row.tobytes() for row in np.asarray(data.train.arrays.images)}
+    rows = [{row.tobytes() for row in side} for side in sides]
+    assert len(set.union(seen, *rows)) == len(seen) + sum(map(len, rows))
+
+
 def test_the_command_line_evaluates_and_writes_the_page(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     few = [
@@ -204,7 +223,7 @@ def test_the_command_line_evaluates_and_writes_the_page(tmp_path, monkeypatch, c
     words = "evaluate --suite quick --optimizer optax:sgd --baselines Adam"
     monkeypatch.setattr(sys, "argv", ["lopt", *words.split()])
     cli.main()
-    output = capsys.readouterr().out
+    output = " ".join(capsys.readouterr().out.split())
     for text in ("sgd (11 trials)", "tuned Adam", "Worst, by normalised loss", "width, 2 tasks"):
         assert text in output
     report = read_json(tmp_path / "evaluation" / "report.json")
@@ -243,6 +262,32 @@ def test_the_report_is_written(comparison, tmp_path):
     assert names == ["report.json", "report.html", *pictures]
     for name in pictures:
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@pytest.mark.skipif(BROWSER is None, reason="there is no Chromium")
+def test_the_page_opens_in_a_browser(comparison, tmp_path):
+    """All pictures load, and tables are as wide as the page at most."""
+    evaluation_report("run", [comparison]).save(tmp_path)
+    page, script = (
+        tmp_path / "report.html",
+        """<script>addEventListener("load", () => {
+        const pictures = [...document.images].filter(image => image.naturalWidth > 100).length
+        const wide = document.documentElement.scrollWidth > innerWidth
+        const rows = document.querySelectorAll("tr").length
+        document.title = `${pictures} pictures, ${rows} rows, ${wide}`
+    })</script>""",
+    )
+    page.write_text(page.read_text() + script)
+    profile = f"--user-data-dir={tmp_path / 'profile'}"
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--window-size=1200,900", profile]
+    shown = subprocess.run(
+        [BROWSER, *options, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=60
+    )
+    rows = page.read_text().count("<tr")
+    assert f"<title>3 pictures, {rows} rows, false</title>" in shown.stdout
 
 
 @pytest.mark.parametrize(

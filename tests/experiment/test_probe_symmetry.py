@@ -11,7 +11,6 @@ import pytest
 
 from lopt.analysis.symmetry import symmetries
 from lopt.experiment import cli
-from lopt.experiment.baselines import BASELINES
 from lopt.experiment.probes import symmetry
 from lopt.experiment.probes.symmetry import MEASURES, probe_symmetry
 from lopt.experiment.runs.run import Run
@@ -180,7 +179,7 @@ def test_what_there_is_none_of_is_left_out(run, tmp_path, monkeypatch):
         return eqx.tree_at(lambda found: (found.generators, found.nearly), found, (only, ()))
 
     monkeypatch.setattr(symmetry, "symmetries", exactly)
-    monkeypatch.setattr(symmetry, "BASELINES", {"SGD": BASELINES["SGD"]})
+    monkeypatch.setattr(symmetry, "REFERENCES", ("SGD",))
     report = probe_symmetry(less, SymmetrySettings(2, 1, 0, 0))
     files = report.save(tmp_path / "less")
     assert "nearly.png" not in files

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import lopt
-from lopt.experiment.baselines import BASELINES, tune
+from lopt.experiment.baselines import BASELINES, tune, tuned_baseline
 from lopt.experiment.trainings import (
     STREAMS,
     OverDevices,
@@ -60,32 +60,31 @@ def test_streams_are_apart():
 
 
 def test_the_tuner_chooses_the_lowest_finite_score():
-    grid = np.array([-1.0, 0.5, 2.0, 3.0])
+    grid = np.array([[-1.0, 7.0], [0.5, 7.0], [2.0, 7.0], [3.0, 7.0]])
 
-    def train(value):
-        return jnp.where(value < 0, jnp.nan, (value - 1.9) ** 2), {"twice": 2 * value}
+    def scores(rows):
+        return np.where(rows[:, 0] < 0, np.nan, (rows[:, 0] - 1.9) ** 2)
 
-    found = tune(lambda value: value, grid, train)
-    assert (found.value, found.at_edge) == (2.0, False)
-    assert found.result["twice"] == 4.0
-    np.testing.assert_allclose(found.results["twice"], [-2, 1, 4, 6])
-    assert tune(lambda value: value, grid[:2], train).at_edge
-    nothing = tune(lambda value: value, grid, lambda value: (jnp.nan * value, ()))
-    assert (nothing.value, nothing.at_edge) == (-1.0, True)
+    assert tune(grid, scores, widens=True) == ((2.0, 7.0), False, 4)
+    assert tune(grid[:2], scores) == ((0.5, 7.0), False, 2)
+    rate = 0.5 * 10**0.5  # 0.5 is at the edge, 1.6 is not, as 5 is worse
+    (values, at_edge, trials) = tune(grid[:2], scores, widens=True)
+    np.testing.assert_allclose(values, (rate, 7.0))
+    assert (at_edge, trials) == (False, 4)
+    assert tune(grid, lambda rows: np.nan * rows[:, 0]) == ((-1.0, 7.0), False, 4)
+    far = tune(grid[1:3], lambda rows: -rows[:, 0], widens=True)
+    assert (far.at_edge, far.trials) == (True, 10)
 
 
-@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("name", ["SGD", "momentum", "Adam", "Lion"])
 def test_every_baseline_is_tuned_on_a_parabola(name, keys):
     task = lopt.tasks.Quadratic(jnp.ones(2), jnp.array([1.0, 2.0]))
-    baseline = BASELINES[name]
-    assert baseline.rates.dtype == dtype_of(task) == jnp.float64
-    np.testing.assert_allclose(baseline.rates[2:] / baseline.rates[:-2], 10)
-
-    def train(optimizer):
-        return jnp.mean(trainings(task, optimizer, keys, 30)[1][:, -1]), ()
-
-    found = tune(baseline.factory, baseline.rates, train)
-    assert float(train(baseline.factory(found.value))[0]) < 0.2
+    assert dtype_of(task) == jnp.float64
+    rates = np.sort(BASELINES[name].grid[:, 0])
+    np.testing.assert_allclose(rates[2:] / rates[:-2], 10)
+    found = tuned_baseline(task, keys, 30, name)
+    optimizer = BASELINES[name].factory(found.values, 30)
+    assert float(trainings(task, optimizer, keys, 30)[1][:, -1].mean()) < 0.5
 
 
 @pytest.mark.parametrize("at_once", [1, 4, 100])

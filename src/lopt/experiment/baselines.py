@@ -1,17 +1,18 @@
-"""Reference optimizers: what is tried of each, in which order, and the one tuner of studies."""
+"""Reference optimizers: one table of what is tried of each, in which order; and the one tuner."""
 
 import dataclasses
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float
+from numpy.typing import ArrayLike
 from optax import contrib
 
 from lopt.core.task import AbstractTaskFamily
@@ -22,30 +23,8 @@ from lopt.experiment.trainings import Keys, dtype_of, trainings
 
 Values = Float[Array, " hyperparameter"]
 Grid = Float[np.ndarray, "trial hyperparameter"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Baseline:
-    """A hand-made optimizer, by its learning rate, and rates to choose from, for studies.
-
-    They are half decades, wide enough that the best is at no end on the tasks of the recipes.
-    """
-
-    factory: Callable[[Any], optax.GradientTransformation]
-    rates: Float[np.ndarray, " rate"]
-
-
-def _baseline(low: float, high: float, factory: Any, **fixed: float) -> Baseline:
-    rates = 10.0 ** np.arange(low, high + 0.25, 0.5)
-    return Baseline(functools.partial(factory, **fixed), rates)
-
-
-BASELINES = {
-    "SGD": _baseline(-3.0, 2.0, optax.sgd),
-    "momentum": _baseline(-4.0, 1.0, optax.sgd, momentum=0.9),
-    "Adam": _baseline(-4.5, 0.5, optax.adam),
-    "Lion": _baseline(-5.5, 0.0, optax.lion, weight_decay=0.0),
-}
+# By how many rates a grid is widened at most.
+WIDEN_BY = 8
 
 
 def _params(state: Any, params: Any) -> Any:
@@ -60,10 +39,10 @@ class Contestant:
         name: of the optimizer.
         factory: from hyperparameters and the length of a run to an Optax optimizer. Contestants
             with the same factory share a compiled program.
-        grid: the hyperparameters of each trial. The first trial has those of someone who tunes
-            nothing; the first hyperparameter is the learning rate, or a multiplier of updates.
-        budgets: numbers of trials that it is judged at; that of the whole grid comes last.
-        widens: whether rates are half decades, and more are tried if the best is at an edge.
+        grid: the hyperparameters of each trial. The first are those of someone who tunes nothing.
+        budgets: numbers of trials that it is judged at; the largest is that of the whole grid.
+        widens: whether the first hyperparameter is a rate, or a multiplier of updates, of which
+            more half decades are tried if the best is at an edge.
         params_of: from the optimizer's state and the trained params to those that are judged.
         identity: what its results depend on besides name and hyperparameters; they are not kept
             on disk where it is None.
@@ -73,7 +52,7 @@ class Contestant:
     name: str
     factory: Callable[[Any, int], optax.GradientTransformation]
     grid: Grid
-    budgets: tuple[int, ...]
+    budgets: tuple[int, ...] = (1, 11)
     widens: bool = True
     params_of: Callable[[Any, Any], Any] = _params
     identity: str | None = ""
@@ -86,20 +65,12 @@ def outward(default: float, *fixed: float, count: int = 11) -> Grid:
     return np.array([(default * 10.0 ** (power / 2), *fixed) for power in powers])
 
 
-def _sgd(values: Values, num_steps: int) -> optax.GradientTransformation:
-    return optax.sgd(values[0], momentum=values[1])
-
-
-def _schedule(values: Values, num_steps: int) -> Callable[[Any], Any]:
-    """Returns warm-up, a constant part and a cosine, by rate and three shares of the run's length.
-
-    `values` are the rate, the share of warm-up, the share until which it is constant, and the last
-    rate as a share of the largest.
-    """
+def _schedule(values: Any, num_steps: int) -> Callable[[Any], Any]:
+    """Returns warm-up, constant, cosine: the rate, two ends and the last rate, as shares."""
     rate, warmup, constant, last = values
 
     def at(step: Any) -> Any:
-        done = step.astype(rate.dtype) / num_steps
+        done = step.astype(jnp.result_type(rate)) / num_steps
         rise = jnp.clip((done + 1 / num_steps) / jnp.maximum(warmup, 1 / num_steps), 0, 1)
         start = jnp.maximum(constant, warmup)
         fall = jnp.clip((done - start) / jnp.maximum(1 - start, 1e-6), 0, 1)
@@ -108,11 +79,8 @@ def _schedule(values: Values, num_steps: int) -> Callable[[Any], Any]:
     return at
 
 
-def _adam(values: Values, num_steps: int, nesterov: bool = False) -> optax.GradientTransformation:
-    """Returns Adam with weight decay on either side of it and a schedule.
-
-    `values` are those of the schedule, the two decays, epsilon, and weight decay after and before.
-    """
+def _adam(values: Any, num_steps: int, nesterov: bool = False) -> optax.GradientTransformation:
+    """Returns Adam, by its schedule, two decays, epsilon, and weight decay after and before it."""
     decay, noise, epsilon, weight_decay, penalty = values[4:]
     return optax.chain(
         optax.add_decayed_weights(penalty),
@@ -134,31 +102,37 @@ def _muon(rate: Any) -> optax.GradientTransformation:
     return contrib.muon(rate, adam_learning_rate=0.1 * rate)
 
 
-def _schedule_free(values: Values, num_steps: int) -> optax.GradientTransformation:
+def _schedule_free(values: Any, num_steps: int) -> optax.GradientTransformation:
     warmup = max(1, num_steps // 20)
     return contrib.schedule_free_adamw(values[0], warmup_steps=warmup, weight_decay=0.01)
 
 
-def _row(name: str, factory: Any, grid: Grid, **more: Any) -> tuple[str, Contestant]:
-    return name, Contestant(name, factory, grid, (1, len(grid)), **more)
+# Factory, default rate, and other hyperparameters, which stay. Weight decay of AdamW is 0.01, of
+# others zero; warm-up takes a twentieth of the run.
+_ROWS: dict[str, tuple[Any, ...]] = {
+    "SGD": (_of_rate(optax.sgd), 0.1),
+    "momentum": (_of_rate(optax.sgd, momentum=0.9), 0.01),
+    "Adam": (_adam, 1e-3, *_NO_SCHEDULE, *_ADAM, 0.0, 0.0),
+    "RMSProp": (_of_rate(optax.rmsprop), 1e-3),
+    "AdamW, cosine": (_adam, 1e-3, 0.05, 0.0, 0.0, *_ADAM, 0.01, 0.0),
+    "Lion": (_of_rate(optax.lion, weight_decay=0.0), 1e-4),
+    "Muon": (_of_rate(_muon), 0.01),
+    "schedule-free AdamW": (_schedule_free, 1e-3),
+}
+_JUDGED = {"schedule-free AdamW": contrib.schedule_free_eval_params}
+BASELINES = {
+    name: Contestant(name, factory, outward(*row), params_of=_JUDGED.get(name, _params))
+    for name, (factory, *row) in _ROWS.items()
+}
 
 
-# Weight decay of AdamW is 0.01, of others zero; warm-up takes a twentieth of the run.
-CONTESTANTS = dict(
-    [
-        _row("SGD", _sgd, outward(0.1, 0.0)),
-        _row("momentum", _sgd, outward(0.01, 0.9)),
-        _row("Adam", _adam, outward(1e-3, *_NO_SCHEDULE, *_ADAM, 0.0, 0.0)),
-        _row("RMSProp", _of_rate(optax.rmsprop), outward(1e-3)),
-        _row("AdamW, cosine", _adam, outward(1e-3, 0.05, 0.0, 0.0, *_ADAM, 0.01, 0.0)),
-        _row("Lion", _of_rate(optax.lion, weight_decay=0.0), outward(1e-4)),
-        _row("Muon", _of_rate(_muon), outward(0.01)),
-        _row(
-            *("schedule-free AdamW", _schedule_free, outward(1e-3)),
-            params_of=contrib.schedule_free_eval_params,
-        ),
-    ]
-)
+def baselines(names: Sequence[str], optlist_path: Path | None = None) -> list[Contestant]:
+    """Returns reference optimizers by name; a ValueError if there is no such."""
+    known = (*BASELINES, "OptList")
+    for name in names:
+        if name not in known:
+            raise ValueError(f"--baselines {name} must be one of: {', '.join(known)}.")
+    return [optlist(optlist_path) if name == "OptList" else BASELINES[name] for name in names]
 
 
 def random_adam(count: int = 32) -> Contestant:
@@ -215,43 +189,46 @@ def optlist(path: Path | None = None, budgets: tuple[int, ...] = (1, 10, 30)) ->
     return Contestant("OptList", _nadam, grid, kept, widens=False, identity=identity)
 
 
-@dataclasses.dataclass(frozen=True)
-class Tuned:
-    """What was chosen from a grid, and what training with it, and with each value, resulted in."""
+class Tuned(NamedTuple):
+    """The best hyperparameters, whether their rate is at an edge, and how many were tried."""
 
-    value: Any
-    at_edge: bool  # the first or last of the grid
-    result: Any
-    results: Any
+    values: tuple[float, ...]
+    at_edge: bool
+    trials: int
 
 
-def tune(
-    factory: Callable[[Any], Any],
-    grid: Float[np.ndarray, "value ..."],
-    train: Callable[[Any], tuple[Scalar, Any]],
-) -> Tuned:
-    """Trains with every value of a grid, side by side, and chooses the one with the lowest score.
+def tune(grid: Grid, scores_of: Callable[[Grid], ArrayLike], *, widens: bool = False) -> Tuned:
+    """Chooses the hyperparameters with the lowest finite score, the first if there is none.
 
-    `train` maps what the factory makes of a value to a score and anything; it is traced once.
-    Where no score is finite the first value is chosen.
+    If it widens, further half decades of the first one, the rate, are tried while it is at an edge.
     """
-    every = jax.jit(jax.vmap(lambda value: train(factory(value))))
-    scores, results = jax.device_get(every(jnp.asarray(grid)))
-    own = np.asarray(scores, float)
-    best = int(np.argmin(np.where(np.isfinite(own), own, np.inf)))
-    value = float(grid[best]) if grid.ndim == 1 else grid[best]
-    chosen = jax.tree.map(lambda leaf: leaf[best], results)
-    return Tuned(value, best in (0, len(grid) - 1), chosen, results)
+
+    def scored(rows: Grid) -> Float[np.ndarray, " trial"]:
+        found = np.asarray(scores_of(rows), float)
+        return np.where(np.isfinite(found), found, np.inf)
+
+    scores, most = scored(grid), len(grid) + WIDEN_BY
+    while True:
+        best = int(np.argmin(scores))
+        row, rates = grid[best], grid[:, 0]
+        at_edge = widens and row[0] in (rates.min(), rates.max())
+        if not (at_edge and np.isfinite(scores[best]) and len(grid) < most):
+            return Tuned(tuple(row.tolist()), bool(at_edge), len(grid))
+        factor = 10.0 ** (0.5 if row[0] == rates.max() else -0.5)
+        further = np.stack([[row[0] * factor**i, *row[1:]] for i in (1, 2)])
+        grid, scores = np.concatenate([grid, further]), np.append(scores, scored(further))
 
 
 def tuned_baseline(tasks: AbstractTaskFamily, keys: Keys, num_steps: int, name: str) -> Tuned:
-    """Returns the learning rate of a baseline with the lowest mean loss over all steps and keys.
+    """Returns the rate of a baseline with the lowest mean loss over all steps and keys.
 
     It is the published criterion (Sobotka et al. 2024, arXiv:2312.07174).
     """
-    baseline = BASELINES[name]
+    baseline, dtype = BASELINES[name], dtype_of(tasks)
 
-    def train(optimizer: optax.GradientTransformation) -> tuple[Scalar, tuple[()]]:
-        return jnp.mean(trainings(tasks, optimizer, keys, num_steps)[1]), ()
+    def loss(row: Values) -> Scalar:
+        optimizer = baseline.factory(row, num_steps)
+        return jnp.mean(trainings(tasks, optimizer, keys, num_steps)[1])
 
-    return tune(baseline.factory, baseline.rates.astype(dtype_of(tasks)), train)
+    every = jax.jit(jax.vmap(loss))
+    return tune(baseline.grid, lambda rows: every(rows.astype(dtype)), widens=True)

@@ -19,10 +19,11 @@ from lopt.core.coordinatewise import Coordinatewise
 from lopt.core.inner import InnerTraining
 from lopt.core.types import Theta
 from lopt.experiment import distill_report
+from lopt.experiment.baselines import baselines
 from lopt.experiment.data.tables import load_table, save_table
 from lopt.experiment.evaluation.command import FEW
 from lopt.experiment.evaluation.compare import compare
-from lopt.experiment.evaluation.contestants import baselines, of_learned
+from lopt.experiment.evaluation.contestants import of_learned
 from lopt.experiment.record import record_run, with_columns
 from lopt.experiment.report import Report, progress, tell
 from lopt.experiment.runs import storage

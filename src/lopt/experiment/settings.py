@@ -133,7 +133,7 @@ class EvaluateSettings:
     # an Optax optimizer, or a function of its rate, as module:function; may be repeated.
     optimizer: Repeated = ()
     suite: str | None = None  # quick, standard or far; the run's own evaluations by default.
-    # a baseline such as Adam or Muon, may be repeated; by default all in suites, and SGD, momentum
+    # a baseline such as Adam or Muon, may be repeated; by default all in suites, and momentum
     # and Adam otherwise.
     baselines: Repeated = ()
     optlist: Path | None = None  # the file opt_list.json, for the baseline OptList in suites.

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from lopt.experiment.baselines import CONTESTANTS, Contestant
+from lopt.experiment.baselines import BASELINES, Contestant
 from lopt.experiment.evaluation import metrics
 from lopt.experiment.evaluation.evaluation import Evaluation
-from lopt.experiment.evaluation.trials import OBJECTIVES, Entry, Trials
+from lopt.experiment.evaluation.trials import Entry, Trials
 from lopt.experiment.report import Cell, Figure, Interval, curves, measured
 
 Seeds = Float[np.ndarray, " seed"]
@@ -41,7 +41,7 @@ class Comparison:
 
     def judged(self) -> list[Entry]:
         """Returns the entries that are no baselines."""
-        known = (*CONTESTANTS, "OptList")
+        known = (*BASELINES, "OptList")
         return [entry for entry in self.entries if entry.contestant.name not in known]
 
     def shown(self) -> list[Entry]:
@@ -50,13 +50,14 @@ class Comparison:
         return [e for e in self.entries if e in judged or e is self.of(e.contestant.name)]
 
     def final(self, entry: Entry, objective: str = "train") -> Seeds:
-        """Returns the losses after training, of what was chosen for the objective."""
-        return getattr(entry.found[objective], objective)[:, -1]
+        """Returns the losses after training; NaN where any on the way was not finite."""
+        found = entry.found[objective]
+        kept = np.isfinite(found.losses).all(axis=1)
+        return np.where(kept, getattr(found, objective)[:, -1], np.nan)
 
     def normalised(self, entry: Entry, objective: str) -> Seeds:
         """Returns the normalised losses after training."""
-        ends = np.where(self.diverged(entry, objective), np.nan, self.final(entry, objective))
-        return self.scale.normalised(ends[:, None], objective)[:, 0]
+        return self.scale.normalised(self.final(entry, objective)[:, None], objective)[:, 0]
 
     def area(self, entry: Entry, objective: str) -> Seeds:
         """Returns the means over the run of the normalised losses."""
@@ -64,29 +65,20 @@ class Comparison:
         values = found.losses if objective == "train" else found.held_out[:, 1:]
         return self.scale.normalised(values, objective).mean(axis=1)
 
-    def diverged(self, entry: Entry, objective: str) -> Any:
-        """Returns whether a loss was not finite, by seed."""
-        found = entry.found[objective]
-        every = np.concatenate([found.losses, self.final(entry, objective)[:, None]], axis=1)
-        return ~np.isfinite(every).all(axis=1)
-
     def steps(self, entry: Entry) -> Seeds:
         """Returns the steps until the training loss is where tuned Adam's ends; may be infinite."""
         level = float(metrics.final_level(self.adam.found["train"].losses).mean())
         return metrics.steps_to(entry.found["train"].losses, level, self.evaluation.horizon)
 
-    def difference(self, entry: Entry, other: Entry, objective: str) -> tuple[Interval, str]:
-        """Returns by how much log losses are above another's, paired by seed, and what they are.
+    def difference(self, entry: Entry, objective: str) -> tuple[Interval, str]:
+        """Returns by how much log losses are above tuned Adam's, paired by seed, and their kind.
 
         Where losses are negative they have no logarithms, and normalised losses are compared.
         """
-        sides: list[Any] = []
-        kind = "log losses"
-        for one in (entry, other):
-            gone, ends = self.diverged(one, objective), self.final(one, objective)
-            sides.append(self.scale.logs(np.where(gone, np.nan, ends), objective))
+        both, kind = (entry, self.adam), "log losses"
+        sides: list[Any] = [self.scale.logs(self.final(e, objective), objective) for e in both]
         if any(side is None for side in sides):
-            sides = [self.normalised(one, objective) for one in (entry, other)]
+            sides = [self.normalised(one, objective) for one in both]
             kind = "normalised losses"
         return metrics.paired(np.asarray(sides[0] - sides[1])), kind
 
@@ -95,40 +87,25 @@ class Comparison:
         rows: list[dict[str, Cell]] = []
         for entry in self.judged():
             row: dict[str, Cell] = {"task": self.evaluation.name, "optimizer": entry.name}
-            for objective in OBJECTIVES:
-                found, kind = self.difference(entry, self.adam, objective)
-                row[SAID[objective]] = f"{metrics.verdict(found)} tuned Adam"
-                row[f"{SAID[objective]}, difference"] = found
-                row[f"{SAID[objective]}, of"] = kind
+            for objective, said in SAID.items():
+                found, row["differences of"] = self.difference(entry, objective)
+                row |= {said: metrics.verdict(found), f"{said}, difference": found}
             rows.append(row)
         return rows
-
-    def sentence(self, entry: Entry) -> str:
-        """Returns the verdict on an entry in words, against tuned Adam and Adam at its default."""
-        default = next(one for one in self.entries if one.contestant.name == "Adam")
-        sides = (self.adam, "tuned Adam"), (self.adam, "tuned Adam"), (default, "untuned Adam")
-        parts = []
-        for (other, said), objective in zip(sides, (*OBJECTIVES, "train"), strict=True):
-            found, kind = self.difference(entry, other, objective)
-            parts.append(f"{metrics.verdict(found)} {said} in {SAID[objective]} ({found})")
-        return (
-            f"{entry.name} {parts[0]}, {parts[1]}, and {parts[2]}: differences of {kind}, paired "
-            "by seed, with 95 % intervals."
-        )
 
     def rows(self) -> list[dict[str, Cell]]:
         """Returns a row of numbers for each entry."""
         metric = "accuracy" if "accuracy" in self.adam.found["train"].metrics else "loss"
         rows: list[dict[str, Cell]] = []
         for entry in self.entries:
-            steps = self.steps(entry)
+            steps, tuned = self.steps(entry), entry.tuned["train"]
             reached = steps[np.isfinite(steps)]
             level = float(metrics.final_level(entry.found["train"].losses).mean())
             rows.append(
                 {
                     "optimizer": entry.contestant.name,
-                    "trials": entry.trials,
-                    "rate": float(entry.values["train"][0]),
+                    "trials": tuned.trials,
+                    "rate": tuned.values[0],
                     "final loss": measured(self.final(entry)),
                     "normalised": float(self.normalised(entry, "train").mean()),
                     f"test {metric}": measured(entry.found["held_out"].metrics[metric]),
@@ -140,7 +117,7 @@ class Comparison:
         return rows
 
     def summary(self) -> dict[str, Any]:
-        """Returns what the JSON has besides the table."""
+        """Returns what the JSON has besides the tables."""
         names = ("name", "group", "place", "horizon", "num_seeds", "trained_on")
         return {
             **{name: getattr(self.evaluation, name) for name in names},
@@ -149,9 +126,7 @@ class Comparison:
                 {
                     "optimizer": entry.contestant.name,
                     "budget": entry.budget,
-                    "trials": entry.trials,
-                    "learning_rate_at_edge_of_grid": entry.at_edge,
-                    "chosen": {name: row.tolist() for name, row in entry.values.items()},
+                    "chosen": {name: one._asdict() for name, one in entry.tuned.items()},
                     "final_losses": self.final(entry).tolist(),
                     "held_out_losses": self.final(entry, "held_out").tolist(),
                     "test": {k: v.tolist() for k, v in entry.found["held_out"].metrics.items()},
@@ -171,7 +146,7 @@ def compare(evaluation: Evaluation, contestants: Sequence[Contestant], seed: int
     names = [contestant.name for contestant in contestants]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"There are two optimizers {twice[0]!r}; give one of them another name.")
-    every = [*contestants] if "Adam" in names else [*contestants, CONTESTANTS["Adam"]]
+    every = [*contestants] if "Adam" in names else [*contestants, BASELINES["Adam"]]
     trials = Trials(evaluation, seed)
     trials.compile(every)
     scale = trials.scale()
@@ -187,8 +162,7 @@ def curves_of(name: str, comparisons: Sequence[Comparison], most: int | None = N
         for entry in one.shown():
             losses = entry.found["train"].losses
             every = np.repeat(losses, max(1, horizon // losses.shape[1]), axis=1)
-            first = np.repeat(every[:, :1], horizon - every.shape[1], axis=1)
-            panel[entry.name] = np.concatenate([first, every], axis=1)
+            panel[entry.name] = np.pad(every, ((0, 0), (horizon - every.shape[1], 0)), "edge")
         panels[one.evaluation.name] = panel
     style: Any = {"most": most, "xlabel": "inner step", "ylabel": "training loss"}
     return curves(name, panels, "Training losses, mean and standard error over seeds.", **style)

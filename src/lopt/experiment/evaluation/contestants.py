@@ -1,10 +1,9 @@
 """What `lopt evaluate` can judge: runs, files of weights, any Optax optimizer."""
 
-import functools
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,10 @@ import optax
 from lopt.core.checks import check_length
 from lopt.core.learned import AbstractLearnedOptimizer
 from lopt.core.types import Theta
-from lopt.experiment.baselines import CONTESTANTS, Contestant, optlist, outward
+from lopt.experiment.baselines import Contestant, outward
 from lopt.experiment.evaluation.trials import fingerprint
 from lopt.experiment.runs import files, storage
 from lopt.experiment.runs.run import Run
-
-BUDGETS = (1, 11)
 
 
 class _Multiplied(eqx.Module):
@@ -39,21 +36,19 @@ def of_learned(
     learned: AbstractLearnedOptimizer,
     theta: Theta,
     folder: Path | None = None,
-    budgets: tuple[int, ...] = BUDGETS,
+    budgets: tuple[int, ...] = (1, 11),
 ) -> Contestant:
     """Returns a learned optimizer: as it is, and with the best multiplier of its updates."""
-    identity = fingerprint((learned, theta))
-    grid, factory = outward(1.0, count=budgets[-1]), _Multiplied(learned, theta)
+    grid, identity = outward(1.0, count=budgets[-1]), fingerprint((learned, theta))
+    factory = _Multiplied(learned, theta)
     return Contestant(name, factory, grid, budgets, identity=identity, folder=folder)
 
 
-def of_run(run: Run, name: str = "learned", budgets: tuple[int, ...] = BUDGETS) -> list[Contestant]:
+def of_run(run: Run, name: str = "learned") -> list[Contestant]:
     """Returns a run's optimizer and, if it was trained on, what it was before."""
-    make = functools.partial(of_learned, folder=run.folder / "evaluations", budgets=budgets)
-    found = [make(name, run.learned, run.theta)]
-    if run.experiment.initial is not None:
-        found.append(make(f"{name}, before", run.learned, run.experiment.initial))
-    return found
+    thetas = {name: run.theta, f"{name}, before": run.experiment.initial}
+    folder = run.folder / "evaluations"
+    return [of_learned(n, run.learned, t, folder) for n, t in thetas.items() if t is not None]
 
 
 def of_path(path: str, trust: bool, alone: bool) -> tuple[list[Contestant], Run | None]:
@@ -61,8 +56,7 @@ def of_path(path: str, trust: bool, alone: bool) -> tuple[list[Contestant], Run 
     if (Path(path) / "run.json").exists() or not Path(path).exists():
         run = Run(path, trust=trust)
         return of_run(run, "learned" if alone else run.name), run
-    learned, theta = storage.load(path)
-    return [of_learned("learned" if alone else Path(path).stem, learned, theta)], None
+    return [of_learned("learned" if alone else Path(path).stem, *storage.load(path))], None
 
 
 def of_optimizer(
@@ -72,15 +66,8 @@ def of_optimizer(
 
     Of a learning rate the same half decades are tried as of Adam; otherwise multipliers of updates.
     """
-    make, grid = made, outward(1e-3)
-    takes = [] if isinstance(made, optax.GradientTransformation) else _needed(made)
-    if not takes:
-        one = made if isinstance(made, optax.GradientTransformation) else made()
-        grid = outward(1.0)
-
-        def make(rate: Any) -> optax.GradientTransformation:
-            return optax.chain(one, optax.scale(rate))
-
+    ready = isinstance(made, optax.GradientTransformation)
+    takes = [] if ready else _needed(made)
     if len(takes) > 1:
         raise ValueError(
             f"The optimizer {name} takes {', '.join(takes)}; give an Optax optimizer, or a "
@@ -88,9 +75,12 @@ def of_optimizer(
         )
 
     def factory(values: Any, num_steps: int) -> optax.GradientTransformation:
-        return make(values[0])
+        if takes:
+            return made(values[0])
+        return optax.chain(made if ready else made(), optax.scale(values[0]))
 
-    return Contestant(name, factory, grid, BUDGETS, identity=identity, folder=folder)
+    grid = outward(1e-3 if takes else 1.0)
+    return Contestant(name, factory, grid, identity=identity, folder=folder)
 
 
 def _needed(made: Any) -> list[str]:
@@ -121,12 +111,3 @@ def named_optimizer(text: str, folder: Path | None) -> Contestant:
     source = inspect.getsourcefile(inspect.unwrap(made)) if callable(made) else loaded.__file__
     identity = f"{text} {files.digest(Path(source)) if source else ''}"
     return of_optimizer(function, made, identity, folder)
-
-
-def baselines(names: Sequence[str], list_path: Path | None = None) -> list[Contestant]:
-    """Returns reference optimizers by name; a ValueError if there is no such."""
-    unknown = [name for name in names if name not in (*CONTESTANTS, "OptList")]
-    if unknown:
-        known = ", ".join([*CONTESTANTS, "OptList"])
-        raise ValueError(f"--baselines {unknown[0]} must be one of: {known}.")
-    return [optlist(list_path) if name == "OptList" else CONTESTANTS[name] for name in names]

@@ -62,21 +62,13 @@ class Evaluation:
 
 
 class Trial(eqx.Module):
-    """What one optimizer achieves on a task, by seed.
+    """What one optimizer achieves on a task, by seed; losses of splits are in inference mode."""
 
-    Attributes:
-        losses: training losses before steps, means over windows of at most a hundredth of the run.
-        train: the loss over the training split, before and after training, in inference mode.
-        held_out: the loss over the test split, before training and after each tenth of it.
-        choice: the loss after training over the split that choices are made on, `valid_outer`.
-        metrics: those of the task after training, over the test split.
-    """
-
-    losses: Float[Any, "seed window"]
-    train: Float[Any, "seed 2"]
-    held_out: Float[Any, "seed point"]
-    choice: Float[Any, " seed"]
-    metrics: dict[str, Float[Any, " seed"]]
+    losses: Float[Any, "seed window"]  # of batches, means over at most a hundredth of the run
+    train: Float[Any, "seed 2"]  # over the training split, before and after training
+    held_out: Float[Any, "seed point"]  # over the test split, before and after each tenth
+    choice: Float[Any, " seed"]  # over `valid_outer`, on which choices are made, at the end
+    metrics: dict[str, Float[Any, " seed"]]  # over the test split, at the end
 
 
 def trial(

@@ -20,7 +20,9 @@ from lopt.experiment.report import Interval, running_mean
 CLIP, END = 2.0, 0.05
 # Losses below this share of the initial one are as good as zero.
 ZERO = 1e-8
-LEVEL, RESAMPLES, LARGEST_RATIO = 0.95, 9999, 4.0
+LEVEL = 0.95
+# Of costs, over which profiles are drawn and their scores are means.
+RATIOS = np.linspace(1, 4, 301)
 
 Seeds = Float[np.ndarray, " seed"]
 
@@ -38,39 +40,27 @@ def normalised(losses: ArrayLike, best: float, init: float) -> Float[np.ndarray,
         return np.where(gone, CLIP, np.clip((values - best) / span, -CLIP, CLIP))
 
 
-def score(losses: Seeds) -> float:
-    """Returns the mean over seeds, by which choices are made; infinite if a seed diverged."""
-    return float(np.mean(losses)) if np.isfinite(losses).all() else np.inf
-
-
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """The scale of a task's losses: what Adam in many configurations made of them.
+    """The scale of a task's losses, by objective: what Adam in many configurations made of them."""
 
-    Attributes:
-        best, init: the least and the initial loss, means over seeds, by objective.
-        envelope: the least loss that Adam at the best rate for it has had, after each window.
-        steps: the step at which each window ends.
-        random: normalised losses that Adam at random settings ends with, by objective.
-    """
-
-    best: dict[str, float]
+    best: dict[str, float]  # the least of all, a mean over seeds
     init: dict[str, float]
-    envelope: Float[np.ndarray, " window"]
-    steps: Float[np.ndarray, " window"]
-    random: dict[str, Float[np.ndarray, " setting"]]
+    envelope: Float[np.ndarray, " window"]  # the least so far, at whichever rate
+    steps: Float[np.ndarray, " window"]  # at which windows end
+    random: dict[str, Float[np.ndarray, " setting"]]  # normalised, at the end, of random settings
 
     @classmethod
     def of(cls, rates: Sequence[Any], others: Sequence[Any], horizon: int) -> "Scale":
         """Returns the scale from trials of Adam at rates, and at other settings."""
         best, init, random = {}, {}, {}
         for name in ("train", "held_out"):
-            ends = [getattr(one, name) for one in (*rates, *others)]
-            init[name] = float(np.mean(ends[0][:, 0]))
-            scores = [score(curve[:, point]) for curve in ends for point in range(curve.shape[1])]
-            best[name] = min(scores)
-            losses = [score(getattr(one, name)[:, -1]) for one in others]
-            random[name] = normalised(np.array(losses)[:, None], best[name], init[name])[:, 0]
+            means = np.stack([getattr(one, name).mean(axis=0) for one in (*rates, *others)])
+            seen = np.isfinite(means)
+            best[name] = float(np.min(means, where=seen, initial=np.inf))
+            init[name] = float(means[0, 0])
+            ends = means[len(rates) :, -1:]
+            random[name] = normalised(ends, best[name], init[name])[:, 0]
         curves = np.stack([one.losses.mean(axis=0) for one in rates])
         smooth = running_mean(np.where(np.isfinite(curves), curves, np.inf), _width(curves))
         envelope = np.minimum.accumulate(smooth.min(axis=0))
@@ -81,10 +71,7 @@ class Scale:
         return normalised(losses, self.best[objective], self.init[objective])
 
     def logs(self, losses: Seeds, objective: str) -> Seeds | None:
-        """Returns log losses, of diverged runs that of the clip value; None if some are negative.
-
-        Losses below 1e-8 of the initial one count as that, which is as good as zero.
-        """
+        """Returns log losses, of diverged runs of the clip value; None if any is negative."""
         best, init = self.best[objective], self.init[objective]
         worst = best + CLIP * (init - best)
         kept = np.where(np.isfinite(losses), np.minimum(losses, worst), worst)
@@ -97,12 +84,9 @@ class Scale:
         reached = np.flatnonzero(self.envelope <= loss)
         if not reached.size:
             return np.inf
-        place = int(reached[0])
-        if place == 0 or not np.isfinite(self.envelope[place - 1]):
-            return float(self.steps[place])
-        before, after = self.envelope[place - 1], self.envelope[place]
-        share = (before - loss) / (before - after)
-        return float(self.steps[place - 1] + share * (self.steps[place] - self.steps[place - 1]))
+        last = reached[0]
+        first = last - 1 if last and np.isfinite(self.envelope[last - 1]) else last
+        return float(np.interp(loss, self.envelope[[last, first]], self.steps[[last, first]]))
 
 
 def ends_of_windows(count: int, horizon: int) -> Float[np.ndarray, " window"]:
@@ -123,10 +107,7 @@ def final_level(losses: Float[np.ndarray, "... window"]) -> Float[np.ndarray, ".
 def steps_to(
     losses: Float[np.ndarray, "seed window"], level: float, horizon: int
 ) -> Float[np.ndarray, " seed"]:
-    """Returns the steps until the mean over a twentieth of a run is at a level; infinite if never.
-
-    From the first loss that is not finite on, none is reached.
-    """
+    """Returns the steps until the mean over a twentieth of a run is at a level, or infinity."""
     width, steps = _width(losses), ends_of_windows(losses.shape[1], horizon)
     gone = np.logical_or.accumulate(~np.isfinite(losses), axis=1)
     smooth = running_mean(np.where(gone, np.inf, losses), width)
@@ -146,10 +127,10 @@ def paired(differences: Seeds) -> Interval:
 
 
 def verdict(difference: Interval) -> str:
-    """Returns "beats", "falls behind" or "is inconclusive against": losses, lower is better."""
+    """Returns "beats", "falls behind" or "inconclusive": of losses, where lower is better."""
     if difference.high < 0:
         return "beats"
-    return "falls behind" if difference.low > 0 else "is inconclusive against"
+    return "falls behind" if difference.low > 0 else "inconclusive"
 
 
 def iqm(values: Float[np.ndarray, "..."], axis: int = -1) -> Any:
@@ -157,47 +138,32 @@ def iqm(values: Float[np.ndarray, "..."], axis: int = -1) -> Any:
     return stats.trim_mean(values, 0.25, axis=axis)
 
 
-def stratified(
-    samples: Sequence[Seeds], statistic: Callable[..., Any] = iqm, level: float = LEVEL
-) -> Interval:
+def stratified(samples: Sequence[Seeds], statistic: Callable[..., Any] = iqm) -> Interval:
     """Returns a statistic of all samples, with an interval from resampling seeds within tasks."""
 
     def joined(*parts: Any, axis: int = -1) -> Any:
         return statistic(np.concatenate(parts, axis=axis), axis=axis)
 
-    return _bootstrapped(samples, joined, level, resamples=2000)
+    return _bootstrapped(samples, joined, LEVEL)
 
 
-def _bootstrapped(
-    samples: Sequence[Seeds], statistic: Any, level: float, resamples: int = RESAMPLES
-) -> Interval:
+def _bootstrapped(samples: Sequence[Seeds], statistic: Any, level: float) -> Interval:
     options: Any = {"method": "percentile", "vectorized": True, "rng": np.random.default_rng(0)}
-    found = stats.bootstrap(
-        samples, statistic, confidence_level=level, n_resamples=resamples, **options
-    )
-    low, high = found.confidence_interval
+    options |= {"confidence_level": level, "n_resamples": 9999 if len(samples) == 1 else 2000}
+    low, high = stats.bootstrap(samples, statistic, **options).confidence_interval
     return Interval(float(statistic(*samples, axis=-1)), float(low), float(high))
 
 
 def profile(
-    costs: Float[np.ndarray, "contestant problem"], ratios: Float[np.ndarray, " ratio"]
+    costs: Float[np.ndarray, "contestant problem"], ratios: Float[np.ndarray, " ratio"] = RATIOS
 ) -> Float[np.ndarray, "contestant ratio"]:
     """Returns the share of problems that each solves within a ratio of the least cost.
 
-    Problems that nobody solves count against all.
+    Problems that nobody solves count against all. The mean of a profile is its score.
     """
-    return (_relative(costs)[:, :, None] <= ratios).mean(axis=1)
-
-
-def profile_scores(costs: Float[np.ndarray, "contestant problem"]) -> Float[np.ndarray, " one"]:
-    """Returns the exact mean of each profile over ratios from 1 to 4."""
-    share = (LARGEST_RATIO - np.minimum(_relative(costs), LARGEST_RATIO)) / (LARGEST_RATIO - 1)
-    return share.mean(axis=1)
-
-
-def _relative(costs: Float[np.ndarray, "contestant problem"]) -> Float[np.ndarray, "one problem"]:
     with np.errstate(invalid="ignore"):
-        return np.where(np.isfinite(costs), costs / costs.min(axis=0), np.inf)
+        relative = np.where(np.isfinite(costs), costs / costs.min(axis=0), np.inf)
+    return (relative[:, :, None] <= ratios).mean(axis=1)
 
 
 def expected_best(

@@ -4,107 +4,95 @@
 batches of 128, for 200 steps. All data comes with lopt's dependencies.
 """
 
-import functools
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from lopt import tasks
 from lopt.core.task import AbstractTaskFamily
 from lopt.experiment.data.datasets import load_images
 from lopt.experiment.data.text import load_text
 from lopt.experiment.evaluation.evaluation import Evaluation
-from lopt.tasks import (
-    Ackley,
-    Beale,
-    Data,
-    DataSubset,
-    Examples,
-    Rosenbrock,
-    StyblinskiTang,
-    char_transformer,
-    conv_classification,
-    mlp_autoencoder,
-    mlp_classification,
-    rnn_language_model,
-)
 
 HORIZON, WIDTH, BATCH = 200, 32, 128
+LONG = 10 * HORIZON
 
 
-def held_out(data: Data) -> Data:
-    """Returns data whose training images no meta-training has seen; tested on valid_inner."""
-    splits = data.valid_outer.arrays, data.test.arrays
-    train = Examples(jax.tree.map(lambda *parts: jnp.concatenate(parts), *splits))
-    return eqx.tree_at(lambda d: (d.train, d.test), data, (train, data.valid_inner))
+def held_out(data: tasks.Data) -> tasks.Data:
+    """Returns data whose training images no meta-training has seen: those of valid_outer and test.
+
+    Choices are made on one half of valid_inner, and test is the other.
+    """
+    splits, rest = (data.valid_outer.arrays, data.test.arrays), data.valid_inner.arrays
+    train = tasks.Examples(jax.tree.map(lambda *parts: jnp.concatenate(parts), *splits))
+    count = int(data.valid_inner.count)
+    chosen_on = tasks.Examples(rest, 0, count // 2)
+    test = tasks.Examples(rest, count // 2, count - count // 2)
+    return eqx.tree_at(lambda d: (d.train, d.valid_outer, d.test), data, (train, chosen_on, test))
 
 
-def _mlp(
-    data: Data, *widths: int, batch: int = BATCH, activation: str = "relu"
-) -> AbstractTaskFamily:
-    chosen = getattr(jnp if activation == "tanh" else jax.nn, activation)
-    return mlp_classification(data, widths or (WIDTH,), chosen, batch)
+def quick(
+    data: tasks.Data,
+    horizon: int = HORIZON,
+    hidden: int = WIDTH,
+    batch: int = BATCH,
+    seeds: int = 5,
+) -> list[Evaluation]:
+    """Returns what a rule for perceptrons with one hidden layer was trained on, and tasks near."""
+    unseen = held_out(data)
 
+    def mlp(
+        *widths: int, on: tasks.Data = data, activation: Any = jax.nn.relu, size: int = batch
+    ) -> Any:
+        return tasks.mlp_classification(on, widths or (hidden,), activation, size)
 
-def _subset(data: Data, size: int) -> AbstractTaskFamily:
-    return DataSubset(_mlp(data), size)
-
-
-def _text() -> Data:
-    return load_text("bundled", length=33)
-
-
-def _quick(data: Data) -> list[Evaluation]:
-    unseen, make = held_out(data), functools.partial(Evaluation, horizon=HORIZON)
+    every = [
+        ("trained on", "digits, new initialisations", mlp()),
+        ("held out", "unseen images", mlp(on=unseen)),
+        ("held out", "unseen images, tanh", mlp(on=unseen, activation=jnp.tanh)),
+        ("near", "4 times as wide", mlp(4 * hidden)),
+        ("near", "4 hidden layers", mlp(*4 * (hidden,))),
+        ("near", "GELU", mlp(activation=jax.nn.gelu)),
+        ("near", "batches of 8", mlp(size=8)),
+        ("near", "126 examples", tasks.DataSubset(mlp(), 126)),
+    ]
     return [
-        make("trained on", _mlp(data), trained_on=True, group="trained on"),
-        make("unseen images", _mlp(unseen), group="held out"),
-        make(
-            "unseen images, 24 units, tanh", _mlp(unseen, 24, activation="tanh"), group="held out"
-        ),
-        make("wide", _mlp(data, 4 * WIDTH), group="near"),
-        make("deep", _mlp(data, *4 * (WIDTH,)), group="near"),
-        make("gelu", _mlp(data, activation="gelu"), group="near"),
-        make("batches of 8", _mlp(data, batch=8), group="near"),
-        make("126 examples", _subset(data, 126), group="near"),
+        Evaluation(name, task, horizon, seeds, trained_on=group == "trained on", group=group)
+        for group, name, task in every
     ]
 
 
-# Far tasks: name, how to build one from the digits, steps.
-FAR: tuple[tuple[str, Callable[[Data], AbstractTaskFamily], int], ...] = (
-    (
-        "convolutions",
-        lambda data: conv_classification(data, (4, 8), 3, (16,), batch_size=32),
-        HORIZON,
-    ),
-    ("autoencoder", lambda data: mlp_autoencoder(data, (32, 8, 32)), HORIZON),
-    ("GRU on text", lambda data: rnn_language_model(_text(), "gru", 32, batch_size=16), HORIZON),
-    (
-        "transformer on text",
-        lambda data: char_transformer(_text(), width=32, depth=2, heads=4, batch_size=16),
-        HORIZON,
-    ),
-    ("Rosenbrock", lambda data: Rosenbrock(10, 0.1), HORIZON),
-    ("Ackley", lambda data: Ackley(10), HORIZON),
-    ("Beale", lambda data: Beale(), HORIZON),
-    ("Styblinski and Tang", lambda data: StyblinskiTang(10), HORIZON),
-    ("16x16 images", lambda data: _mlp(load_images("digits", size=16), 64), HORIZON),
-    ("10 times as long", _mlp, 10 * HORIZON),
-)
-
-
-def _far(data: Data) -> list[Evaluation]:
-    return [Evaluation(name, build(data), steps, group="far") for name, build, steps in FAR]
-
-
-def _sweeps(data: Data) -> list[Evaluation]:
-    builds: dict[str, tuple[Callable[[int], AbstractTaskFamily], tuple[int, ...], int]] = {
-        "width": (lambda width: _mlp(data, width), (8, 16, 32, 64, 128, 256), WIDTH),
-        "batch size": (lambda size: _mlp(data, batch=size), (8, 32, 128, 512), BATCH),
-        "data size": (lambda size: _subset(data, size), (79, 158, 315, 630, 1260), 1260),
-        "horizon": (lambda _: _mlp(data), (50, 100, 200, 500, 1000), HORIZON),
+def _far(data: tasks.Data) -> list[Evaluation]:
+    text, mlp = load_text("bundled", length=33), tasks.mlp_classification
+    found = {
+        "convolutions": tasks.conv_classification(data, (4, 8), 3, (16,), batch_size=32),
+        "autoencoder": tasks.mlp_autoencoder(data, (32, 8, 32)),
+        "GRU on text": tasks.rnn_language_model(text, "gru", 32, batch_size=16),
+        "transformer on text": tasks.char_transformer(text, 32, 2, 4, 16),
+        "Rosenbrock": tasks.Rosenbrock(10, 0.1),
+        "Ackley": tasks.Ackley(10),
+        "Beale": tasks.Beale(),
+        "Styblinski and Tang": tasks.StyblinskiTang(10),
+        "16x16 images": mlp(load_images("digits", size=16), (64,)),
     }
+    evaluations = [Evaluation(name, task, HORIZON, group="far") for name, task in found.items()]
+    return [*evaluations, Evaluation("10 times as long", mlp(data, (WIDTH,)), LONG, group="far")]
+
+
+def _sweeps(data: tasks.Data) -> list[Evaluation]:
+    def mlp(width: int = WIDTH, batch: int = BATCH) -> AbstractTaskFamily:
+        return tasks.mlp_classification(data, (width,), batch_size=batch)
+
+    # What changes, its values, that of meta-training, and the task at one.
+    rows: tuple[tuple[str, tuple[int, ...], int, Callable[[int], AbstractTaskFamily]], ...] = (
+        ("width", (8, 16, 32, 64, 128, 256), WIDTH, mlp),
+        ("batch size", (8, 32, 128, 512), BATCH, lambda size: mlp(batch=size)),
+        ("data size", (79, 158, 315, 630, 1260), 1260, lambda size: tasks.DataSubset(mlp(), size)),
+        ("horizon", (50, 100, 200, 500, 1000), HORIZON, lambda _: mlp()),
+    )
     return [
         Evaluation(
             f"{group} {place}",
@@ -114,15 +102,15 @@ def _sweeps(data: Data) -> list[Evaluation]:
             group=group,
             place=float(place),
         )
-        for group, (build, places, trained) in builds.items()
+        for group, places, trained, build in rows
         for place in places
     ]
 
 
 # `quick` is a part of `standard`; `far` is, too.
-SUITES: dict[str, tuple[Callable[[Data], list[Evaluation]], ...]] = {
-    "quick": (_quick,),
-    "standard": (_quick, _far, _sweeps),
+SUITES: dict[str, tuple[Callable[[tasks.Data], list[Evaluation]], ...]] = {
+    "quick": (quick,),
+    "standard": (quick, _far, _sweeps),
     "far": (_far,),
 }
 

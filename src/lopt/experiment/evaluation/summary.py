@@ -1,6 +1,5 @@
 """The report of evaluations: tables over all tasks, verdicts, profiles, sweeps, and each task."""
 
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,12 +9,11 @@ from jaxtyping import Float
 from lopt.experiment.evaluation import metrics
 from lopt.experiment.evaluation.compare import SAID, Comparison, curves_of
 from lopt.experiment.evaluation.trials import Entry
-from lopt.experiment.report import Cell, Figure, Interval, Report, bands
-from lopt.experiment.report.plots import color_of, finish, running_mean
+from lopt.experiment.report import Cell, Figure, Interval, Report, bands, curves, running_mean
 
-# Evaluations whose tables the terminal shows; those of more are on the page.
-SHOWN, PANELS = 6, 12
-RATIOS = np.linspace(1, metrics.LARGEST_RATIO, 61)
+# Evaluations whose tables the terminal shows, whose verdicts it shows, and that have a panel.
+SHOWN, SAID_OF, PANELS = 6, 20, 12
+Pairs = list[tuple[Comparison, Entry]]
 
 
 def evaluation_report(
@@ -23,36 +21,33 @@ def evaluation_report(
     comparisons: Sequence[Comparison],
     log: Mapping[str, Float[np.ndarray, " outer"]] | None = None,
 ) -> Report:
-    """Returns the report: over all tasks and groups, each task, and meta-training with its log."""
+    """Returns the report: each task, groups of tasks, all of them, and meta-training by its log."""
     data = {"evaluations": [comparison.summary() for comparison in comparisons]}
-    report, many = Report(f"Evaluation of {name}", data=data), len(comparisons) > SHOWN
-    for comparison in comparisons:
-        about = comparison.evaluation
+    report, count = Report(f"Evaluation of {name}", data=data), len(comparisons)
+    groups: dict[str, list[Comparison]] = {}
+    for one in comparisons:
+        about = one.evaluation
+        groups.setdefault(about.group, []).append(one)
         title = f"{about.name} ({about.horizon} steps, {about.num_seeds} seeds)"
-        report.table(title, comparison.rows(), detail=many)
-        for entry in comparison.judged():
-            report.text(comparison.sentence(entry), detail=many)
-        if edge := [entry.name for entry in comparison.entries if entry.at_edge]:
-            report.text(f"Still at the edge of what was tried: {', '.join(edge)}.", detail=many)
-    groups = dict.fromkeys(one.evaluation.group for one in comparisons)
-    for group in groups if len(groups) > 1 else ():
-        some = [one for one in comparisons if one.evaluation.group == group]
+        report.table(title, one.rows(), detail=count > SHOWN)
+        edge = [e.name for e in one.entries if any(tuned.at_edge for tuned in e.tuned.values())]
+        said = f"Still at the edge of what was tried: {', '.join(edge)}." if edge else ""
+        report.text(said, detail=count > SHOWN)
+    for group, some in groups.items() if len(groups) > 1 else ():
         title = f"{group or 'others'}, {len(some)} tasks: normalised training loss"
         report.table(title, loss_rows(some, "train"))
-    every = f"All {len(comparisons)} tasks"
-    report.table(f"{every}: normalised training loss", loss_rows(comparisons, "train"))
-    report.table(f"{every}: normalised held-out loss", loss_rows(comparisons, "held_out"))
-    report.table(f"{every}: areas under curves", area_rows(comparisons), detail=True)
-    report.table(f"{every}: speed and memory", cost_rows(comparisons))
+    for objective, said in SAID.items():
+        report.table(f"All {count} tasks: normalised {said}", loss_rows(comparisons, objective))
+    report.table(f"All {count} tasks: speed and memory", cost_rows(comparisons))
     verdicts = [row for comparison in comparisons for row in comparison.verdicts()]
-    report.table("Verdicts: paired by seed, 95 % intervals", verdicts, detail=True)
+    title = "Against tuned Adam: log losses, paired by seed, 95 % intervals"
+    report.table(title, verdicts, detail=count > SAID_OF)
     for text in worst(comparisons):
         report.text(text)
     report.add(curves_of("curves", comparisons, PANELS))
     report.add(_profiles(comparisons))
     report.add(_tuning(comparisons))
-    for group in groups:
-        some = [one for one in comparisons if one.evaluation.group == group]
+    for group, some in groups.items():
         if all(one.evaluation.place is not None for one in some) and len(some) > 1:
             report.add(_sweep(group, some))
     if log is not None:
@@ -60,16 +55,22 @@ def evaluation_report(
     return report
 
 
-def _by_name(comparisons: Sequence[Comparison]) -> dict[str, list[tuple[Comparison, Entry]]]:
+def _by_name(comparisons: Sequence[Comparison], shown: bool = False) -> dict[str, Pairs]:
     """Returns, by name, the entries of optimizers that were judged on all of these."""
-    found: dict[str, list[tuple[Comparison, Entry]]] = {}
-    for comparison in comparisons:
-        for entry in comparison.entries:
-            found.setdefault(entry.name, []).append((comparison, entry))
+    found: dict[str, Pairs] = {}
+    for one in comparisons:
+        for entry in one.shown() if shown else one.entries:
+            found.setdefault(entry.name, []).append((one, entry))
     return {name: pairs for name, pairs in found.items() if len(pairs) == len(comparisons)}
 
 
-def _head(pairs: Sequence[tuple[Comparison, Entry]]) -> dict[str, Cell]:
+def _candidates(comparisons: Sequence[Comparison]) -> dict[str, Pairs]:
+    """Returns those that are no baselines."""
+    judged = {entry.name for one in comparisons for entry in one.judged()}
+    return {name: pairs for name, pairs in _by_name(comparisons).items() if name in judged}
+
+
+def _head(pairs: Pairs) -> dict[str, Cell]:
     return {"optimizer": pairs[0][1].contestant.name, "trials": pairs[0][1].budget}
 
 
@@ -78,144 +79,105 @@ def loss_rows(comparisons: Sequence[Comparison], objective: str) -> list[dict[st
     random, rows = np.stack([one.scale.random[objective] for one in comparisons]), []
     for pairs in _by_name(comparisons).values():
         ends = [one.normalised(entry, objective) for one, entry in pairs]
+        areas = [one.area(entry, objective) for one, entry in pairs]
         mean = metrics.stratified(ends, np.mean)
         worth = [metrics.worth(loss, random) for loss in (mean.value, mean.high, mean.low)]
         row = _head(pairs) | {"interquartile mean": metrics.stratified(ends)}
+        row["area under curve"] = metrics.stratified(areas)
         row["failures, %"] = 100 * float(np.mean(np.concatenate(ends) > 1))
         row["worth random Adam trials"] = Interval(*worth)
         rows.append(row)
     return rows
 
 
-def area_rows(comparisons: Sequence[Comparison]) -> list[dict[str, Cell]]:
-    """Returns normalised areas under the curves of each optimizer over tasks."""
-    return [
-        _head(pairs)
-        | {
-            said: metrics.stratified([one.area(entry, objective) for one, entry in pairs])
-            for objective, said in SAID.items()
-        }
-        for pairs in _by_name(comparisons).values()
-    ]
-
-
 def cost_rows(comparisons: Sequence[Comparison]) -> list[dict[str, Cell]]:
     """Returns steps and seconds to tuned Adam's loss, profiles, time and memory of each."""
-    pairs = _by_name(comparisons)
-    scores = metrics.profile_scores(_steps(pairs))
-    rows: list[dict[str, Cell]] = []
+    pairs, rows = _by_name(comparisons), []
+    scores = metrics.profile(_steps(pairs)).mean(axis=1)
     for some, score in zip(pairs.values(), scores, strict=True):
-        faster, times = [], []
-        for one, entry in some:
-            faster.append(one.evaluation.horizon / one.steps(entry))
-            times.append(one.adam.microseconds / entry.microseconds)
-        clock = np.concatenate([x * time for x, time in zip(faster, times, strict=True)])
-        rows.append(
-            _head(some)
-            | {
-                "speed-up in steps": float(np.median(np.concatenate(faster))),
-                "in seconds": float(np.median(clock)),
-                "share of runs there": float(np.mean(np.concatenate(faster) > 0)),
-                "profile score": float(score),
-                "μs per step": float(np.median([e.microseconds for _, e in some])),
-                "state bytes per param": float(np.median([e.state_bytes for _, e in some])),
-            }
-        )
+        faster = [one.evaluation.horizon / one.steps(entry) for one, entry in some]
+        times = [one.adam.microseconds / entry.microseconds for one, entry in some]
+        clock = [x * time for x, time in zip(faster, times, strict=True)]
+        row = _head(some) | {
+            "speed-up in steps": float(np.median(np.concatenate(faster))),
+            "in seconds": float(np.median(np.concatenate(clock))),
+            "share of runs there": float(np.mean(np.concatenate(faster) > 0)),
+            "profile score": float(score),
+            "μs per step": float(np.median([e.microseconds for _, e in some])),
+            "state bytes per param": float(np.median([e.state_bytes for _, e in some])),
+        }
+        rows.append(row)
     return rows
 
 
 def worst(comparisons: Sequence[Comparison]) -> list[str]:
     """Returns, of each entry that is no baseline, its verdicts counted and its worst tasks."""
-    texts, judged = [], _judged(comparisons)
-    for name, pairs in _by_name(comparisons).items():
-        if name not in judged:
-            continue
-        found = [metrics.verdict(one.difference(e, one.adam, "train")[0]) for one, e in pairs]
-        verbs = ("beats", "falls behind", "is inconclusive against")
-        said = ", ".join(f"{verb} tuned Adam on {found.count(verb)}" for verb in verbs)
+    texts = []
+    for name, pairs in _candidates(comparisons).items():
+        found = [metrics.verdict(one.difference(entry, "train")[0]) for one, entry in pairs]
         losses = {one.evaluation.name: one.normalised(e, "train") for one, e in pairs}
         last = sorted(losses, key=lambda task: -losses[task].mean())[:3]
         shown = ", ".join(f"{task} ({losses[task].mean():.2f})" for task in last)
         failed = sum(bool((values > 1).any()) for values in losses.values())
         texts.append(
-            f"{name} {said} of {len(pairs)} tasks in training loss; it ends above the start on "
-            f"{failed}. Worst, by normalised loss: {shown}."
+            f"{name} beats tuned Adam on {found.count('beats')} of {len(pairs)} tasks in training "
+            f"loss, falls behind on {found.count('falls behind')}, and "
+            f"{found.count('inconclusive')} are inconclusive; it ends above the start on {failed}. "
+            f"Worst, by normalised loss: {shown}."
         )
     return texts
 
 
-def _steps(pairs: Mapping[str, Any]) -> Float[np.ndarray, "contestant problem"]:
+def _steps(pairs: Mapping[str, Pairs]) -> Float[np.ndarray, "contestant problem"]:
     return np.stack([np.concatenate([one.steps(e) for one, e in some]) for some in pairs.values()])
 
 
 def _profiles(comparisons: Sequence[Comparison]) -> Figure:
-    shown = {entry.name for entry in comparisons[0].shown()}
-    pairs = {name: some for name, some in _by_name(comparisons).items() if name in shown}
-    shares = metrics.profile(_steps(pairs), RATIOS)
-    lines = {name: share[None] for name, share in zip(pairs, shares, strict=True)}
-    caption = "Share of runs that reach tuned Adam's loss within a ratio of the fewest steps."
-    style = {"log": False, "xlabel": "ratio of steps", "ylabel": "share"}
-    return _lines("profiles", lines, RATIOS, caption, style)
+    pairs = _by_name(comparisons, shown=True)
+    shares = metrics.profile(_steps(pairs))[:, None]
+    panel = {"Profiles": dict(zip(pairs, shares, strict=True))}
+    about = "Share of runs that reach tuned Adam's loss within a ratio of the fewest steps."
+    style: Any = {"log": False, "xlabel": "ratio of steps", "ylabel": "share"}
+    return curves("profiles", panel, about, steps=metrics.RATIOS.tolist(), **style)
 
 
 def _tuning(comparisons: Sequence[Comparison]) -> Figure:
     """Returns the loss that the best of k random settings of Adam has, beside what is judged."""
-    random, judged = (
-        np.stack([one.scale.random["train"] for one in comparisons]),
-        _judged(comparisons),
-    )
-    counts = np.arange(1.0, random.shape[1] + 1)
-    best = np.array([metrics.expected_best(random, int(k)).mean() for k in counts])
-    lines = {"Adam (best of random settings)": best[None]}
-    for name, pairs in _by_name(comparisons).items():
-        if name in judged:
-            lines[name] = np.mean([one.normalised(e, "train") for one, e in pairs], keepdims=True)[
-                0
-            ]
-    style = {"log": "x", "xlabel": "trials", "ylabel": "normalised training loss"}
-    return _lines("tuning", lines, counts, "Means over tasks; dashed, what is judged.", style)
+    random = np.stack([one.scale.random["train"] for one in comparisons])
+    counts = range(1, 1 + random.shape[1])
+    best = np.array([[metrics.expected_best(random, k).mean() for k in counts]])
+    lines = {"Adam (best of random settings)": best}
+    for name, pairs in _candidates(comparisons).items():
+        lines[name] = np.mean([[one.normalised(e, "train").mean()] for one, e in pairs], axis=0)
+    style: Any = {"log": "x", "xlabel": "trials", "ylabel": "normalised training loss"}
+    about = "Means over tasks; dashed, what is judged."
+    return curves("tuning", {"What tuning is worth": lines}, about, steps=counts, **style)
 
 
 def _sweep(group: str, comparisons: Sequence[Comparison]) -> Figure:
     """Returns losses over what a sweep changes; the range of meta-training is shaded."""
     ordered = sorted(comparisons, key=lambda one: one.evaluation.place or 0)
-    places = np.array([float(one.evaluation.place or 0) for one in ordered])
-    trained = places[[one.evaluation.trained_on for one in ordered]].tolist()
-    shown = {entry.name for entry in ordered[0].shown()}
+    places = [float(one.evaluation.place or 0) for one in ordered]
+    shaded = [
+        place for place, one in zip(places, ordered, strict=True) if one.evaluation.trained_on
+    ]
     lines = {
         name: np.stack([one.normalised(entry, "train") for one, entry in pairs], axis=1)
-        for name, pairs in _by_name(ordered).items()
-        if name in shown
+        for name, pairs in _by_name(ordered, shown=True).items()
     }
-    style = {"log": "x", "xlabel": group, "ylabel": "normalised training loss"}
-    name = f"sweep_{group.replace(' ', '_')}"
-    return _lines(name, lines, places, f"Sweep over {group}; shaded, trained on.", style, trained)
-
-
-def _judged(comparisons: Sequence[Comparison]) -> set[str]:
-    return {entry.name for one in comparisons for entry in one.judged()}
-
-
-def _lines(
-    name: str,
-    lines: Mapping[str, Any],
-    places: Float[np.ndarray, " place"],
-    caption: str,
-    style: Mapping[str, Any],
-    shaded: Sequence[float] = (),
-) -> Figure:
-    """Returns a figure of means over seeds at places, with a range that is shaded."""
 
     def draw(figure: Any) -> None:
         axes = figure.add_subplot()
         if shaded:
             span = 0.9 * min(shaded), 1.1 * max(shaded)
             axes.axvspan(*span, color="#dddddd", lw=0, label="meta-training")
-        bands(axes, lines, steps=places, **style)
+        said = "normalised training loss"
+        bands(axes, lines, steps=places, log="x", xlabel=group, ylabel=said)
 
-    data: dict[str, Any] = {"places": places.tolist(), "shaded": list(shaded)}
-    data["means"] = {one: np.mean(values, axis=0).tolist() for one, values in lines.items()}
-    return Figure(name, draw, (6.4, 4.6), caption, data)
+    means = {name: values.mean(axis=0).tolist() for name, values in lines.items()}
+    data = {"places": places, "shaded": shaded, "means": means}
+    about = f"Sweep over {group}; shaded, trained on."
+    return Figure(f"sweep_{group.replace(' ', '_')}", draw, (6.4, 4.6), about, data)
 
 
 def _add_log(report: Report, log: Mapping[str, Float[np.ndarray, " outer"]]) -> None:
@@ -225,16 +187,11 @@ def _add_log(report: Report, log: Mapping[str, Float[np.ndarray, " outer"]]) -> 
         report.text(f"Skipped outer steps: {skipped}.")
     if dropped := int(np.nansum(log["dropped"])):
         report.text(f"Dropped particles: {dropped}.")
-    report.figure("meta_training", functools.partial(_draw_meta_losses, losses=log["meta_loss"]))
-
-
-def _draw_meta_losses(figure: Any, losses: Float[np.ndarray, " outer"]) -> None:
-    axes = figure.add_subplot()
-    axes.plot(losses, color="#bbbbbb", lw=0.6, label="each outer step")
-    width = max(1, losses.size // 50)
-    if losses.size > width:
-        seen = np.isfinite(losses)
-        share = running_mean(seen.astype(float), width)
-        mean = running_mean(np.where(seen, losses, 0), width) / np.where(share > 0, share, np.nan)
-        axes.plot(mean, color=color_of("learned"), lw=1.8, label=f"mean of {width}")
-    finish(axes, xlabel="outer step", ylabel="meta-loss", title="Meta-training")
+    losses = log["meta_loss"]
+    seen, width = np.flatnonzero(np.isfinite(losses)), max(1, losses.size // 50)
+    if seen.size:
+        filled = np.interp(np.arange(losses.size), seen, losses[seen])[None]
+        lines = {"each outer step": filled, "learned": running_mean(filled, width)}
+        style: Any = {"log": False, "xlabel": "outer step", "ylabel": "meta-loss"}
+        about = f"The meta-loss, and its mean over {width} outer steps."
+        report.add(curves("meta_training", {"Meta-training": lines}, about, **style))

@@ -1,13 +1,13 @@
 """Trials on one evaluation: trained where they are missing, kept on disk, and chosen among.
 
 Choices are made on the seeds "validation" and reported on the seeds "report", which nothing was
-chosen on. Every optimizer sees the same initial params and batches at the same seed.
+chosen on. Every optimizer sees the same initial params and batches at the same seed. What is kept
+depends on the task, not on the name of the evaluation.
 """
 
 import contextlib
 import dataclasses
 import hashlib
-import json
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,9 +18,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
 
-from lopt.experiment.baselines import CONTESTANTS, Contestant, Grid, random_adam
+from lopt.experiment.baselines import BASELINES, Contestant, Grid, Tuned, random_adam, tune
 from lopt.experiment.evaluation import metrics
 from lopt.experiment.evaluation.evaluation import Evaluation, Trial, trial
 from lopt.experiment.runs import files
@@ -29,25 +28,19 @@ from lopt.experiment.runs.run import printed
 from lopt.experiment.trainings import OverDevices, drawn, dtype_of, stream
 
 # The version of the protocol: results of another one are not used again.
-FORMAT = 1
+FORMAT = 2
 SEEDS = ("validation", "report")
 OBJECTIVES = ("train", "held_out")
-# Hyperparameters that are trained side by side, and rates that a grid is widened by at most.
-AT_ONCE, WIDEN_BY = 4, 8
-
-Row = Float[np.ndarray, " hyperparameter"]
+# Hyperparameters that are trained side by side.
+AT_ONCE = 4
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Entry:
-    """An optimizer after so many trials, on fresh seeds.
+    """An optimizer after a number of trials, its budget, on fresh seeds.
 
     Attributes:
-        contestant: the optimizer.
-        budget: at how many trials it was to be judged.
-        trials: how many hyperparameters its choices were among, more if a grid was widened.
-        values: the hyperparameters with the lowest loss, by objective: "train" or "held_out".
-        at_edge: whether a rate is still at an edge of what was tried.
+        tuned: what was chosen, by objective: "train" or "held_out".
         found: the results of these, by objective.
         microseconds: per step of one training among those side by side.
         state_bytes: of the optimizer's state, per parameter.
@@ -55,9 +48,7 @@ class Entry:
 
     contestant: Contestant
     budget: int
-    trials: int
-    values: dict[str, Row]
-    at_edge: bool
+    tuned: dict[str, Tuned]
     found: dict[str, Trial]
     microseconds: float
     state_bytes: float
@@ -82,7 +73,7 @@ class Trials:
         self._about = {
             "format": FORMAT,
             "lopt": version("lopt"),
-            "evaluation": evaluation.name,
+            "jax": version("jax"),
             "task": fingerprint(evaluation.task),
             "dtype": str(self._dtype),
             "horizon": evaluation.horizon,
@@ -100,85 +91,69 @@ class Trials:
         missing = [name for name in asked if name not in known]
         for i in range(0, len(missing), AT_ONCE):
             some = missing[i : i + AT_ONCE]
-            rows_now = np.stack([asked[name] for name in some])
-            found, microseconds = self._train(contestant, rows_now, seeds)
+            program = self._program(contestant, seeds)
+            found = program(np.stack([asked[name] for name in some]).astype(self._dtype))
+            runs = self.evaluation.horizon * program.batch * self.evaluation.num_seeds
             for j, name in enumerate(some):
-                one = {key: _listed(value, j) for key, value in vars(found).items()}
-                known[name] = one | {"microseconds": microseconds}
+                one = jax.tree.map(lambda leaf, j=j: _rounded(leaf[j]).tolist(), vars(found))
+                known[name] = {"microseconds": 1e6 * program.seconds / runs, "trial": one}
             if path is not None:
-                about = self._about | {"method": contestant.name, "results": known}
-                files.write_json(path, about, sealed=True)
-        return [_trial(known[name]) for name in names]
+                about = {"evaluation": self.evaluation.name, "method": contestant.name}
+                files.write_json(path, self._about | about | {"results": known}, sealed=True)
+        return [Trial(**_arrays(known[name]["trial"])) for name in names]
 
-    def choose(self, contestant: Contestant, budget: int) -> dict[str, tuple[Row, bool, int]]:
-        """Returns, by objective, the best hyperparameters, whether at an edge, of how many.
+    def choose(self, contestant: Contestant, budget: int, objective: str) -> Tuned:
+        """Returns the best hyperparameters of so many trials, on validation seeds."""
 
-        The whole of a grid of rates is widened while the best is at an edge.
-        """
-        grid, widens = contestant.grid[:budget], contestant.widens and budget > 1
-        widens = widens and budget == len(contestant.grid)
-        while True:
-            tried = self.results(contestant, grid, "validation")
-            scores = {
-                "train": [metrics.score(one.train[:, 1]) for one in tried],
-                "held_out": [metrics.score(one.choice) for one in tried],
-            }
-            best = {name: int(np.argmin(some)) for name, some in scores.items()}
-            rates, more = grid[:, 0], []
-            edges = {rates.min(): 10**-0.5, rates.max(): 10**0.5} if widens else {}
-            for name, place in best.items():
-                if np.isfinite(scores[name][place]) and rates[place] in edges:
-                    further = rates[place] * edges[rates[place]] ** np.arange(1, 3)
-                    more += [rate for rate in further if rate not in more]
-            if not more or len(grid) >= budget + WIDEN_BY:
-                return {name: (grid[i], rates[i] in edges, len(grid)) for name, i in best.items()}
-            fixed = grid[0, 1:]
-            grid = np.concatenate([grid, [np.array([rate, *fixed]) for rate in more]])
+        def scores_of(rows: Grid) -> list[float]:
+            tried = self.results(contestant, rows, "validation")
+            ends = [one.train[:, 1] if objective == "train" else one.choice for one in tried]
+            return [float(np.mean(end)) for end in ends]
+
+        widens = contestant.widens and 1 < budget == len(contestant.grid)
+        return tune(contestant.grid[:budget], scores_of, widens=widens)
 
     def entries(self, contestant: Contestant) -> list[Entry]:
         """Returns the optimizer at each of its numbers of trials, on fresh seeds."""
         self.results(contestant, contestant.grid, "validation")  # of all budgets, side by side
-        choices = [self.choose(contestant, budget) for budget in contestant.budgets]
-        rows = [chosen[name][0] for chosen in choices for name in OBJECTIVES]
-        found = iter(self.results(contestant, np.stack(rows), "report"))
-        known, bytes_per_param = self._load(contestant)[0], self._state_bytes(contestant)
-        microseconds = float(np.median([one["microseconds"] for one in known.values()]))
+        choices = [
+            {one: self.choose(contestant, budget, one) for one in OBJECTIVES}
+            for budget in contestant.budgets
+        ]
+        rows = np.array([tuned.values for one in choices for tuned in one.values()])
+        found = iter(self.results(contestant, rows, "report"))
+        known = self._load(contestant)[0].values()
+        costs = float(np.median([one["microseconds"] for one in known])), self._bytes(contestant)
         return [
-            Entry(
-                contestant,
-                budget,
-                chosen["train"][2],
-                {name: chosen[name][0] for name in OBJECTIVES},
-                any(edge for _, edge, _ in chosen.values()),
-                {name: next(found) for name in OBJECTIVES},
-                microseconds,
-                bytes_per_param,
-            )
-            for budget, chosen in zip(contestant.budgets, choices, strict=True)
+            Entry(contestant, budget, one, {name: next(found) for name in one}, *costs)
+            for budget, one in zip(contestant.budgets, choices, strict=True)
         ]
 
     def scale(self) -> metrics.Scale:
-        """Returns the scale of losses: from Adam at its grid of rates and at random settings.
-
-        It is written beside the results, for other programs to read.
-        """
-        adam, random = CONTESTANTS["Adam"], random_adam()
-        rates = self.results(adam, adam.grid, "validation")
-        drawn_ones = self.results(random, random.grid, "validation")
-        scale = metrics.Scale.of(rates, drawn_ones, self.evaluation.horizon)
-        about = {key: value for key, value in self._about.items() if key != "format"}
-        path = self._path(about, "scale", None)
-        if not path.exists():
-            made = f"Adam at {len(rates)} rates and {len(drawn_ones)} random settings, {SEEDS[0]}"
-            content = dataclasses.asdict(scale) | {"made_from": made, **about}
-            files.write_json(path, json.loads(json.dumps(content, default=np.ndarray.tolist)))
+        """Returns the scale of losses, which is also written, for other programs to read."""
+        one, other = [
+            self.results(adam, adam.grid, "validation")
+            for adam in (BASELINES["Adam"], random_adam())
+        ]
+        scale = metrics.Scale.of(one, other, self.evaluation.horizon)
+        about = self._about | {"made_from": f"Adam, {len(one)} rates, {len(other)} random settings"}
+        if not (path := self._path(about, "scale", None)).exists():
+            numbers = jax.tree.map(lambda leaf: np.asarray(leaf).tolist(), vars(scale))
+            files.write_json(path, about | numbers)
         return scale
 
+    def compile(self, contestants: Sequence[Contestant]) -> None:
+        """Compiles, two at a time, what is needed for optimizers of which nothing is known."""
+        new = {id(one.factory): one for one in contestants if not self._load(one)[0]}
+        for one in new.values():
+            self._program(one, SEEDS[0]).trace(one.grid.astype(self._dtype))
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(lambda one: self._program(one, SEEDS[0]).compile(), new.values()))
+
     def _path(self, about: dict[str, Any], method: str, folder: Path | None) -> Path:
-        text = json.dumps(about | {"method": method}, sort_keys=True)
-        name = re.sub(r"\W+", "_", f"{self.evaluation.name} {method}").strip("_")
-        digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-        return (folder or cache_folder() / "evaluations") / f"{name[:60]}_{digest}.json"
+        digest = hashlib.sha256(repr(sorted((about | {"method": method}).items())).encode())
+        name = re.sub(r"\W+", "_", method).strip("_")[:40]
+        return (folder or cache_folder() / "evaluations") / f"{name}_{digest.hexdigest()[:12]}.json"
 
     def _load(self, contestant: Contestant) -> tuple[dict[str, Any], Path | None]:
         """Returns what is known of an optimizer, and where that is kept."""
@@ -192,45 +167,28 @@ class Trials:
                 self._known[str(path)] = files.read_json(path, sealed=True)["results"]
         return self._known[str(path)], path
 
-    def compile(self, contestants: Sequence[Contestant]) -> None:
-        """Compiles, two at a time, what is needed for optimizers of which nothing is known."""
-        new = {id(one.factory): one for one in contestants if not self._load(one)[0]}
-        for one in new.values():
-            self._program(one).trace(jnp.asarray(one.grid.astype(self._dtype)))
-        with ThreadPoolExecutor(2) as pool:
-            list(pool.map(lambda one: self._program(one).compile(), new.values()))
-
-    def _program(self, contestant: Contestant) -> OverDevices:
+    def _program(self, contestant: Contestant, seeds: str) -> OverDevices:
+        """Returns what trains at rows of hyperparameters, compiled once for each factory."""
         horizon, params_of = self.evaluation.horizon, contestant.params_of
+        shared = self.evaluation.task, contestant.factory, self._keys[seeds]
 
         def one(shared: Any, values: Any) -> Trial:
             task, factory, keys = shared
             return trial(task, factory(values, horizon), keys, horizon, params_of)
 
-        if id(contestant.factory) not in self._programs:
-            shared = self.evaluation.task, contestant.factory, self._keys[SEEDS[0]]
-            self._programs[id(contestant.factory)] = OverDevices(one, shared, AT_ONCE)
-        return self._programs[id(contestant.factory)]
+        program = self._programs.get(id(contestant.factory)) or OverDevices(one, shared, AT_ONCE)
+        program.share(shared)
+        return self._programs.setdefault(id(contestant.factory), program)
 
-    def _train(self, contestant: Contestant, rows: Grid, seeds: str) -> tuple[Any, float]:
-        program = self._program(contestant)
-        program.share((self.evaluation.task, contestant.factory, self._keys[seeds]))
-        found = program(jnp.asarray(rows.astype(self._dtype)))
-        runs = self.evaluation.horizon * program.batch * self.evaluation.num_seeds
-        return found, float(f"{1e6 * program.seconds / runs:.4g}")
-
-    def _state_bytes(self, contestant: Contestant) -> float:
-        def size(tree: Any) -> int:
-            return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-
+    def _bytes(self, contestant: Contestant) -> float:
         def made(key: Any, values: Any) -> Any:
             params = drawn(self.evaluation.task, key).init(key)
-            optimizer = contestant.factory(values, self.evaluation.horizon)
-            return params, optimizer.init(params)
+            return params, contestant.factory(values, self.evaluation.horizon).init(params)
 
         row = jnp.asarray(contestant.grid[0].astype(self._dtype))
         params, state = jax.eval_shape(made, jax.random.key(0), row)
-        return size(state) / sum(leaf.size for leaf in jax.tree.leaves(params))
+        size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+        return size / sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def fingerprint(tree: Any) -> str:
@@ -242,19 +200,12 @@ def fingerprint(tree: Any) -> str:
     return found.hexdigest()
 
 
-def _listed(value: Any, place: int) -> Any:
-    """Returns the numbers at a place of an axis, to seven digits, which are what a float has."""
-    if isinstance(value, dict):
-        return {name: _listed(one, place) for name, one in value.items()}
-    found = np.asarray(value, float)[place]
-    rounded = [float(f"{x:.7g}") if np.isfinite(x) else None for x in found.ravel()]
-    return np.reshape(np.array(rounded, object), found.shape).tolist()
+# Seven digits are what a 32-bit float has; what is not finite is NaN, or null in JSON.
+_rounded = np.vectorize(lambda x: float(f"{x:.7g}") if np.isfinite(x) else np.nan, otypes=[float])
 
 
-def _trial(content: dict[str, Any]) -> Trial:
-    def numbers(value: Any) -> Any:
-        return np.array(value, float)
-
-    fields = {key: numbers(value) for key, value in content.items() if isinstance(value, list)}
-    named = {name: numbers(value) for name, value in content["metrics"].items()}
-    return Trial(**fields, metrics=named)
+def _arrays(content: Any) -> Any:
+    """Returns lists of numbers, and None for what is not finite, as arrays, in dictionaries."""
+    if isinstance(content, dict):
+        return {name: _arrays(value) for name, value in content.items()}
+    return np.array(content, float)

@@ -24,7 +24,7 @@ from lopt.core.task import AbstractTaskFamily
 from lopt.core.types import Key, Theta
 from lopt.core.unroll import Step, TrainState
 from lopt.experiment.baselines import BASELINES, Tuned, tuned_baseline
-from lopt.experiment.probes.subject import num_steps, rate_cells
+from lopt.experiment.probes.subject import REFERENCES, num_steps, rate_cells
 from lopt.experiment.report import Report, curves, measured, shown_steps, stages
 from lopt.experiment.report import dynamics_plots as plots
 from lopt.experiment.runs.run import Run
@@ -53,15 +53,17 @@ def probe_dynamics(run: Run, settings: DynamicsSettings) -> Report:
     head = {"run": run.name, **dataclasses.asdict(settings), "steps": steps}
     report = Report(f"The dynamics of {run.name}", head)
     # Two rates of each reference; the trainings of each optimizer; what they and the rule answer.
-    with stages("probing", 3 * len(BASELINES) + 3) as progress:
+    with stages("probing", 3 * len(REFERENCES) + 3) as progress:
         tuned, in_valley = {}, {}
-        for name in BASELINES:
+        for name in REFERENCES:
             progress(f"tuning {name}")
             tuned[name] = tuned_baseline(tasks, keys, steps, name)
             # A rate suits a curvature: that of the valley is 2, whatever the run's tasks have.
             progress(f"tuning {name} in the valley")
-            in_valley[name] = tuned_baseline(dynamics.Valley(), valley_keys, steps, name).value
-        references = {name: BASELINES[name].factory(one.value) for name, one in tuned.items()}
+            in_valley[name] = tuned_baseline(dynamics.Valley(), valley_keys, steps, name)
+        references = {
+            name: BASELINES[name].factory(one.values, steps) for name, one in tuned.items()
+        }
         optimizers = {"learned": learned.optimizer(theta, steps), **references}
         # Parts of one length share a program; the last may be longer.
         part = max(1, steps // settings.moments)
@@ -196,12 +198,14 @@ def _add_trainings(
 def _add_alignment(report: Report, learned: Record, names: Sequence[str]) -> None:
     report.heading("Alignment with references")
     rates = {name: learned["rates"][..., i] for i, name in enumerate(names)}
-    panels = {title: {name: learned[title][name] for name in BASELINES} for title in (COSINE, SIZE)}
+    panels = {
+        title: {name: learned[title][name] for name in REFERENCES} for title in (COSINE, SIZE)
+    }
     panels["Effective learning rate"] = {**rates, "all": learned[RATE]}
     caption = "The learned optimizer on its own path: what the references would have done there."
     log: dict[str, bool | str] = {COSINE: False, "Effective learning rate": "signed"}
     report.add(curves("alignment", panels, caption=caption, log=log, xlabel="step"))
-    rows: list[dict[str, Any]] = [{"reference": name} for name in BASELINES]
+    rows: list[dict[str, Any]] = [{"reference": name} for name in REFERENCES]
     for label, title in (("cosine", COSINE), ("|u| / |ref|", SIZE)):
         for row, values in zip(rows, panels[title].values(), strict=True):
             # Angles to an update of zero are NaN, and left out of the mean.
@@ -257,20 +261,21 @@ def script_like(
 
 
 def add_answers(
-    report: Report, optimizers: Optimizers, rates: Mapping[str, float], script: Sequence[Array]
+    report: Report, optimizers: Optimizers, tuned: Mapping[str, Tuned], script: Sequence[Array]
 ) -> None:
     """Adds what optimizers do in the valley, at other rates, and in response to signals.
 
     Those made for other tensors than vectors are left out.
     """
+    steps = report.settings["steps"]
     starts = dynamics.valley_starts(2.0, report.settings["starts"])
     portraits, responses = {}, {"-gradient": -np.asarray(script[0][..., 0], float)}
     for name, optimizer in optimizers.items():
-        there = BASELINES[name].factory(rates[name]) if name in rates else optimizer
+        there = BASELINES[name].factory(tuned[name].values, steps) if name in tuned else optimizer
         try:
             respond = jax.vmap(partial(dynamics.scripted_updates, optimizer), (0, None, None))
             responses[name] = np.asarray(respond(*script)[..., 0], float)
-            portraits[name] = dynamics.valley_portrait(there, starts, report.settings["steps"])
+            portraits[name] = dynamics.valley_portrait(there, starts, steps)
         except ValueError as error:
             report.text(f"Left out: valley and signals of {name}. {error}")
     report.heading(
@@ -290,7 +295,7 @@ def add_answers(
         [
             {
                 "optimizer": name,
-                "rate": rates.get(name),
+                "rate": tuned[name].values[0] if name in tuned else None,
                 # Opposite starts may drift in opposite directions, which must not cancel.
                 "|drift|": _median(np.abs(plots.drifts(one))),
                 "|change of x+y|": float(np.max(np.abs(one.displacement))),

@@ -19,6 +19,8 @@ from lopt.experiment.runs.run import Run
 from lopt.learned import LearnableAdam
 
 LONGEST = 500  # default number of steps
+# The baselines beside which runs are watched.
+REFERENCES = ("SGD", "momentum", "Adam", "Lion")
 
 
 def num_steps(run: Run, settings: s.DynamicsSettings | s.SymmetrySettings, least: int) -> int:
@@ -31,7 +33,7 @@ def num_steps(run: Run, settings: s.DynamicsSettings | s.SymmetrySettings, least
 def rate_cells(tuned: Mapping[str, Tuned], name: str) -> dict[str, Cell]:
     """Returns an optimizer's tuned rate, and whether it is at the edge of its grid."""
     own = tuned.get(name)
-    return {"rate": own.value if own else None, "edge": own.at_edge if own else None}
+    return {"rate": own.values[0] if own else None, "edge": own.at_edge if own else None}
 
 
 def subject(

@@ -23,7 +23,7 @@ from lopt.core.task import AbstractTaskFamily
 from lopt.core.types import Key
 from lopt.core.unroll import Step
 from lopt.experiment.baselines import BASELINES, Tuned, tuned_baseline
-from lopt.experiment.probes.subject import num_steps, rate_cells
+from lopt.experiment.probes.subject import REFERENCES, num_steps, rate_cells
 from lopt.experiment.report import Cell, Figure, Report, curves, measured, number, stages
 from lopt.experiment.runs.run import Run
 from lopt.experiment.runs.train import kept_thetas, replay
@@ -50,7 +50,7 @@ def probe_symmetry(run: Run, settings: SymmetrySettings) -> Report:
     short, again = min(SHORT, steps), min(settings.outer_steps, run.experiment.outer_steps)
     per_call = math.gcd(again, 10)  # outer steps of a compiled call
     trained, rates, kept, replayed = {}, {}, {}, []
-    total = 2 + 2 * len(BASELINES) + len(thetas) + again // per_call
+    total = 2 + 2 * len(REFERENCES) + len(thetas) + again // per_call
     with stages("probing", total) as progress:
         progress("finding symmetries")
         found = _symmetries(run, find_key)
@@ -58,11 +58,11 @@ def probe_symmetry(run: Run, settings: SymmetrySettings) -> Report:
         watch = eqx.Partial(trajectory, tasks, keys, SymmetryProbe(generators))
         progress("training with the learned optimizer")
         trained["learned"] = watch(steps, learned.optimizer(run.theta, steps))
-        for name, baseline in BASELINES.items():
+        for name in REFERENCES:
             progress(f"tuning {name}")
             rates[name] = tuned_baseline(tasks, keys, steps, name)
             progress(f"training with {name}")
-            trained[name] = watch(steps, baseline.factory(rates[name].value))
+            trained[name] = watch(steps, BASELINES[name].factory(rates[name].values, steps))
         for outer_step, theta in thetas.items():
             progress(f"the weights of outer step {outer_step}")
             kept[outer_step] = watch(steps, learned.optimizer(theta, steps))
@@ -76,7 +76,7 @@ def probe_symmetry(run: Run, settings: SymmetrySettings) -> Report:
     report = Report(f"The symmetries that {run.name} breaks", head)
     _meta_testing(report, found, trained, rates)
     report.heading("Meta-training")
-    early = {name: trained[name]["early"] for name in BASELINES}
+    early = {name: trained[name]["early"] for name in REFERENCES}
     if replayed:
         early["learned"] = jax.tree.map(lambda *each: np.concatenate(each).T, *replayed)
     early["learned (kept)"] = jax.tree.map(

@@ -8,12 +8,11 @@ import dataclasses
 import optax
 
 import lopt
-from lopt.core.task import AbstractTask
 from lopt.experiment.data.datasets import available, load_images
-from lopt.experiment.evaluation.suites import held_out
+from lopt.experiment.evaluation.suites import quick
 from lopt.experiment.recipes import named_estimator
 from lopt.experiment.settings import FIELD, POSITIVE, check
-from lopt.tasks import Data, Mixture, mlp_classification
+from lopt.tasks import Mixture, mlp_classification
 
 
 def found_here() -> tuple[str, ...]:
@@ -45,12 +44,10 @@ class Recipe:
         check(self, FIELD, horizon=1, outer_steps=1, seeds=5, weight_decay="[0, inf)")
         check(self, FIELD, learning_rate=POSITIVE, gradient_clip=POSITIVE)
         data = {name: load_images(name, size=8) for name in ("digits", *self.datasets)}
-        first = data["digits"]
-
-        def task(images: Data, *widths: int) -> AbstractTask:
-            return mlp_classification(images, widths or (self.hidden,), batch_size=self.batch_size)
-
-        tasks = {name: task(images) for name, images in data.items()}
+        tasks = {
+            name: mlp_classification(images, (self.hidden,), batch_size=self.batch_size)
+            for name, images in data.items()
+        }
         learned = lopt.adafactor_mlp(step_multiplier=0.01)
         inner = lopt.InnerTraining(
             Mixture(tuple(tasks.values())), learned, self.horizon, lopt.RampedLoss()
@@ -62,15 +59,16 @@ class Recipe:
             optax.clip_by_global_norm(self.gradient_clip),
             optax.adamw(schedule, weight_decay=self.weight_decay),
         )
-        unseen = {
-            "held-out images": (task(held_out(first)), self.horizon),
-            "wider and deeper": (task(first, 4 * self.hidden, 4 * self.hidden), self.horizon),
-            "5 times as long": (tasks["digits"], 5 * self.horizon),
-        }
-        evaluations = [
-            lopt.Evaluation(f"{name}, new initialisations", one, self.horizon, self.seeds, True)
+        sizes = self.horizon, self.hidden, self.batch_size, self.seeds
+        evaluations = quick(data["digits"], *sizes) + [
+            lopt.Evaluation(
+                *(f"{name}, new initialisations", one, self.horizon, self.seeds),
+                trained_on=True,
+                group="trained on",
+            )
             for name, one in tasks.items()
-        ] + [lopt.Evaluation(f"digits, {name}", *one, self.seeds) for name, one in unseen.items()]
+            if name != "digits"
+        ]
         return lopt.Experiment(
             learned, meta, outer, self.outer_steps, tuple(evaluations), self.seed
         )

@@ -194,7 +194,7 @@ def curves(
     caption: str = "",
     columns: int = 3,
     most: int | None = None,
-    steps: Sequence[int] | None = None,
+    steps: Sequence[int] | Sequence[float] | None = None,
     points: int = 40,
     **style: Any,
 ) -> Figure:
@@ -205,7 +205,7 @@ def curves(
     """
     drawn = [curve for panel in found.values() for curve in panel.values()]
     lengths = [len(one[0]) for one in drawn if not isinstance(one, Mapping) and np.ndim(one) == 2]
-    places = list(range(1, max(lengths, default=0) + 1)) if steps is None else steps
+    places: Any = range(1, max(lengths, default=0) + 1) if steps is None else steps
     at = np.array(statistics.shown_steps(len(places), points), int) - 1
     shown = list(found)[:most]
 

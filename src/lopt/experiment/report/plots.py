@@ -30,6 +30,7 @@ PALETTE = {
     "gradients": "#000000",
     "all": "#000000",
     "-gradient": "#bbbbbb",
+    "each outer step": "#bbbbbb",
 }
 OTHERS = ("#e377c2", "#bcbd22", "#17becf", "#ff7f0e", "#393b79", "#637939")
 # By seed and step; or by seed, one level; or by place and seed, some points.

@@ -204,11 +204,11 @@ def _tuned(settings: s.OnlineSettings) -> Pair:
     places = grid(np.geomspace(*LEARNING_RATES, 6), np.geomspace(0.1, 10, 5)).astype(np.float32)
     key = jax.random.fold_in(jax.random.key(0), 3)
 
-    def train(theta: Theta) -> tuple[Scalar, tuple[()]]:
-        return losses_after(inner, theta, key, (steps,), 20)[0], ()
+    def loss(place: Array) -> Scalar:
+        return losses_after(inner, theta_at(*jnp.log(place)), key, (steps,), 20)[0]
 
-    tuned = tune(lambda place: theta_at(*jnp.log(place)), places, train)
-    return float(tuned.value[0]), float(tuned.value[1])
+    rate, power = tune(places, jax.jit(jax.vmap(loss))).values
+    return rate, power
 
 
 def _to_the_end(
