@@ -12,7 +12,7 @@ import pytest
 
 import lopt
 from lopt.experiment import cli
-from lopt.experiment.baselines import tuned_baseline
+from lopt.experiment.baselines import Tuned, tuned_baseline
 from lopt.experiment.probes.dynamics import (
     MOST_CURVES,
     add_answers,
@@ -276,7 +276,7 @@ def test_an_optimizer_for_other_tensors_says_so(key):
         Report("", {"steps": 3, "starts": 2}),
         (jnp.ones((4, 5, 2)), jnp.ones(2), jnp.ones(5)),
     )
-    add_answers(report, optimizers, {"SGD": 0.1}, script)
+    add_answers(report, optimizers, {"SGD": Tuned((0.1,), False, 1)}, script)
     assert "Left out: valley and signals of learned" in report.parts[0].text
     assert "weight" in report.parts[0].text
     (table,) = [part for part in report.parts if isinstance(part, Table)]

@@ -209,12 +209,14 @@ def tune(grid: Grid, scores_of: Callable[[Grid], ArrayLike], *, widens: bool = F
 
     scores, most = scored(grid), len(grid) + WIDEN_BY
     while True:
-        best = int(np.argmin(scores))
-        row, rates = grid[best], grid[:, 0]
+        rates, seen = grid[:, 0], np.isfinite(scores).any()
+        # Where all rates diverge, lower ones may not.
+        best = int(np.argmin(rates if widens and not seen else scores))
+        row = grid[best]
         at_edge = widens and row[0] in (rates.min(), rates.max())
-        if not (at_edge and np.isfinite(scores[best]) and len(grid) < most):
+        if not (at_edge and len(grid) < most):
             return Tuned(tuple(row.tolist()), bool(at_edge), len(grid))
-        factor = 10.0 ** (0.5 if row[0] == rates.max() else -0.5)
+        factor = 10.0 ** (-0.5 if row[0] == rates.min() else 0.5)
         further = np.stack([[row[0] * factor**i, *row[1:]] for i in (1, 2)])
         grid, scores = np.concatenate([grid, further]), np.append(scores, scored(further))
 
