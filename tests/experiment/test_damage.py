@@ -550,7 +550,7 @@ def test_an_archive_is_read_to_its_end(tmp_path):
 def test_downloads_are_https_with_sha_256():
     assert all(address.startswith("https://") for address in ADDRESSES.values())
     sums = [checksum for found in CHECKSUMS.values() for checksum in found]
-    assert len(sums) == len(set(sums)) == 9
+    assert len(sums) == len(set(sums)) == 10
     assert all(len(checksum) == 64 and int(checksum, 16) for checksum in sums)
 
 
