@@ -154,14 +154,15 @@ def list_tasks(settings: TasksSettings) -> Report:
     """Returns tasks by name that match, and what is known of their costs."""
     for family in settings.family:
         known("family", family, FAMILIES)
+    table, limit = task_names(), settings.max_step_time
     seeds = [f"{one}_seed{n}" for one in settings.family for n in range(settings.count)]
     names = [
         name
-        for name in seeds or [*task_names(), *(f"{one}_seed0" for one in FAMILIES)]
+        for name in seeds or [*table, *(f"{one}_seed0" for one in FAMILIES)]
         if settings.pattern is None or fnmatch.fnmatch(name, settings.pattern)
     ]
-    here, limit = at_hand(), settings.max_step_time
-    there = {name for name in names if task_names().get(name, ("",))[0] in ("", *here)}
+    here = ("", *at_hand())
+    there = {name for name in names if table.get(name, ("",))[0] in here}
     rows = []
     with stages("measuring", len(names) if limit else 0) as announce:
         for name in names:

@@ -9,7 +9,6 @@ from lopt.experiment.evaluation.contestants import named_optimizer, of_path, of_
 from lopt.experiment.evaluation.suites import suite
 from lopt.experiment.evaluation.summary import evaluation_report
 from lopt.experiment.report import Report, stages
-from lopt.experiment.runs.environment import prepare_jax, stoppable
 from lopt.experiment.runs.files import check_writable, free_folder
 from lopt.experiment.runs.run import Run
 from lopt.experiment.settings import EvaluateSettings
@@ -20,7 +19,6 @@ FEW = ("momentum", "Adam")
 
 def evaluate_command(settings: EvaluateSettings) -> None:
     """Judges what is given, and writes the report into the folder of the run, if it is one."""
-    prepare_jax()
     alone = len(settings.contestants) == 1
     given = [of_path(path, settings.trust, alone) for path in settings.contestants]
     runs = [run for _, run in given if run is not None]
@@ -50,8 +48,7 @@ def evaluate(
         title, evaluations, names = run.name, run.experiment.evaluations, FEW
     every = [*contestants, *baselines(settings.baselines or names, settings.optlist)]
     comparisons = []
-    again = "Go on with the same command: what was trained is kept."
-    with stoppable(again), stages("evaluating", len(evaluations)) as announce:
+    with stages("evaluating", len(evaluations)) as announce:
         for one in evaluations:
             announce(one.name)
             comparisons.append(compare(one, every, settings.seed))

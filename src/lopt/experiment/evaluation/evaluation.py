@@ -92,7 +92,7 @@ def trial(
 
     def advance(states: TrainState, _: None) -> tuple[TrainState, Any]:
         states, losses = trainings(tasks, optimizer, keys, size, states=states)
-        return states, (losses, judged(states, "test")["loss"])
+        return states, (losses, judged(states, "test"))
 
     states = jax.vmap(lambda key: begin(tasks, optimizer, key))(keys)
     before = [judged(states, split)["loss"] for split in ("train", "test")]
@@ -100,7 +100,7 @@ def trial(
     if rest:
         states, losses = trainings(tasks, optimizer, keys, rest, states=states)
         parts.append(losses)
-    states, (losses, held_out) = jax.lax.scan(advance, states, length=chunks)
+    states, (losses, tests) = jax.lax.scan(advance, states, length=chunks)
     parts.append(jnp.moveaxis(losses, 0, 1))
     every = jnp.concatenate([part.reshape(len(keys), -1) for part in parts], axis=1)
     width = max(1, num_steps // WINDOWS)
@@ -109,7 +109,7 @@ def trial(
     return Trial(
         losses=windows,
         train=jnp.stack([before[0], after], axis=1),
-        held_out=jnp.concatenate([before[1][:, None], held_out.T], axis=1),
+        held_out=jnp.concatenate([before[1][:, None], tests["loss"].T], axis=1),
         choice=judged(states, "valid_outer")["loss"],
-        metrics=judged(states, "test"),
+        metrics=jax.tree.map(lambda leaf: leaf[-1], tests),
     )

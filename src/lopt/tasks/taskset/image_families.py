@@ -69,16 +69,20 @@ def _draw_padding(draw: Draw, found: dict[str, Any]) -> tuple[Padding, ...]:
     return tuple(draw.choice(("SAME", "VALID")) for _ in found["strides"])
 
 
-@family("conv_pooling_family")
-class ConvPoolingConfig(_Images):
-    """Classification by convolutions, one number per channel and a linear layer."""
-
+@dataclasses.dataclass(frozen=True)
+class _Convolutions(_Images):
     make = staticmethod(_convolutional)
     strides: tuple[int, ...] = drawn(_draw_strides)
     channels: tuple[int, ...] = drawn_after(_draw_channels)
     activation: str = drawn(draw_activation)
     initializer: Initializer = drawn(Initializer.draw)
     padding: tuple[Padding, ...] = drawn_after(_draw_padding)
+
+
+@family("conv_pooling_family")
+class ConvPoolingConfig(_Convolutions):
+    """Classification by convolutions, one number per channel and a linear layer."""
+
     pool_all: Pool = choice("mean", "max", "squared_mean")
     bias: bool = choice(True, False)
     images: ImageConfig = drawn(ImageConfig.draw)
@@ -86,15 +90,9 @@ class ConvPoolingConfig(_Images):
 
 
 @family("conv_fc_family")
-class ConvFCConfig(_Images):
+class ConvFCConfig(_Convolutions):
     """Classification by convolutions and a perceptron."""
 
-    make = staticmethod(_convolutional)
-    strides: tuple[int, ...] = drawn(_draw_strides)
-    channels: tuple[int, ...] = drawn_after(_draw_channels)
-    activation: str = drawn(draw_activation)
-    initializer: Initializer = drawn(Initializer.draw)
-    padding: tuple[Padding, ...] = drawn_after(_draw_padding)
     hidden: tuple[int, ...] = widths_of(range(4), 32, 128)
     bias: bool = choice(True, False)
     images: ImageConfig = drawn(ImageConfig.draw)
