@@ -121,7 +121,8 @@ def bands(
             # On a logarithmic axis a band that reaches zero has no end; the least seed is one.
             logarithmic = log and log != "x"
             low = np.maximum(mean - error, values.min(axis=0)) if logarithmic else mean - error
-            axes.fill_between(places, low, mean + error, color=color, alpha=0.2, lw=0)
+            seen = low > 0 if logarithmic else None
+            axes.fill_between(places, low, mean + error, seen, color=color, alpha=0.2, lw=0)
     return finish(axes, log=log, legend=legend, **labels)
 
 
