@@ -21,6 +21,8 @@ Images = Float[Array, "n height width channel"]
 HostImages = Num[np.ndarray, "n height width channel"]
 HostLabels = Int[np.ndarray, " n"]
 Index = Int[Array, ""] | int
+# Windows of text that are judged as a whole at most: a step sees a few of them.
+WHOLE = 256
 
 
 class Labelled(NamedTuple):
@@ -107,13 +109,16 @@ class Examples(AbstractExamples):
         options = {"mode": "promise_in_bounds", "wrap_negative_indices": False}
         return Rows(jax.tree.map(lambda leaf: leaf.at[rows].get(**options), self.arrays))
 
-    def everything(self) -> Rows:
+    def everything(self) -> Rows | None:
         """Returns the whole window: all rows, those outside of it with weight zero.
 
-        With a length, examples follow one another, and rows that fill no further one are left out.
+        With a length, examples follow one another, and rows that fill no further one are left out;
+        None if they are more than `WHOLE`.
         """
         total = len(jax.tree.leaves(self.arrays)[0])
         if self.length is not None:
+            if total // self.length > WHOLE:
+                return None
             place = jnp.arange(total // self.length, dtype=jnp.int32)
             steps = jnp.arange(self.length, dtype=jnp.int32)
             rows = self.first + self.length * place[:, None] + steps[None]

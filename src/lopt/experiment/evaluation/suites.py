@@ -66,12 +66,12 @@ def quick(
 
 
 def _far(data: tasks.Data) -> list[Evaluation]:
-    text, mlp = load_text("bundled", length=33), tasks.mlp_classification
+    text, mlp = load_text("bundled", length=17), tasks.mlp_classification
     found = {
         "convolutions": tasks.conv_classification(data, (4, 8), 3, (16,), batch_size=32),
         "autoencoder": tasks.mlp_autoencoder(data, (32, 8, 32)),
-        "GRU on text": tasks.rnn_language_model(text, "gru", 32, batch_size=16),
-        "transformer on text": tasks.char_transformer(text, 32, 2, 4, 16),
+        "GRU on text": tasks.rnn_language_model(text, "gru", 32, batch_size=8, vocabulary=128),
+        "transformer on text": tasks.char_transformer(text, 16, 2, 4, 8),
         "Rosenbrock": tasks.Rosenbrock(10, 0.1),
         "Ackley": tasks.Ackley(10),
         "Beale": tasks.Beale(),
