@@ -51,6 +51,10 @@ COMMANDS = {
     "tasks show": Command(s.ShowTaskSettings, "data.catalogue:show_task"),
     "tasks": Command(s.TasksSettings, "data.catalogue:list_tasks"),
     "evaluate": Command(s.EvaluateSettings, "evaluation.command:evaluate_command"),
+    "compare": Command(
+        *(s.CompareSettings, "runs.compare:compare_designs"),
+        *("", "compare/{recipe}", "report", True),
+    ),
     "record": Command(s.RecordSettings, "record:record", "run"),
     "distill": Command(
         s.DistillSettings, "distill:distill_run", "run", "{}/distilled", "report", True
@@ -200,7 +204,10 @@ def _options(name: str, command: Command, words: Sequence[str]) -> dict[str, Any
     for field in dataclasses.fields(command.settings):
         add(field.name, types[field.name], meanings.get(field.name, ""), field.default)
     if command.report:
-        where = command.folder.format(command.subject.upper(), dataset="DATASET") or "the run's"
+        where = (
+            command.folder.format(command.subject.upper(), dataset="DATASET", recipe="RECIPE")
+            or "the run's"
+        )
         add("out", Path | None, f"the folder of the results; {where} by default.", None)
     if command.subject:
         add("trust", bool, "run the recipe file that a run names, or has brought along.", False)

@@ -4,6 +4,21 @@ from collections.abc import Callable
 
 import lopt
 
+# Designs by name, with updates of a size for a few hundred steps.
+DESIGNS: dict[str, Callable[[], lopt.AbstractLearnedOptimizer]] = {
+    "adafactor_mlp": lambda: lopt.adafactor_mlp(step_multiplier=0.01),
+    "small_mlp": lambda: lopt.small_mlp(step_multiplier=0.01),
+    "dm": lopt.dm,
+    "rnnprop": lopt.rnnprop,
+}
+
+
+def named_learned(name: str) -> lopt.AbstractLearnedOptimizer:
+    """Returns the design that a recipe names."""
+    if name not in DESIGNS:
+        raise ValueError(f"--set optimizer={name} must be one of {', '.join(DESIGNS)}.")
+    return DESIGNS[name]()
+
 
 def named_estimator(
     name: str, inner: lopt.InnerTraining, truncation: int, sigma: float

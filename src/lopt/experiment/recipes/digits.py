@@ -10,7 +10,7 @@ import optax
 import lopt
 from lopt.experiment.data.datasets import available, load_images
 from lopt.experiment.evaluation.suites import quick
-from lopt.experiment.recipes import named_estimator
+from lopt.experiment.recipes import named_estimator, named_learned
 from lopt.experiment.settings import FIELD, POSITIVE, check
 from lopt.tasks import Mixture, mlp_classification
 
@@ -24,6 +24,7 @@ def found_here() -> tuple[str, ...]:
 class Recipe:
     """The main job: a small rule, meta-trained on perceptrons over 8x8 digits."""
 
+    optimizer: str = "adafactor_mlp"  # the design; also small_mlp, dm, rnnprop.
     horizon: int = 200  # inner steps per episode, and per evaluation.
     truncation: int = 50  # inner steps per outer step; divides the horizon. ES does without.
     estimator: str = "pes"  # of the meta-gradient: pes, es, truncated_backprop or forward.
@@ -48,7 +49,7 @@ class Recipe:
             name: mlp_classification(images, (self.hidden,), batch_size=self.batch_size)
             for name, images in data.items()
         }
-        learned = lopt.adafactor_mlp(step_multiplier=0.01)
+        learned = named_learned(self.optimizer)
         inner = lopt.InnerTraining(
             Mixture(tuple(tasks.values())), learned, self.horizon, lopt.RampedLoss()
         )

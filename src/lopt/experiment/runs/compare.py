@@ -1,0 +1,85 @@
+"""`lopt compare`: designs of learned optimizers, meta-trained alike, side by side.
+
+Each design and seed is a run of its own, so that a comparison goes on where it was stopped.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from lopt.experiment.report import Report, curves, measured, stages
+from lopt.experiment.runs.experiment import Experiment
+from lopt.experiment.runs.registry import make, parsed
+from lopt.experiment.runs.run import Run, holds_run
+from lopt.experiment.runs.train import train
+from lopt.experiment.settings import CompareSettings
+from lopt.experiment.trainings import drawn
+
+# The share of outer steps whose mean is the final outer loss.
+END = 0.1
+
+
+def compare_designs(folder: Path, settings: CompareSettings) -> Report:
+    """Meta-trains designs on the tasks of a recipe, each from so many seeds."""
+    # All are made first, so that what is refused is refused before anything is trained.
+    runs = {
+        (design, seed): _run(
+            folder / f"{design}-{seed}",
+            settings.recipe,
+            (*settings.settings, f"optimizer={design}", f"seed={seed}"),
+        )
+        for seed in range(settings.seeds)
+        for design in settings.designs
+    }
+    with stages("comparing", len(runs)) as announce:
+        for (design, seed), run in runs.items():
+            announce(f"{design}, seed {seed}")
+            train(run, show_progress=False)
+    every = [[runs[design, seed] for seed in range(settings.seeds)] for design in settings.designs]
+    losses = {
+        name: np.stack([run.log["meta_loss"] for run in some])
+        for name, some in zip(settings.designs, every, strict=True)
+    }
+    rows = []
+    for (name, found), some in zip(losses.items(), every, strict=True):
+        last = max(1, round(END * found.shape[1]))
+        seconds, (weights, state) = [run.log["seconds"] for run in some], _sizes(some[0].experiment)
+        row = {"design": name, "weights": weights, "state bytes per parameter": state}
+        row["outer loss at first"] = measured(found[:, :last].mean(axis=1))
+        row["outer loss at the end"] = measured(found[:, -last:].mean(axis=1))
+        rows.append(row | {"ms per outer step": 1e3 * float(np.median(seconds))})
+    report = Report(f"Designs on {settings.recipe}", vars(settings))
+    report.table(f"Meta-training of {settings.seeds} seeds each", rows)
+    style = {"smooth": max(1, found.shape[1] // 50), "xlabel": "outer step"}
+    caption = "Outer losses, mean and standard error over seeds."
+    report.add(curves("designs", {"": losses}, caption, ylabel="outer loss, running mean", **style))
+    return report
+
+
+def _run(folder: Path, recipe: str, settings: Sequence[str]) -> Run:
+    """Returns a new run, or the one that is there already with the same settings."""
+    if not holds_run(folder):
+        return Run.create(folder, recipe, settings)
+    run, made = Run(folder), make(recipe, parsed(settings))[0]
+    if run.config["settings"] != json.loads(json.dumps(vars(made), default=str)):
+        raise ValueError(
+            f"{folder} holds a run with other settings; give another folder with --out."
+        )
+    return run
+
+
+def _sizes(experiment: Experiment) -> tuple[int, float]:
+    """Returns how many weights theta has, and the bytes of state for each trained parameter."""
+    theta, inner = experiment.initial_theta(), experiment.inner_training()
+
+    def begun(key: jax.Array) -> tuple[object, object]:
+        params = drawn(inner.tasks, key).init(key)
+        return params, experiment.learned.optimizer(theta, inner.horizon).init(params)
+
+    params, state = jax.eval_shape(begun, jax.random.key(0))
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    weights = sum(leaf.size for leaf in jax.tree.leaves(theta))
+    return weights, size / sum(leaf.size for leaf in jax.tree.leaves(params))
