@@ -52,8 +52,11 @@ COMMANDS = {
     "tasks": Command(s.TasksSettings, "data.catalogue:list_tasks"),
     "evaluate": Command(s.EvaluateSettings, "evaluation.command:evaluate_command"),
     "compare": Command(
-        *(s.CompareSettings, "runs.compare:compare_designs"),
-        *("", "compare/{recipe}", "report", True),
+        s.CompareSettings,
+        "runs.compare:compare_designs",
+        folder="compare/{recipe}",
+        report="report",
+        keeps=True,
     ),
     "record": Command(s.RecordSettings, "record:record", "run"),
     "distill": Command(
