@@ -201,6 +201,25 @@ def test_an_optimizer_is_of_any_file_and_of_what_stands_there_now(tmp_path):
         named_optimizer(f"{tmp_path}/none.py:part", None)
 
 
+def test_tasks_whose_functions_or_streams_differ_are_told_apart():
+    """Functions of one name, of which what is printed does not tell."""
+
+    def task(power):
+        def loss(predict, rows):
+            return {"loss": rows.mean(jnp.sum(predict(rows.arrays) ** power, axis=1))}
+
+        network = lopt.tasks.Build(lopt.tasks.MultilayerPerceptron, 1, (), 1, jnp.tanh)
+        return lopt.tasks.NetworkTask(data, network, loss, 4)
+
+    def kept(task):
+        return Trials(lopt.Evaluation("x", task, 5))._about["task"]
+
+    data = lopt.tasks.array_data(np.ones((20, 1)))
+    assert kept(task(2)) == kept(task(2)) != kept(task(4))
+    streams = [lopt.tasks.streamed_data([np.full(1, float(i))] * 20) for i in range(2)]
+    assert repr(streams[0].train.read) != repr(streams[1].train.read)
+
+
 def test_what_is_no_optimizer_is_refused(tmp_path):
     with pytest.raises(ValueError, match="b1, b2"):
         of_optimizer("mine", lambda b1, b2: optax.adam(1.0, b1, b2))
