@@ -183,6 +183,43 @@ def test_any_optax_optimizer_is_a_contestant(made, rate):
     np.testing.assert_allclose(*updates)
 
 
+def test_an_optimizer_is_of_any_file_and_of_what_stands_there_now(tmp_path):
+    """Absolute paths, partial functions, default rates; changed files are other optimizers."""
+    path = tmp_path / "my-own.py"
+    path.write_text(
+        "import functools, optax\n"
+        "part = functools.partial(optax.sgd, momentum=0.5)\n"
+        "def own(*, learning_rate=0.3):\n    return optax.sgd(learning_rate)\n"
+    )
+    part, own = (named_optimizer(f"{path}:{name}", None) for name in ("part", "own"))
+    assert (part.name, part.grid[0, 0], own.grid[0, 0]) == ("part", 1e-3, 0.3)
+    updates, _ = own.factory(jnp.array([0.5]), 1).update(jnp.ones(2), optax.sgd(0.5).init(0))
+    np.testing.assert_allclose(updates, -0.5)
+    path.write_text(path.read_text().replace("momentum=0.5", "momentum=0.9"))
+    assert named_optimizer(f"{path}:part", None).identity != part.identity
+    with pytest.raises(ValueError, match="cannot be imported"):
+        named_optimizer(f"{tmp_path}/none.py:part", None)
+
+
+def test_tasks_whose_functions_or_streams_differ_are_told_apart():
+    """Functions of one name, of which what is printed does not tell."""
+
+    def task(power):
+        def loss(predict, rows):
+            return {"loss": rows.mean(jnp.sum(predict(rows.arrays) ** power, axis=1))}
+
+        network = lopt.tasks.Build(lopt.tasks.MultilayerPerceptron, 1, (), 1, jnp.tanh)
+        return lopt.tasks.NetworkTask(data, network, loss, 4)
+
+    def kept(task):
+        return Trials(lopt.Evaluation("x", task, 5))._about["task"]
+
+    data = lopt.tasks.array_data(np.ones((20, 1)))
+    assert kept(task(2)) == kept(task(2)) != kept(task(4))
+    streams = [lopt.tasks.streamed_data([np.full(1, float(i))] * 20) for i in range(2)]
+    assert repr(streams[0].train.read) != repr(streams[1].train.read)
+
+
 def test_what_is_no_optimizer_is_refused(tmp_path):
     with pytest.raises(ValueError, match="b1, b2"):
         of_optimizer("mine", lambda b1, b2: optax.adam(1.0, b1, b2))

@@ -56,8 +56,8 @@ def test_names_with_underscores_and_seeds_are_read():
     assert not is_task("mlp_family_seed-1")
     with pytest.raises(ValueError, match="try 'digits_conv'"):
         named_task("digit_conv")
-    with pytest.raises(ValueError, match="try 'mlp_family_seed0'"):
-        named_task("mlp_famly_seed0")
+    with pytest.raises(ValueError, match="try 'mlp_family_seed7'"):
+        named_task("mlp_famly_seed7")
 
 
 def test_a_resnet_of_fourteen_layers():

@@ -6,7 +6,7 @@ run in progress. The parameters of a `MetaTask` are theta.
 
 import inspect
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import equinox as eqx
 import jax
@@ -57,7 +57,7 @@ class FinalLoss(eqx.Module):
     """
 
     batches: int = eqx.field(static=True, default=1)
-    split: Split = eqx.field(static=True, default="train")
+    split: Literal["train", "valid_inner"] = eqx.field(static=True, default="train")
 
     def __check_init__(self) -> None:
         check_integer("FinalLoss", "batches", self.batches, hint=10)

@@ -5,6 +5,7 @@ mean training loss is `lopt.train_loss`, the last is `lopt.FinalLoss`.
 """
 
 from collections.abc import Callable
+from typing import Literal
 
 import equinox as eqx
 import jax
@@ -13,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from lopt.core.inner import Objective, train_loss
 from lopt.core.task import AbstractTask
-from lopt.core.types import Batch, Key, Scalar, Split, as_pytree
+from lopt.core.types import Batch, Key, Scalar, as_pytree
 from lopt.core.unroll import Step
 
 
@@ -31,7 +32,7 @@ class MetricObjective(eqx.Module):
     Attributes:
         metric: which, of `task.metrics`.
         factor: what it is multiplied by; -1 for what is to become large.
-        split: where batches come from.
+        split: where batches come from; the other two never reach an update of theta.
         change: (key, batch) to the batch that is used, such as `lopt.tasks.InputNoise(0.3)` or
             `lambda key, batch: other.batch(key)` for another distribution.
 
@@ -44,7 +45,7 @@ class MetricObjective(eqx.Module):
 
     metric: str = eqx.field(static=True, default="loss")
     factor: float = 1.0
-    split: Split = eqx.field(static=True, default="valid_inner")
+    split: Literal["train", "valid_inner"] = eqx.field(static=True, default="valid_inner")
     change: Callable[[Key, Batch], Batch] | None = None
 
     def __call__(self, task: AbstractTask, step: Step, num_steps: Int[Array, ""]) -> Scalar:

@@ -182,6 +182,7 @@ def list_tasks(settings: TasksSettings) -> Report:
             )
     report = Report("Tasks by name")
     report.table(f"{len(rows)} tasks", rows)
+    report.text("" if rows else "There is no such task.")
     report.text(
         "Of TaskSet there is a task for each seed: see lopt tasks --family mlp_family. Families "
         f"are {', '.join(FAMILIES)}. Costs are shown once they are measured: by lopt tasks show "

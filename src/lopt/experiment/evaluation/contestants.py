@@ -1,9 +1,9 @@
 """What `lopt evaluate` can judge: runs, files of weights, any Optax optimizer."""
 
-import importlib
 import inspect
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from lopt.core.types import Theta
 from lopt.experiment.baselines import Contestant, outward
 from lopt.experiment.evaluation.trials import fingerprint
 from lopt.experiment.runs import files, storage
+from lopt.experiment.runs.registry import run_file
 from lopt.experiment.runs.run import Run
 
 
@@ -64,34 +65,35 @@ def of_optimizer(
 ) -> Contestant:
     """Returns an Optax optimizer: one, or a function of its learning rate or of nothing.
 
-    Of a learning rate the same half decades are tried as of Adam; otherwise multipliers of updates.
+    Of a learning rate half decades are tried around its default, or those of Adam if it has none;
+    otherwise multipliers of updates.
     """
     ready = isinstance(made, optax.GradientTransformation)
     takes = [] if ready else _needed(made)
     if len(takes) > 1:
         raise ValueError(
-            f"The optimizer {name} takes {', '.join(takes)}; give an Optax optimizer, or a "
-            "function of its learning rate or of nothing."
+            f"The optimizer {name} takes {', '.join(one.name for one in takes)}; give an Optax "
+            "optimizer, or a function of its learning rate or of nothing."
         )
 
     def factory(values: Any, num_steps: int) -> optax.GradientTransformation:
         if takes:
-            return made(values[0])
+            return made(**{takes[0].name: values[0]})
         return optax.chain(made if ready else made(), optax.scale(values[0]))
 
-    grid = outward(1e-3 if takes else 1.0)
+    own = takes[0].default if takes else 1.0
+    grid = outward(own if isinstance(own, float) else 1e-3)
     return Contestant(name, factory, grid, identity=identity, folder=folder)
 
 
-def _needed(made: Any) -> list[str]:
-    """Returns the names of what a function has to be given; its rate counts in any case."""
+def _needed(made: Any) -> list[inspect.Parameter]:
+    """Returns what a function has to be given; its rate counts in any case."""
     if not callable(made):
         raise ValueError(f"{made!r} is neither an Optax optimizer nor a function that returns one.")
     found = inspect.signature(made).parameters.values()
-    required = [
-        one.name for one in found if one.default is one.empty and one.kind < one.VAR_KEYWORD
-    ]
-    return required or [one.name for one in found if one.name == "learning_rate"]
+    named = [one for one in found if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
+    required = [one for one in named if one.default is one.empty]
+    return required or [one for one in named if one.name == "learning_rate"]
 
 
 def named_optimizer(text: str, folder: Path | None) -> Contestant:
@@ -99,15 +101,20 @@ def named_optimizer(text: str, folder: Path | None) -> Contestant:
     module, _, function = text.rpartition(":")
     sys.path.insert(0, "")
     try:
-        loaded = importlib.import_module(module.removesuffix(".py").replace("/", ".") or text)
-        made: Callable[..., Any] = getattr(loaded, function)
-    except (ImportError, AttributeError) as error:
+        is_file = module.endswith(".py")
+        found = run_file(Path(module), "optimizers") if is_file else import_module(module or text)
+        made: Callable[..., Any] = getattr(found, function)
+    except (ImportError, AttributeError, OSError) as error:
         raise ValueError(
             f"--optimizer {text} cannot be imported ({files.one_line(error)}); write it as "
             "module:function, such as optax:adam."
         ) from error
     finally:
         sys.path.remove("")
-    source = inspect.getsourcefile(inspect.unwrap(made)) if callable(made) else loaded.__file__
-    identity = f"{text} {files.digest(Path(source)) if source else ''}"
-    return of_optimizer(function, made, identity, folder)
+    # The file that was given, and the one where a function that it imports is written.
+    code = getattr(inspect.unwrap(made), "__code__", None)
+    sources = [
+        Path(f"{getattr(*one, None)}") for one in ((found, "__file__"), (code, "co_filename"))
+    ]
+    digests = [files.digest(source) for source in sources if source.is_file()]
+    return of_optimizer(function, made, " ".join([text, *digests]), folder)

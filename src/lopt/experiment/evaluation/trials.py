@@ -15,10 +15,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lopt.core.task import AbstractTaskFamily
+from lopt.core.types import Key
 from lopt.experiment.baselines import BASELINES, Contestant, Grid, Tuned, random_adam, tune
 from lopt.experiment.evaluation import metrics
 from lopt.experiment.evaluation.evaluation import Evaluation, Trial, trial
@@ -74,7 +77,7 @@ class Trials:
             "format": FORMAT,
             "lopt": version("lopt"),
             "jax": version("jax"),
-            "task": fingerprint(evaluation.task),
+            "task": fingerprint((evaluation.task, _program_of(evaluation.task))),
             "dtype": str(self._dtype),
             "horizon": evaluation.horizon,
             "seeds": count,
@@ -189,6 +192,20 @@ class Trials:
         params, state = jax.eval_shape(made, jax.random.key(0), row)
         size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
         return size / sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def _program_of(tasks: AbstractTaskFamily) -> Any:
+    """Returns what tasks compute: functions of one name need not do the same."""
+
+    def one(tasks: AbstractTaskFamily, key: Key) -> Any:
+        task = drawn(tasks, key)
+        params = task.init(key)
+        state = task.prepare(params, key)
+        measured = task.metrics(params, state, task.batch(key))
+        return task.estimate(params, state, key), measured
+
+    program = eqx.filter_make_jaxpr(one)(tasks, jax.random.key(0))[0]
+    return str(program.jaxpr), tuple(program.consts)
 
 
 def fingerprint(tree: Any) -> str:

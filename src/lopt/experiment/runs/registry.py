@@ -109,17 +109,24 @@ def make(
     return made, experiment
 
 
+def run_file(path: Path, kind: str) -> types.ModuleType:
+    """Returns the module that a Python file is; its code is executed."""
+    module = types.ModuleType(f"{kind} {path.stem}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module  # where dataclasses look up names in annotations
+    # Not by import, which would take a compiled file beside it for it.
+    exec(compile(path.read_bytes(), path, "exec"), vars(module))
+    return module
+
+
 def load_recipe(recipe: str) -> Any:
     """Returns the dataclass of a recipe; the code of a file is executed."""
     path = Path(recipe)
     if path.suffix == ".py":
         if not path.is_file():
             raise FileNotFoundError(f"There is no recipe file {path}.")
-        module = types.ModuleType(f"recipe {path.stem}")
-        module.__file__ = str(path)
-        sys.modules[module.__name__] = module  # where dataclasses look up names in annotations
-        with _naming(recipe):  # not by import, which would take a compiled file beside it for it
-            exec(compile(path.read_bytes(), path, "exec"), vars(module))
+        with _naming(recipe):
+            module = run_file(path, "recipe")
     elif recipe in recipe_names():
         module = importlib.import_module(f"{_PACKAGE}.{recipe}")
     else:

@@ -133,7 +133,7 @@ def sample(name: str, seed: int, compat: Compat = "clean") -> Config:
         >>> taskset.from_json(taskset.to_json(config)) == config
         True
     """
-    cls = FAMILIES[known("sample(name)", name, FAMILIES)]
+    cls = FAMILIES[known("family", name, FAMILIES)]
     if seed < 0:
         raise ValueError(f"sample(seed={seed}) must not be negative; try 0.")
     own = seed + cls.offset if compat == "taskset" else [seed, *name.encode()]
@@ -186,8 +186,8 @@ def _read(kind: Any, value: Any, where: str) -> Any:
         if value is None and type(None) in parts:
             return None
         return _read(next(part for part in parts if part is not type(None)), value, where)
-    if origin is Literal and value in parts:
-        return value
+    if origin is Literal:
+        return known(where, value, parts)
     if origin is tuple and isinstance(value, list | tuple):
         return tuple(_read(parts[0], one, where) for one in value)
     if kind is float and type(value) in (int, float) and math.isfinite(value):
