@@ -113,8 +113,6 @@ def named_optimizer(text: str, folder: Path | None) -> Contestant:
         sys.path.remove("")
     # The file that was given, and the one where a function that it imports is written.
     code = getattr(inspect.unwrap(made), "__code__", None)
-    sources = [
-        Path(f"{getattr(*one, None)}") for one in ((found, "__file__"), (code, "co_filename"))
-    ]
+    sources = [Path(f"{found.__file__}"), Path(f"{getattr(code, 'co_filename', None)}")]
     digests = [files.digest(source) for source in sources if source.is_file()]
     return of_optimizer(function, made, " ".join([text, *digests]), folder)
