@@ -331,6 +331,8 @@ TASKS = {
     ),
     "Quadratic": lambda: QUADRATIC,
     "QuadraticFamily": lambda: lopt.tasks.QuadraticFamily(3, noise_scale=0.1),
+    # In one dimension there is one direction, and the gradient is exact.
+    "RandomDirections": lambda: lopt.tasks.RandomDirections(lopt.tasks.QuadraticFamily(1)),
     "RandomLabels": lambda: lopt.tasks.RandomLabels(classification(), 0.5),
     "ReducedBatch": lambda: lopt.tasks.ReducedBatch(classification()),
     "Reparameterization, parameter": lambda: lopt.tasks.Reparameterization(

@@ -15,6 +15,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int, PyTree
 from typing_extensions import override
@@ -24,7 +25,7 @@ from lopt.core.task import AbstractTask, AbstractTaskFamily, TransformedTask
 from lopt.core.types import SPLITS, Batch, Key, Params, Split
 from lopt.tasks.data import Data, Rows
 from lopt.tasks.ranges import check_range, log_uniform, random_index
-from lopt.tasks.wrapped import AbstractWrapped, DelayedTask, PerturbedTask
+from lopt.tasks.wrapped import AbstractRandomised, AbstractWrapped, DelayedTask, PerturbedTask
 
 
 class AbstractAugmentation(AbstractTaskFamily):
@@ -191,6 +192,30 @@ class DelayedGradients(AbstractAugmentation):
     def change(self, task: AbstractTask, key: Key) -> DelayedTask:
         delay = random_index(key, jnp.asarray(self.longest + 1, jnp.int32))
         return DelayedTask(task, delay, self.longest)
+
+
+class RandomDirections(AbstractRandomised):
+    """A task, or the tasks of a family, with gradients along a few random directions u only.
+
+        g' = d / n  sum_u u (u . g) / |u|^2,    of which g is the mean
+
+    Attributes:
+        task: the task, or a family of them; d is the number of its parameters.
+        count: n, the number of directions, drawn anew in each step.
+    """
+
+    task: Any
+    count: int = eqx.field(static=True, default=1)
+
+    def __check_init__(self) -> None:
+        check_integer("RandomDirections", "count", self.count, hint="count=1")
+
+    @override
+    def change(self, grads: Params, key: Key) -> Params:
+        flat, unravel = ravel_pytree(grads)
+        directions = jax.random.normal(key, (self.count, flat.size), flat.dtype)
+        along = directions @ flat / jnp.sum(directions**2, axis=1)
+        return unravel(flat.size / self.count * (along @ directions))
 
 
 class LowPrecision(AbstractAugmentation):

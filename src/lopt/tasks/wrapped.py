@@ -4,6 +4,7 @@ Each keeps to `differentiate`, so that they nest in any order with one another a
 `lopt.TransformedTask`. What differs between two of them is an array.
 """
 
+import abc
 import dataclasses
 from typing import Any
 
@@ -130,19 +131,15 @@ class DelayedTask(AbstractRemembering):
         return dataclasses.replace(found, grads=late), (inner, kept)
 
 
-class PerturbedTask(AbstractWrapped):
-    """A task whose gradients are noisy, or zero by chance; losses are as they were.
+class AbstractRandomised(AbstractWrapped):
+    """A task whose gradients are changed at random; losses are as they were.
 
-    A batch is that of the task and the key of the noise.
-
-    Attributes:
-        scale: the standard deviation of noise in each entry of a gradient.
-        zeros: the probability that an entry is zero.
+    A batch is that of the task and the key of the change.
     """
 
-    task: AbstractTask
-    scale: Float[Array, ""]
-    zeros: Float[Array, ""]
+    @abc.abstractmethod
+    def change(self, grads: Params, key: Key) -> Params:
+        """Returns the gradient that takes the place of `grads`."""
 
     @override
     def batch(self, key: Key, split: Split = "train") -> Batch:
@@ -160,13 +157,29 @@ class PerturbedTask(AbstractWrapped):
     @override
     def differentiate(self, params: Params, state: State, batch: Batch) -> tuple[Estimate, State]:
         found, state = self.task.differentiate(params, state, batch[0])
-        noise_key, zeros_key = jax.random.split(batch[1])
-        noise = optax.tree.random_like(noise_key, found.grads, jax.random.normal)
-        chance = optax.tree.random_like(zeros_key, found.grads, jax.random.uniform)
+        return dataclasses.replace(found, grads=self.change(found.grads, batch[1])), state
+
+
+class PerturbedTask(AbstractRandomised):
+    """A task whose gradients are noisy, or zero by chance.
+
+    Attributes:
+        scale: the standard deviation of noise in each entry of a gradient.
+        zeros: the probability that an entry is zero.
+    """
+
+    task: AbstractTask
+    scale: Float[Array, ""]
+    zeros: Float[Array, ""]
+
+    @override
+    def change(self, grads: Params, key: Key) -> Params:
+        noise_key, zeros_key = jax.random.split(key)
+        noise = optax.tree.random_like(noise_key, grads, jax.random.normal)
+        chance = optax.tree.random_like(zeros_key, grads, jax.random.uniform)
 
         def perturb(grad: Array, noise: Array, chance: Array) -> Array:
             noisy = grad + self.scale.astype(grad.dtype) * noise
             return jnp.where(chance < self.zeros.astype(grad.dtype), 0, noisy)
 
-        grads = jax.tree.map(perturb, found.grads, noise, chance)
-        return dataclasses.replace(found, grads=grads), state
+        return jax.tree.map(perturb, grads, noise, chance)
