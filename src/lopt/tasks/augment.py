@@ -146,14 +146,13 @@ class Reparameterization(AbstractScaling):
             parts = jnp.split(factors, list(itertools.accumulate(sizes))[:-1])
             shaped = zip(parts, tensors, strict=True)
             factors = tuple(part.reshape(tensor.shape) for part, tensor in shaped)
-        inverse = jax.tree.map(lambda factor: 1 / factor, factors)
-        initial, params = (Partial(_scale, part) for part in (inverse, factors))
-        return TransformedTask(task, map_initial=initial, map_params=params)
+        return in_units(task, factors)
 
 
-def rescaled(task: AbstractTask, scale: Float[Array, ""]) -> TransformedTask:
-    """Returns a task whose parameters are `scale` times as large as those of `task`."""
-    initial, params = (Partial(_scale, factor) for factor in (scale, 1 / scale))
+def in_units(task: AbstractTask, factors: Any) -> TransformedTask:
+    """Returns a task in other units: its parameters times `factors` are those of `task`."""
+    inverse = jax.tree.map(lambda factor: 1 / factor, factors)
+    initial, params = (Partial(_scale, part) for part in (inverse, factors))
     return TransformedTask(task, map_initial=initial, map_params=params)
 
 
@@ -195,27 +194,19 @@ class DelayedGradients(AbstractAugmentation):
 
 
 class RandomDirections(AbstractRandomised):
-    """A task, or the tasks of a family, with gradients along a few random directions u only.
+    """A task, or the tasks of a family, with gradients along one random direction u in each step.
 
-        g' = d / n  sum_u u (u . g) / |u|^2,    of which g is the mean
-
-    Attributes:
-        task: the task, or a family of them; d is the number of its parameters.
-        count: n, the number of directions, drawn anew in each step.
+    In place of g it is d u (u . g) / |u|^2, of d parameters; the mean of that is g.
     """
 
     task: Any
-    count: int = eqx.field(static=True, default=1)
-
-    def __check_init__(self) -> None:
-        check_integer("RandomDirections", "count", self.count, hint="count=1")
 
     @override
     def change(self, grads: Params, key: Key) -> Params:
         flat, unravel = ravel_pytree(grads)
-        directions = jax.random.normal(key, (self.count, flat.size), flat.dtype)
-        along = directions @ flat / jnp.sum(directions**2, axis=1)
-        return unravel(flat.size / self.count * (along @ directions))
+        direction = jax.random.normal(key, flat.shape, flat.dtype)
+        along = jnp.vdot(direction, flat) / jnp.vdot(direction, direction)
+        return unravel(flat.size * along * direction)
 
 
 class LowPrecision(AbstractAugmentation):

@@ -16,8 +16,9 @@ from jaxtyping import Array, Float, Int
 from typing_extensions import override
 
 from lopt.core.estimator import Estimate
+from lopt.core.inner import Objective
 from lopt.core.task import AbstractTask, AbstractTaskFamily
-from lopt.core.types import Batch, Key, Params, Scalar, Split, State
+from lopt.core.types import Batch, Key, Params, Scalar, Split, State, as_pytree
 
 
 class AbstractWrapped(AbstractTask):
@@ -102,6 +103,20 @@ class WithBestLoss(AbstractRemembering):
         found, inner = self.task.differentiate(params, state[0], batch)
         best = jnp.fmin(found.loss, state[1])  # NaN is no loss
         return dataclasses.replace(found, extra={**found.extra, "best_loss": best}), (inner, best)
+
+
+class WithObjective(AbstractWrapped):
+    """A task, or the tasks of a family, with an objective of their own, for `own_objective`.
+
+    In a mixture each task is then judged on a scale of its own. It goes around other changes.
+
+    Attributes:
+        task: the task, or a family of them.
+        objective: what its training is to be good at, such as a `NormalizedLoss`.
+    """
+
+    task: Any
+    objective: Objective = eqx.field(converter=as_pytree)
 
 
 class DelayedTask(AbstractRemembering):
