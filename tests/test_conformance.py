@@ -345,6 +345,7 @@ TASKS = {
     "Rosenbrock": lopt.tasks.Rosenbrock,
     "StyblinskiTang": lopt.tasks.StyblinskiTang,
     "WithBestLoss": lambda: lopt.tasks.WithBestLoss(classification()),
+    "WithObjective": lambda: lopt.tasks.WithObjective(classification(), lopt.train_loss),
     "WithValidation": lambda: lopt.tasks.WithValidation(classification(), 2),
     "conv_classification": lambda: lopt.tasks.conv_classification(
         digits(0), (2, 3), 3, (4,), jnp.tanh, batch_size=6

@@ -37,8 +37,7 @@ class NextToken(eqx.Module):
         """Returns the metrics of a network on a batch of windows, of shape (n, length)."""
         tokens = jnp.minimum(rows.arrays, (self.vocabulary or 1) - 1)
         losses, right = label_metrics(predict(tokens[:, :-1]), tokens[:, 1:])
-        loss = rows.mean(jnp.mean(losses, axis=1))
-        accuracy = rows.mean(jnp.mean(right, axis=1))
+        loss, accuracy = (rows.mean(jnp.mean(one, axis=1)) for one in (losses, right))
         return {"loss": loss, "bits": loss / math.log(2), "accuracy": accuracy}
 
 

@@ -18,6 +18,8 @@ from lopt.core.task import AbstractTask
 from lopt.core.types import Batch, Key, Scalar, Split, as_pytree
 from lopt.core.unroll import Step
 
+_floats = partial(jnp.asarray, dtype=float)
+
 
 def best_loss(task: AbstractTask, step: Step, num_steps: Int[Array, ""]) -> Scalar:
     """The least training loss so far, of tasks in `lopt.tasks.WithBestLoss`."""
@@ -69,9 +71,6 @@ class MetricObjective(eqx.Module):
         return jnp.asarray(self.factor, found[self.metric].dtype) * found[self.metric]
 
 
-_floats = partial(jnp.asarray, dtype=float)
-
-
 class NormalizedLoss(eqx.Module):
     """A loss between that of the start and the best known one.
 
@@ -102,8 +101,7 @@ class NormalizedLoss(eqx.Module):
 class AdamSteps(eqx.Module):
     """Minus the number of steps after which Adam reaches a loss; 0 where the loss is not finite.
 
-    Between the losses that are known of Adam it is linear, beyond them constant: what is better
-    than the last counts as the last.
+    It is linear between the known losses of Adam, and constant beyond them.
 
     Attributes:
         losses, steps: losses of Adam, none above the one before, and when they are reached.

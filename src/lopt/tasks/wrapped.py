@@ -147,10 +147,7 @@ class DelayedTask(AbstractRemembering):
 
 
 class AbstractRandomised(AbstractWrapped):
-    """A task whose gradients are changed at random; losses are as they were.
-
-    A batch is that of the task and the key of the change.
-    """
+    """A task whose gradients, not losses, change at random; a batch is its own and a key."""
 
     @abc.abstractmethod
     def change(self, grads: Params, key: Key) -> Params:
@@ -176,7 +173,7 @@ class AbstractRandomised(AbstractWrapped):
 
 
 class PerturbedTask(AbstractRandomised):
-    """A task whose gradients are noisy, or zero by chance.
+    """A task whose gradients are noisy, or zero by chance; losses are as they were.
 
     Attributes:
         scale: the standard deviation of noise in each entry of a gradient.

@@ -104,7 +104,7 @@ def test_published_seed(name):
 def small(config):
     """Returns a configuration whose task costs little: all sizes, and no more, are cut.
 
-    Sizes are the same for all, so that the programs of initialisers are compiled once.
+    Widths are the same for all, so that programs of initialisers are compiled once.
     """
     values = taskset.to_json(config)
     values["text"] |= {"batch_size": 4, "length": 6}
