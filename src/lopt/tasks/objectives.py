@@ -5,7 +5,6 @@ mean training loss is `lopt.train_loss`, the last is `lopt.FinalLoss`.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -18,7 +17,9 @@ from lopt.core.task import AbstractTask
 from lopt.core.types import Batch, Key, Scalar, Split, as_pytree
 from lopt.core.unroll import Step
 
-_floats = partial(jnp.asarray, dtype=float)
+
+def _floats(value: Any) -> Float[Array, "..."]:
+    return jnp.asarray(value, float)
 
 
 def best_loss(task: AbstractTask, step: Step, num_steps: Int[Array, ""]) -> Scalar:
