@@ -67,7 +67,7 @@ OBJECTIVES = {
     "accuracy": MetricObjective("accuracy", -1.0),
     "another distribution": MetricObjective("accuracy", -1.0, change=shifted),
     "normalised": NormalizedLoss(0.3, 0.4),
-    "Adam steps": AdamSteps([1.0, 0.5, 0.01], [0.0, 1.0, 20.0]),
+    "Adam steps": AdamSteps([1.0, 0.1, 0.01], [0.0, 1.0, 20.0]),
 }
 
 
