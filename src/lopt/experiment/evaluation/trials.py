@@ -20,14 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from lopt.experiment.baselines import BASELINES, Contestant, Grid, Tuned, random_adam, tune
-from lopt.experiment.data.named_tasks import named_task
 from lopt.experiment.evaluation import metrics
 from lopt.experiment.evaluation.evaluation import Evaluation, Trial, trial
 from lopt.experiment.runs import files
 from lopt.experiment.runs.environment import cache_folder
 from lopt.experiment.runs.run import printed
 from lopt.experiment.trainings import OverDevices, drawn, dtype_of, stream
-from lopt.tasks import AdamSteps, NormalizedLoss, WithObjective
 
 # The version of the protocol: results of another one are not used again.
 FORMAT = 2
@@ -191,27 +189,6 @@ class Trials:
         params, state = jax.eval_shape(made, jax.random.key(0), row)
         size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
         return size / sum(leaf.size for leaf in jax.tree.leaves(params))
-
-
-def normalised_task(
-    task: str | Evaluation, horizon: int = 200, *, adam_steps: bool = False
-) -> WithObjective:
-    """Returns a task that is judged on Adam's scale, for `lopt.tasks.own_objective`.
-
-    The scale of training losses is that of `lopt evaluate`, from 43 settings of Adam; it is kept
-    for each task and horizon, and Adam is trained where it is not known yet.
-
-    Args:
-        task: its name, see `lopt tasks`, or an evaluation, which has a horizon of its own.
-        horizon: steps of Adam on a task by name.
-        adam_steps: whether losses become minus the steps that Adam takes to them, see
-            `lopt.tasks.AdamSteps`, and not `lopt.tasks.NormalizedLoss`.
-    """
-    one = Evaluation(task, named_task(task), horizon) if isinstance(task, str) else task
-    scale = Trials(one).scale()
-    if adam_steps:
-        return WithObjective(one.task, AdamSteps(scale.envelope, scale.steps))
-    return WithObjective(one.task, NormalizedLoss(scale.best["train"], scale.init["train"]))
 
 
 def fingerprint(tree: Any) -> str:
