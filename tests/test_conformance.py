@@ -331,6 +331,8 @@ TASKS = {
     ),
     "Quadratic": lambda: QUADRATIC,
     "QuadraticFamily": lambda: lopt.tasks.QuadraticFamily(3, noise_scale=0.1),
+    # In one dimension there is one direction, and the gradient is exact.
+    "RandomDirections": lambda: lopt.tasks.RandomDirections(lopt.tasks.QuadraticFamily(1)),
     "RandomLabels": lambda: lopt.tasks.RandomLabels(classification(), 0.5),
     "ReducedBatch": lambda: lopt.tasks.ReducedBatch(classification()),
     "Reparameterization, parameter": lambda: lopt.tasks.Reparameterization(
@@ -343,6 +345,7 @@ TASKS = {
     "Rosenbrock": lopt.tasks.Rosenbrock,
     "StyblinskiTang": lopt.tasks.StyblinskiTang,
     "WithBestLoss": lambda: lopt.tasks.WithBestLoss(classification()),
+    "WithObjective": lambda: lopt.tasks.WithObjective(classification(), lopt.train_loss),
     "WithValidation": lambda: lopt.tasks.WithValidation(classification(), 2),
     "conv_classification": lambda: lopt.tasks.conv_classification(
         digits(0), (2, 3), 3, (4,), jnp.tanh, batch_size=6

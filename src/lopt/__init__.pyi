@@ -54,6 +54,7 @@ from .estimators import TruncatedBackprop as TruncatedBackprop
 from .estimators import TruncatedES as TruncatedES
 from .estimators import particle_mesh as particle_mesh
 from .experiment.data.datasets import load_images as load_images
+from .experiment.data.named_tasks import normalised_task as normalised_task
 from .experiment.data.text import load_text as load_text
 from .experiment.data.text import source_classification as source_classification
 from .experiment.evaluation.evaluation import Evaluation as Evaluation

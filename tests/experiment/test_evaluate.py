@@ -134,6 +134,26 @@ def test_a_choice_at_the_edge_widens_the_grid_and_nothing_else():
     assert count == 11
 
 
+def test_a_task_is_judged_on_the_scale_of_adam(cache, monkeypatch):
+    task, scale = lopt.normalised_task(parabola()), Trials(parabola()).scale()
+
+    def judged(task, loss):
+        loss = jnp.asarray(loss)
+        step = lopt.Step(jnp.asarray(0), jax.random.key(0), loss, (), (), loss, loss, loss)
+        return float(lopt.tasks.own_objective(task, step, jnp.asarray(4)))
+
+    best, init = scale.best["train"], scale.init["train"]
+    assert 0 <= best < 0.1 * init
+    np.testing.assert_allclose([judged(task, best), judged(task, init)], [0, 1], atol=1e-6)
+    # What is known is not trained again, and counted as the report does.
+    monkeypatch.setattr(Trials, "_program", None)
+    steps = lopt.normalised_task(parabola(), adam_steps=True)
+    for loss in np.linspace(scale.envelope[0], scale.envelope[-1], 7):
+        np.testing.assert_allclose(judged(steps, loss), -scale.adam_steps(loss), rtol=1e-5)
+    with pytest.raises(ValueError, match=r"'digits_mpl'; try 'digits_mlp'"):
+        lopt.normalised_task("digits_mpl")
+
+
 def test_a_killed_evaluation_goes_on_where_it_was(tmp_path, monkeypatch):
     """Nine rates are trained four by four; the process ends after the first four."""
     contestant, calls, call = sgd(1.0, 9, tmp_path), [], OverDevices.__call__

@@ -315,6 +315,22 @@ def test_delayed_gradients_nest_with_other_changes():
     np.testing.assert_allclose(steps.grads[2:], gradient, rtol=1e-6)
 
 
+def test_gradients_along_random_directions_are_unbiased():
+    quadratic = lopt.tasks.WithBestLoss(Quadratic(jnp.array([1.0, 0.5, 2.0]), jnp.ones(3)))
+    task = lopt.tasks.RandomDirections(quadratic).draw(KEY)
+    x, keys = jnp.array([0.3, -1.0, 0.7]), jax.random.split(KEY, 20_000)
+    state = task.prepare(x, KEY)
+    found = jax.vmap(lambda key: task.estimate(x, state, key)[0])(keys)
+    assert set(np.asarray(found.loss)) == {float(quadratic.loss(x, ()))}
+    g = jax.grad(lambda x: quadratic.loss(x, ()))(x)
+    error = found.grads.std(axis=0) / len(keys) ** 0.5
+    assert np.all(np.abs(found.grads.mean(axis=0) - g) < 4 * error)
+    # A projection P times d, so that g . P g is |P g|^2, of which the mean is |g|^2 / d.
+    squares = jnp.sum(found.grads**2, axis=1) / 3
+    np.testing.assert_allclose(found.grads @ g, squares)
+    np.testing.assert_allclose(squares.mean(), jnp.sum(g**2), rtol=0.05)
+
+
 def test_random_labels_are_a_permutation():
     task = make_task()
     drawn = lopt.tasks.RandomLabels(task).draw(KEYS[1])

@@ -22,7 +22,7 @@ from lopt.tasks import (
     rnn_language_model,
     text_data,
 )
-from lopt.tasks.memory import token_metrics
+from lopt.tasks.classification import label_metrics
 from lopt.tasks.network_task import Build, InitApply
 from lopt.tasks.recurrent import RecurrentCore
 
@@ -235,7 +235,7 @@ def test_memory_tasks_can_be_solved(task):
             answers[row, -1] = dict(zip(line[:6:2], line[1:6:2], strict=True))[line[-1]]
     assert asked.sum(axis=1).tolist() == [3 if tokens.shape[1] == 8 else 1] * len(tokens)
     logits = 1e3 * jax.nn.one_hot(answers, vocabulary)
-    losses, right = token_metrics(logits, batch.targets)
+    losses, right = label_metrics(logits, batch.targets)
     assert float(jnp.abs(losses[jnp.asarray(asked)]).max()) == 0
     assert bool(jnp.all((right == 1) | (batch.asked == 0)))
 

@@ -8,7 +8,18 @@ import optax
 import pytest
 
 import lopt
-from lopt.tasks import InputNoise, MetricObjective, NormalizedLoss, WithBestLoss, best_loss
+from lopt.tasks import (
+    AdamSteps,
+    InputNoise,
+    MetricObjective,
+    Mixture,
+    NormalizedLoss,
+    Quadratic,
+    WithBestLoss,
+    WithObjective,
+    best_loss,
+    own_objective,
+)
 
 KEY = jax.random.key(0)
 
@@ -56,6 +67,7 @@ OBJECTIVES = {
     "accuracy": MetricObjective("accuracy", -1.0),
     "another distribution": MetricObjective("accuracy", -1.0, change=shifted),
     "normalised": NormalizedLoss(0.3, 0.4),
+    "Adam steps": AdamSteps([1.0, 0.1, 0.01], [0.0, 1.0, 20.0]),
 }
 
 
@@ -92,6 +104,44 @@ def test_normalised_loss(loss, expected):
     assert slope == (0.5 if loss == 2 else slope)
 
 
+@pytest.mark.parametrize(
+    ("loss", "steps"),
+    # Adam waits at 2: it has that loss since its second step.
+    [(9.0, 1), (4.0, 1), (3.0, 1.5), (2.0, 2), (1.5, 6), (1.0, 8), (0.5, 8), (np.nan, 0)],
+)
+def test_adam_steps(loss, steps):
+    def measure(loss):
+        step = lopt.Step(jnp.asarray(0), KEY, loss, (), (), loss, loss, loss)
+        objective = AdamSteps([4.0, 2.0, 2.0, 1.0], [1.0, 2.0, 4.0, 8.0])
+        return objective(Bumpy(), step, jnp.asarray(4))
+
+    value, slope = jax.value_and_grad(measure)(jnp.asarray(loss))
+    assert value == -steps
+    assert jnp.isfinite(slope)
+    assert slope == {3.0: 0.5, 1.5: 4.0}.get(loss, slope)
+
+
+def test_each_task_of_a_mixture_has_an_objective_of_its_own():
+    """Losses that differ by a factor of 100 count alike, and updates stay as they were."""
+    quadratics = [Quadratic(jnp.full(2, scale), jnp.zeros(2)) for scale in (1.0, 0.01)]
+    mixture = Mixture(
+        [WithObjective(one, NormalizedLoss(0.0, 2 * one.eigenvalues[0])) for one in quadratics]
+    )
+    assert len(mixture.architectures()) == 1
+    inner = lopt.InnerTraining(mixture, Tolerant(), 1, own_objective)
+    plain = lopt.InnerTraining(Mixture(quadratics), Tolerant(), 1)
+    keys = jax.random.split(KEY, 20)
+    own, losses = (
+        jax.vmap(lambda key, one=one: one.meta_loss(jnp.asarray(0.0), key))(keys)
+        for one in (inner, plain)
+    )
+    scales = jax.vmap(lambda key: mixture.draw(key).objective.initial)(
+        jax.vmap(lambda key: jax.random.split(key, 3)[0])(keys)
+    )
+    assert len(set(scales.tolist())) == 2
+    np.testing.assert_allclose(own, jnp.clip(losses / scales, -2, 2), rtol=1e-6)
+
+
 def make_task(poison=()):
     generator = np.random.default_rng(0)
     images = generator.uniform(size=(60, 2, 2, 1))
@@ -117,6 +167,7 @@ REAL = {
     "validation": lopt.validation_loss,
     "robust": MetricObjective("loss", change=InputNoise(0.3)),
     "normalised": NormalizedLoss(0.1, 1.0, lopt.validation_loss),
+    "Adam steps": AdamSteps([1.2, 1.0, 0.1], [1.0, 2.0, 5.0]),
 }
 
 

@@ -9,6 +9,7 @@ from lopt.tasks.augment import (
     InputScale,
     LossScale,
     LowPrecision,
+    RandomDirections,
     RandomLabels,
     ReducedBatch,
     Reparameterization,
@@ -43,7 +44,13 @@ from lopt.tasks.language import Transformer, char_transformer, language_model, r
 from lopt.tasks.memory import associative_recall, copying
 from lopt.tasks.mixture import Mixture
 from lopt.tasks.network_task import AbstractNetwork, Build, EquinoxNetwork, InitApply, NetworkTask
-from lopt.tasks.objectives import MetricObjective, NormalizedLoss, best_loss
+from lopt.tasks.objectives import (
+    AdamSteps,
+    MetricObjective,
+    NormalizedLoss,
+    best_loss,
+    own_objective,
+)
 from lopt.tasks.perceptrons import MLPFamily
 from lopt.tasks.quadratics import Quadratic, QuadraticFamily
 from lopt.tasks.recurrent import RecurrentNetwork
@@ -51,11 +58,12 @@ from lopt.tasks.resnet import resnet_classification
 from lopt.tasks.streaming import streamed_data
 from lopt.tasks.validation import WithValidation
 from lopt.tasks.vision import vit_classification
-from lopt.tasks.wrapped import WithBestLoss
+from lopt.tasks.wrapped import WithBestLoss, WithObjective
 
 __all__ = [
     "AbstractNetwork",
     "Ackley",
+    "AdamSteps",
     "Beale",
     "Branin",
     "Build",
@@ -83,6 +91,7 @@ __all__ = [
     "NormalizedLoss",
     "Quadratic",
     "QuadraticFamily",
+    "RandomDirections",
     "RandomLabels",
     "RecurrentNetwork",
     "ReducedBatch",
@@ -92,6 +101,7 @@ __all__ = [
     "StyblinskiTang",
     "Transformer",
     "WithBestLoss",
+    "WithObjective",
     "WithValidation",
     "array_data",
     "associative_recall",
@@ -106,6 +116,7 @@ __all__ = [
     "mlp_autoencoder",
     "mlp_classification",
     "normalising_flow",
+    "own_objective",
     "resize",
     "resnet_classification",
     "rnn_language_model",

@@ -15,6 +15,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int, PyTree
 from typing_extensions import override
@@ -24,7 +25,7 @@ from lopt.core.task import AbstractTask, AbstractTaskFamily, TransformedTask
 from lopt.core.types import SPLITS, Batch, Key, Params, Split
 from lopt.tasks.data import Data, Rows
 from lopt.tasks.ranges import check_range, log_uniform, random_index
-from lopt.tasks.wrapped import AbstractWrapped, DelayedTask, PerturbedTask
+from lopt.tasks.wrapped import AbstractRandomised, AbstractWrapped, DelayedTask, PerturbedTask
 
 
 class AbstractAugmentation(AbstractTaskFamily):
@@ -145,14 +146,13 @@ class Reparameterization(AbstractScaling):
             parts = jnp.split(factors, list(itertools.accumulate(sizes))[:-1])
             shaped = zip(parts, tensors, strict=True)
             factors = tuple(part.reshape(tensor.shape) for part, tensor in shaped)
-        inverse = jax.tree.map(lambda factor: 1 / factor, factors)
-        initial, params = (Partial(_scale, part) for part in (inverse, factors))
-        return TransformedTask(task, map_initial=initial, map_params=params)
+        return in_units(task, factors)
 
 
-def rescaled(task: AbstractTask, scale: Float[Array, ""]) -> TransformedTask:
-    """Returns a task whose parameters are `scale` times as large as those of `task`."""
-    initial, params = (Partial(_scale, factor) for factor in (scale, 1 / scale))
+def in_units(task: AbstractTask, factors: Any) -> TransformedTask:
+    """Returns a task in other units: its parameters times `factors` are those of `task`."""
+    inverse = jax.tree.map(lambda factor: 1 / factor, factors)
+    initial, params = (Partial(_scale, part) for part in (inverse, factors))
     return TransformedTask(task, map_initial=initial, map_params=params)
 
 
@@ -191,6 +191,22 @@ class DelayedGradients(AbstractAugmentation):
     def change(self, task: AbstractTask, key: Key) -> DelayedTask:
         delay = random_index(key, jnp.asarray(self.longest + 1, jnp.int32))
         return DelayedTask(task, delay, self.longest)
+
+
+class RandomDirections(AbstractRandomised):
+    """A task, or the tasks of a family, with gradients along one random direction u in each step.
+
+    In place of g it is d u (u . g) / |u|^2, of d parameters; the mean of that is g.
+    """
+
+    task: Any
+
+    @override
+    def change(self, grads: Params, key: Key) -> Params:
+        flat, unravel = ravel_pytree(grads)
+        direction = jax.random.normal(key, flat.shape, flat.dtype)
+        along = jnp.vdot(direction, flat) / jnp.vdot(direction, direction)
+        return unravel(flat.size * along * direction)
 
 
 class LowPrecision(AbstractAugmentation):

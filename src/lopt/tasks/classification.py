@@ -136,6 +136,16 @@ def _linear(weight: Float[Array, "output input"]) -> eqx.nn.Linear:
     return eqx.tree_at(lambda layer: (layer.weight, layer.bias), layer, (weight, bias))
 
 
+def label_metrics(
+    logits: Float[Array, "*n outputs"], labels: Int[Array, "*n"]
+) -> tuple[Float[Array, "*n"], Float[Array, "*n"]]:
+    """Returns the cross entropy of each prediction, and 1 where the largest logit is right."""
+    # A logit looked up by index has a scatter as its derivative: slow on a CPU.
+    ones = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
+    found = jnp.argmax(logits, axis=-1).astype(labels.dtype) == labels
+    return optax.softmax_cross_entropy(logits, ones), found.astype(logits.dtype)
+
+
 class CrossEntropy(eqx.Module):
     """The objective of classification: "loss", the mean softmax cross entropy, and "accuracy".
 
@@ -164,13 +174,8 @@ class CrossEntropy(eqx.Module):
                 f"classification(network) gives logits of shape {logits.shape[1:]}; data has "
                 f"{self.num_classes} classes, try {self.num_classes} outputs."
             )
-        # A label's logit looked up by index has a scatter as its derivative: slow on a CPU.
-        targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
-        found: Int[Array, " n"] = jnp.argmax(logits, axis=-1).astype(labels.dtype)
-        return {
-            "loss": rows.mean(optax.softmax_cross_entropy(logits, targets)),
-            "accuracy": rows.mean((found == labels).astype(logits.dtype)),
-        }
+        losses, right = label_metrics(logits, labels)
+        return {"loss": rows.mean(losses), "accuracy": rows.mean(right)}
 
 
 def classification(

@@ -8,25 +8,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, Float, Int
 
 from lopt.core.checks import check_integer
 from lopt.core.types import Key, Scalar
-from lopt.tasks.classification import initial_weights
+from lopt.tasks.classification import initial_weights, label_metrics
 from lopt.tasks.data import Data, Rows
 from lopt.tasks.network_task import AnyNetwork, Build, NetworkTask, Predict, as_network
 from lopt.tasks.recurrent import Kind, RecurrentNetwork, embedded
-
-
-def token_metrics(
-    logits: Float[Array, "*n outputs"], targets: Int[Array, "*n"]
-) -> tuple[Float[Array, "*n"], Float[Array, "*n"]]:
-    """Returns the cross entropy of each prediction, and 1 where the largest logit is right."""
-    # A logit looked up by index has a scatter as its derivative: slow on a CPU.
-    ones = jax.nn.one_hot(targets, logits.shape[-1], dtype=logits.dtype)
-    found = jnp.argmax(logits, axis=-1).astype(targets.dtype) == targets
-    return optax.softmax_cross_entropy(logits, ones), found.astype(logits.dtype)
 
 
 class NextToken(eqx.Module):
@@ -47,9 +36,8 @@ class NextToken(eqx.Module):
     def __call__(self, predict: Predict, rows: Rows) -> dict[str, Scalar]:
         """Returns the metrics of a network on a batch of windows, of shape (n, length)."""
         tokens = jnp.minimum(rows.arrays, (self.vocabulary or 1) - 1)
-        losses, right = token_metrics(predict(tokens[:, :-1]), tokens[:, 1:])
-        loss = rows.mean(jnp.mean(losses, axis=1))
-        accuracy = rows.mean(jnp.mean(right, axis=1))
+        losses, right = label_metrics(predict(tokens[:, :-1]), tokens[:, 1:])
+        loss, accuracy = (rows.mean(jnp.mean(one, axis=1)) for one in (losses, right))
         return {"loss": loss, "bits": loss / math.log(2), "accuracy": accuracy}
 
 
@@ -161,15 +149,11 @@ def initial_blocks(
             f"width={heads * -(-width // heads)}."
         )
     inner = 4 * width if hidden is None else hidden
-    own: list[tuple[int, ...]] = [
-        (3 * width, width),
-        (width, width),
-        (inner, width),
-        (width, inner),
-    ]
+    own = [(3 * width, width), (width, width), (inner, width), (width, inner)]
     drawn = initial_weights([*ends, *own * depth], key, None)
     residual, dtype = (2 * depth) ** -0.5, drawn[0].dtype
     ones, zeros = jnp.ones((2, width), dtype), jnp.zeros((2, width), dtype)
+    parts = zip(*(drawn[len(ends) + i :: 4] for i in range(4)), strict=True)
     blocks = tuple(
         Block(
             scales=ones,
@@ -183,9 +167,7 @@ def initial_blocks(
             heads=heads,
             causal=causal,
         )
-        for attend, joined, up, down in zip(
-            *(drawn[len(ends) + i :: 4] for i in range(4)), strict=True
-        )
+        for attend, joined, up, down in parts
     )
     return drawn[: len(ends)], blocks
 

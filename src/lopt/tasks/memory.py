@@ -14,7 +14,7 @@ from typing_extensions import override
 from lopt.core.checks import check_integer
 from lopt.core.task import AbstractTask
 from lopt.core.types import Key, Params, Scalar, Split, State
-from lopt.tasks.language import token_metrics
+from lopt.tasks.classification import label_metrics
 from lopt.tasks.network_task import AbstractNetwork, AnyNetwork, Build, Rows, as_network
 from lopt.tasks.recurrent import RecurrentNetwork
 
@@ -89,7 +89,7 @@ class SequenceTask(AbstractTask):
     def metrics(self, params: Params, state: State, batch: Sequences) -> dict[str, Scalar]:
         logits = self.network.apply(params, state, Rows(batch.tokens), False)[0]
         asked = batch.asked.astype(logits.dtype)
-        names = zip(("loss", "accuracy"), token_metrics(logits, batch.targets), strict=True)
+        names = zip(("loss", "accuracy"), label_metrics(logits, batch.targets), strict=True)
         return {name: jnp.sum(asked * one) / jnp.sum(asked) for name, one in names}
 
 

@@ -5,7 +5,7 @@ mean training loss is `lopt.train_loss`, the last is `lopt.FinalLoss`.
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
@@ -18,9 +18,18 @@ from lopt.core.types import Batch, Key, Scalar, as_pytree
 from lopt.core.unroll import Step
 
 
+def _floats(value: Any) -> Float[Array, "..."]:
+    return jnp.asarray(value, float)
+
+
 def best_loss(task: AbstractTask, step: Step, num_steps: Int[Array, ""]) -> Scalar:
     """The least training loss so far, of tasks in `lopt.tasks.WithBestLoss`."""
     return step.extra["best_loss"]
+
+
+def own_objective(task: Any, step: Step, num_steps: Int[Array, ""]) -> Scalar:
+    """The objective that each task has of its own, of tasks in `lopt.tasks.WithObjective`."""
+    return task.objective(task, step, num_steps)
 
 
 class MetricObjective(eqx.Module):
@@ -76,8 +85,8 @@ class NormalizedLoss(eqx.Module):
         objective: gives l.
     """
 
-    best: Float[Array, ""] = eqx.field(converter=lambda value: jnp.asarray(value, float))
-    initial: Float[Array, ""] = eqx.field(converter=lambda value: jnp.asarray(value, float))
+    best: Float[Array, ""] = eqx.field(converter=_floats)
+    initial: Float[Array, ""] = eqx.field(converter=_floats)
     objective: Objective = eqx.field(default=train_loss, converter=as_pytree)
 
     def __call__(self, task: AbstractTask, step: Step, num_steps: Int[Array, ""]) -> Scalar:
@@ -88,3 +97,25 @@ class NormalizedLoss(eqx.Module):
         # A loss that is not finite is replaced before it is used, so that gradients are finite.
         scaled = (jnp.where(is_finite, loss, 0) - best) / (initial - best)
         return jnp.where(is_finite, jnp.clip(scaled, -2, 2), 2)
+
+
+class AdamSteps(eqx.Module):
+    """Minus the number of steps after which Adam reaches a loss; 0 where the loss is not finite.
+
+    It is linear between the known losses of Adam, and constant beyond them.
+
+    Attributes:
+        losses, steps: losses of Adam, none above the one before, and when they are reached.
+        objective: gives the loss.
+    """
+
+    losses: Float[Array, " point"] = eqx.field(converter=_floats)
+    steps: Float[Array, " point"] = eqx.field(converter=_floats)
+    objective: Objective = eqx.field(default=train_loss, converter=as_pytree)
+
+    def __call__(self, task: AbstractTask, step: Step, num_steps: Int[Array, ""]) -> Scalar:
+        """Returns minus the steps of Adam."""
+        loss = self.objective(task, step, num_steps)
+        losses, steps = (x[::-1].astype(loss.dtype) for x in (self.losses, self.steps))
+        is_finite = jnp.isfinite(loss)
+        return -jnp.where(is_finite, jnp.interp(jnp.where(is_finite, loss, 0), losses, steps), 0)

@@ -1,7 +1,6 @@
 """Examples that do not fit into memory: the host reads them when a step draws them."""
 
 import hashlib
-import operator
 from typing import Any
 
 import equinox as eqx
@@ -99,13 +98,8 @@ def streamed_data(source: Any, seed: int = 0, num_classes: int | None = None) ->
         )
     order = np.random.default_rng(seed).permutation(len(source))
     read, tenth = _Reader(source, order), len(order) // 10
-    counts = [len(order) - 3 * tenth, tenth, tenth, tenth]
-    firsts = np.cumsum([0, *counts[:-1]])
-    splits = [
-        StreamedExamples(
-            read=read, first=jnp.asarray(first, jnp.int32), count=jnp.asarray(count, jnp.int32)
-        )
-        for first, count in zip(map(operator.index, firsts), counts, strict=True)
-    ]
+    counts = jnp.array([len(order) - 3 * tenth, tenth, tenth, tenth], jnp.int32)
+    windows = zip(jnp.cumsum(counts) - counts, counts, strict=True)
+    splits = (StreamedExamples(read=read, first=first, count=n) for first, n in windows)
     train, valid_inner, valid_outer, test = splits
     return Data(train, valid_inner, valid_outer, test, num_classes)

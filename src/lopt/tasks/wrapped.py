@@ -4,6 +4,7 @@ Each keeps to `differentiate`, so that they nest in any order with one another a
 `lopt.TransformedTask`. What differs between two of them is an array.
 """
 
+import abc
 import dataclasses
 from typing import Any
 
@@ -15,8 +16,9 @@ from jaxtyping import Array, Float, Int
 from typing_extensions import override
 
 from lopt.core.estimator import Estimate
+from lopt.core.inner import Objective
 from lopt.core.task import AbstractTask, AbstractTaskFamily
-from lopt.core.types import Batch, Key, Params, Scalar, Split, State
+from lopt.core.types import Batch, Key, Params, Scalar, Split, State, as_pytree
 
 
 class AbstractWrapped(AbstractTask):
@@ -103,6 +105,20 @@ class WithBestLoss(AbstractRemembering):
         return dataclasses.replace(found, extra={**found.extra, "best_loss": best}), (inner, best)
 
 
+class WithObjective(AbstractWrapped):
+    """A task, or the tasks of a family, with an objective of their own, for `own_objective`.
+
+    In a mixture each task is then judged on a scale of its own. It goes around other changes.
+
+    Attributes:
+        task: the task, or a family of them.
+        objective: what its training is to be good at, such as a `NormalizedLoss`.
+    """
+
+    task: Any
+    objective: Objective = eqx.field(converter=as_pytree)
+
+
 class DelayedTask(AbstractRemembering):
     """A task whose gradients arrive `delay` steps late; until then they are zero.
 
@@ -130,19 +146,12 @@ class DelayedTask(AbstractRemembering):
         return dataclasses.replace(found, grads=late), (inner, kept)
 
 
-class PerturbedTask(AbstractWrapped):
-    """A task whose gradients are noisy, or zero by chance; losses are as they were.
+class AbstractRandomised(AbstractWrapped):
+    """A task whose gradients, not losses, change at random; a batch is its own and a key."""
 
-    A batch is that of the task and the key of the noise.
-
-    Attributes:
-        scale: the standard deviation of noise in each entry of a gradient.
-        zeros: the probability that an entry is zero.
-    """
-
-    task: AbstractTask
-    scale: Float[Array, ""]
-    zeros: Float[Array, ""]
+    @abc.abstractmethod
+    def change(self, grads: Params, key: Key) -> Params:
+        """Returns the gradient that takes the place of `grads`."""
 
     @override
     def batch(self, key: Key, split: Split = "train") -> Batch:
@@ -160,13 +169,29 @@ class PerturbedTask(AbstractWrapped):
     @override
     def differentiate(self, params: Params, state: State, batch: Batch) -> tuple[Estimate, State]:
         found, state = self.task.differentiate(params, state, batch[0])
-        noise_key, zeros_key = jax.random.split(batch[1])
-        noise = optax.tree.random_like(noise_key, found.grads, jax.random.normal)
-        chance = optax.tree.random_like(zeros_key, found.grads, jax.random.uniform)
+        return dataclasses.replace(found, grads=self.change(found.grads, batch[1])), state
+
+
+class PerturbedTask(AbstractRandomised):
+    """A task whose gradients are noisy, or zero by chance; losses are as they were.
+
+    Attributes:
+        scale: the standard deviation of noise in each entry of a gradient.
+        zeros: the probability that an entry is zero.
+    """
+
+    task: AbstractTask
+    scale: Float[Array, ""]
+    zeros: Float[Array, ""]
+
+    @override
+    def change(self, grads: Params, key: Key) -> Params:
+        noise_key, zeros_key = jax.random.split(key)
+        noise = optax.tree.random_like(noise_key, grads, jax.random.normal)
+        chance = optax.tree.random_like(zeros_key, grads, jax.random.uniform)
 
         def perturb(grad: Array, noise: Array, chance: Array) -> Array:
             noisy = grad + self.scale.astype(grad.dtype) * noise
             return jnp.where(chance < self.zeros.astype(grad.dtype), 0, noisy)
 
-        grads = jax.tree.map(perturb, found.grads, noise, chance)
-        return dataclasses.replace(found, grads=grads), state
+        return jax.tree.map(perturb, grads, noise, chance)

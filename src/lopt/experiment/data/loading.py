@@ -13,13 +13,7 @@ from zlib import crc32
 
 import jax.numpy as jnp
 
-from lopt.experiment.data.datasets import (
-    NAMES,
-    available,
-    data_loaded,
-    load_images,
-    note_loaded,
-)
+from lopt.experiment.data.datasets import NAMES, available, data_loaded, load_images, note_loaded
 from lopt.experiment.data.text import TINY_SHAKESPEARE, load_text, source_classification
 from lopt.tasks.data import Data, Examples, Labelled
 from lopt.tasks.taskset.config import known

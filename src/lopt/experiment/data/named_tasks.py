@@ -16,6 +16,7 @@ from lopt.core.task import AbstractTaskFamily
 from lopt.experiment.data.datasets import NAMES, load_images
 from lopt.experiment.data.loading import kept, load
 from lopt.experiment.data.text import TINY_SHAKESPEARE, load_text
+from lopt.experiment.evaluation.evaluation import Evaluation
 from lopt.tasks.taskset import FAMILIES, parse, sample
 
 # Of each kind of network, at the size that a laptop trains; mlp100x100 and conv5x5 are those of Wu
@@ -103,3 +104,26 @@ def named_task(name: str, size: int = 0, batch_size: int = 128) -> AbstractTaskF
         images = kept(load_images, data, size or (32 if data == "cifar10" else 8))
         return NETWORKS[network](images, batch_size=batch_size)
     return without_data()[name]()
+
+
+def normalised_task(
+    task: str | Evaluation, horizon: int = 200, *, adam_steps: bool = False
+) -> t.WithObjective:
+    """Returns a task that is judged on Adam's scale, for `lopt.tasks.own_objective`.
+
+    The scale of training losses is that of `lopt evaluate`, from 43 settings of Adam; it is kept
+    for each task and horizon, and Adam is trained where it is not known yet.
+
+    Args:
+        task: its name, see `lopt tasks`, or an evaluation, which has a horizon of its own.
+        horizon: steps of Adam on a task by name.
+        adam_steps: whether losses become minus the steps that Adam takes to them, see
+            `lopt.tasks.AdamSteps`, and not `lopt.tasks.NormalizedLoss`.
+    """
+    from lopt.experiment.evaluation.trials import Trials  # loads SciPy
+
+    one = Evaluation(task, named_task(task), horizon) if isinstance(task, str) else task
+    scale = Trials(one).scale()
+    if adam_steps:
+        return t.WithObjective(one.task, t.AdamSteps(scale.envelope, scale.steps))
+    return t.WithObjective(one.task, t.NormalizedLoss(scale.best["train"], scale.init["train"]))

@@ -61,7 +61,7 @@ class Recipe:
             optax.adamw(schedule, weight_decay=self.weight_decay),
         )
         sizes = self.horizon, self.hidden, self.batch_size, self.seeds
-        evaluations = quick(data["digits"], *sizes) + [
+        evaluations = tuple(quick(data["digits"], *sizes)) + tuple(
             lopt.Evaluation(
                 *(f"{name}, new initialisations", one, self.horizon, self.seeds),
                 trained_on=True,
@@ -69,7 +69,5 @@ class Recipe:
             )
             for name, one in tasks.items()
             if name != "digits"
-        ]
-        return lopt.Experiment(
-            learned, meta, outer, self.outer_steps, tuple(evaluations), self.seed
         )
+        return lopt.Experiment(learned, meta, outer, self.outer_steps, evaluations, self.seed)

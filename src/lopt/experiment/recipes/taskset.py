@@ -7,7 +7,6 @@ diverge count no more than others. Every architecture is a program: few tasks co
 
 import dataclasses
 
-import jax.numpy as jnp
 import optax
 
 import lopt
@@ -62,23 +61,14 @@ class Recipe:
     def build(self) -> lopt.Experiment:
         names = self.tasks
         learned = lopt.adafactor_mlp(step_multiplier=0.01)
-        inner = lopt.InnerTraining(
-            Mixture([scaled(name) for name in names]),
-            learned,
-            self.horizon,
-            NormalizedLoss(jnp.zeros(()), jnp.ones(())),
-        )
+        tasks = Mixture([scaled(name) for name in names])
+        inner = lopt.InnerTraining(tasks, learned, self.horizon, NormalizedLoss(0.0, 1.0))
         meta = lopt.Mean(lopt.PES(inner, self.truncation, self.sigma), self.particles)
         schedule = optax.cosine_decay_schedule(self.learning_rate, self.outer_steps)
-        outer = optax.chain(
-            optax.clip_by_global_norm(self.gradient_clip),
-            optax.adam(schedule),
-        )
-        evaluations = [
+        outer = optax.chain(optax.clip_by_global_norm(self.gradient_clip), optax.adam(schedule))
+        evaluations = tuple(
             lopt.Evaluation(name, named_task(name), self.horizon, self.seeds, name in names)
             for name in dict.fromkeys((*names[:1], *self.held_out))
             if self.seeds
-        ]
-        return lopt.Experiment(
-            learned, meta, outer, self.outer_steps, tuple(evaluations), self.seed
         )
+        return lopt.Experiment(learned, meta, outer, self.outer_steps, evaluations, self.seed)

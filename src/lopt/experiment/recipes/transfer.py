@@ -65,13 +65,9 @@ class Recipe:
             optax.adam(optax.cosine_decay_schedule(self.learning_rate, self.outer_steps)),
         )
         title = f"{self.task}, new initialisations"
+        evaluations = (lopt.Evaluation(title, task, self.horizon, seeds, True),) if seeds else ()
         return lopt.Experiment(
-            learned,
-            meta,
-            outer,
-            self.outer_steps,
-            (lopt.Evaluation(title, task, self.horizon, seeds, True),) if seeds else (),
-            self.seed,
+            *(learned, meta, outer, self.outer_steps, evaluations, self.seed),
             steps_per_chunk=min(20, self.outer_steps),
             initial=theta,
         )

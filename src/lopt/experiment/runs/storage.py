@@ -95,9 +95,7 @@ def weights_file(path: Path) -> Path:
 
 
 def load_optimizer(
-    path: str | Path,
-    learned: AbstractLearnedOptimizer | None = None,
-    num_steps: int | None = None,
+    path: str | Path, learned: AbstractLearnedOptimizer | None = None, num_steps: int | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Loads saved weights, as `load` does, as an Optax optimizer, to be used wherever Optax is.
 

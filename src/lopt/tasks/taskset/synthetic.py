@@ -19,7 +19,7 @@ from typing_extensions import override
 from lopt.core.task import AbstractTask, TransformedTask
 from lopt.core.types import Batch, Key, Params, Scalar, Split
 from lopt.tasks import landscapes
-from lopt.tasks.augment import rescaled
+from lopt.tasks.augment import in_units
 from lopt.tasks.data import Examples
 from lopt.tasks.taskset.config import Config, Draw, Load, family, known
 from lopt.tasks.taskset.pieces import ACTIVATIONS, draw_activation
@@ -354,7 +354,7 @@ class SyntheticConfig(Config):
         if self.wrapper == "sparse_problems":
             return PerturbedTask(task, _array(self.sparse_noise), _array(self.zeros))
         if self.wrapper == "rescale_problems":
-            return rescaled(task, _array(self.scale))
+            return in_units(task, 1 / _array(self.scale))
         if self.wrapper == "log_objective":
             return TransformedTask(task, map_loss=_log_clipped if self.clipped else _log)
         return task
