@@ -85,8 +85,8 @@ class NormalizedLoss(eqx.Module):
         objective: gives l.
     """
 
-    best: Float[Array, ""] = eqx.field(converter=_floats)
-    initial: Float[Array, ""] = eqx.field(converter=_floats)
+    best: Float[Any, ""] = eqx.field(converter=_floats)
+    initial: Float[Any, ""] = eqx.field(converter=_floats)
     objective: Objective = eqx.field(default=train_loss, converter=as_pytree)
 
     def __call__(self, task: AbstractTask, step: Step, num_steps: Int[Array, ""]) -> Scalar:
@@ -109,8 +109,8 @@ class AdamSteps(eqx.Module):
         objective: gives the loss.
     """
 
-    losses: Float[Array, " point"] = eqx.field(converter=_floats)
-    steps: Float[Array, " point"] = eqx.field(converter=_floats)
+    losses: Float[Any, " point"] = eqx.field(converter=_floats)
+    steps: Float[Any, " point"] = eqx.field(converter=_floats)
     objective: Objective = eqx.field(default=train_loss, converter=as_pytree)
 
     def __call__(self, task: AbstractTask, step: Step, num_steps: Int[Array, ""]) -> Scalar:
