@@ -66,7 +66,7 @@ OBJECTIVES = {
     "validation": lopt.validation_loss,
     "accuracy": MetricObjective("accuracy", -1.0),
     "another distribution": MetricObjective("accuracy", -1.0, change=shifted),
-    "normalised": NormalizedLoss(0.3, 0.4),
+    "normalised": NormalizedLoss(best=0.3, initial=0.4),
     "Adam steps": AdamSteps([1.0, 0.1, 0.01], [0.0, 1.0, 20.0]),
 }
 
@@ -96,7 +96,7 @@ def test_each_objective_has_its_own_optimum():
 def test_normalised_loss(loss, expected):
     def measure(loss):
         step = lopt.Step(jnp.asarray(0), KEY, loss, (), (), loss, loss, loss)
-        return NormalizedLoss(1.0, 3.0)(Bumpy(), step, jnp.asarray(4))
+        return NormalizedLoss(best=1.0, initial=3.0)(Bumpy(), step, jnp.asarray(4))
 
     value, slope = jax.value_and_grad(measure)(jnp.asarray(loss))
     assert value == expected
@@ -125,7 +125,10 @@ def test_each_task_of_a_mixture_has_an_objective_of_its_own():
     """Losses that differ by a factor of 100 count alike, and updates stay as they were."""
     quadratics = [Quadratic(jnp.full(2, scale), jnp.zeros(2)) for scale in (1.0, 0.01)]
     mixture = Mixture(
-        [WithObjective(one, NormalizedLoss(0.0, 2 * one.eigenvalues[0])) for one in quadratics]
+        [
+            WithObjective(one, NormalizedLoss(best=0.0, initial=2 * one.eigenvalues[0]))
+            for one in quadratics
+        ]
     )
     assert len(mixture.architectures()) == 1
     inner = lopt.InnerTraining(mixture, Tolerant(), 1, own_objective)
@@ -166,7 +169,7 @@ REAL = {
     "best": best_loss,
     "validation": lopt.validation_loss,
     "robust": MetricObjective("loss", change=InputNoise(0.3)),
-    "normalised": NormalizedLoss(0.1, 1.0, lopt.validation_loss),
+    "normalised": NormalizedLoss(lopt.validation_loss, best=0.1, initial=1.0),
     "Adam steps": AdamSteps([1.2, 1.0, 0.1], [1.0, 2.0, 5.0]),
 }
 

@@ -47,6 +47,7 @@ class Contestant:
         identity: what its results depend on besides name and hyperparameters; they are not kept
             on disk where it is None.
         folder: where results are kept; by default where those of all baselines are.
+        is_baseline: whether others are judged by it.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Contestant:
     params_of: Callable[[Any, Any], Any] = _params
     identity: str | None = ""
     folder: Path | None = None
+    is_baseline: bool = False
 
 
 def outward(default: float, *fixed: float, count: int = 11) -> Grid:
@@ -121,7 +123,9 @@ _ROWS: dict[str, tuple[Any, ...]] = {
 }
 _JUDGED = {"schedule-free AdamW": contrib.schedule_free_eval_params}
 BASELINES = {
-    name: Contestant(name, factory, outward(*row), params_of=_JUDGED.get(name, _params))
+    name: Contestant(
+        name, factory, outward(*row), params_of=_JUDGED.get(name, _params), is_baseline=True
+    )
     for name, (factory, *row) in _ROWS.items()
 }
 
@@ -185,8 +189,8 @@ def optlist(path: Path | None = None, budgets: tuple[int, ...] = (1, 10, 30)) ->
             f"--optlist {path} is not a list of settings with {', '.join(names)}."
         ) from error
     kept = tuple(budget for budget in budgets if budget <= len(grid))
-    identity = digest(path)
-    return Contestant("OptList", _nadam, grid, kept, widens=False, identity=identity)
+    known: Any = {"widens": False, "identity": digest(path), "is_baseline": True}
+    return Contestant("OptList", _nadam, grid, kept, **known)
 
 
 class Tuned(NamedTuple):

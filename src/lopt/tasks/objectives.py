@@ -85,8 +85,8 @@ class NormalizedLoss(eqx.Module):
         objective: gives l.
     """
 
-    best: Float[Any, ""] = eqx.field(converter=_floats)
-    initial: Float[Any, ""] = eqx.field(converter=_floats)
+    best: Float[Any, ""] = eqx.field(converter=_floats, kw_only=True)
+    initial: Float[Any, ""] = eqx.field(converter=_floats, kw_only=True)
     objective: Objective = eqx.field(default=train_loss, converter=as_pytree)
 
     def __call__(self, task: AbstractTask, step: Step, num_steps: Int[Array, ""]) -> Scalar:

@@ -126,4 +126,5 @@ def normalised_task(
     scale = Trials(one).scale()
     if adam_steps:
         return t.WithObjective(one.task, t.AdamSteps(scale.envelope, scale.steps))
-    return t.WithObjective(one.task, t.NormalizedLoss(scale.best["train"], scale.init["train"]))
+    best, initial = scale.best["train"], scale.init["train"]
+    return t.WithObjective(one.task, t.NormalizedLoss(best=best, initial=initial))

@@ -41,8 +41,7 @@ class Comparison:
 
     def judged(self) -> list[Entry]:
         """Returns the entries that are no baselines."""
-        known = (*BASELINES, "OptList")
-        return [entry for entry in self.entries if entry.contestant.name not in known]
+        return [entry for entry in self.entries if not entry.contestant.is_baseline]
 
     def shown(self) -> list[Entry]:
         """Returns the entries that plots show: of baselines only those with the most trials."""
@@ -70,12 +69,14 @@ class Comparison:
         level = float(metrics.final_level(self.adam.found["train"].losses).mean())
         return metrics.steps_to(entry.found["train"].losses, level, self.evaluation.horizon)
 
-    def difference(self, entry: Entry, objective: str) -> tuple[Interval, str]:
+    def difference(
+        self, entry: Entry, objective: str, adam: Entry | None = None
+    ) -> tuple[Interval, str]:
         """Returns by how much log losses are above tuned Adam's, paired by seed, and their kind.
 
         Where losses are negative they have no logarithms, and normalised losses are compared.
         """
-        both, kind = (entry, self.adam), "log losses"
+        both, kind = (entry, adam or self.adam), "log losses"
         sides: list[Any] = [self.scale.logs(self.final(e, objective), objective) for e in both]
         if any(side is None for side in sides):
             sides = [self.normalised(one, objective) for one in both]
@@ -90,7 +91,10 @@ class Comparison:
             for objective, said in SAID.items():
                 found, row["differences of"] = self.difference(entry, objective)
                 row |= {said: metrics.verdict(found), f"{said}, difference": found}
-            rows.append(row)
+            adams = [e for e in self.entries if e.contestant is self.adam.contestant]
+            alike = next(e for e in reversed(adams) if e.budget <= entry.budget)
+            equal = metrics.verdict(self.difference(entry, "train", alike)[0])
+            rows.append(row | {"training loss, at equal trials": equal})
         return rows
 
     def rows(self) -> list[dict[str, Cell]]:
@@ -143,10 +147,11 @@ def compare(evaluation: Evaluation, contestants: Sequence[Contestant], seed: int
 
     What is on disk already is not trained again.
     """
-    names = [contestant.name for contestant in contestants]
+    adam = BASELINES["Adam"]
+    every = [*contestants] if adam in contestants else [*contestants, adam]
+    names = [contestant.name for contestant in every]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"There are two optimizers {twice[0]!r}; give one of them another name.")
-    every = [*contestants] if "Adam" in names else [*contestants, BASELINES["Adam"]]
     trials = Trials(evaluation, seed)
     trials.compile(every)
     scale = trials.scale()

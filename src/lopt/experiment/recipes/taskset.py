@@ -62,7 +62,9 @@ class Recipe:
         names = self.tasks
         learned = lopt.adafactor_mlp(step_multiplier=0.01)
         tasks = Mixture([scaled(name) for name in names])
-        inner = lopt.InnerTraining(tasks, learned, self.horizon, NormalizedLoss(0.0, 1.0))
+        inner = lopt.InnerTraining(
+            tasks, learned, self.horizon, NormalizedLoss(best=0.0, initial=1.0)
+        )
         meta = lopt.Mean(lopt.PES(inner, self.truncation, self.sigma), self.particles)
         schedule = optax.cosine_decay_schedule(self.learning_rate, self.outer_steps)
         outer = optax.chain(optax.clip_by_global_norm(self.gradient_clip), optax.adam(schedule))
