@@ -52,7 +52,7 @@ from lopt.tasks.objectives import (
     own_objective,
 )
 from lopt.tasks.perceptrons import MLPFamily
-from lopt.tasks.quadratics import Quadratic, QuadraticFamily
+from lopt.tasks.quadratics import LeastSquares, LeastSquaresFamily, Quadratic, QuadraticFamily
 from lopt.tasks.recurrent import RecurrentNetwork
 from lopt.tasks.resnet import resnet_classification
 from lopt.tasks.streaming import streamed_data
@@ -78,6 +78,8 @@ __all__ = [
     "InputNoise",
     "InputScale",
     "Labelled",
+    "LeastSquares",
+    "LeastSquaresFamily",
     "LogSumExp",
     "LossScale",
     "LowPrecision",

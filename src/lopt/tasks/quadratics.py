@@ -136,3 +136,48 @@ class QuadraticFamily(AbstractTaskFamily):
         eigenvalues = log_uniform(spectrum_key, self.low, self.high, (self.dim,))
         centre = jax.random.normal(centre_key, (self.dim,))
         return Quadratic(eigenvalues, centre, self.noise_scale, self.initial_scale)
+
+
+class LeastSquares(AbstractTask):
+    """|matrix x - target|^2; parameters start as initial_scale * N(0, 1)."""
+
+    matrix: Float[Array, "row dim"]
+    target: Float[Array, " row"]
+    initial_scale: float = eqx.field(static=True, default=1.0)
+
+    @override
+    def init(self, key: Key) -> Vector:
+        shape = self.matrix.shape[1:]
+        return self.initial_scale * jax.random.normal(key, shape, self.matrix.dtype)
+
+    @override
+    def batch(self, key: Key, split: Split = "train") -> Batch:
+        return ()
+
+    @override
+    def loss(self, params: Vector, batch: Batch) -> Scalar:
+        matrix, target = self.matrix.astype(params.dtype), self.target.astype(params.dtype)
+        return jnp.sum((matrix @ params - target) ** 2)
+
+
+class LeastSquaresFamily(AbstractTaskFamily):
+    """Least squares whose square matrix and target are N(0, 1).
+
+    Reference: the quadratic functions of Andrychowicz et al. 2016, arXiv:1606.04474, 3.1.
+
+    Attributes:
+        dim: the number of parameters.
+        initial_scale: as in `LeastSquares`.
+    """
+
+    dim: int = eqx.field(static=True, default=10)
+    initial_scale: float = eqx.field(static=True, default=1.0)
+
+    def __check_init__(self) -> None:
+        check_integer("LeastSquaresFamily", "dim", self.dim, hint="dim=10")
+        check_scale("LeastSquaresFamily", "initial_scale", self.initial_scale)
+
+    @override
+    def draw(self, key: Key) -> LeastSquares:
+        drawn = jax.random.normal(key, (self.dim, self.dim + 1))
+        return LeastSquares(drawn[:, :-1], drawn[:, -1], self.initial_scale)
