@@ -73,6 +73,10 @@ def is_finite(tree):
 # ---------------------------------------------------------------------------------------------
 
 LEARNED = {
+    "Chain": lambda: lopt.learned.Chain((optax.clip(1.0), lopt.LearnableSGD())),
+    "FallBack": lambda: lopt.learned.FallBack(lopt.dm(hidden=(2,)), limit=1e9),
+    "Nominal": lambda: lopt.learned.Nominal(lopt.LearnableSGD(), lopt.LearnableAdam()),
+    "Odd": lambda: lopt.learned.Odd(lopt.small_mlp((3,))),
     "PerTensorType": lambda: lopt.learned.PerTensorType(lopt.dm(hidden=(3,))),
     "learnable": lambda: lopt.learnable(optax.sgd, learning_rate=0.1),
     "Learnable": lambda: lopt.learnable(optax.adam, learning_rate=0.1, b1=0.8),

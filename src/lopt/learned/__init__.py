@@ -18,6 +18,7 @@ from lopt.learned.presets import (
 )
 from lopt.learned.recurrent import LSTM, Scaled
 from lopt.learned.rules import MLP, DirectionMagnitude
+from lopt.learned.safeguards import Chain, FallBack, FallBackState, Nominal, Odd
 from lopt.learned.schedules import (
     AbstractSchedule,
     Cosine,
@@ -35,10 +36,13 @@ __all__ = [
     "AbstractSchedule",
     "AdafactorFeatures",
     "Averaged",
+    "Chain",
     "Concat",
     "Cosine",
     "DirectionMagnitude",
     "Exponential",
+    "FallBack",
+    "FallBackState",
     "InverseTime",
     "Learnable",
     "LearnableAdam",
@@ -47,6 +51,8 @@ __all__ = [
     "LogAndSign",
     "MomentFeatures",
     "MomentumFeatures",
+    "Nominal",
+    "Odd",
     "PerStep",
     "PerTensor",
     "PerTensorType",
