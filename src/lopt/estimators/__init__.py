@@ -8,6 +8,8 @@ from lopt.estimators.look_ahead import LookAhead
 from lopt.estimators.mean import Mean, particle_mesh
 from lopt.estimators.persistent import GPES, NRES, PES, ESSingle
 from lopt.estimators.reparameterized import Reparameterized
+from lopt.estimators.resume import Resume
+from lopt.estimators.scheduled import Scheduled
 from lopt.estimators.truncated import TruncatedBackprop, log_of_sum
 from lopt.estimators.truncation import (
     AbstractHorizonSchedule,
@@ -36,6 +38,8 @@ __all__ = [
     "RandomSearch",
     "RankedES",
     "Reparameterized",
+    "Resume",
+    "Scheduled",
     "Sum",
     "TruncatedBackprop",
     "TruncatedES",

@@ -4,6 +4,7 @@ from lopt.learned.averages import Averaged
 from lopt.learned.concat import Concat, SelectFeatures, with_features
 from lopt.learned.features import AdafactorFeatures, MomentumFeatures
 from lopt.learned.hyperparameters import Learnable, LearnableState, learnable
+from lopt.learned.imitation import Guided, GuidedState, Imitation
 from lopt.learned.moments import LogAndSign, MomentFeatures
 from lopt.learned.presets import (
     LearnableAdam,
@@ -44,6 +45,9 @@ __all__ = [
     "Exponential",
     "FallBack",
     "FallBackState",
+    "Guided",
+    "GuidedState",
+    "Imitation",
     "InverseTime",
     "Learnable",
     "LearnableAdam",
