@@ -52,7 +52,7 @@ def test_pes_is_unbiased_at_every_age_of_episodes_that_were_resumed():
 
 
 def test_the_latest_struggling_state_is_stored_and_gone_on_from():
-    """With theta = 1/2 the loss falls for four steps, rises in the third window of two, and ends."""
+    """With theta = 1/2 the loss falls for four steps, rises in the next two, and ends."""
     inner = lopt.InnerTraining(Valley(), Drift(), 8)
     pes = lopt.PES(inner, truncation=2, sigma=1e-6, stagger=False)
     _, ages, losses, states = walk(Resume(pes, 0.999), jnp.full((), 0.5), 1, 8)
