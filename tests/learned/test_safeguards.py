@@ -77,7 +77,6 @@ def test_the_odd_part_is_odd_over_whole_runs():
     learned = lopt.dm(hidden=(2,))
     odd, minus = Odd(learned), functools.partial(optax.tree.scale, -1)
     theta = odd.init(KEY)
-    assert jax.tree.structure(theta) == jax.tree.structure(learned.init(KEY))
     update = quick_jit(odd.update)
     params, state = PARAMS, odd.begin(theta, PARAMS)
     mirrored, other = minus(PARAMS), odd.begin(theta, minus(PARAMS))
@@ -89,7 +88,8 @@ def test_the_odd_part_is_odd_over_whole_runs():
         assert max(jnp.abs(leaf).max() for leaf in jax.tree.leaves(ours)) > 0
         params, mirrored = (optax.apply_updates(*x) for x in ((params, ours), (mirrored, theirs)))
     # The rule itself is not.
-    ours, theirs = step(learned, theta)[0], step(learned, theta, minus(GRADS), None, minus(PARAMS))
+    ours, _ = step(learned, theta[0])
+    theirs = step(learned, theta[0], minus(GRADS), None, minus(PARAMS))
     assert jnp.abs(ours["a"] + theirs[0]["a"]).max() > 0
 
 

@@ -29,14 +29,14 @@ class ResumeState(eqx.Module):
 class Resume(AbstractGradientEstimator):
     """An estimator whose next episode is, by chance, not a new one but one that was stored.
 
-    Stored is the state before a window whose loss rose above that of the window before, and the
-    state at the end of an episode; always the latest. What is resumed goes on for as long as a new
-    episode would last. Its whole state is restored, the sum of perturbations of `PES` as well,
-    without which gradients would not see how theta led to the stored state.
+    Stored is the state before a window whose loss rose above that of the window before, or the one
+    at the end of an episode, whichever was later. It is resumed for as long as a new episode would
+    last, with all that the estimator remembers: without the sum of its perturbations `PES` would
+    not see how theta led to it.
 
-    Resuming leaves `PES` unbiased, window by window, for the episodes that are chosen, where the
-    choice does not depend on the perturbations. The loss that it depends on is the mean over an
-    antithetic pair, so that what the choice adds vanishes as sigma^2.
+    `PES` stays unbiased for each window of the episodes that are chosen, but for the choice, whose
+    dependence on theta it does not see. Of the perturbations the choice depends only on what is
+    even in them, the mean loss of antithetic pairs: its bias vanishes as sigma^2.
 
     Attributes:
         one: an estimator with windows: `PES`, `NRES`, `TruncatedES` or `TruncatedBackprop`.

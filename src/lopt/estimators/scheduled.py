@@ -21,16 +21,8 @@ class Scheduled(AbstractGradientEstimator):
         where: from the estimator to the array, or to several in a tuple.
         schedule: from the number of estimates made, an array, to the value.
 
-    Example:
-        >>> import optax, lopt
-        >>> objective = lopt.learned.Imitation(direction=1.0, magnitude=0.0)
-        >>> learned = lopt.learned.Guided(lopt.small_mlp(), optax.adam(1e-3))
-        >>> inner = lopt.InnerTraining(lopt.tasks.QuadraticFamily(2), learned, 50, objective)
-        >>> meta = lopt.estimators.Scheduled(
-        ...     lopt.Mean(lopt.PES(inner, 10), 8),
-        ...     lambda mean: mean.one.inner.objective.direction,
-        ...     optax.linear_schedule(1.0, 0.2, 1000),
-        ... )
+    Example: `Scheduled(Mean(PES(inner, 10), 8), lambda mean: mean.one.inner.objective.direction,
+    optax.linear_schedule(1.0, 0.2, 1000))`.
     """
 
     one: AbstractGradientEstimator

@@ -52,26 +52,16 @@ class Guided(AbstractCombination):
     expert: AbstractLearnedOptimizer = eqx.field(converter=as_learned)
     share: Float[Array, ""] = eqx.field(converter=lambda x: jnp.asarray(x, float), default=0.0)
 
-    @property
-    @override
-    def parts(self) -> tuple[AbstractLearnedOptimizer, ...]:
-        return self.learned, self.expert
-
     @override
     def begin(self, theta: Theta, params: Params, num_steps: NumSteps = None) -> GuidedState:
         zero = jnp.zeros((), float)
-        return GuidedState(self.begin_parts(theta, params, num_steps), zero, zero)
+        return GuidedState(self.begin_each(theta, params, num_steps), zero, zero)
 
     @override
     def update(
-        self,
-        theta: Theta,
-        grads: Params,
-        state: GuidedState,
-        params: Params | None = None,
-        **extra: Any,
+        self, theta: Theta, grads: Params, state: State, params: Params | None = None, **extra: Any
     ) -> tuple[Params, GuidedState]:
-        (ours, theirs), parts = self.update_parts(theta, grads, state.parts, params, **extra)
+        (ours, theirs), parts = self.update_each(theta, grads, state.parts, params, **extra)
         leaves = zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True)
         found = [_differences(as_tensor(one), as_tensor(other)) for one, other in leaves]
         means = (jnp.mean(jnp.stack(each)) for each in zip(*found, strict=True))

@@ -1,11 +1,10 @@
 """Safeguards: any optimizers, learned or Optax's, combined so that none can do much harm.
 
 Every part is a learned optimizer, an Optax optimizer such as `optax.adam(1e-3)`, or a function that
-returns one such as `functools.partial(optax.adam, learning_rate=1e-3)`. What Optax made has no
-weights here; `lopt.save` takes functions, whose arguments it can read.
+makes one: `functools.partial(optax.adam, learning_rate=1e-3)`. What is Optax's has no weights here;
+`lopt.save` takes functions, whose arguments it can read.
 """
 
-import abc
 import functools
 from typing import Any
 
@@ -23,62 +22,57 @@ from lopt.core.types import Key, NumSteps, Params, Scalar, State, Theta
 from lopt.learned.hyperparameters import Learnable
 
 
-def _same(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    return optimizer
-
-
 def as_learned(part: Any) -> AbstractLearnedOptimizer:
     """Returns a learned optimizer as it is, and one of Optax as a learned one without weights."""
     if isinstance(part, AbstractLearnedOptimizer):
         return part
-    if isinstance(part, optax.GradientTransformation):
-        return Learnable(functools.partial(_same, part), ())
-    return Learnable(part, ())
+    return Learnable((lambda: part) if isinstance(part, optax.GradientTransformation) else part, ())
 
 
 class AbstractCombination(AbstractLearnedOptimizer):
-    """Several optimizers as one; theta is a tuple of theirs."""
+    """Optimizers as one: those in its fields, in their order. Theta is a tuple of theirs."""
 
-    @property
-    @abc.abstractmethod
-    def parts(self) -> tuple[AbstractLearnedOptimizer, ...]:
-        """Returns the optimizers, in the order of theta."""
+    def optimizers(self) -> tuple[AbstractLearnedOptimizer, ...]:
+        """Returns what is combined."""
+
+        def is_part(node: Any) -> bool:
+            return node is not self and isinstance(node, AbstractLearnedOptimizer)
+
+        return tuple(filter(is_part, jax.tree.leaves(self, is_leaf=is_part)))
 
     @property
     @override
     def max_steps(self) -> int | None:
-        lengths = [part.max_steps for part in self.parts]
+        lengths = [part.max_steps for part in self.optimizers()]
         return min((length for length in lengths if length is not None), default=None)
 
     @property
     @override
     def needs_num_steps(self) -> bool:
-        return any(part.needs_num_steps for part in self.parts)
+        return any(part.needs_num_steps for part in self.optimizers())
 
     @override
     def init(self, key: Key) -> Theta:
-        keys = jax.random.split(key, len(self.parts))
-        return tuple(part.init(key) for part, key in zip(self.parts, keys, strict=True))
+        parts = self.optimizers()
+        keys = jax.random.split(key, len(parts))
+        return tuple(part.init(key) for part, key in zip(parts, keys, strict=True))
 
-    def begin_parts(self, theta: Theta, params: Params, num_steps: NumSteps) -> tuple[State, ...]:
-        """Returns the state of each part."""
-        pairs = zip(self.parts, theta, strict=True)
+    def begin_each(self, theta: Theta, params: Params, num_steps: NumSteps) -> tuple[State, ...]:
+        """Returns the state of each optimizer."""
+        pairs = zip(self.optimizers(), theta, strict=True)
         return tuple(part.begin(own, params, num_steps) for part, own in pairs)
 
-    def update_parts(
+    def update_each(
         self, theta: Theta, grads: Params, states: State, params: Params | None, **extra: Any
     ) -> tuple[list[Params], tuple[State, ...]]:
-        """Returns the updates of each part for the same gradients, and its next state."""
-        rows = zip(self.parts, theta, states, strict=True)
+        """Returns the updates of each optimizer for the same gradients, and its next state."""
+        rows = zip(self.optimizers(), theta, states, strict=True)
         done = [part.update(own, grads, old, params, **extra) for part, own, old in rows]
         return [updates for updates, _ in done], tuple(new for _, new in done)
 
 
 class Chain(AbstractCombination):
     """An `optax.chain` with learned parts: each is given the updates of the one before.
-
-    Attributes:
-        parts: the first is given the gradients.
 
     Example: gradients are clipped at a learned bound, and no tensor's update has a root mean square
     above 0.01.
@@ -88,7 +82,7 @@ class Chain(AbstractCombination):
     """
 
     parts: tuple[AbstractLearnedOptimizer, ...] = eqx.field(
-        converter=lambda parts: tuple(as_learned(part) for part in parts), default=()
+        converter=lambda parts: tuple(map(as_learned, parts))
     )
 
     def __check_init__(self) -> None:
@@ -97,7 +91,7 @@ class Chain(AbstractCombination):
 
     @override
     def begin(self, theta: Theta, params: Params, num_steps: NumSteps = None) -> State:
-        return self.begin_parts(theta, params, num_steps)
+        return self.begin_each(theta, params, num_steps)
 
     @override
     def update(
@@ -123,68 +117,38 @@ class Nominal(AbstractCombination):
     learned: AbstractLearnedOptimizer = eqx.field(converter=as_learned)
     nominal: AbstractLearnedOptimizer = eqx.field(converter=as_learned)
 
-    @property
-    @override
-    def parts(self) -> tuple[AbstractLearnedOptimizer, ...]:
-        return self.learned, self.nominal
-
     @override
     def begin(self, theta: Theta, params: Params, num_steps: NumSteps = None) -> State:
-        return self.begin_parts(theta, params, num_steps)
+        return self.begin_each(theta, params, num_steps)
 
     @override
     def update(
         self, theta: Theta, grads: Params, state: State, params: Params | None = None, **extra: Any
     ) -> tuple[Params, State]:
-        updates, new = self.update_parts(theta, grads, state, params, **extra)
+        updates, new = self.update_each(theta, grads, state, params, **extra)
         return jax.tree.map(jnp.add, *updates), new
 
 
-class Odd(AbstractLearnedOptimizer):
+class Odd(AbstractCombination):
     """The odd part of an optimizer: (u(g, p) - u(-g, -p)) / 2, with two states of it.
 
     Reflected gradients and params then have reflected updates, over whole runs: no bias moves a
-    weight without a gradient. Theta is that of the optimizer; steps take twice the time.
-
-    Attributes:
-        learned: the optimizer.
+    weight without a gradient. Steps take twice the time.
     """
 
     learned: AbstractLearnedOptimizer = eqx.field(converter=as_learned)
 
-    @property
-    @override
-    def max_steps(self) -> int | None:
-        return self.learned.max_steps
-
-    @property
-    @override
-    def needs_num_steps(self) -> bool:
-        return self.learned.needs_num_steps
-
-    @override
-    def init(self, key: Key) -> Theta:
-        return self.learned.init(key)
-
     @override
     def begin(self, theta: Theta, params: Params, num_steps: NumSteps = None) -> State:
-        both = params, optax.tree.scale(-1, params)
-        return tuple(self.learned.begin(theta, each, num_steps) for each in both)
+        return tuple(self.begin_each(theta, each, num_steps) for each in (params, _minus(params)))
 
     @override
     def update(
         self, theta: Theta, grads: Params, state: State, params: Params | None = None, **extra: Any
     ) -> tuple[Params, State]:
-        up, one = self.learned.update(theta, grads, state[0], params, **extra)
-        grads, params = optax.tree.scale(-1, (grads, params))
-        down, other = self.learned.update(theta, grads, state[1], params, **extra)
+        (up,), one = self.update_each(theta, grads, state[0], params, **extra)
+        (down,), other = self.update_each(theta, _minus(grads), state[1], _minus(params), **extra)
         return jax.tree.map(lambda a, b: (a - b) / 2, up, down), (one, other)
-
-
-def _squares(tree: Params) -> Scalar:
-    """Returns the sum of all squares, taken in at least single precision."""
-    sums = [jnp.sum(as_tensor(leaf) ** 2).astype(float) for leaf in jax.tree.leaves(tree)]
-    return jnp.asarray(sum(sums), float)
 
 
 class FallBackState(eqx.Module):
@@ -203,8 +167,8 @@ class FallBack(AbstractCombination):
     Attributes:
         learned: the optimizer.
         fall_back: the other, Adam at 1e-3 by default; its state is kept up to date.
-        limit: a step whose norm, over all tensors, is more than this multiple of the other's is
-            replaced.
+        limit: a step is replaced if its norm, over all tensors, is above this multiple of the
+            other's.
     """
 
     learned: AbstractLearnedOptimizer = eqx.field(converter=as_learned)
@@ -216,31 +180,31 @@ class FallBack(AbstractCombination):
     def __check_init__(self) -> None:
         check_positive("FallBack", "limit", self.limit, 100.0)
 
-    @property
-    @override
-    def parts(self) -> tuple[AbstractLearnedOptimizer, ...]:
-        return self.learned, self.fall_back
-
     @override
     def begin(self, theta: Theta, params: Params, num_steps: NumSteps = None) -> FallBackState:
-        parts = self.begin_parts(theta, params, num_steps)
-        return FallBackState(parts, jnp.zeros((), jnp.int32))
+        states = self.begin_each(theta, params, num_steps)
+        return FallBackState(states, jnp.zeros((), jnp.int32))
 
     @override
     def update(
-        self,
-        theta: Theta,
-        grads: Params,
-        state: FallBackState,
-        params: Params | None = None,
-        **extra: Any,
+        self, theta: Theta, grads: Params, state: State, params: Params | None = None, **extra: Any
     ) -> tuple[Params, FallBackState]:
         sound = jnp.isfinite(_squares(grads))
         grads = jax.tree.map(lambda grad: jnp.where(sound, grad, 0), grads)
-        (ours, others), new = self.update_parts(theta, grads, state.parts, params, **extra)
-        size, bound = _squares(ours), self.limit**2 * _squares(others)
-        fine = sound & jnp.isfinite(size) & (size <= bound)
+        (ours, others), new = self.update_each(theta, grads, state.parts, params, **extra)
+        size = _squares(ours)
+        fine = sound & jnp.isfinite(size) & (size <= self.limit**2 * _squares(others))
         updates = jax.tree.map(
             lambda own, other: jnp.where(fine, own, jnp.where(sound, other, 0)), ours, others
         )
         return updates, FallBackState(new, state.count + (~fine).astype(jnp.int32))
+
+
+def _minus(tree: Params | None) -> Params | None:
+    return jax.tree.map(jnp.negative, tree)
+
+
+def _squares(tree: Params) -> Scalar:
+    """Returns the sum of all squares, taken in at least single precision."""
+    sums = [jnp.sum(as_tensor(leaf) ** 2).astype(float) for leaf in jax.tree.leaves(tree)]
+    return jnp.asarray(sum(sums), float)

@@ -28,15 +28,6 @@ def register(own: _Own) -> _Own:
 
     Raises:
         ValueError: if something else has the name already, in lopt or registered.
-
-    Example:
-        >>> import equinox as eqx, lopt
-        >>> @lopt.register
-        ... class Halved(eqx.Module):
-        ...     def __call__(self, outputs):
-        ...         return outputs[0] / 2
-        >>> rule, features = lopt.learned.MLP(13, (4,), 1), lopt.learned.MomentumFeatures((0.9,))
-        >>> learned = lopt.Coordinatewise(features, rule, Halved())  # to be saved and loaded
     """
     name, other = own.__name__, _REGISTERED.get(own.__name__)
     # A cell of a notebook that is run again defines its class again.
