@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import Drift, Faulty, Position, linear_toy, particles, quick_jit
+from toys import Drift, Faulty, Position, estimate_of, linear_toy, particles, quick_jit
 
 import lopt
 from lopt.estimators import Resume, Scheduled
@@ -30,7 +30,8 @@ def walk(estimator, theta, num, num_windows):
 
         return jax.lax.scan(window, estimator.prepare(theta, key), jnp.arange(num_windows))[1]
 
-    return quick_jit(jax.vmap(one))(jax.random.split(KEY, num))
+    *arrays, states = quick_jit(jax.vmap(one))(jax.random.split(KEY, num))
+    return *map(np.asarray, arrays), states
 
 
 def test_pes_is_unbiased_at_every_age_of_episodes_that_were_resumed():
@@ -46,7 +47,7 @@ def test_pes_is_unbiased_at_every_age_of_episodes_that_were_resumed():
     for age in (2, 4, 6, 8):
         found = grads[ages == age]
         error = found.std() / len(found) ** 0.5
-        assert error < 0.25 * (age - 2) + 0.1  # so that a missing perturbation would be seen
+        assert 8 * error < age - 1.5  # so that a missing perturbation would be seen
         assert abs(found.mean() - (age - 1.5)) < 4 * error
     assert (ages > 4).mean() > 0.2
 
@@ -104,11 +105,11 @@ class Weighted(eqx.Module):
 def test_a_number_follows_its_schedule_over_outer_steps():
     inner = lopt.InnerTraining(Position(), Drift(), 3, Weighted(jnp.zeros(())))
     meta = Scheduled(
-        lopt.MetaTask(inner), lambda one: one.inner.objective.weight, lambda n: 1.0 + 10 * n
+        lopt.MetaTask(inner), lambda one: one.inner.objective.weight, lambda n: 1 + 10 * n
     )
     state = meta.prepare(jnp.ones(()), KEY)
     for weight in (1, 11, 21):
-        estimate, state = quick_jit(meta.estimate)(jnp.ones(()), state, KEY)
+        estimate, state = estimate_of(meta)(jnp.ones(()), state, KEY)
         np.testing.assert_allclose(estimate.loss, weight)
         np.testing.assert_allclose(estimate.grads, weight)
     with pytest.raises(ValueError, match="must lead to arrays"):
