@@ -2,11 +2,13 @@
 
 To `lopt.unroll` the weights of a rule are params like any others. Adam first meta-trains a small
 rule on random quadratics. A fresh copy, from other weights and other seeds, is then trained for as
-many outer steps by Adam, at the best of some rates, and by the trained rule. Draws a figure:
+many outer steps by Adam and by the trained rule, with the best of as many rates, which for the rule
+are multipliers of its updates. Draws a figure:
 
     python examples/self_taught.py self_taught.png
 """
 
+import functools
 import sys
 
 import jax
@@ -16,12 +18,14 @@ import optax
 
 import lopt
 
-DIMENSION, HORIZON, TRUNCATION, PARTICLES = 10, 40, 10, 16
-SIGMA, OUTER_STEPS, RATES = 0.01, 500, (0.003, 0.01, 0.03, 0.1)
+DIMENSION, SHORTEST, LONGEST, TRUNCATION, PARTICLES = 10, 20, 500, 10, 16
+SIGMA, OUTER_STEPS = 0.01, 500
+RATES, MULTIPLIERS = (0.01, 0.03, 0.1, 0.3), (0.03, 0.1, 0.3, 1.0)
 
 RULE = lopt.small_mlp(hidden=(8,), step_multiplier=0.01)
-INNER = lopt.InnerTraining(lopt.tasks.QuadraticFamily(DIMENSION), RULE, HORIZON)
-META = lopt.Mean(lopt.PES(INNER, TRUNCATION, SIGMA), PARTICLES)
+INNER = lopt.InnerTraining(lopt.tasks.QuadraticFamily(DIMENSION), RULE, LONGEST)
+LENGTHS = lopt.estimators.LogUniformHorizon(SHORTEST, LONGEST)
+META = lopt.Mean(lopt.PES(INNER, TRUNCATION, SIGMA, schedule=LENGTHS), PARTICLES)
 
 
 def meta_train(optimizer, key, steps=OUTER_STEPS):
@@ -38,25 +42,30 @@ def by_adam(rate, key):
 
 
 @jax.jit
-def by_rule(theta, key):
-    return meta_train(RULE.optimizer(theta), key)
+def by_rule(theta, multiplier, key):
+    return meta_train(optax.chain(RULE.optimizer(theta), optax.scale(multiplier)), key)
+
+
+def best_of(train, rates, key):
+    """Returns the rate whose run ends lowest, with weights and meta-losses of that run."""
+    runs = [train(rate, key) for rate in rates]
+    best = int(np.nanargmin([losses[-100:].mean() for _, losses in runs]))
+    return rates[best], *runs[best]
 
 
 def main(path: str | None = None) -> dict[str, np.ndarray]:
     """Returns the meta-loss of each outer step; draws the figure if there is a path for it."""
     first, second = jax.random.split(jax.random.key(0))
 
-    def tuned(key):
-        runs = [by_adam(rate, key) for rate in RATES]
-        best = int(np.nanargmin([losses[-100:].mean() for _, losses in runs]))
-        return RATES[best], *runs[best]
+    def say(what, losses):
+        print(f"{what}: {losses[:20].mean():.3f} -> {losses[-100:].mean():.3f}")
 
-    rate, teacher, before = tuned(first)
-    print(f"Adam at {rate} trains the rule: {before[:20].mean():.2f} -> {before[-100:].mean():.2f}")
-    rate, _, adam = tuned(second)
-    _, taught = by_rule(teacher, second)
-    for name, losses in ((f"Adam at {rate}", adam), ("the rule", taught)):
-        print(f"{name} trains a fresh copy: {losses[:20].mean():.2f} -> {losses[-100:].mean():.2f}")
+    rate, teacher, before = best_of(by_adam, RATES, first)
+    say(f"Adam at {rate} trains the rule", before)
+    rate, _, adam = best_of(by_adam, RATES, second)
+    say(f"Adam at {rate} trains a fresh copy", adam)
+    rate, _, taught = best_of(functools.partial(by_rule, teacher), MULTIPLIERS, second)
+    say(f"the rule, times {rate}, trains a fresh copy", taught)
     found = {"Adam": np.asarray(adam), "the learned rule": np.asarray(taught)}
     if path is None:
         return found

@@ -201,6 +201,7 @@ WHOLE = {
 
 # Without a state, or with that of another line.
 LIKE_OTHERS = (
+    "Scheduled",
     "ES, one arm",
     "ES, sign",
     "ESSingle",
