@@ -73,6 +73,11 @@ def is_finite(tree):
 # ---------------------------------------------------------------------------------------------
 
 LEARNED = {
+    "Chain": lambda: lopt.learned.Chain((optax.clip(1.0), lopt.LearnableSGD())),
+    "FallBack": lambda: lopt.learned.FallBack(lopt.dm(hidden=(2,)), limit=1e9),
+    "Guided": lambda: lopt.learned.Guided(lopt.LearnableSGD(), lopt.LearnableAdam(), 0.5),
+    "Nominal": lambda: lopt.learned.Nominal(lopt.LearnableSGD(), lopt.LearnableAdam()),
+    "Odd": lambda: lopt.learned.Odd(lopt.small_mlp((3,))),
     "PerTensorType": lambda: lopt.learned.PerTensorType(lopt.dm(hidden=(3,))),
     "learnable": lambda: lopt.learnable(optax.sgd, learning_rate=0.1),
     "Learnable": lambda: lopt.learnable(optax.adam, learning_rate=0.1, b1=0.8),
@@ -130,6 +135,16 @@ def test_every_learned_optimizer_has_a_meta_gradient(name):
 INNER = lopt.InnerTraining(lopt.tasks.QuadraticFamily(2), lopt.LearnableSGD(0.1), horizon=4)
 META = optax.sgd(0.01, momentum=0.9)  # Adam's b1 ** count does not go with strict promotion
 
+
+class Weighted(eqx.Module):
+    """The training loss, times an array."""
+
+    weight: jax.Array
+
+    def __call__(self, task, step, num_steps):
+        return self.weight * step.loss
+
+
 RAMP = lopt.estimators.RampedHorizon(2, 8, outer_steps=4)
 ESTIMATORS = {
     "ES": lambda: lopt.ES(INNER),
@@ -158,6 +173,12 @@ ESTIMATORS = {
     "Reparameterized, window": lambda: lopt.Reparameterized(
         lopt.TruncatedBackprop(INNER, truncation=2), antithetic=False
     ),
+    "Resume": lambda: lopt.estimators.Resume(lopt.PES(INNER, truncation=2)),
+    "Scheduled": lambda: lopt.estimators.Scheduled(
+        lopt.PES(lopt.InnerTraining(INNER.tasks, INNER.learned, 4, Weighted(jnp.ones(()))), 2),
+        lambda pes: pes.inner.objective.weight,
+        lambda count: 1.0 / (1.0 + count.astype(float)),
+    ),
     "Sum": lambda: lopt.Sum((lopt.ES(INNER), lopt.NRES(INNER, 2)), (0.5, 0.5)),
     "TruncatedBackprop": lambda: lopt.TruncatedBackprop(INNER, truncation=2, segments=2),
     "TruncatedES": lambda: lopt.TruncatedES(INNER, truncation=2, schedule=RAMP),
@@ -180,6 +201,7 @@ WHOLE = {
 
 # Without a state, or with that of another line.
 LIKE_OTHERS = (
+    "Scheduled",
     "ES, one arm",
     "ES, sign",
     "ESSingle",

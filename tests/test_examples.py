@@ -53,7 +53,11 @@ def test_examples_are_short(path):
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_examples_run(path):
-    if path.stem not in ("tutorial", "variance_crossover"):  # they have tests of their own
+    if path.stem not in (
+        "tutorial",
+        "variance_crossover",
+        "self_taught",
+    ):  # they have tests of their own
         run(path)
 
 
@@ -70,6 +74,14 @@ def test_variances_cross_and_the_mix_follows_the_lower(tmp_path):
     # are heavy, the covariance of 128 pairs is a guess: 1.3 at one frequency, 1.1 with 512 pairs.
     assert (best < 1.13 * np.minimum(es, other)).sum() >= 39
     assert (best < 1.4 * np.minimum(es, other)).all()
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_a_rule_trains_a_fresh_copy_of_itself(tmp_path):
+    for losses in returned("self_taught", tmp_path / "figure.png").values():
+        assert losses.shape == (500,)
+        assert losses[-100:].mean() < 0.7 * losses[:20].mean()
     assert (tmp_path / "figure.png").stat().st_size > 10_000
 
 

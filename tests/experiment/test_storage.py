@@ -1,6 +1,7 @@
 import functools
 import json
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import safetensors.numpy
 
 import lopt
-from lopt.experiment.runs import storage
+from lopt.experiment.runs import description, storage
 from lopt.experiment.runs.description import describe, restore
 
 OPTIMIZERS = {
@@ -152,6 +153,58 @@ def test_only_parts_of_lopt_can_be_described():
     with pytest.raises(TypeError, match="cannot be saved"):
         describe(lopt.learnable(lambda learning_rate: optax.sgd(learning_rate), learning_rate=0.1))
     assert restore(describe((1, "a", None, 2.5))) == (1, "a", None, 2.5)
+
+
+class Halved(eqx.Module):
+    """A scale of one's own."""
+
+    by: float = 2.0
+
+    def __call__(self, outputs):
+        return outputs[0] / self.by
+
+
+def own_sgd(learning_rate):
+    return optax.sgd(2 * learning_rate)
+
+
+def test_what_is_registered_is_saved_and_what_is_not_is_never_found(key, tmp_path, monkeypatch):
+    monkeypatch.setattr(description, "_REGISTERED", {})
+    path, features = tmp_path / "weights.safetensors", lopt.learned.MomentumFeatures((0.9,))
+    rule = lopt.learned.MLP(len(features.names()), (2,), 1)
+    learned = lopt.learned.Nominal(
+        lopt.Coordinatewise(features, rule, Halved(4.0)),
+        lopt.learnable(own_sgd, learning_rate=0.1),
+    )
+    theta = learned.init(key)
+    for own in (Halved, own_sgd):
+        with pytest.raises(TypeError, match=r"cannot be saved.*lopt\.register"):
+            lopt.save(path, learned, theta)
+        assert lopt.register(own) is own
+        assert lopt.register(own) is own  # as a cell of a notebook that is run again does
+    lopt.save(path, learned, theta)
+    again, weights = lopt.load(path)
+    assert again == learned
+    jax.tree.map(np.testing.assert_array_equal, weights, theta)
+    params = {"w": jnp.ones(2)}
+    optimizer = lopt.load_optimizer(path)
+    ours = optimizer.update(params, optimizer.init(params), params)[0]["w"]
+    theirs = learned.update(theta, params, learned.begin(theta, params), params)[0]["w"]
+    np.testing.assert_array_equal(ours, theirs)
+    for name in ("Halved", "own_sgd"):
+        monkeypatch.delitem(description._REGISTERED, name)
+        with pytest.raises(ValueError, match=f"there is no .* '{name}'; import what registers it"):
+            lopt.load(path)
+        lopt.register(globals()[name])
+
+
+def test_names_are_registered_once(monkeypatch):
+    monkeypatch.setattr(description, "_REGISTERED", {})
+    lopt.register(own_sgd)
+    with pytest.raises(ValueError, match=r"register\(own_sgd\): something else has this name"):
+        lopt.register(type("own_sgd", (Halved,), {}))
+    with pytest.raises(ValueError, match=r"register\(MLP\): something else"):
+        lopt.register(type("MLP", (Halved,), {}))
 
 
 def test_weights_saved_in_double_precision_load_in_single(key, tmp_path):

@@ -124,6 +124,9 @@ def updates_of(optimizer, steps=20):
         ("SGD", lambda rate: optax.sgd(rate)),
         ("momentum", lambda rate: optax.sgd(rate, 0.9)),
         ("Adam", lambda rate: optax.adam(rate)),
+        ("Adam, linear", lambda rate: optax.adam(optax.linear_schedule(rate, 0.0, 20))),
+        ("Adam, inverse time", lambda rate: optax.adam(lambda t: rate / (1 + t / 2))),
+        ("Adam, inverse root", lambda rate: optax.adam(lambda t: rate / (1 + 5 * t) ** 0.5)),
     ],
 )
 def test_baselines_are_those_of_optax(name, expected):

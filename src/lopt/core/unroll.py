@@ -37,10 +37,9 @@ class Step(eqx.Module):
     """All that one step can see, for `record` to keep what it wants of it.
 
     Attributes:
-        step: the number of steps taken before this one.
-        key: this step's key.
+        step, key: the number of steps taken before this one, and its key.
         params, opt_state: as this step found them; `loss` and `grads` were taken at `params`.
-        estimator_state: as this step leaves it.
+        estimator_state, new_opt_state: as this step leaves them.
         loss, grads, dropped, extra: the estimate.
         updates: what was added to `params`.
     """
@@ -55,6 +54,7 @@ class Step(eqx.Module):
     updates: Params
     dropped: Int[Array, ""] | int = 0
     extra: dict[str, Scalar] = eqx.field(default_factory=dict)
+    new_opt_state: State = None
 
 
 def loss_of(step: Step) -> Scalar:
@@ -111,7 +111,7 @@ def take(
     given = estimate.loss, estimate.grads, updates, estimate.dropped, estimate.extra
     params = optax.apply_updates(state.params, updates)
     new = TrainState(params, opt_state, estimator_state, state.key, state.step + 1)
-    return new, Step(*found, *given)
+    return new, Step(*found, *given, new_opt_state=opt_state)
 
 
 @eqx.filter_jit

@@ -25,6 +25,7 @@ from lopt.estimators.truncation import (
     AbstractHorizonSchedule,
     Clock,
     check_windows,
+    where,
     windows_of,
 )
 
@@ -130,9 +131,7 @@ class OnlineForwardMode(AbstractGradientEstimator):
         windows = windows_of(self)
         clock = windows.restart_if_over(state.clock, key)
         fresh = self._begin(params, fresh_directions, key, unravel, clock.length)
-        episode, tangents = jax.tree.map(
-            lambda new, old: jnp.where(over, new, old), fresh, (state.episode, state.tangents)
-        )
+        episode, tangents = where(over, fresh, (state.episode, state.tangents))
         floats, others = eqx.partition(episode, eqx.is_inexact_array)
 
         def window(theta: Theta, floats: Any) -> tuple[tuple[Scalar, Any], tuple[Any, Any]]:

@@ -9,7 +9,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Int
 from typing_extensions import override
 
 from lopt.core.checks import check_integer, check_positive
@@ -21,6 +21,7 @@ from lopt.estimators.truncation import (
     AbstractHorizonSchedule,
     Clock,
     check_windows,
+    where,
     windows_of,
 )
 
@@ -96,7 +97,7 @@ class GPES(AbstractGradientEstimator):
         over = state.clock.over
         due = over | (state.held == 0)
         fresh = perturbation(noise_key, params, self.sigma)
-        noise = _where(due, fresh, state.noise)
+        noise = where(due, fresh, state.noise)
         thetas = pair(params, noise)
         total = jax.tree.map(
             lambda xi, e: jnp.where(over, 0, xi) + jnp.where(due, e, 0), state.total, noise
@@ -104,7 +105,7 @@ class GPES(AbstractGradientEstimator):
         windows = windows_of(self)
         clock = windows.restart_if_over(state.clock, key)
         # Mapped over particles a conditional computes both sides anyway.
-        episodes = _where(over, self._begin(thetas, key, clock.length), state.episodes)
+        episodes = where(over, self._begin(thetas, key, clock.length), state.episodes)
 
         axes = _pair_axes(episodes)
         losses, episodes = jax.vmap(
@@ -162,10 +163,6 @@ def NRES(
 
 # One perturbation per inner problem, found independently by Vicol 2023, arXiv:2304.11153.
 ESSingle = NRES
-
-
-def _where(condition: Bool[Array, ""], new: Any, old: Any) -> Any:
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
 
 
 def _pair_axes(episodes: Episode) -> Any:

@@ -174,6 +174,11 @@ class Windows(eqx.Module):
         return self.truncation * jnp.maximum(windows, 1).astype(jnp.int32)
 
 
+def where(condition: Bool[Array, ""], new: Any, old: Any) -> Any:
+    """Returns one of two trees."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
+
+
 class TruncatedState(eqx.Module):
     """An episode in progress, and where it is."""
 
@@ -184,8 +189,7 @@ class TruncatedState(eqx.Module):
         self, inner: InnerTraining, theta: Theta, key: Key, length: Int[Array, ""]
     ) -> Episode:
         """Returns the episode that the next window is of: one begun with `key` if it is over."""
-        fresh, over = inner.begin(theta, key, length), self.clock.over
-        return jax.tree.map(lambda new, old: jnp.where(over, new, old), fresh, self.episode)
+        return where(self.clock.over, inner.begin(theta, key, length), self.episode)
 
 
 def windows_of(estimator: Any) -> Windows:

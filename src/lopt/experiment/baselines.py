@@ -20,6 +20,7 @@ from lopt.core.types import Scalar
 from lopt.experiment.runs.environment import cache_folder
 from lopt.experiment.runs.files import digest
 from lopt.experiment.trainings import Keys, dtype_of, trainings
+from lopt.learned.presets import aggmo
 
 Values = Float[Array, " hyperparameter"]
 Grid = Float[np.ndarray, "trial hyperparameter"]
@@ -109,6 +110,17 @@ def _schedule_free(values: Any, num_steps: int) -> optax.GradientTransformation:
     return contrib.schedule_free_adamw(values[0], warmup_steps=warmup, weight_decay=0.01)
 
 
+def _decaying(values: Any, num_steps: int) -> optax.GradientTransformation:
+    """Returns Adam at the rate a (1 + r s)^-p (1 - s)^q at a share s of the run, by a, r, p, q."""
+    rate, speed, power, last_power = values
+
+    def at(step: Any) -> Any:
+        done = step.astype(jnp.result_type(rate)) / num_steps
+        return rate * (1 + speed * done) ** -power * jnp.maximum(1 - done, 0) ** last_power
+
+    return optax.adam(at)
+
+
 # Factory, default rate, and other hyperparameters, which stay. Weight decay of AdamW is 0.01, of
 # others zero; warm-up takes a twentieth of the run.
 _ROWS: dict[str, tuple[Any, ...]] = {
@@ -120,6 +132,11 @@ _ROWS: dict[str, tuple[Any, ...]] = {
     "Lion": (_of_rate(optax.lion, weight_decay=0.0), 1e-4),
     "Muon": (_of_rate(_muon), 0.01),
     "schedule-free AdamW": (_schedule_free, 1e-3),
+    # Those of suites end here.
+    "Adam, inverse time": (_decaying, 1e-3, 10.0, 1.0, 0.0),
+    "Adam, inverse root": (_decaying, 1e-3, 100.0, 0.5, 0.0),
+    "Adam, linear": (_decaying, 1e-3, 0.0, 0.0, 1.0),
+    "AggMo": (_of_rate(aggmo), 0.01),
 }
 _JUDGED = {"schedule-free AdamW": contrib.schedule_free_eval_params}
 BASELINES = {
@@ -128,6 +145,7 @@ BASELINES = {
     )
     for name, (factory, *row) in _ROWS.items()
 }
+USUAL = tuple(BASELINES)[:-4]
 
 
 def baselines(names: Sequence[str], optlist_path: Path | None = None) -> list[Contestant]:

@@ -4,11 +4,13 @@ from lopt.learned.averages import Averaged
 from lopt.learned.concat import Concat, SelectFeatures, with_features
 from lopt.learned.features import AdafactorFeatures, MomentumFeatures
 from lopt.learned.hyperparameters import Learnable, LearnableState, learnable
+from lopt.learned.imitation import Guided, GuidedState, Imitation
 from lopt.learned.moments import LogAndSign, MomentFeatures
 from lopt.learned.presets import (
     LearnableAdam,
     LearnableSGD,
     adafactor_mlp,
+    aggmo,
     dm,
     inverse_time_momentum,
     momentum_sgd,
@@ -18,6 +20,7 @@ from lopt.learned.presets import (
 )
 from lopt.learned.recurrent import LSTM, Scaled
 from lopt.learned.rules import MLP, DirectionMagnitude
+from lopt.learned.safeguards import Chain, FallBack, FallBackState, Nominal, Odd
 from lopt.learned.schedules import (
     AbstractSchedule,
     Cosine,
@@ -35,10 +38,16 @@ __all__ = [
     "AbstractSchedule",
     "AdafactorFeatures",
     "Averaged",
+    "Chain",
     "Concat",
     "Cosine",
     "DirectionMagnitude",
     "Exponential",
+    "FallBack",
+    "FallBackState",
+    "Guided",
+    "GuidedState",
+    "Imitation",
     "InverseTime",
     "Learnable",
     "LearnableAdam",
@@ -47,6 +56,8 @@ __all__ = [
     "LogAndSign",
     "MomentFeatures",
     "MomentumFeatures",
+    "Nominal",
+    "Odd",
     "PerStep",
     "PerTensor",
     "PerTensorType",
@@ -54,6 +65,7 @@ __all__ = [
     "Scaled",
     "SelectFeatures",
     "adafactor_mlp",
+    "aggmo",
     "dm",
     "inverse_time_momentum",
     "learnable",

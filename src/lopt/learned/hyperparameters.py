@@ -194,8 +194,8 @@ def _in_precision_of(theta: Theta, tree: Params | None) -> Params | None:
     def bits(dtype: Any) -> int:
         return jnp.finfo(dtype).bits
 
-    widest = max((leaf.dtype for leaf in jax.tree.leaves(theta)), key=bits)
-    return jax.tree.map(lambda leaf: leaf.astype(max(leaf.dtype, widest, key=bits)), tree)
+    theirs = [leaf.dtype for leaf in jax.tree.leaves(theta)]
+    return jax.tree.map(lambda leaf: leaf.astype(max([leaf.dtype, *theirs], key=bits)), tree)
 
 
 def learnable(

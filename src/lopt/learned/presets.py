@@ -3,10 +3,13 @@
 import functools
 from typing import Any
 
+import jax
 import optax
 
+from lopt.core.checks import check_integer
 from lopt.core.coordinatewise import Coordinatewise
 from lopt.core.learned import AbstractFeatures
+from lopt.core.types import Params, State
 from lopt.learned.features import TIME_SCALES, AdafactorFeatures, MomentumFeatures
 from lopt.learned.forms import check_value
 from lopt.learned.hyperparameters import Learnable, learnable
@@ -143,6 +146,32 @@ def momentum_sgd(effective_rate: Any, momentum: Any) -> optax.GradientTransforma
     A constant gradient moves params by the effective rate per step, whatever the momentum.
     """
     return optax.sgd(effective_rate * (1 - momentum), momentum=momentum)
+
+
+def aggmo(learning_rate: Any, damping: Any = 0.1, count: int = 3) -> optax.GradientTransformation:
+    """Aggregated momentum: the mean of `count` velocities, with the decays 1 - damping^i.
+
+    From v_i = (1 - damping^i) v_i - g, i = 0, 1, ..., the update is the learning rate times the
+    mean of v_i. The first velocity is that of SGD, the others carry it through narrow valleys.
+
+    Reference: Lucas et al. 2019, arXiv:1804.00325.
+
+    Example:
+        >>> import lopt
+        >>> learned = lopt.learnable(aggmo, learning_rate=0.1, damping=(0.1, "log"))
+    """
+    check_integer("aggmo", "count", count, hint=3)
+    traces = [optax.trace(1 - damping**i) for i in range(count)]
+
+    def init(params: Params) -> tuple[State, ...]:
+        return tuple(trace.init(params) for trace in traces)
+
+    def update(grads: Params, state: Any, params: Params | None = None) -> tuple[Params, Any]:
+        done = [trace.update(grads, old) for trace, old in zip(traces, state, strict=True)]
+        total = jax.tree.map(lambda *each: sum(each), *[velocity for velocity, _ in done])
+        return optax.tree.scale(-learning_rate / count, total), tuple(new for _, new in done)
+
+    return optax.GradientTransformation(init, update)
 
 
 def inverse_time_momentum(

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from lopt.experiment.baselines import BASELINES, Contestant, baselines
+from lopt.experiment.baselines import USUAL, Contestant, baselines
 from lopt.experiment.evaluation.compare import compare
 from lopt.experiment.evaluation.contestants import named_optimizer, of_path, of_run
 from lopt.experiment.evaluation.suites import suite
@@ -42,7 +42,7 @@ def evaluate(
     """Compares optimizers with tuned baselines on a suite, or on a run's own evaluations."""
     if settings.suite is not None:
         title, evaluations = settings.suite, suite(settings.suite)
-        names = (*BASELINES, "OptList") if settings.optlist else tuple(BASELINES)
+        names = (*USUAL, "OptList") if settings.optlist else USUAL
     else:
         assert run is not None
         title, evaluations, names = run.name, run.experiment.evaluations, FEW

@@ -25,7 +25,7 @@ def save(path: str | Path, learned: AbstractLearnedOptimizer, theta: Theta) -> N
     """Saves a learned optimizer, configuration, weights and their checksum, in a safetensors file.
 
     Raises:
-        TypeError: if `learned` is not made of parts of lopt.
+        TypeError: if a part of `learned` is neither lopt's nor registered with `lopt.register`.
         ValueError: if `theta` is not of its shape.
     """
     described = describe(learned)
@@ -48,7 +48,7 @@ def load(
 
     Args:
         path: of the file, or of a run's folder, which holds its latest weights.
-        learned: the learned optimizer, for weights of one that has parts from outside of lopt;
+        learned: the learned optimizer, for weights of one with parts that are not registered;
             by default it is made as the file describes.
 
     Returns:
@@ -68,7 +68,7 @@ def load(
     if learned is None and not described:
         raise ValueError(
             f"{path} describes no optimizer (lopt.save did not write it, or its optimizer has "
-            "parts from outside of lopt); give it, as in load(path, learned)."
+            "parts that are not registered); give it, as in load(path, learned)."
         )
     try:
         learned = restore(described) if learned is None else learned
@@ -101,7 +101,7 @@ def load_optimizer(
 
     Args:
         path: of the file, or of a run's folder.
-        learned: the learned optimizer, if it has parts from outside of lopt.
+        learned: the learned optimizer, if it has parts that are not registered.
         num_steps: the length of the run, for designs that use it.
     """
     learned, theta = load(path, learned)
