@@ -7,13 +7,16 @@ import optax
 
 from lopt.core.coordinatewise import Coordinatewise
 from lopt.core.learned import AbstractFeatures
+from lopt.learned.celo import AdamDirection, Celo2, Scheduled
 from lopt.learned.features import TIME_SCALES, AdafactorFeatures, MomentumFeatures
 from lopt.learned.forms import check_value
+from lopt.learned.hypernetwork import Tensorwise
 from lopt.learned.hyperparameters import Learnable, learnable
 from lopt.learned.moments import LogAndSign, MomentFeatures, expand_names
 from lopt.learned.recurrent import LSTM, Scaled
 from lopt.learned.rules import MLP, DirectionMagnitude
 from lopt.learned.schedules import InverseTime
+from lopt.learned.velo import VeLO, VeLOFeatures
 
 
 def small_mlp(
@@ -119,6 +122,67 @@ def small_rnnprop(
     Reference: Zheng et al. 2022, arXiv:2203.06578, RP_s and RP_si.
     """
     return rnnprop(features, (hidden,), dense, biases=2)
+
+
+def celo(hidden: int = 64) -> Scheduled:
+    """Celo: a perceptron of 171 weights and an LSTM that schedules it; 35,744 weights.
+
+    It needs the loss and the length of the run, and has no learning rate. Published weights have
+    1,345 more, which are of no effect.
+
+    Reference: Moudgil et al. 2025, arXiv:2501.12670.
+    """
+    return Scheduled(
+        Coordinatewise(VeLOFeatures(), MLP(30, (4, 4), 3), DirectionMagnitude()), hidden
+    )
+
+
+def celo_adam(hidden: int = 64) -> Scheduled:
+    """Celo-Adam: Adam whose learning rate is the schedule of Celo.
+
+    Reference: Moudgil et al. 2025, arXiv:2501.12670.
+    """
+    return Scheduled(_adam("warmup_0.9", "warmup_0.999"), hidden, relative=False)
+
+
+def sinv6(hidden: int = 64) -> Scheduled:
+    """Sinv6: Adam without bias correction, relative to the size of a tensor, and a schedule.
+
+    Reference: the learned optimizer among the submissions to AlgoPerf 0.5.
+    """
+    return Scheduled(_adam(), hidden, factor="clip")
+
+
+def _adam(*corrections: str) -> Coordinatewise:
+    features = MomentFeatures(("m", "v", *corrections), 0.9, 0.999, first_order=False)
+    return Coordinatewise(features, AdamDirection(), Scaled(-0.001), normalise=False)
+
+
+def celo2(
+    orthogonalise: bool = True,
+    step_multiplier: float = 0.001,
+    vector_multiplier: float | None = None,
+) -> Celo2:
+    """Celo2: a perceptron for the direction of matrices, 347 weights; see `lopt.learned.Celo2`.
+
+    Published weights were trained with a `vector_multiplier` of 20.
+
+    Reference: Moudgil et al. 2026, arXiv:2602.19142.
+    """
+    return Celo2((8, 8), orthogonalise, step_multiplier, vector_multiplier)
+
+
+def velo(hidden: int = 512, bank: int = 256) -> Tensorwise:
+    """VeLO: an LSTM per tensor that mixes perceptrons; see `lopt.learned.VeLO`.
+
+    Reference: Metz et al. 2022, arXiv:2211.09760.
+    """
+    return Tensorwise(VeLO(hidden, bank))
+
+
+def velo_small(hidden: int = 32, bank: int = 16) -> Tensorwise:
+    """VeLO of a size that can be trained on a processor: 13,233 weights."""
+    return velo(hidden, bank)
 
 
 def LearnableSGD(learning_rate: float = 0.01) -> Learnable:
