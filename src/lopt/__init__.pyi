@@ -69,8 +69,12 @@ from .learned import celo as celo
 from .learned import celo2 as celo2
 from .learned import celo_adam as celo_adam
 from .learned import dm as dm
+from .learned import hierarchical as hierarchical
 from .learned import inverse_time_momentum as inverse_time_momentum
 from .learned import learnable as learnable
+from .learned import nn_adam as nn_adam
+from .learned import nominal_mlp as nominal_mlp
+from .learned import rnn_mlp as rnn_mlp
 from .learned import rnnprop as rnnprop
 from .learned import sinv6 as sinv6
 from .learned import small_mlp as small_mlp

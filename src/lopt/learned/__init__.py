@@ -4,9 +4,11 @@ from lopt.learned.averages import Averaged
 from lopt.learned.celo import AdamDirection, Celo2, Scheduled
 from lopt.learned.concat import Concat, SelectFeatures, with_features
 from lopt.learned.features import AdafactorFeatures, MomentumFeatures
+from lopt.learned.hierarchical import Hierarchical, NNAdam
 from lopt.learned.hypernetwork import AbstractController, TensorLSTM, Tensorwise
 from lopt.learned.hyperparameters import Learnable, LearnableState, learnable
 from lopt.learned.moments import LogAndSign, MomentFeatures
+from lopt.learned.nominal import NominalRule, Normalised
 from lopt.learned.presets import (
     LearnableAdam,
     LearnableSGD,
@@ -15,8 +17,12 @@ from lopt.learned.presets import (
     celo2,
     celo_adam,
     dm,
+    hierarchical,
     inverse_time_momentum,
     momentum_sgd,
+    nn_adam,
+    nominal_mlp,
+    rnn_mlp,
     rnnprop,
     sinv6,
     small_mlp,
@@ -37,6 +43,7 @@ from lopt.learned.schedules import (
 from lopt.learned.tensor_types import PerTensorType
 from lopt.learned.tensors import PerTensor, per_tensor
 from lopt.learned.velo import VeLO, VeLOFeatures
+from lopt.learned.widths import WidthScaled, width_multipliers
 
 __all__ = [
     "LSTM",
@@ -51,6 +58,7 @@ __all__ = [
     "Cosine",
     "DirectionMagnitude",
     "Exponential",
+    "Hierarchical",
     "InverseTime",
     "Learnable",
     "LearnableAdam",
@@ -59,6 +67,9 @@ __all__ = [
     "LogAndSign",
     "MomentFeatures",
     "MomentumFeatures",
+    "NNAdam",
+    "NominalRule",
+    "Normalised",
     "PerStep",
     "PerTensor",
     "PerTensorType",
@@ -70,20 +81,26 @@ __all__ = [
     "Tensorwise",
     "VeLO",
     "VeLOFeatures",
+    "WidthScaled",
     "adafactor_mlp",
     "celo",
     "celo2",
     "celo_adam",
     "dm",
+    "hierarchical",
     "inverse_time_momentum",
     "learnable",
     "momentum_sgd",
+    "nn_adam",
+    "nominal_mlp",
     "per_tensor",
+    "rnn_mlp",
     "rnnprop",
     "sinv6",
     "small_mlp",
     "small_rnnprop",
     "velo",
     "velo_small",
+    "width_multipliers",
     "with_features",
 ]

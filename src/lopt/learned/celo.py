@@ -18,7 +18,8 @@ from lopt.core.checks import check_integer
 from lopt.core.coordinatewise import Coordinatewise, CoordinatewiseState
 from lopt.core.learned import AbstractLearnedOptimizer, AbstractRule, Columns, Tensor
 from lopt.core.types import Key, NumSteps, Params, Scalar, State, Theta
-from lopt.learned.hypernetwork import Memory, Reports, TensorLSTM, loss_of
+from lopt.learned.hypernetwork import Memory, TensorLSTM
+from lopt.learned.nominal import Normalised
 from lopt.learned.rules import MLP, DirectionMagnitude
 from lopt.learned.safe_roots import with_safe_roots
 from lopt.learned.velo import LARGEST, LossHistory, VeLOFeatures, root_mean_square
@@ -122,7 +123,7 @@ class Scheduled(AbstractLearnedOptimizer):
         value: Scalar | None = None,
         **extra: Any,
     ) -> tuple[Params, ScheduledState]:
-        loss = loss_of(self, Reports(state.step, value, None, 1), state.history.means.dtype)
+        loss = jnp.asarray(needed_loss("Scheduled", value)).astype(state.history.means.dtype)
         told, history = state.history.next(loss, state.step)
         control, memory = self._network().apply(theta["schedule"], told[:, None], state.memory)
         output = control["step"][0, 0]
@@ -163,7 +164,8 @@ class Celo2(AbstractLearnedOptimizer):
     vector_multiplier: float | None = eqx.field(static=True, default=None)
 
     def _rule(self) -> Coordinatewise:
-        features = VeLOFeatures(0.95, 1e-8, matrices=True)
+        features = VeLOFeatures(0.95, 1e-8, factored_vectors=False)
+        features = Normalised(features, axes=2, epsilon=1e-9)
         rule, scale = MLP(30, self.hidden, 3), DirectionMagnitude(0.0, 1.0)
         return Coordinatewise(features, rule, scale, normalise=False)
 

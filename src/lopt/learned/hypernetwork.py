@@ -1,8 +1,7 @@
 """Networks that see all tensors at once, and control the rule of each tensor's coordinates.
 
-A controller makes a summary of each tensor; its network turns those, and a memory of each tensor,
-into controls; and these decide how the tensor is updated. Tensors of one shape share a program.
-VeLO, the hierarchical optimizers and NNAdam are controllers.
+An LSTM reads a summary of each tensor, remembers each, and says how each is to be updated. Tensors
+of one shape share a program. VeLO, the hierarchical optimizers and NNAdam are such controllers.
 """
 
 import abc
@@ -25,17 +24,68 @@ Summaries = Float[Array, "_feature tensor"]
 Memory = tuple[Float[Array, "..."], Float[Array, "..."]]
 
 
-class Reports(eqx.Module):
-    """What an optimizer is told at a step: steps taken, losses, and how many tensors there are."""
+class TensorLSTM(eqx.Module):
+    """An LSTM over summaries, each tensor with its own memory, and linear outputs.
 
-    step: Int[Array, ""]
-    value: Scalar | None
-    validation_loss: Scalar | None
-    tensors: int = eqx.field(static=True)
+    Attributes:
+        inputs, hidden: the number of summaries, and the width.
+        heads: name and width of each output.
+        mix: whether tensors see one another: the LSTM then reads L x + max over tensors of
+            relu(M x), and not x.
+        remembers: whether it has a memory beyond the first one.
+
+    Weights start truncated normal, at two standard deviations of 1 / sqrt(fan in); biases at zero
+    but those of forget gates, at one. The first memory is learned, from zero.
+    """
+
+    inputs: int = eqx.field(static=True)
+    hidden: int = eqx.field(static=True)
+    heads: tuple[tuple[str, int], ...] = eqx.field(static=True)
+    mix: bool = eqx.field(static=True, default=False)
+    remembers: bool = eqx.field(static=True, default=True)
+
+    def __check_init__(self) -> None:
+        if min(self.inputs, self.hidden, *(width for _, width in self.heads)) < 1:
+            raise ValueError(f"{self}: every layer must have at least one unit.")
+
+    def init(self, key: Key) -> Theta:
+        """Returns `{"cell": {"w", "b"}, "memory": (output, cell), name: {"w", "b"}, ...}`."""
+        sizes = {name: (width, self.hidden) for name, width in self.heads}
+        if self.mix:
+            sizes |= dict.fromkeys(("input", "mix"), (self.hidden, self.inputs))
+        sizes["cell"] = 4 * self.hidden, self.hidden + (self.hidden if self.mix else self.inputs)
+        keys = dict(zip(sizes, jax.random.split(key, len(sizes)), strict=True))
+        theta: dict[str, Any] = {
+            name: {"w": truncated_normal(keys[name], shape), "b": jnp.zeros(shape[0])}
+            for name, shape in sizes.items()
+        }
+        forget = slice(self.hidden, 2 * self.hidden)
+        theta["cell"]["b"] = theta["cell"]["b"].at[forget].set(1.0)
+        return theta | {"memory": (jnp.zeros(self.hidden), jnp.zeros(self.hidden))}
+
+    def apply(
+        self, theta: Theta, summaries: Summaries, memory: Memory
+    ) -> tuple[dict[str, Summaries], Memory]:
+        """Returns the outputs by name, and the next memory; tensors are on the last axis."""
+        if self.mix:
+            mixed = jax.nn.relu(affine(theta["mix"], summaries))
+            summaries = affine(theta["input"], summaries) + jnp.max(mixed, -1, keepdims=True)
+        new = lstm_cell(theta["cell"], summaries, memory)
+        outputs = {name: affine(theta[name], new[0]) for name, _ in self.heads}
+        return outputs, new if self.remembers else memory
 
 
 class AbstractController(eqx.Module):
-    """A network per tensor. What is said of one tensor has no axis of tensors."""
+    """What an LSTM gets to see of each tensor, and what is done with what it says.
+
+    Theta is a dictionary, with the weights of `network` under that name. What is said of a tensor
+    is written for one, without an axis of tensors.
+    """
+
+    @property
+    @abc.abstractmethod
+    def network(self) -> TensorLSTM:
+        """The network."""
 
     @abc.abstractmethod
     def init(self, key: Key) -> Theta:
@@ -46,18 +96,17 @@ class AbstractController(eqx.Module):
         """Returns the accumulators of a tensor, any pytree; refuses ranks that it does not know."""
 
     @abc.abstractmethod
-    def remember(self, theta: Theta) -> State:
-        """Returns the memory of a tensor before the first step: a pytree of vectors."""
-
-    @abc.abstractmethod
     def start(self, theta: Theta, num_steps: NumSteps, dtype: Any) -> State:
         """Returns the state that tensors share before the first step."""
 
     @abc.abstractmethod
     def prepare(
-        self, theta: Theta, grads: list[Tensor], shared: State, reports: Reports
+        self, theta: Theta, grads: list[Tensor], shared: State, step: Int[Array, ""], losses: Any
     ) -> tuple[Any, State]:
-        """Returns what all tensors are told at a step, and the next shared state."""
+        """Returns what all tensors are told at a step, and the next shared state.
+
+        `losses` are those of training and validation, or None.
+        """
 
     @abc.abstractmethod
     def observe(
@@ -66,16 +115,14 @@ class AbstractController(eqx.Module):
         """Returns views of a tensor, which `act` is given, and its summary."""
 
     @abc.abstractmethod
-    def control(
-        self, theta: Theta, summaries: Summaries, memory: State, shared: State
-    ) -> tuple[Any, State, State]:
-        """Returns controls, next memories and shared state; tensors are on the last axis."""
-
-    @abc.abstractmethod
     def act(
         self, theta: Theta, views: Any, control: Any, param: Tensor, told: Any
     ) -> tuple[Tensor, State]:
-        """Returns the update of a tensor, and its next accumulators."""
+        """Returns the update of a tensor whose control the network's outputs are, and its state."""
+
+    def share(self, control: Any, shared: State) -> State:
+        """Returns the shared state after the network's outputs for all tensors."""
+        return shared
 
     @property
     def needs_num_steps(self) -> bool:
@@ -117,7 +164,7 @@ class Tensorwise(AbstractLearnedOptimizer):
         theta, dtype = cast(theta, _widest(leaves)), _widest(leaves)
         some = leaves or [jnp.zeros((1,), dtype)]
         own = [self.controller.begin(cast(theta, leaf.dtype), leaf) for leaf in some]
-        memory, count = self.controller.remember(theta), len(leaves)
+        memory, count = theta["network"]["memory"], len(leaves)
         return TensorwiseState(
             jnp.zeros((), jnp.int32),
             tensors.mirror(own[:count], own[0], structure),
@@ -141,108 +188,50 @@ class Tensorwise(AbstractLearnedOptimizer):
         leaves, structure = jax.tree.flatten(params)
         param = [tensors.as_tensor(leaf) for leaf in leaves]
         slopes = structure.flatten_up_to(grads)
-        groups = _by_shape(param, slopes)
+        dtype, groups = _widest(param), _by_shape(param, slopes)
         order = [i for group in groups for i in group]
         if not order:
-            zeros = jax.tree.map(jnp.zeros_like, grads)
-            return zeros, eqx.tree_at(lambda s: s.step, state, state.step + 1)
-        dtype = _widest(param)
-        wide, slope = cast(theta, dtype), {i: tensors.as_tensor(slopes[i]) for i in order}
-        reports = Reports(state.step, value, extra.get("validation_loss"), len(order))
-        told, shared = self.controller.prepare(
-            wide, [slope[i].astype(dtype) for i in order], state.shared, reports
-        )
-        own = tensors.unmirror(state.own, structure)
-        seen = [
-            self._observe(theta, told, _stack([(slope[i], own[i], param[i]) for i in group]))
-            for group in groups
+            new_state = eqx.tree_at(lambda s: s.step, state, state.step + 1)
+            return jax.tree.map(jnp.zeros_like, grads), new_state
+        own, memory = (tensors.unmirror(part, structure) for part in (state.own, state.memory))
+        wide = cast(theta, dtype)
+        slope = {i: jnp.asarray(slopes[i]).astype(param[i].dtype) for i in order}
+        losses = [
+            None if loss is None else jnp.asarray(loss).astype(dtype)
+            for loss in (value, extra.get("validation_loss"))
         ]
-        summaries = jnp.concatenate([summary.astype(dtype) for _, summary in seen]).T
-        memories = tensors.unmirror(state.memory, structure)
-        memory = jax.tree.map(
-            lambda *vectors: jnp.stack(vectors, -1), *(memories[i] for i in order)
+        told, shared = self.controller.prepare(
+            wide, [slope[i].astype(dtype) for i in order], state.shared, state.step, losses
         )
-        control, memory, shared = self.controller.control(wide, summaries, memory, shared)
+        stacks = [_stack([(slope[i], own[i], param[i]) for i in group]) for group in groups]
+        seen = [_map(self.controller.observe, theta, stack, told) for stack in stacks]
+        summaries = jnp.concatenate([summary.astype(dtype) for _, summary in seen]).T
+        remembered = jax.tree.map(lambda *m: jnp.stack(m, -1), *(memory[i] for i in order))
+        control, remembered = self.controller.network.apply(wide["network"], summaries, remembered)
+        shared = self.controller.share(control, shared)
         updates: list[Any] = [None if g is None else jnp.zeros_like(g) for g in slopes]
-        for k, i in enumerate(order):
-            memories[i] = jax.tree.map(lambda vectors, k=k: vectors[..., k], memory)
-        ends = itertools.pairwise(itertools.accumulate(map(len, groups), initial=0))
-        for group, (views, _), (first, last) in zip(groups, seen, ends, strict=True):
-            stack = _stack([param[i] for i in group])
-            mine = jax.tree.map(
-                lambda c, i=first, j=last: jnp.moveaxis(c[..., i:j], -1, 0), control
-            )
-            update, new = self._act(theta, told, (views, cast(mine, stack.dtype), stack))
+        last = itertools.accumulate(map(len, groups))
+        for group, (*_, params_of), (views, _), end in zip(groups, stacks, seen, last, strict=True):
+            part = slice(end - len(group), end)
+            mine = jax.tree.map(lambda c, part=part: c[:, part].T, control)
+            update, new = _map(self.controller.act, theta, (views, mine, params_of), told)
             for k, i in enumerate(group):
                 updates[i] = update[k].astype(leaves[i].dtype)
                 own[i] = jax.tree.map(lambda array, k=k: array[k], new)
-        own, memories = (tensors.mirror(s, s[0], structure) for s in (own, memories))
-        new_state = TensorwiseState(state.step + 1, own, memories, shared)
-        return structure.unflatten(updates), new_state
-
-    def _observe(self, theta: Theta, told: Any, stack: Any) -> tuple[Any, Float[Array, "t _f"]]:
-        """Returns views and summaries of a stack of tensors."""
-        theta, told = cast((theta, told), stack[2].dtype)
-
-        def one(grad: Tensor, own: State, param: Tensor) -> Any:
-            return self.controller.observe(theta, grad.astype(param.dtype), own, param, told)
-
-        return tensors.map_stack(one, stack, _is_large(stack[2]))
-
-    def _act(self, theta: Theta, told: Any, stack: Any) -> tuple[Tensor, State]:
-        """Returns updates and next accumulators of a stack of tensors."""
-        theta, told = cast((theta, told), stack[2].dtype)
-
-        def one(views: Any, control: Any, param: Tensor) -> tuple[Tensor, State]:
-            return self.controller.act(theta, views, control, param, told)
-
-        return tensors.map_stack(one, stack, _is_large(stack[2]))
+                memory[i] = jax.tree.map(lambda m, k=part.start + k: m[:, k], remembered)
+        own, memory = (tensors.mirror(part, part[0], structure) for part in (own, memory))
+        return structure.unflatten(updates), TensorwiseState(state.step + 1, own, memory, shared)
 
 
-class TensorLSTM(eqx.Module):
-    """An LSTM over summaries, each tensor with its own memory, and linear outputs.
+def _map(function: Callable[..., Any], theta: Theta, stack: Any, told: Any) -> Any:
+    """Returns what a controller's method makes of each tensor of a stack, params being last."""
+    theta, told = cast((theta, told), stack[-1].dtype)
 
-    Attributes:
-        inputs, hidden: the number of summaries, and the width.
-        heads: name and width of each output.
-        mix: whether tensors see one another: the LSTM then reads L x + max over tensors of
-            relu(M x), and not x.
+    def one(*arrays: Any) -> Any:
+        arrays = cast(arrays, stack[-1].dtype)
+        return function(theta, *arrays, told)
 
-    Weights start truncated normal, at two standard deviations of 1 / sqrt(fan in); biases at zero
-    but those of forget gates, at one. The first memory is learned.
-    """
-
-    inputs: int = eqx.field(static=True)
-    hidden: int = eqx.field(static=True)
-    heads: tuple[tuple[str, int], ...] = eqx.field(static=True)
-    mix: bool = eqx.field(static=True, default=False)
-
-    def init(self, key: Key) -> Theta:
-        """Returns `{"cell": {"w", "b"}, "memory": (output, cell), name: {"w", "b"}, ...}`."""
-        read = self.hidden if self.mix else self.inputs
-        sizes = {"cell": (4 * self.hidden, read + self.hidden)}
-        sizes |= {name: (width, self.hidden) for name, width in self.heads}
-        if self.mix:
-            sizes |= dict.fromkeys(("input", "mix"), (self.hidden, self.inputs))
-        theta: dict[str, Any] = {
-            name: {"w": truncated_normal(own, shape), "b": jnp.zeros(shape[0])}
-            for own, (name, shape) in zip(
-                jax.random.split(key, len(sizes)), sizes.items(), strict=True
-            )
-        }
-        forget = slice(self.hidden, 2 * self.hidden)
-        theta["cell"]["b"] = theta["cell"]["b"].at[forget].set(1.0)
-        return theta | {"memory": (jnp.zeros(self.hidden), jnp.zeros(self.hidden))}
-
-    def apply(
-        self, theta: Theta, summaries: Summaries, memory: Memory
-    ) -> tuple[dict[str, Summaries], Memory]:
-        """Returns the outputs by name, and the next memory, for each tensor."""
-        if self.mix:
-            mixed = jax.nn.relu(affine(theta["mix"], summaries))
-            summaries = affine(theta["input"], summaries) + jnp.max(mixed, -1, keepdims=True)
-        memory = lstm_cell(theta["cell"], summaries, memory)
-        return {name: affine(theta[name], memory[0]) for name, _ in self.heads}, memory
+    return tensors.map_stack(one, stack, stack[-1][0].size > tensors.BLOCK_SIZE)
 
 
 def on_coordinates(
@@ -256,17 +245,21 @@ def on_coordinates(
     Scalars that the rule returns are summed over coordinates.
     """
 
-    def rows(arguments: Any) -> Columns:
+    def full(arguments: Any) -> list[Columns]:
         views, like = arguments
-        stacks = columns(views)
-        return jnp.concatenate([jnp.broadcast_to(s, (len(s), *like.shape)) for s in stacks])
+        return [jnp.broadcast_to(s, (len(s), *like.shape)) for s in columns(views)]
 
-    def sums(arguments: Any) -> tuple[Scalar, ...]:
-        return tuple(jnp.sum(jnp.square(rows(arguments)), tuple(range(1, param.ndim + 1))))
+    def sums(arguments: Any) -> list[tuple[Scalar, ...]]:
+        axes = tuple(range(1, param.ndim + 1))
+        return [tuple(jnp.sum(jnp.square(stack), axes)) for stack in full(arguments)]
 
-    totals = jnp.stack(tensors.map_blocks(sums, (views, param), param.shape))
-    factors = jax.lax.rsqrt(1e-5 + totals / param.size).reshape(-1, *(1,) * param.ndim)
-    return tensors.map_blocks(lambda a: rule(rows(a) * factors), (views, param), param.shape)
+    def apply(arguments: Any) -> Any:
+        stacks = zip(full(arguments), factors, strict=True)
+        return rule(jnp.concatenate([s * f.reshape(-1, *(1,) * param.ndim) for s, f in stacks]))
+
+    totals = tensors.map_blocks(sums, (views, param), param.shape)
+    factors = [jax.lax.rsqrt(1e-5 + jnp.stack(total) / param.size) for total in totals]
+    return tensors.map_blocks(apply, (views, param), param.shape)
 
 
 def clipped_log(x: Array) -> Array:
@@ -274,32 +267,24 @@ def clipped_log(x: Array) -> Array:
     return jnp.clip(jnp.log(1e-8 + jnp.abs(x)), -5, 5)
 
 
-def variance(bank: Array, about: Array | None = None) -> Array:
-    """Returns the mean over coordinates of (x - about)^2, about the mean, for each of a bank."""
-    axes = tuple(range(1, bank.ndim))
-    about = jnp.mean(bank, axes, keepdims=True) if about is None else about
-    return jnp.mean(jnp.square(bank - about), axes)
+def truncated_normal(key: Key, shape: tuple[int, ...]) -> Tensor:
+    """Returns weights, inputs last, of a standard deviation of about 1 / sqrt(fan in)."""
+    return jax.random.truncated_normal(key, -2.0, 2.0, shape) / shape[-1] ** 0.5
 
 
-def truncated_normal(key: Key, shape: tuple[int, int]) -> Tensor:
-    """Returns weights, outputs first, of a standard deviation of about 1 / sqrt(fan in)."""
-    return jax.random.truncated_normal(key, -2.0, 2.0, shape) / shape[1] ** 0.5
-
-
-def loss_of(owner: object, reports: Reports, dtype: Any) -> Scalar:
-    """Returns the training loss, which `owner` needs."""
-    if reports.value is None:
+def needed_loss(owner: str, value: Scalar | None) -> Scalar:
+    """Returns the training loss, or refuses a step without one."""
+    if value is None:
         raise ValueError(
-            f"{type(owner).__name__} needs the training loss; try "
+            f"{owner} needs the training loss; try "
             "optimizer.update(grads, state, params, value=loss)."
         )
-    return jnp.asarray(reports.value).astype(dtype)
+    return value
 
 
 def cast(tree: Any, dtype: Any) -> Any:
-    """Returns a pytree with its arrays of floats in a dtype."""
-    floats, others = eqx.partition(tree, eqx.is_inexact_array)
-    return eqx.combine(jax.tree.map(lambda leaf: leaf.astype(dtype), floats), others)
+    """Returns a pytree with its floats in a dtype."""
+    return jax.tree.map(lambda x: x.astype(dtype) if eqx.is_inexact_array(x) else x, tree)
 
 
 def _widest(leaves: list[Tensor]) -> Any:
@@ -318,7 +303,3 @@ def _by_shape(param: list[Tensor], slopes: list[Any]) -> list[list[int]]:
 
 def _stack(trees: list[Any]) -> Any:
     return jax.tree.map(lambda *arrays: jnp.stack(arrays), *trees)
-
-
-def _is_large(stack: Tensor) -> bool:
-    return stack[0].size > tensors.BLOCK_SIZE

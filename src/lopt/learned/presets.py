@@ -1,7 +1,7 @@
 """Published designs, each a composition of features, rule and scale."""
 
 import functools
-from typing import Any
+from typing import Any, Literal
 
 import optax
 
@@ -10,9 +10,11 @@ from lopt.core.learned import AbstractFeatures
 from lopt.learned.celo import AdamDirection, Celo2, Scheduled
 from lopt.learned.features import TIME_SCALES, AdafactorFeatures, MomentumFeatures
 from lopt.learned.forms import check_value
+from lopt.learned.hierarchical import Hierarchical, NNAdam
 from lopt.learned.hypernetwork import Tensorwise
 from lopt.learned.hyperparameters import Learnable, learnable
 from lopt.learned.moments import LogAndSign, MomentFeatures, expand_names
+from lopt.learned.nominal import NominalRule, Normalised
 from lopt.learned.recurrent import LSTM, Scaled
 from lopt.learned.rules import MLP, DirectionMagnitude
 from lopt.learned.schedules import InverseTime
@@ -54,6 +56,41 @@ def adafactor_mlp(
     return Coordinatewise(
         features, MLP(inputs, hidden), DirectionMagnitude(exp_multiplier, step_multiplier)
     )
+
+
+_ESTIMATES = {
+    "gradient": ("gradient",),
+    "momentum": ("momentum_0.999",),
+    "aggmo": ("momentum_0.9", "momentum_0.99", "momentum_0.999"),
+    "adam": ("momentum_over_root_rms_0.999",),
+    "adam_aggmo": tuple(f"momentum_over_root_rms_{d}" for d in (0.9, 0.99, 0.999)),
+}
+
+
+def nominal_mlp(
+    nominal: float = 0.0,
+    weight_decay: float = 0.0,
+    estimate: Literal["gradient", "momentum", "aggmo", "adam", "adam_aggmo"] = "adam_aggmo",
+    controls_nominal: bool = False,
+    controls_decay: bool = False,
+) -> Coordinatewise:
+    """The Adafactor-features rule beside a nominal step and weight decay: 207 weights.
+
+    Args:
+        nominal: size of the nominal step; see `lopt.learned.NominalRule`.
+        weight_decay: per step.
+        estimate: the direction of the nominal step; "aggmo" is the mean of three momenta, "adam"
+            and "adam_aggmo" are momenta over the root of the second moment.
+        controls_nominal: whether the network scales the nominal step.
+        controls_decay: whether it scales the weight decay.
+
+    Reference: Harrison et al. 2022, arXiv:2209.11208.
+    """
+    if estimate not in _ESTIMATES:
+        raise ValueError(f"nominal_mlp(estimate={estimate!r}) must be one of {list(_ESTIMATES)}.")
+    features = Normalised(AdafactorFeatures(), ("parameter", *_ESTIMATES[estimate]))
+    rule = NominalRule(MLP(39, (4, 4), 4), nominal, weight_decay, controls_nominal, controls_decay)
+    return Coordinatewise(features, rule, Scaled(1.0), normalise=False)
 
 
 def dm(
@@ -125,10 +162,10 @@ def small_rnnprop(
 
 
 def celo(hidden: int = 64) -> Scheduled:
-    """Celo: a perceptron of 171 weights and an LSTM that schedules it; 35,744 weights.
+    """Celo: a perceptron of 171 weights and an LSTM that schedules it; 35,808 weights.
 
     It needs the loss and the length of the run, and has no learning rate. Published weights have
-    1,345 more, which are of no effect.
+    1,281 more, which are of no effect.
 
     Reference: Moudgil et al. 2025, arXiv:2501.12670.
     """
@@ -173,7 +210,7 @@ def celo2(
 
 
 def velo(hidden: int = 512, bank: int = 256) -> Tensorwise:
-    """VeLO: an LSTM per tensor that mixes perceptrons; see `lopt.learned.VeLO`.
+    """VeLO: an LSTM per tensor that mixes perceptrons, 2,304,513 weights; see `lopt.learned.VeLO`.
 
     Reference: Metz et al. 2022, arXiv:2211.09760.
     """
@@ -181,8 +218,33 @@ def velo(hidden: int = 512, bank: int = 256) -> Tensorwise:
 
 
 def velo_small(hidden: int = 32, bank: int = 16) -> Tensorwise:
-    """VeLO of a size that can be trained on a processor: 13,233 weights."""
+    """VeLO of a size that can be trained on a processor: 13,473 weights."""
     return velo(hidden, bank)
+
+
+def nn_adam(learning_rate: float = 1e-4, hidden: int = 32) -> Tensorwise:
+    """NNAdam: an LSTM that moves the hyperparameters of Adam for each tensor, 6,856 weights."""
+    return Tensorwise(NNAdam(learning_rate, hidden=hidden))
+
+
+def rnn_mlp() -> Tensorwise:
+    """The hierarchical optimizer in its released form: 35,799 weights.
+
+    It needs the loss, and reads a validation loss if it is given one.
+
+    Reference: Metz et al. 2020, arXiv:2009.11243.
+    """
+    return Tensorwise(Hierarchical())
+
+
+def hierarchical(largest_feature: float = 5.0) -> Tensorwise:
+    """The hierarchical optimizer with a learned clip of gradients and clipped features.
+
+    The paper has both, but does not say to what features are clipped.
+
+    Reference: Metz et al. 2020, arXiv:2009.11243.
+    """
+    return Tensorwise(Hierarchical(learned_clip=True, largest_feature=largest_feature))
 
 
 def LearnableSGD(learning_rate: float = 0.01) -> Learnable:

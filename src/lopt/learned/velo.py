@@ -19,14 +19,10 @@ from lopt.core.types import Key, NumSteps, Scalar, Theta
 from lopt.learned.features import AdafactorFeatures, AdafactorState, AdafactorViews, check_decays
 from lopt.learned.hypernetwork import (
     AbstractController,
-    Memory,
-    Reports,
-    Summaries,
     TensorLSTM,
     clipped_log,
-    loss_of,
+    needed_loss,
     on_coordinates,
-    variance,
 )
 from lopt.learned.rules import MLP, DirectionMagnitude
 from lopt.learned.safe_roots import with_safe_roots
@@ -44,13 +40,13 @@ class VeLOFeatures(AbstractFeatures):
     Attributes:
         rms_decay: of the second moment.
         epsilon: what is added to it under a root.
-        matrices: whether columns are already divided by their root mean square over the last two
-            axes, as Celo2 has them. Tensors of rank < 2 then have zeros in the last five groups.
+        factored_vectors: whether tensors of rank < 2, which have no factors, have the second moment
+            in the last five groups; otherwise they have zeros there, as in Celo2.
     """
 
     rms_decay: float = eqx.field(static=True, default=0.999)
     epsilon: float = eqx.field(static=True, default=1e-6)
-    matrices: bool = eqx.field(static=True, default=False)
+    factored_vectors: bool = eqx.field(static=True, default=True)
 
     def __check_init__(self) -> None:
         check_decays("VeLOFeatures", (self.rms_decay,))
@@ -69,7 +65,7 @@ class VeLOFeatures(AbstractFeatures):
     @override
     def update(
         self, theta: Theta, grad: Tensor, state: AdafactorState, param: Tensor, step: Int[Array, ""]
-    ) -> tuple[tuple[AdafactorViews, Any], AdafactorState]:
+    ) -> tuple[AdafactorViews, AdafactorState]:
         counts = {"adafactor_decays": 3, "momentum_decays": 3, "rms_decays": 1}
         initial = {name: jnp.zeros(count, grad.dtype) for name, count in counts.items()}
         grad = jnp.clip(grad, -LARGEST, LARGEST)
@@ -78,20 +74,10 @@ class VeLOFeatures(AbstractFeatures):
             # Without the 1e-6 of the Adafactor rule: zero over 1e-15 where no gradient ever was.
             root = with_safe_roots(jax.lax.rsqrt)(new.row)
             views = eqx.tree_at(lambda v: v.preconditioner.momentum_row_factor, views, root)
-        if not self.matrices:
-            return (views, ()), new
-        axes = tuple(range(max(1, param.ndim - 1), param.ndim + 1)) if param.ndim else ()
-        squares = [jnp.square(column) for column in self._columns(views)]
-        means = [jnp.mean(square, axes, keepdims=True) for square in squares]
-        return (views, [jax.lax.rsqrt(1e-9 + mean) for mean in means]), new
+        return views, new
 
     @override
-    def columns(self, views: tuple[AdafactorViews, Any]) -> tuple[Columns, ...]:
-        plain, factors = views
-        columns = self._columns(plain)
-        return tuple(c * f for c, f in zip(columns, factors, strict=True)) if factors else columns
-
-    def _columns(self, views: AdafactorViews) -> tuple[Columns, ...]:
+    def columns(self, views: AdafactorViews) -> tuple[Columns, ...]:
         by, grad = views.preconditioner, views.grad[None]
         inverse_root = jax.lax.rsqrt(views.rms + self.epsilon)
         factored: tuple[Columns, ...] = (
@@ -101,7 +87,7 @@ class VeLOFeatures(AbstractFeatures):
             jax.lax.rsqrt(by.col + 1e-8),
             views.momentum * (by.momentum_row_factor * by.col_factor),
         )
-        if self.matrices and views.grad.ndim < 2:
+        if not self.factored_vectors and views.grad.ndim < 2:
             factored = (jnp.zeros_like(views.momentum),) * 5
         return (
             grad,
@@ -199,20 +185,23 @@ class VeLO(AbstractController):
         if self.loss_span is not None:
             check_integer("VeLO", "loss_span", self.loss_span, hint=10)
 
-    def _network(self) -> TensorLSTM:
-        heads = (("mixture", self.bank), ("step", 1))
-        return TensorLSTM(28 if self.centred else 30, self.hidden, heads, mix=True)
-
+    @property
     @override
-    def init(self, key: Key) -> Theta:
-        own, bank = jax.random.split(key)
-        bank = jax.vmap(MLP(30, (4, 4), 3).init)(jax.random.split(bank, self.bank))
-        return {"network": self._network().init(own), "bank": bank}
+    def network(self) -> TensorLSTM:
+        heads = (("mixture", self.bank), ("step", 1))
+        inputs = 28 if self.centred else 30
+        return TensorLSTM(inputs, self.hidden, heads, mix=True, remembers=self.remembers)
 
     @property
     @override
     def needs_num_steps(self) -> bool:
         return True
+
+    @override
+    def init(self, key: Key) -> Theta:
+        own, bank = jax.random.split(key)
+        bank = jax.vmap(MLP(30, (4, 4), 3).init)(jax.random.split(bank, self.bank))
+        return {"network": self.network.init(own), "bank": bank}
 
     @override
     def begin(self, theta: Theta, param: Tensor) -> AdafactorState:
@@ -224,18 +213,19 @@ class VeLO(AbstractController):
         return VeLOFeatures().begin(param)
 
     @override
-    def remember(self, theta: Theta) -> Memory:
-        return theta["network"]["memory"]
-
-    @override
     def start(self, theta: Theta, num_steps: NumSteps, dtype: Any) -> LossHistory:
         return LossHistory.start(num_steps, self.loss_span or num_steps, dtype)
 
     @override
     def prepare(
-        self, theta: Theta, grads: list[Tensor], shared: LossHistory, reports: Reports
+        self,
+        theta: Theta,
+        grads: list[Tensor],
+        shared: LossHistory,
+        step: Int[Array, ""],
+        losses: Any,
     ) -> tuple[Any, LossHistory]:
-        return shared.next(loss_of(self, reports, shared.means.dtype), reports.step)
+        return shared.next(needed_loss("VeLO", losses[0]), step)
 
     @override
     def observe(
@@ -245,24 +235,16 @@ class VeLO(AbstractController):
         scale = jax.lax.rsqrt(jnp.maximum(jnp.mean(jnp.square(param)), 1e-9))
         axes = tuple(range(1, param.ndim + 1))
         momentum, rms = own.momentum * scale, own.rms * scale
-        about = None if self.centred else jnp.mean(momentum, axes, keepdims=True)
-        long = jnp.asarray(sum(size > 1 for size in param.shape))
-        moments = [variance(momentum), variance(rms, about)]
-        summary = [
-            told,
-            0.5 * clipped_log(10 * jnp.mean(rms, axes)),
-            jax.nn.one_hot(long, 5, dtype=param.dtype),
-            *(0.5 * clipped_log(10 * moment) for moment in moments),
-        ]
+        mean, size = (jnp.mean(bank, axes, keepdims=True) for bank in (momentum, rms))
+        spread = jnp.mean(jnp.square(momentum - mean), axes)
+        # Published weights have this about the means of momenta, by mistake.
+        spread_rms = jnp.mean(jnp.square(rms - (size if self.centred else mean)), axes)
+        long = jnp.asarray(sum(length > 1 for length in param.shape))
+        logs = [0.5 * clipped_log(10 * x) for x in (size.reshape(1), spread, spread_rms)]
+        rank = jax.nn.one_hot(long, 5, dtype=param.dtype)
         step = jnp.zeros((), jnp.int32)  # no feature depends on it
-        return VeLOFeatures().update((), grad, own, param, step), jnp.concatenate(summary)
-
-    @override
-    def control(
-        self, theta: Theta, summaries: Summaries, memory: Memory, shared: LossHistory
-    ) -> tuple[Any, Memory, LossHistory]:
-        control, new = self._network().apply(theta["network"], summaries, memory)
-        return control, (new if self.remembers else memory), shared
+        views = VeLOFeatures().update((), grad, own, param, step)
+        return views, jnp.concatenate([told, logs[0], rank, *logs[1:]])
 
     @override
     def act(
