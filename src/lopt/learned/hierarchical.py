@@ -12,7 +12,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 from typing_extensions import override
 
 from lopt.core.learned import Columns, Tensor
@@ -30,26 +30,34 @@ from lopt.learned.rules import MLP, DirectionMagnitude
 from lopt.learned.safe_roots import with_safe_roots
 from lopt.learned.velo import LARGEST
 
-# Decays of averages of losses, in training and in validation.
+# Decays of averages of losses, in training and in validation; that of the size of gradients, and
+# the multiple of it to which they are clipped.
 TRAIN, VALIDATION = 0.9, 0.95
+CLIP = 0.99, 10.0
+# The least and the greatest of what stands for the hyperparameters of NNAdam.
+RANGES = [
+    [math.log(1e-8) / 10, -1.0, -1.0, math.log(1e-11) / 10],
+    [math.log(1e3) / 10, 0.0, 0.0, math.log(1e4) / 10],
+]
 
 
-class Losses(eqx.Module):
-    """Averages of the training loss, of its squared deviation, and of the validation loss."""
+class HierarchicalState(eqx.Module):
+    """What tensors share, besides their message to all tensors.
 
+    Attributes:
+        across: the message.
+        size: the average size of gradients.
+        mean, square: averages of the training loss, and of its squared distance to that.
+        validation: the average of validation losses, of which `measured` were told, and the `last`.
+    """
+
+    across: Float[Array, " across"]
+    size: Scalar
     mean: Scalar
     square: Scalar
     validation: Scalar
     measured: Scalar
     last: Scalar
-
-
-class HierarchicalState(eqx.Module):
-    """What tensors share: the message of all of them, losses, and the average size of gradients."""
-
-    across: Float[Array, " across"]
-    losses: Losses
-    size: Scalar
 
 
 class Hierarchical(AbstractController):
@@ -97,12 +105,13 @@ class Hierarchical(AbstractController):
     @override
     def init(self, key: Key) -> Theta:
         keys = jax.random.split(key, 4)
+        clip = tuple(jnp.log(jnp.asarray(x, float)) for x in (1 - CLIP[0], CLIP[1]))
         return {
             "network": self.network.init(keys[0]),
             "rule": self._rule().init(keys[1]),
             "up": truncated_normal(keys[2], (self.up,)),
             "across": truncated_normal(keys[3], (self.across,)),
-            "clip": jnp.log(jnp.asarray([0.01, 10.0], float)) if self.learned_clip else (),
+            "clip": clip if self.learned_clip else (),
         }
 
     @override
@@ -117,69 +126,49 @@ class Hierarchical(AbstractController):
 
     @override
     def start(self, theta: Theta, num_steps: NumSteps, dtype: Any) -> HierarchicalState:
-        zero = jnp.zeros((), dtype)
-        losses = Losses(zero, zero, zero, zero, zero * jnp.nan)
-        return HierarchicalState(theta["across"], losses, 1 - self._clip(theta, dtype)[0])
+        zero, rate = jnp.zeros((), dtype), 1 - self._clip(theta)[0]
+        return HierarchicalState(theta["across"], zero + rate, *(zero,) * 4, zero * jnp.nan)
 
-    def _clip(self, theta: Theta, dtype: Any) -> Float[Array, "2"]:
+    def _clip(self, theta: Theta) -> Any:
         """Returns the decay of the average size of gradients, and the multiple that is allowed."""
-        rate, multiple = jnp.exp(theta["clip"]) if self.learned_clip else (0.01, 10.0)
-        return (
-            jnp.stack([1 - rate, multiple])
-            if self.learned_clip
-            else jnp.asarray([0.99, 10.0], dtype)
-        )
+        return (1 - jnp.exp(theta["clip"][0]), jnp.exp(theta["clip"][1])) if theta["clip"] else CLIP
 
     @override
-    def prepare(
-        self,
-        theta: Theta,
-        grads: list[Tensor],
-        shared: HierarchicalState,
-        step: Int[Array, ""],
-        losses: Any,
-    ) -> tuple[Any, HierarchicalState]:
-        loss, old, dtype = needed_loss("Hierarchical", losses[0]), shared.losses, shared.size.dtype
+    def prepare(self, theta: Theta, grads: Any, shared: Any, step: Any, losses: Any) -> Any:
+        loss, old, dtype = needed_loss("Hierarchical", losses[0]), shared, shared.size.dtype
         count = (step + 1).astype(dtype)
         mean = TRAIN * old.mean + (1 - TRAIN) * loss
         square = TRAIN * old.square + (1 - TRAIN) * jnp.square(mean - loss)
-        correct = 1 / (1 - TRAIN**count)
         said = old.last if losses[1] is None else losses[1]
         # A task repeats the last validation loss until it measures another.
         fresh = (said != old.last) & jnp.isfinite(said)
-        other = VALIDATION * old.validation + (1 - VALIDATION) * said
-        other = jnp.where(fresh, other, old.validation)
         measured = old.measured + fresh.astype(dtype)
-        validation = jnp.where(
-            measured > 0, other / (1 - VALIDATION ** jnp.maximum(measured, 1)), 0
-        )
-
-        def feature(value: Scalar) -> Scalar:
-            deviation = (value - correct * mean) * jax.lax.rsqrt(correct * square + 1e-8)
-            return jnp.clip(deviation, -5, 5)
-
-        decay, multiple = self._clip(theta, dtype)
-        bound = multiple * shared.size / (1 - decay**count)
+        average = VALIDATION * old.validation + (1 - VALIDATION) * said
+        average = jnp.where(fresh, average, old.validation)
+        # It is zero, and so counts as very low, until the first one is told.
+        validation = average / (1 - VALIDATION ** jnp.maximum(measured, 1))
+        both, whole = jnp.stack([loss, validation]), 1 - TRAIN**count
+        features = (both - mean / whole) * jax.lax.rsqrt(square / whole + 1e-8)
+        decay, multiple = self._clip(theta)
+        bound = multiple * old.size / (1 - decay**count)
         squares = [jnp.mean(jnp.square(jnp.clip(g, -bound, bound))) for g in grads]
-        size = decay * shared.size + (1 - decay) * jnp.sqrt(1e-8 + sum(squares) / len(grads))
+        size = decay * old.size + (1 - decay) * jnp.sqrt(1e-8 + sum(squares) / len(grads))
         time = jnp.sin(step.astype(dtype) / (jnp.asarray(TIME_SCALES, dtype) * math.pi))
         told = {
             "bound": bound,
-            "losses": jnp.stack([feature(loss), feature(validation)]),
-            "across": shared.across,
+            "losses": jnp.clip(features, -5, 5),
+            "across": old.across,
             "common": jnp.append(time, math.log(len(grads)) - 1),
         }
-        new = Losses(mean, square, other, measured, said)
-        return told, HierarchicalState(shared.across, new, size)
+        state = HierarchicalState(old.across, size, mean, square, average, measured, said)
+        return told, state
 
     @override
     def share(self, control: Any, shared: HierarchicalState) -> HierarchicalState:
-        return HierarchicalState(jnp.mean(control["across"], -1), shared.losses, shared.size)
+        return eqx.tree_at(lambda s: s.across, shared, jnp.mean(control["across"], -1))
 
     @override
-    def observe(
-        self, theta: Theta, grad: Tensor, own: State, param: Tensor, told: Any
-    ) -> tuple[Any, Float[Array, " _feature"]]:
+    def observe(self, theta: Theta, grad: Tensor, own: Any, param: Tensor, told: Any) -> Any:
         grad, decays = jnp.clip(grad, -told["bound"], told["bound"]), self.decays
         momentum, rms, message = own
         momentum = accumulate(jnp.asarray(decays, param.dtype), momentum, grad)
@@ -197,9 +186,7 @@ class Hierarchical(AbstractController):
         return (grad, param, momentum, rms), jnp.concatenate(summary)
 
     @override
-    def act(
-        self, theta: Theta, views: Any, control: Any, param: Tensor, told: Any
-    ) -> tuple[Tensor, State]:
+    def act(self, theta: Theta, views: Any, control: Any, param: Tensor, told: Any) -> Any:
         norm = jnp.log(jnp.stack([_norm(param) + 1e-8, jnp.full_like(told["bound"], param.size)]))
         common = jnp.concatenate([told["common"], norm, control["down"]])
         most = self.largest_feature
@@ -259,24 +246,7 @@ class NNAdam(AbstractController):
         return zeros, zeros, theta["initial"]
 
     @override
-    def start(self, theta: Theta, num_steps: NumSteps, dtype: Any) -> State:
-        return ()
-
-    @override
-    def prepare(
-        self,
-        theta: Theta,
-        grads: list[Tensor],
-        shared: State,
-        step: Int[Array, ""],
-        losses: Any,
-    ) -> tuple[Any, State]:
-        return (), ()
-
-    @override
-    def observe(
-        self, theta: Theta, grad: Tensor, own: State, param: Tensor, told: Any
-    ) -> tuple[Any, Float[Array, " _feature"]]:
+    def observe(self, theta: Theta, grad: Tensor, own: Any, param: Tensor, told: Any) -> Any:
         grad = jnp.clip(grad, -LARGEST, LARGEST)
         m, v, raw = own
         rates = jnp.exp(10 * raw)
@@ -297,17 +267,14 @@ class NNAdam(AbstractController):
         return (m, v, raw), jnp.concatenate(summary)
 
     @override
-    def act(
-        self, theta: Theta, views: Any, control: Any, param: Tensor, told: Any
-    ) -> tuple[Tensor, State]:
+    def act(self, theta: Theta, views: Any, control: Any, param: Tensor, told: Any) -> Any:
         m, v, raw = views
         rate, _, _, eps = jnp.exp(10 * raw)
         update = -rate * (1 + eps) / (eps + jnp.sqrt(v + 1e-10)) * m
         back = self.decay * (theta["initial"] - raw)
         new = raw + self.multiplier * control["change"] + back
-        least, most = jnp.log(jnp.asarray([[1e-8, 1e3], [0, 1], [0, 1], [1e-11, 1e4]])).T / 10
-        least = jnp.maximum(least, jnp.asarray([-10, -1, -1, -10]))
-        return update, (m, v, jnp.clip(new, least.astype(new.dtype), most.astype(new.dtype)))
+        least, most = jnp.asarray(RANGES, raw.dtype)
+        return update, (m, v, jnp.clip(new, least, most))
 
 
 def _moments(array: Array) -> tuple[Scalar, Scalar]:

@@ -96,29 +96,23 @@ class AbstractController(eqx.Module):
         """Returns the accumulators of a tensor, any pytree; refuses ranks that it does not know."""
 
     @abc.abstractmethod
+    def observe(self, theta: Theta, grad: Tensor, own: State, param: Tensor, told: Any) -> Any:
+        """Returns views of a tensor, which `act` is given, and its summary, a vector."""
+
+    @abc.abstractmethod
+    def act(self, theta: Theta, views: Any, control: Any, param: Tensor, told: Any) -> Any:
+        """Returns the update of a tensor, which `control` of the network decides, and its state."""
+
     def start(self, theta: Theta, num_steps: NumSteps, dtype: Any) -> State:
         """Returns the state that tensors share before the first step."""
+        return ()
 
-    @abc.abstractmethod
-    def prepare(
-        self, theta: Theta, grads: list[Tensor], shared: State, step: Int[Array, ""], losses: Any
-    ) -> tuple[Any, State]:
+    def prepare(self, theta: Theta, grads: Any, shared: Any, step: Any, losses: Any) -> Any:
         """Returns what all tensors are told at a step, and the next shared state.
 
-        `losses` are those of training and validation, or None.
+        `grads` is a list, and `losses` those of training and validation, or None.
         """
-
-    @abc.abstractmethod
-    def observe(
-        self, theta: Theta, grad: Tensor, own: State, param: Tensor, told: Any
-    ) -> tuple[Any, Float[Array, " _feature"]]:
-        """Returns views of a tensor, which `act` is given, and its summary."""
-
-    @abc.abstractmethod
-    def act(
-        self, theta: Theta, views: Any, control: Any, param: Tensor, told: Any
-    ) -> tuple[Tensor, State]:
-        """Returns the update of a tensor whose control the network's outputs are, and its state."""
+        return (), shared
 
     def share(self, control: Any, shared: State) -> State:
         """Returns the shared state after the network's outputs for all tensors."""

@@ -217,20 +217,11 @@ class VeLO(AbstractController):
         return LossHistory.start(num_steps, self.loss_span or num_steps, dtype)
 
     @override
-    def prepare(
-        self,
-        theta: Theta,
-        grads: list[Tensor],
-        shared: LossHistory,
-        step: Int[Array, ""],
-        losses: Any,
-    ) -> tuple[Any, LossHistory]:
+    def prepare(self, theta: Theta, grads: Any, shared: Any, step: Any, losses: Any) -> Any:
         return shared.next(needed_loss("VeLO", losses[0]), step)
 
     @override
-    def observe(
-        self, theta: Theta, grad: Tensor, own: AdafactorState, param: Tensor, told: Any
-    ) -> tuple[Any, Float[Array, " _feature"]]:
+    def observe(self, theta: Theta, grad: Tensor, own: Any, param: Tensor, told: Any) -> Any:
         # Summaries are of the moments before this step.
         scale = jax.lax.rsqrt(jnp.maximum(jnp.mean(jnp.square(param)), 1e-9))
         axes = tuple(range(1, param.ndim + 1))
@@ -247,9 +238,7 @@ class VeLO(AbstractController):
         return views, jnp.concatenate([told, logs[0], rank, *logs[1:]])
 
     @override
-    def act(
-        self, theta: Theta, views: Any, control: Any, param: Tensor, told: Any
-    ) -> tuple[Tensor, AdafactorState]:
+    def act(self, theta: Theta, views: Any, control: Any, param: Tensor, told: Any) -> Any:
         mixture, view = 100 * control["mixture"] / self.bank, views[0]
         weights = jax.tree.map(lambda bank: jnp.tensordot(mixture, bank, 1), theta["bank"])
         nothing = jnp.zeros((0,), param.dtype)

@@ -44,12 +44,11 @@ class WidthScaled(AbstractLearnedOptimizer):
 
     @override
     def begin(self, theta: Theta, params: Params, num_steps: NumSteps = None) -> State:
-        names = [name for name, _ in named_tensors(params)]
-        known = [name for name, _ in self.multipliers.values]
-        if names and names != known:
+        known = dict(self.multipliers.values)
+        if missing := [name for name, _ in named_tensors(params) if name not in known]:
             raise ValueError(
-                f"WidthScaled(multipliers) is for the tensors {', '.join(known)}, but params has "
-                f"{', '.join(names)}."
+                f"WidthScaled(multipliers) has none for {', '.join(missing)}, only for "
+                f"{', '.join(known)}; give one for each tensor."
             )
         return self.learned.begin(theta, params, num_steps)
 
