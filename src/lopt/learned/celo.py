@@ -192,7 +192,7 @@ class Celo2(AbstractLearnedOptimizer):
     ) -> tuple[Params, CoordinatewiseState]:
         updates, new = self._rule().update(theta, grads, state, params)
 
-        def finish(update: Any, momentum: Tensor, rms: Tensor) -> Any:
+        def finish(update: Any, momentum: Any, rms: Any) -> Any:
             if update is None:
                 return None
             wide = update.astype(momentum.dtype)

@@ -249,9 +249,9 @@ class NNAdam(AbstractController):
     def observe(self, theta: Theta, grad: Tensor, own: Any, param: Tensor, told: Any) -> Any:
         grad = jnp.clip(grad, -LARGEST, LARGEST)
         m, v, raw = own
-        rates = jnp.exp(10 * raw)
-        m = m + rates[1] * (grad - m)
-        v = v + rates[2] * (grad * grad - v)
+        # Rounded as they were where weights were trained.
+        _, b1, b2, _ = 1 - jnp.exp(10 * raw)
+        m, v = b1 * m + (1 - b1) * grad, b2 * v + (1 - b2) * grad * grad
         (g, g_spread), (mean, spread), (p, p_spread) = map(_moments, (grad, m, param))
         size, size_spread = _moments(v)
         known = 0.2 * jnp.clip(raw, -5, 5)
@@ -271,8 +271,8 @@ class NNAdam(AbstractController):
         m, v, raw = views
         rate, _, _, eps = jnp.exp(10 * raw)
         update = -rate * (1 + eps) / (eps + jnp.sqrt(v + 1e-10)) * m
-        back = self.decay * (theta["initial"] - raw)
-        new = raw + self.multiplier * control["change"] + back
+        new = raw + self.multiplier * control["change"]
+        new = new + self.decay * (theta["initial"] - new)
         least, most = jnp.asarray(RANGES, raw.dtype)
         return update, (m, v, jnp.clip(new, least, most))
 
