@@ -58,17 +58,17 @@ def test_files_that_are_alike_need_the_name_of_the_design(tmp_path):
 
 
 BAD = {
-    "none": ({}, None, "has no weights of celo2, .* or velo, but arrays: none"),
-    "lacking": (celo2(w1=None), None, r"but arrays: ff_mod_stack/~/b0 \[2\], .* and 14 more"),
+    "none": ({}, None, "has no weights of celo2, .* or velo, but 0 arrays"),
+    "lacking": (celo2(w1=None), None, r"but 18 arrays: ff_mod_stack/~/b0 \[2\], .*, \.\.\."),
     "another": (celo2(), "celo", "has no weights of celo, but celo2: ff_mod_stack"),
-    "inputs": (schedule(inputs=30), "sinv6", "has no weights of sinv6, but arrays"),
+    "inputs": (schedule(inputs=30), "sinv6", "has no weights of sinv6, but 12 arrays"),
     "size": (
         celo2(w1=np.ones((3, 2))),
         None,
-        r"of celo2, has \['rule'\]\['w1'\] of shape \(2, 3\)",
+        r"weights \['rule'\]\['w1'\] of celo2 .* of shape \(2, 3\)",
     ),
-    "groups": (celo2(w0__0=np.ones((2, 2))), None, r"\['w0'\] of shape \(2, 31\), which must be"),
-    "finite": (celo2(b1=np.full(2, np.nan)), None, "'b1'.* not finite; restore it"),
+    "groups": (celo2(w0__0=np.ones((2, 2))), None, r"\['w0'\] of celo2 that are of shape \(2, 31\)"),
+    "finite": (celo2(b1=np.full(2, np.nan)), None, "'b1'.* that are not finite; they must"),
     "integers": (celo2(b1=np.ones(2, int)), None, "neither Flax's .* b1 is no array of floats"),
     "objects": (celo2(b1=np.array([None])), None, "Object arrays cannot be loaded"),
 }

@@ -100,7 +100,8 @@ def test_nn_adam_takes_the_recorded_steps(golden, case, controller):
     names = ("lr", "beta1", "beta2", "epsilon")
     initial = np.stack([theta[f"per_layer_{name}"] for name in names])
     ours = {"network": cell(theta) | {"change": change}, "initial": initial}
-    check(Tensorwise(controller), ours, numbers, case, 1e-6 if "default" in case else 1e-5)
+    # There, 1 - b2 is rounded as one minus a number near one, by up to 1e-4 of it at each step.
+    check(Tensorwise(controller), ours, numbers, case, 1e-6 if "default" in case else 3e-5)
 
 
 def test_rnn_mlp_takes_the_recorded_steps(golden):

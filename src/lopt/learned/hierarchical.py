@@ -249,9 +249,8 @@ class NNAdam(AbstractController):
     def observe(self, theta: Theta, grad: Tensor, own: Any, param: Tensor, told: Any) -> Any:
         grad = jnp.clip(grad, -LARGEST, LARGEST)
         m, v, raw = own
-        # Rounded as they were where weights were trained.
-        _, b1, b2, _ = 1 - jnp.exp(10 * raw)
-        m, v = b1 * m + (1 - b1) * grad, b2 * v + (1 - b2) * grad * grad
+        _, first, second, _ = jnp.exp(10 * raw)
+        m, v = m + first * (grad - m), v + second * (grad * grad - v)
         (g, g_spread), (mean, spread), (p, p_spread) = map(_moments, (grad, m, param))
         size, size_spread = _moments(v)
         known = 0.2 * jnp.clip(raw, -5, 5)

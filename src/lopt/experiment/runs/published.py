@@ -27,56 +27,57 @@ _MIXTURE = {f"rnn_params/rnn_to_controls/{n}" for n in "bw"}
 def load_published(
     path: str | Path, design: str | None = None
 ) -> tuple[AbstractLearnedOptimizer, Theta]:
-    """Loads weights that the authors of a design published.
+    """Loads weights that the authors of Celo2, Celo, Celo-Adam, Sinv6 or VeLO published.
 
     Args:
-        path: of a file of Flax's MessagePack (`theta.state`) or of NumPy (`.npz`) with weights of
-            Celo2, Celo, Celo-Adam, Sinv6 or VeLO, of any width.
-        design: "celo2", "celo", "celo_adam", "sinv6" or "velo". It is found by names and shapes if
-            it is None, but for Celo-Adam and Sinv6, whose files are alike.
+        path: of a file of Flax's MessagePack (`theta.state`) or of NumPy (`.npz`).
+        design: "celo2", "celo", "celo_adam", "sinv6" or "velo"; by default, what names and shapes
+            say. Files of Celo-Adam and of Sinv6 are alike.
 
     Returns:
-        The learned optimizer, of the published configuration, and its theta.
+        The learned optimizer, of the width that the weights have, and its theta.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is damaged, or does not hold the weights of (that) design.
+        ValueError: if the file is damaged, or does not hold the weights of (that) design.
     """
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"There is no file {path}; give one of published weights.")
-    arrays = _read(path)
+    arrays = _read(Path(path))
     fits = _designs(arrays)
-    if not fits or (design is not None and design not in fits):
+    if not fits or design not in (None, *fits):
         shapes = [f"{name} {list(array.shape)}" for name, array in sorted(arrays.items())]
-        more = f" and {len(shapes) - 4} more" if len(shapes) > 4 else ""
         raise ValueError(
             f"{path} has no weights of {design or 'celo2, celo, celo_adam, sinv6 or velo'}, but "
-            f"{' or '.join(fits) or 'arrays'}: {', '.join(shapes[:4]) or 'none'}{more}."
+            f"{' or '.join(fits) or f'{len(arrays)} arrays'}: {', '.join([*shapes[:4], '...'])}"
         )
     if design is None and len(fits) > 1:
         raise ValueError(
             f"{path} fits {' and '.join(fits)}, whose files are alike; say which it is, as in "
             f'load_published(path, "{fits[0]}").'
         )
-    learned, theta = _converted(arrays, design or fits[0])
+    try:
+        learned, theta = _converted(arrays, design or fits[0])
+    except ValueError as error:
+        raise ValueError(
+            f"{path} has weights of {design or fits[0]} of sizes that do not fit one another "
+            f"({one_line(error)}); restore it from a copy."
+        ) from error
     expected = eqx.filter_eval_shape(learned.init, jax.random.key(0))
-    pairs = zip(jax.tree.leaves_with_path(theta), jax.tree.leaves(expected), strict=True)
-    for (name, array), like in pairs:
-        found = f"{path}, of {design or fits[0]}, has {jax.tree_util.keystr(name)}"
-        if array.shape != like.shape:
-            raise ValueError(f"{found} of shape {array.shape}, which must be {like.shape}.")
-        if not np.isfinite(array).all():
-            raise ValueError(f"{found} that is not finite; restore it from a copy.")
-    return learned, jax.tree.map(
-        lambda array, like: jnp.asarray(array, like.dtype), theta, expected
-    )
+
+    def checked(name: Any, like: Any, array: np.ndarray) -> Any:
+        if array.shape != like.shape or not np.isfinite(array).all():
+            found = f"of shape {array.shape}" if array.shape != like.shape else "not finite"
+            raise ValueError(
+                f"{path} has weights {jax.tree_util.keystr(name)} of {design or fits[0]} that are "
+                f"{found}; they must be finite, of shape {like.shape}."
+            )
+        return jnp.asarray(array, like.dtype)
+
+    return learned, jax.tree_util.tree_map_with_path(checked, expected, theta)
 
 
 def _read(path: Path) -> Arrays:
     """Returns the arrays of a file by their path in it."""
+    content = path.read_bytes()
     try:
-        content = path.read_bytes()
         if content[:2] == b"PK":
             with np.load(path, allow_pickle=False) as file:
                 arrays: Arrays = dict(file)
@@ -107,8 +108,8 @@ def _flat(tree: Any, path: str = "") -> list[tuple[str, np.ndarray]]:
 
 
 def _designs(arrays: Arrays) -> list[str]:
-    """Returns the designs whose files have arrays of these names and ranks."""
-    names, inputs = arrays.keys(), arrays.get("rnn_params/linear_1/w", np.zeros((0, 0))).shape[:1]
+    """Returns the designs whose files have arrays of these names and numbers of inputs."""
+    names, inputs = arrays.keys(), arrays.get("rnn_params/linear_1/w", np.zeros(0)).shape[:1]
     if names == _PERCEPTRON:
         return ["celo2"]
     if names == _SCHEDULE | _PERCEPTRON | _MIXTURE:
@@ -119,12 +120,11 @@ def _designs(arrays: Arrays) -> list[str]:
 def _converted(arrays: Arrays, design: str) -> tuple[AbstractLearnedOptimizer, Any]:
     """Returns a design of the size of these arrays, and them as its theta."""
     if design == "celo2":
-        theta = {"features": (), "rule": _perceptron(arrays)}
-        return Celo2(tuple(arrays[f"ff_mod_stack/~/b{i}"].size for i in range(2))), theta
+        widths = arrays["ff_mod_stack/~/b0"].size, arrays["ff_mod_stack/~/b1"].size
+        return Celo2(widths), {"features": (), "rule": _perceptron(arrays)}
     hidden, network = arrays["lstm_init_state/hidden"].size, _network(arrays)
     if design == "velo":
-        bank = _perceptron(arrays)
-        network["mixture"] = _layer(arrays, "rnn_to_controls")
+        bank, network["mixture"] = _perceptron(arrays), _layer(arrays, "rnn_to_controls")
         return Tensorwise(VeLO(hidden, len(bank["b0"]))), {"network": network, "bank": bank}
     rule = jax.tree.map(lambda w: w[0], _perceptron(arrays)) if design == "celo" else ()
     make = {"celo": celo, "celo_adam": celo_adam, "sinv6": sinv6}[design]
