@@ -294,8 +294,7 @@ def test_velo_is_its_slow_twin(tmp_path):
         updates, state = update(ours, grads, state, params, value=jnp.asarray(loss))
         expected = twin.update(grads, loss)
         for name, own in updates.items():
-            # Halves of sums of squares differ in rounding, and so do decays.
-            np.testing.assert_allclose(own, expected[name], rtol=1e-6, atol=1e-12, err_msg=name)
+            np.testing.assert_allclose(own, expected[name], rtol=1e-6, atol=1e-9, err_msg=name)
         params = twin.params = optax.apply_updates(params, updates)
 
 
