@@ -18,7 +18,7 @@ from lopt.core.checks import check_integer
 from lopt.core.coordinatewise import Coordinatewise, CoordinatewiseState
 from lopt.core.learned import AbstractLearnedOptimizer, AbstractRule, Columns, Tensor
 from lopt.core.types import Key, NumSteps, Params, Scalar, State, Theta
-from lopt.learned.hypernetwork import Memory, TensorLSTM
+from lopt.learned.hypernetwork import Memory, TensorLSTM, needed_loss
 from lopt.learned.nominal import Normalised
 from lopt.learned.rules import MLP, DirectionMagnitude
 from lopt.learned.safe_roots import with_safe_roots
@@ -164,8 +164,9 @@ class Celo2(AbstractLearnedOptimizer):
     vector_multiplier: float | None = eqx.field(static=True, default=None)
 
     def _rule(self) -> Coordinatewise:
-        features = VeLOFeatures(0.95, 1e-8, factored_vectors=False)
-        features = Normalised(features, axes=2, epsilon=1e-9)
+        features = Normalised(
+            VeLOFeatures(0.95, 1e-8, factored_vectors=False), axes=2, epsilon=1e-9
+        )
         rule, scale = MLP(30, self.hidden, 3), DirectionMagnitude(0.0, 1.0)
         return Coordinatewise(features, rule, scale, normalise=False)
 

@@ -179,6 +179,7 @@ class Tensorwise(AbstractLearnedOptimizer):
     ) -> tuple[Params, TensorwiseState]:
         if params is None:
             raise ValueError("Tensorwise.update(params=None): summaries see params; pass them.")
+        structure: Any
         leaves, structure = jax.tree.flatten(params)
         param = [tensors.as_tensor(leaf) for leaf in leaves]
         slopes = structure.flatten_up_to(grads)

@@ -1,5 +1,6 @@
 """Published weights of other libraries: Flax's MessagePack and NumPy's archives, never executed."""
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ def _read(path: Path) -> Arrays:
     content = path.read_bytes()
     try:
         if content[:2] == b"PK":
-            with np.load(path, allow_pickle=False) as file:
+            with np.load(io.BytesIO(content), allow_pickle=False) as file:
                 arrays: Arrays = dict(file)
         else:
             arrays = dict(_flat(msgpack.unpackb(content, ext_hook=_array)))
