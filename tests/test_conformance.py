@@ -78,10 +78,6 @@ LEARNED = {
     "Learnable": lambda: lopt.learnable(optax.adam, learning_rate=0.1, b1=0.8),
     "Scheduled": lambda: lopt.learned.Scheduled(lopt.LearnableSGD(), 3),
     "Tensorwise": lambda: lopt.nn_adam(0.1, hidden=2),
-    "WidthScaled": lambda: lopt.learned.WidthScaled(
-        lopt.LearnableSGD(),
-        lopt.learned.per_tensor(dict.fromkeys(("a.0", "a.1.0", "b.c", "params"), 0.5)),
-    ),
     "celo": lambda: lopt.celo(3),
     "celo_adam": lambda: lopt.celo_adam(3),
     "sinv6": lambda: lopt.sinv6(3),

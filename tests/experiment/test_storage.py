@@ -29,9 +29,6 @@ OPTIMIZERS = {
     "rnn_mlp": lopt.rnn_mlp,
     "sinv6": lambda: lopt.sinv6(3),
     "velo_small": lopt.velo_small,
-    "widths": lambda: lopt.learned.WidthScaled(
-        lopt.small_mlp((2,)), lopt.learned.per_tensor({"w": 0.5})
-    ),
     "schedules": lambda: lopt.learnable(
         optax.sgd,
         learning_rate=lopt.learned.Cosine(0.1, 50),

@@ -429,10 +429,12 @@ def test_multipliers_for_widths():
     assert dict(kept.values) == expected | {"last": 1.0}
     turned = lopt.learned.width_multipliers({"w": jnp.ones((3, 8))}, {"w": jnp.ones((3, 2))}, -1)
     assert dict(turned.values) == {"w": 0.25}
-    learned = lopt.learned.WidthScaled(lopt.LearnableSGD(0.1), multipliers)
-    updates, _ = step(learned, weights(learned), wide, jax.tree.map(jnp.ones_like, wide))
+    scale = lopt.learned.scale_by_width(multipliers)
+    updates, _ = scale.update(wide, scale.init(wide))
     for name, update in updates.items():
-        np.testing.assert_allclose(update, -0.1 * expected[name], rtol=1e-6)
+        np.testing.assert_allclose(update, expected[name] * wide[name], rtol=1e-12)
+    with pytest.raises(ValueError, match="has none for other, only for bias, first"):
+        scale.init({"other": jnp.ones(2)})
 
 
 BAD = {
@@ -477,10 +479,3 @@ def test_a_missing_loss_is_refused(learned):
 
     with pytest.raises(ValueError, match="needs the training loss; try"):
         jax.eval_shape(update, KEY)
-
-
-def test_other_multipliers_are_refused():
-    multipliers = lopt.learned.per_tensor({"w": 0.5})
-    learned = lopt.learned.WidthScaled(lopt.LearnableSGD(), multipliers)
-    with pytest.raises(ValueError, match="has none for bias, only for w; give one"):
-        learned.begin(learned.init(KEY), {"bias": jnp.ones(2)})

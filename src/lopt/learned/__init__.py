@@ -43,7 +43,7 @@ from lopt.learned.schedules import (
 from lopt.learned.tensor_types import PerTensorType
 from lopt.learned.tensors import PerTensor, per_tensor
 from lopt.learned.velo import VeLO, VeLOFeatures
-from lopt.learned.widths import WidthScaled, width_multipliers
+from lopt.learned.widths import scale_by_width, width_multipliers
 
 __all__ = [
     "LSTM",
@@ -81,7 +81,6 @@ __all__ = [
     "Tensorwise",
     "VeLO",
     "VeLOFeatures",
-    "WidthScaled",
     "adafactor_mlp",
     "celo",
     "celo2",
@@ -96,6 +95,7 @@ __all__ = [
     "per_tensor",
     "rnn_mlp",
     "rnnprop",
+    "scale_by_width",
     "sinv6",
     "small_mlp",
     "small_rnnprop",
