@@ -127,7 +127,7 @@ class Hierarchical(AbstractController):
     @override
     def start(self, theta: Theta, num_steps: NumSteps, dtype: Any) -> HierarchicalState:
         zero, rate = jnp.zeros((), dtype), 1 - self._clip(theta)[0]
-        return HierarchicalState(theta["across"], zero + rate, *(zero,) * 4, zero * jnp.nan)
+        return HierarchicalState(theta["across"], zero + rate, *(zero,) * 5)
 
     def _clip(self, theta: Theta) -> Any:
         """Returns the decay of the average size of gradients, and the multiple that is allowed."""
@@ -141,7 +141,7 @@ class Hierarchical(AbstractController):
         square = TRAIN * old.square + (1 - TRAIN) * jnp.square(mean - loss)
         said = old.last if losses[1] is None else losses[1]
         # A task repeats the last validation loss until it measures another.
-        fresh = (said != old.last) & jnp.isfinite(said)
+        fresh = (said != old.last) | ((old.measured == 0) & (losses[1] is not None))
         measured = old.measured + fresh.astype(dtype)
         average = VALIDATION * old.validation + (1 - VALIDATION) * said
         average = jnp.where(fresh, average, old.validation)
