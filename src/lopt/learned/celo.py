@@ -100,7 +100,7 @@ class Scheduled(AbstractLearnedOptimizer):
 
     @override
     def init(self, key: Key) -> Theta:
-        own, other = jax.random.split(key)
+        other, own = jax.random.split(key)
         return {"learned": self.learned.init(other), "schedule": self._network().init(own)}
 
     @override
