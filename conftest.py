@@ -70,6 +70,15 @@ def golden() -> Path:
 
 
 @pytest.fixture(scope="session")
+def published() -> Path:
+    """The folder of weights that authors published, and of what their own code does with them."""
+    folder = _shared("weights")
+    if folder is None:
+        pytest.skip("there is no folder ../shared/weights beside the checkout")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def data_folder() -> Path:
     """The folder of real data in the official file formats."""
     configured = os.environ.get("LOPT_DATA_DIR")

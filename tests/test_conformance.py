@@ -81,6 +81,12 @@ LEARNED = {
     "PerTensorType": lambda: lopt.learned.PerTensorType(lopt.dm(hidden=(3,))),
     "learnable": lambda: lopt.learnable(optax.sgd, learning_rate=0.1),
     "Learnable": lambda: lopt.learnable(optax.adam, learning_rate=0.1, b1=0.8),
+    "Scheduled": lambda: lopt.learned.Scheduled(lopt.LearnableSGD(), 3),
+    "Tensorwise": lambda: lopt.nn_adam(0.1, hidden=2),
+    "celo": lambda: lopt.celo(3),
+    "celo_adam": lambda: lopt.celo_adam(3),
+    "sinv6": lambda: lopt.sinv6(3),
+    "velo": lambda: lopt.velo(3, 2),
 }
 
 
@@ -96,7 +102,8 @@ def test_every_learned_optimizer(name):
         "a": [jnp.ones((2, 3)), (jnp.full((), 0.5, float),)],
         "b": {"c": jnp.zeros(4), "d": None},
     }
-    state, traces = learned.optimizer(theta).init(params), 0
+    num_steps = 9 if learned.needs_num_steps else None
+    state, traces = learned.optimizer(theta, num_steps).init(params), 0
 
     @jax.jit
     def update(*args, **keywords):

@@ -21,6 +21,15 @@ OPTIMIZERS = {
         functools.partial(optax.sgd, nesterov=True), learning_rate=0.1, momentum=0.9
     ),
     "inverse time": lopt.inverse_time_momentum,
+    "celo": lambda: lopt.celo(3),
+    "celo_adam": lambda: lopt.celo_adam(3),
+    "celo2": lambda: lopt.celo2(vector_multiplier=20.0),
+    "hierarchical": lopt.hierarchical,
+    "nn_adam": lopt.nn_adam,
+    "nominal_mlp": lambda: lopt.nominal_mlp(0.1, estimate="adam"),
+    "rnn_mlp": lopt.rnn_mlp,
+    "sinv6": lambda: lopt.sinv6(3),
+    "velo_small": lopt.velo_small,
     "schedules": lambda: lopt.learnable(
         optax.sgd,
         learning_rate=lopt.learned.Cosine(0.1, 50),

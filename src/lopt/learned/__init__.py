@@ -1,22 +1,36 @@
 """Learned optimizers: features, rules, published designs, learnable hyperparameters."""
 
 from lopt.learned.averages import Averaged
+from lopt.learned.celo import AdamDirection, Celo2, Scheduled
 from lopt.learned.concat import Concat, SelectFeatures, with_features
 from lopt.learned.features import AdafactorFeatures, MomentumFeatures
+from lopt.learned.hierarchical import Hierarchical, NNAdam
+from lopt.learned.hypernetwork import AbstractController, TensorLSTM, Tensorwise
 from lopt.learned.hyperparameters import Learnable, LearnableState, learnable
 from lopt.learned.imitation import Guided, GuidedState, Imitation
 from lopt.learned.moments import LogAndSign, MomentFeatures
+from lopt.learned.nominal import NominalRule, Normalised
 from lopt.learned.presets import (
     LearnableAdam,
     LearnableSGD,
     adafactor_mlp,
     aggmo,
+    celo,
+    celo2,
+    celo_adam,
     dm,
+    hierarchical,
     inverse_time_momentum,
     momentum_sgd,
+    nn_adam,
+    nominal_mlp,
+    rnn_mlp,
     rnnprop,
+    sinv6,
     small_mlp,
     small_rnnprop,
+    velo,
+    velo_small,
 )
 from lopt.learned.recurrent import LSTM, Scaled
 from lopt.learned.rules import MLP, DirectionMagnitude
@@ -31,13 +45,18 @@ from lopt.learned.schedules import (
 )
 from lopt.learned.tensor_types import PerTensorType
 from lopt.learned.tensors import PerTensor, per_tensor
+from lopt.learned.velo import VeLO, VeLOFeatures
+from lopt.learned.widths import scale_by_width, width_multipliers
 
 __all__ = [
     "LSTM",
     "MLP",
+    "AbstractController",
     "AbstractSchedule",
     "AdafactorFeatures",
+    "AdamDirection",
     "Averaged",
+    "Celo2",
     "Chain",
     "Concat",
     "Cosine",
@@ -47,6 +66,7 @@ __all__ = [
     "FallBackState",
     "Guided",
     "GuidedState",
+    "Hierarchical",
     "Imitation",
     "InverseTime",
     "Learnable",
@@ -56,23 +76,43 @@ __all__ = [
     "LogAndSign",
     "MomentFeatures",
     "MomentumFeatures",
+    "NNAdam",
     "Nominal",
+    "NominalRule",
+    "Normalised",
     "Odd",
     "PerStep",
     "PerTensor",
     "PerTensorType",
     "Polynomial",
     "Scaled",
+    "Scheduled",
     "SelectFeatures",
+    "TensorLSTM",
+    "Tensorwise",
+    "VeLO",
+    "VeLOFeatures",
     "adafactor_mlp",
     "aggmo",
+    "celo",
+    "celo2",
+    "celo_adam",
     "dm",
+    "hierarchical",
     "inverse_time_momentum",
     "learnable",
     "momentum_sgd",
+    "nn_adam",
+    "nominal_mlp",
     "per_tensor",
+    "rnn_mlp",
     "rnnprop",
+    "scale_by_width",
+    "sinv6",
     "small_mlp",
     "small_rnnprop",
+    "velo",
+    "velo_small",
+    "width_multipliers",
     "with_features",
 ]

@@ -1,7 +1,7 @@
 """Published designs, each a composition of features, rule and scale."""
 
 import functools
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import optax
@@ -10,13 +10,18 @@ from lopt.core.checks import check_integer
 from lopt.core.coordinatewise import Coordinatewise
 from lopt.core.learned import AbstractFeatures
 from lopt.core.types import Params, State
+from lopt.learned.celo import AdamDirection, Celo2, Scheduled
 from lopt.learned.features import TIME_SCALES, AdafactorFeatures, MomentumFeatures
 from lopt.learned.forms import check_value
+from lopt.learned.hierarchical import Hierarchical, NNAdam
+from lopt.learned.hypernetwork import Tensorwise
 from lopt.learned.hyperparameters import Learnable, learnable
 from lopt.learned.moments import LogAndSign, MomentFeatures, expand_names
+from lopt.learned.nominal import NominalRule, Normalised
 from lopt.learned.recurrent import LSTM, Scaled
 from lopt.learned.rules import MLP, DirectionMagnitude
 from lopt.learned.schedules import InverseTime
+from lopt.learned.velo import VeLO, VeLOFeatures
 
 
 def small_mlp(
@@ -54,6 +59,41 @@ def adafactor_mlp(
     return Coordinatewise(
         features, MLP(inputs, hidden), DirectionMagnitude(exp_multiplier, step_multiplier)
     )
+
+
+_ESTIMATES = {
+    "gradient": ("gradient",),
+    "momentum": ("momentum_0.999",),
+    "aggmo": ("momentum_0.9", "momentum_0.99", "momentum_0.999"),
+    "adam": ("momentum_over_root_rms_0.999",),
+    "adam_aggmo": tuple(f"momentum_over_root_rms_{d}" for d in (0.9, 0.99, 0.999)),
+}
+
+
+def nominal_mlp(
+    nominal: float = 0.0,
+    weight_decay: float = 0.0,
+    estimate: Literal["gradient", "momentum", "aggmo", "adam", "adam_aggmo"] = "adam_aggmo",
+    controls_nominal: bool = False,
+    controls_decay: bool = False,
+) -> Coordinatewise:
+    """The Adafactor-features rule beside a nominal step and weight decay: 207 weights.
+
+    Args:
+        nominal: size of the nominal step; see `lopt.learned.NominalRule`.
+        weight_decay: per step.
+        estimate: the direction of the nominal step; "aggmo" is the mean of three momenta, "adam"
+            and "adam_aggmo" are momenta over the root of the second moment.
+        controls_nominal: whether the network scales the nominal step.
+        controls_decay: whether it scales the weight decay.
+
+    Reference: Harrison et al. 2022, arXiv:2209.11208.
+    """
+    if estimate not in _ESTIMATES:
+        raise ValueError(f"nominal_mlp(estimate={estimate!r}) must be one of {list(_ESTIMATES)}.")
+    features = Normalised(AdafactorFeatures(), ("parameter", *_ESTIMATES[estimate]))
+    rule = NominalRule(MLP(39, (4, 4), 4), nominal, weight_decay, controls_nominal, controls_decay)
+    return Coordinatewise(features, rule, Scaled(1.0), normalise=False)
 
 
 def dm(
@@ -122,6 +162,92 @@ def small_rnnprop(
     Reference: Zheng et al. 2022, arXiv:2203.06578, RP_s and RP_si.
     """
     return rnnprop(features, (hidden,), dense, biases=2)
+
+
+def celo(hidden: int = 64) -> Scheduled:
+    """Celo: a perceptron of 171 weights and an LSTM that schedules it; 35,808 weights.
+
+    It needs the loss and the length of the run, and has no learning rate. Published weights have
+    1,281 more, which are of no effect.
+
+    Reference: Moudgil et al. 2025, arXiv:2501.12670.
+    """
+    return Scheduled(
+        Coordinatewise(VeLOFeatures(), MLP(30, (4, 4), 3), DirectionMagnitude()), hidden
+    )
+
+
+def celo_adam(hidden: int = 64) -> Scheduled:
+    """Celo-Adam: Adam whose learning rate is the schedule of Celo.
+
+    Reference: Moudgil et al. 2025, arXiv:2501.12670.
+    """
+    return Scheduled(_adam("warmup_0.9", "warmup_0.999"), hidden, relative=False)
+
+
+def sinv6(hidden: int = 64) -> Scheduled:
+    """Sinv6: Adam without bias correction, relative to the size of a tensor, and a schedule.
+
+    Reference: the learned optimizer among the submissions to AlgoPerf 0.5.
+    """
+    return Scheduled(_adam(), hidden, factor="clip")
+
+
+def _adam(*corrections: str) -> Coordinatewise:
+    features = MomentFeatures(("m", "v", *corrections), 0.9, 0.999, first_order=False)
+    return Coordinatewise(features, AdamDirection(), Scaled(-0.001), normalise=False)
+
+
+def celo2(
+    orthogonalise: bool = True,
+    step_multiplier: float = 0.001,
+    vector_multiplier: float | None = None,
+) -> Celo2:
+    """Celo2: a perceptron for the direction of matrices, 347 weights; see `lopt.learned.Celo2`.
+
+    Published weights were trained with a `vector_multiplier` of 20.
+
+    Reference: Moudgil et al. 2026, arXiv:2602.19142.
+    """
+    return Celo2((8, 8), orthogonalise, step_multiplier, vector_multiplier)
+
+
+def velo(hidden: int = 512, bank: int = 256) -> Tensorwise:
+    """VeLO: an LSTM per tensor that mixes perceptrons, 2,304,513 weights; see `lopt.learned.VeLO`.
+
+    Reference: Metz et al. 2022, arXiv:2211.09760.
+    """
+    return Tensorwise(VeLO(hidden, bank))
+
+
+def velo_small(hidden: int = 32, bank: int = 16) -> Tensorwise:
+    """VeLO of a size that can be trained on a processor: 13,473 weights."""
+    return velo(hidden, bank)
+
+
+def nn_adam(learning_rate: float = 1e-4, hidden: int = 32) -> Tensorwise:
+    """NNAdam: an LSTM that moves the hyperparameters of Adam for each tensor, 6,856 weights."""
+    return Tensorwise(NNAdam(learning_rate, hidden=hidden))
+
+
+def rnn_mlp() -> Tensorwise:
+    """The hierarchical optimizer in its released form: 35,799 weights.
+
+    It needs the loss, and reads a validation loss if it is given one.
+
+    Reference: Metz et al. 2020, arXiv:2009.11243.
+    """
+    return Tensorwise(Hierarchical())
+
+
+def hierarchical(largest_feature: float = 5.0) -> Tensorwise:
+    """The hierarchical optimizer with a learned clip of gradients and clipped features.
+
+    The paper has both, but does not say to what features are clipped.
+
+    Reference: Metz et al. 2020, arXiv:2009.11243.
+    """
+    return Tensorwise(Hierarchical(learned_clip=True, largest_feature=largest_feature))
 
 
 def LearnableSGD(learning_rate: float = 0.01) -> Learnable:

@@ -85,16 +85,12 @@ class LSTM(AbstractRule):
         common = shared.reshape(-1, *(1,) * len(shape))
         layer = jnp.concatenate([columns, jnp.broadcast_to(common, (len(shared), *shape))])
         if self.dense:
-            layer = jax.nn.elu(_affine(theta["dense"], layer))
+            layer = jax.nn.elu(affine(theta["dense"], layer))
         new = []
-        for i, (output, cell) in enumerate(memory):
-            gates = _affine(theta[f"cell{i}"], jnp.concatenate([layer, output]))
-            into, forget, candidate, out = jnp.split(gates, 4)
-            kept = jax.nn.sigmoid(forget) * cell
-            cell = kept + jax.nn.sigmoid(into) * jnp.tanh(candidate)
-            layer = jax.nn.sigmoid(out) * jnp.tanh(cell)
+        for i, old in enumerate(memory):
+            layer, cell = lstm_cell(theta[f"cell{i}"], layer, old)
             new.append((layer, cell))
-        layer = _affine(theta["output"], layer)
+        layer = affine(theta["output"], layer)
         return (jnp.tanh(layer) if self.squash else layer), tuple(new)
 
 
@@ -109,7 +105,20 @@ class Scaled(eqx.Module):
         return self.multiplier * output
 
 
-def _affine(theta: Theta, layer: Columns) -> Columns:
+def lstm_cell(
+    theta: Theta, layer: Columns, memory: tuple[Columns, Columns]
+) -> tuple[Columns, Columns]:
+    """Returns the next output and state of an LSTM cell, features first in all arrays."""
+    output, cell = memory
+    gates = affine(theta, jnp.concatenate([layer, output]))
+    into, forget, candidate, out = jnp.split(gates, 4)
+    kept = jax.nn.sigmoid(forget) * cell
+    cell = kept + jax.nn.sigmoid(into) * jnp.tanh(candidate)
+    return jax.nn.sigmoid(out) * jnp.tanh(cell), cell
+
+
+def affine(theta: Theta, layer: Columns) -> Columns:
+    """Returns w @ layer + b, features first; of several biases in rows, their sum."""
     bias = theta["b"] if theta["b"].ndim == 1 else theta["b"].sum(axis=0)
     product = jnp.tensordot(theta["w"], layer, axes=1)
     return product + bias.reshape(-1, *(1,) * (product.ndim - 1))

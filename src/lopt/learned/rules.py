@@ -83,12 +83,12 @@ def _dense(weights: Tensor, bias: Tensor, layer: Columns) -> Columns:
 
 
 class DirectionMagnitude(eqx.Module):
-    """The step -d exp(exp_multiplier * m) * step_multiplier of the outputs d and m."""
+    """The step -d exp(exp_multiplier * m) * step_multiplier of the first outputs, d and m."""
 
     exp_multiplier: float = eqx.field(static=True, default=0.001)
     step_multiplier: float = eqx.field(static=True, default=0.001)
 
     def __call__(self, outputs: Columns) -> Tensor:
         """Returns the update, which is added to the parameter."""
-        direction, magnitude = outputs
+        direction, magnitude = outputs[:2]
         return -direction * jnp.exp(magnitude * self.exp_multiplier) * self.step_multiplier

@@ -1,0 +1,89 @@
+"""Updates that suit networks of any width: the maximal update parametrisation of learned rules.
+
+A rule whose features are normalised moves every weight equally far, whatever the width. In wide
+layers those moves add up, so that updates of hidden matrices are divided by their fan in.
+
+Reference: Thérien et al. 2024, arXiv:2406.00153 (muLO); Yang & Hu 2021, arXiv:2011.14522.
+"""
+
+import jax
+import optax
+
+from lopt.core.types import Params, State
+from lopt.learned.tensors import PerTensor, named_tensors
+
+
+def scale_by_width(multipliers: PerTensor) -> optax.GradientTransformation:
+    """Multiplies the updates of each tensor, of any optimizer, by a constant.
+
+    Args:
+        multipliers: those of `width_multipliers`, or declared, as
+            `lopt.learned.per_tensor({"weight": 0.25, "bias": 1.0})`.
+
+    Raises:
+        ValueError: if params has a tensor without a multiplier, at `init`.
+
+    Example:
+        >>> import jax, optax, lopt
+        >>> learned = lopt.small_mlp()
+        >>> optimizer = optax.chain(
+        ...     learned.optimizer(learned.init(jax.random.key(0))),
+        ...     scale_by_width(lopt.learned.per_tensor({"weight": 0.25, "bias": 1.0})),
+        ... )
+    """
+    known = dict(multipliers.values)
+
+    def init(params: Params) -> State:
+        if missing := [name for name, _ in named_tensors(params) if name not in known]:
+            raise ValueError(
+                f"scale_by_width(multipliers) has none for {', '.join(missing)}, only for "
+                f"{', '.join(known)}; give one for each tensor."
+            )
+        return optax.EmptyState()
+
+    def update(updates: Params, state: State, params: Params | None = None) -> tuple[Params, State]:
+        scaled = [known[name] * update for name, update in named_tensors(updates)]
+        return jax.tree.unflatten(jax.tree.structure(updates), scaled), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def width_multipliers(
+    params: Params, base: Params, inputs_axis: int = -2, outputs: bool = True
+) -> PerTensor:
+    """Returns (fan in of base) / (fan in of params) for each tensor whose fan in is another.
+
+    It is 1 for others: vectors, embeddings and the first layer.
+
+    Args:
+        params: those of a network, or their shapes.
+        base: those of the same network at the width that the rule was trained or tuned at.
+        inputs_axis: the axis that counts inputs: -2 as in Flax and Haiku, -1 as in Equinox.
+        outputs: whether it also applies to the last layer, of which only the inputs grow. It does
+            not where the network divides its last activations by their width itself.
+
+    Raises:
+        ValueError: if the two have different tensors, or tensors of different rank.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> narrow = {"w": jnp.ones((8, 8)), "b": jnp.ones(8)}
+        >>> wide = {"w": jnp.ones((32, 32)), "b": jnp.ones(32)}
+        >>> width_multipliers(wide, narrow).values
+        (('b', 1.0), ('w', 0.25))
+    """
+    ours, theirs = named_tensors(params), named_tensors(base)
+    if [(n, x.ndim) for n, x in ours] != [(n, x.ndim) for n, x in theirs]:
+        raise ValueError(
+            "width_multipliers(params, base) must be one network at two widths, but their tensors "
+            f"are {', '.join(n for n, _ in ours)}, and {', '.join(n for n, _ in theirs)}."
+        )
+
+    def multiplier(wide: tuple[int, ...], narrow: tuple[int, ...]) -> float:
+        grown = sum(a != b for a, b in zip(wide, narrow, strict=True))
+        if len(wide) < 2 or not (outputs or grown > 1):
+            return 1.0
+        return narrow[inputs_axis] / wide[inputs_axis]
+
+    pairs = zip(ours, theirs, strict=True)
+    return PerTensor(tuple((name, multiplier(x.shape, y.shape)) for (name, x), (_, y) in pairs))
