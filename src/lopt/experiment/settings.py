@@ -128,7 +128,7 @@ class EvaluateSettings:
     that is started again goes on, and baselines are trained once for all.
     """
 
-    # folders of runs and files of weights.
+    # folders of runs and files of weights; published ones too, see lopt.load_published.
     contestants: Several = ()
     # an Optax optimizer, or a function of its rate, as module:function; may be repeated.
     optimizer: Repeated = ()

@@ -16,6 +16,7 @@ from lopt.core.types import Theta
 from lopt.experiment.baselines import Contestant, outward
 from lopt.experiment.evaluation.trials import fingerprint
 from lopt.experiment.runs import files, storage
+from lopt.experiment.runs.published import load_published
 from lopt.experiment.runs.registry import run_file
 from lopt.experiment.runs.run import Run
 
@@ -53,11 +54,12 @@ def of_run(run: Run, name: str = "learned") -> list[Contestant]:
 
 
 def of_path(path: str, trust: bool, alone: bool) -> tuple[list[Contestant], Run | None]:
-    """Returns the optimizers of a run's folder or of a file of weights; and the run."""
+    """Returns the optimizers of a run's folder or of weights, own or published; and the run."""
     if (Path(path) / "run.json").exists() or not Path(path).exists():
         run = Run(path, trust=trust)
         return of_run(run, "learned" if alone else run.name), run
-    return [of_learned("learned" if alone else Path(path).stem, *storage.load(path))], None
+    load = storage.load if Path(path).suffix == ".safetensors" else load_published
+    return [of_learned("learned" if alone else Path(path).stem, *load(path))], None
 
 
 def of_optimizer(

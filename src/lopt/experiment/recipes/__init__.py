@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import lopt
+from lopt import learned
 
 # Designs by name, with updates of a size for a few hundred steps.
 DESIGNS: dict[str, Callable[[], lopt.AbstractLearnedOptimizer]] = {
@@ -10,6 +11,14 @@ DESIGNS: dict[str, Callable[[], lopt.AbstractLearnedOptimizer]] = {
     "small_mlp": lambda: lopt.small_mlp(step_multiplier=0.01),
     "dm": lopt.dm,
     "rnnprop": lopt.rnnprop,
+    "nominal_mlp": lambda: learned.nominal_mlp(0.01),
+    "hierarchical": lambda: learned.Tensorwise(
+        learned.Hierarchical(step_multiplier=0.01, learned_clip=True, largest_feature=5.0)
+    ),
+    "nn_adam": lambda: learned.nn_adam(1e-3),
+    "celo": learned.celo,
+    "celo2": lambda: learned.celo2(step_multiplier=0.01, vector_multiplier=1.0),
+    "velo_small": learned.velo_small,
 }
 
 

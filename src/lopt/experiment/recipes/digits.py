@@ -24,7 +24,7 @@ def found_here() -> tuple[str, ...]:
 class Recipe:
     """The main job: a small rule, meta-trained on perceptrons over 8x8 digits."""
 
-    optimizer: str = "adafactor_mlp"  # the design; also small_mlp, dm, rnnprop.
+    optimizer: str = "adafactor_mlp"  # the design; any of lopt.experiment.recipes.DESIGNS.
     horizon: int = 200  # inner steps per episode, and per evaluation.
     truncation: int = 50  # inner steps per outer step; divides the horizon. ES does without.
     estimator: str = "pes"  # of the meta-gradient: pes, es, truncated_backprop or forward.
