@@ -29,12 +29,10 @@ def register(own: _Own) -> _Own:
     Raises:
         ValueError: if something else has the name already, in lopt or registered.
     """
-    name, other = own.__name__, _REGISTERED.get(own.__name__)
+    name, other = own.__name__, _REGISTERED.get(own.__name__, own)
     # A cell of a notebook that is run again defines its class again.
-    again = (own.__module__, own.__qualname__)
-    if _look_up(name, _CLASSES) or (
-        other is not None and (other.__module__, other.__qualname__) != again
-    ):
+    again = (other.__module__, other.__qualname__) == (own.__module__, own.__qualname__)
+    if _look_up(name, _CLASSES) or not again:
         raise ValueError(f"register({name}): something else has this name; try My{name}.")
     _REGISTERED[name] = own
     return own
