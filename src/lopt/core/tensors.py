@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
@@ -34,14 +35,18 @@ def as_tensor(leaf: Array) -> Array:
 
 def join(arrays: Sequence[Array], leading: int = 0) -> Array:
     """Returns arrays end to end, behind `leading` axes that they have in common."""
+    if len(arrays) == 1:
+        return arrays[0]
     flat = [array.reshape(*array.shape[:leading], -1) for array in arrays]
-    return flat[0] if len(flat) == 1 else jnp.concatenate(flat, axis=-1)
+    return jnp.concatenate(flat, axis=-1)
 
 
 def split(array: Array, shapes: Sequence[tuple[int, ...]]) -> list[Array]:
     """Undoes `join`: returns arrays of these shapes, behind the leading axes of `array`."""
+    if len(shapes) == 1:
+        return [array]
     ends = itertools.accumulate(math.prod(shape) for shape in shapes)
-    parts = [array] if len(shapes) == 1 else jnp.split(array, list(ends)[:-1], axis=-1)
+    parts = jnp.split(array, list(ends)[:-1], axis=-1)
     return [p.reshape(*array.shape[:-1], *shape) for p, shape in zip(parts, shapes, strict=True)]
 
 
@@ -108,20 +113,6 @@ def divide(stack: PyTree, counts: Sequence[int]) -> list[PyTree]:
     return [jax.tree.map(lambda a, i=i, j=j: a[i:j], stack) for i, j in ends]
 
 
-def end_to_end(array: Array, shape: tuple[int, ...]) -> Array:
-    """Returns an array of a stack of tensors with all their coordinates on its last axis."""
-    count, *rest = array.shape
-    lead = rest[: len(rest) - len(shape)]
-    array = jnp.broadcast_to(array, (count, *lead, *shape))
-    return jnp.moveaxis(array, 0, len(lead)).reshape(*lead, -1)
-
-
-def from_end_to_end(array: Array, shape: tuple[int, ...]) -> Array:
-    """Undoes `end_to_end`, if that repeated nothing."""
-    lead = array.shape[:-1]
-    return jnp.moveaxis(array.reshape(*lead, -1, *shape), len(lead), 0)
-
-
 def map_stack(
     function: Callable[..., PyTree], arrays: tuple[PyTree, ...], one_by_one: bool = False
 ) -> PyTree:
@@ -137,55 +128,73 @@ def map_stack(
     return jax.vmap(function)(*arrays)
 
 
-def map_blocks(
-    function: Callable[[PyTree], PyTree],
+@eqx.filter_custom_jvp
+def map_slabs(
+    function: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]],
     arrays: PyTree,
+    kept: PyTree,
     shape: tuple[int, ...],
     block_size: int = BLOCK_SIZE,
-) -> PyTree:
-    """Returns `function(arrays)`, computed over slabs of about `block_size` coordinates.
+) -> tuple[PyTree, PyTree]:
+    """Returns `function(arrays, kept)`, computed over slabs of about `block_size` coordinates.
+
+    What is kept is replaced in place. Derivatives are those of the function of everything at once.
 
     Args:
-        function: elementwise in coordinates. Scalars that it returns are summed over slabs.
-        arrays: with `shape` as their last axes, or 1 in place of one; or scalars.
-        shape: that of the tensor, which is cut along its longest axis.
-        block_size: coordinates per slab; a tensor that fits is not cut.
+        function: elementwise in coordinates; returns arrays of `shape`, and what is like `kept`.
+        arrays, kept: with tensors on the first axis, and behind others the axes of a tensor, or 1
+            in place of one.
+        shape: of a stack of tensors. Of small ones several are in a slab, others are cut along
+            their longest axis.
+        block_size: coordinates per slab; what fits is not cut.
     """
-    size = math.prod(shape)
-    if size <= block_size:
-        return function(arrays)
-    axis = max(range(len(shape)), key=shape.__getitem__) - len(shape)
-    length = shape[axis]
-    slabs = min(length, math.ceil(size / block_size))
-    rows = math.ceil(length / slabs)
+    count, *rest = shape
+    size = math.prod(rest)
+    if count * size <= block_size:
+        return function(arrays, kept)
+    axis = max(range(len(rest)), key=rest.__getitem__) - len(rest)
+    several, length = _part(count, block_size // size), rest[axis]
+    rows = length if size <= block_size else _part(length, block_size * length // size)
 
-    def varies(array: Array) -> bool:
-        return array.ndim >= len(shape) and array.shape[axis] == length
+    def run(carry: Any, tensor: range, row: range, extent: tuple[int, int]) -> Any:
+        firsts = jnp.asarray([(i, j) for i in tensor for j in row], jnp.int32).reshape(-1, 2)
 
-    def slab(first: Array | int, rows: int) -> PyTree:
-        def cut(array: Array) -> Array:
-            if not varies(array):
-                return array
-            return jax.lax.dynamic_slice_in_dim(array, first, rows, array.ndim + axis)
+        def place(array: Array, first: Array) -> tuple[list[Any], list[int]]:
+            starts, sizes = [jnp.zeros((), jnp.int32)] * array.ndim, list(array.shape)
+            starts[0], sizes[0] = first[0], extent[0]
+            if array.ndim > len(rest) and array.shape[axis] == length:
+                starts[axis], sizes[axis] = first[1], extent[1]
+            return starts, sizes
 
-        return function(jax.tree.map(cut, arrays))
+        def body(carry: Any, first: Array) -> tuple[Any, None]:
+            cut = lambda array: jax.lax.dynamic_slice(array, *place(array, first))  # noqa: E731
+            slabs = function(*jax.tree.map(cut, (arrays, carry[1])))
+            put = lambda a, slab: jax.lax.dynamic_update_slice(a, slab, place(a, first)[0])  # noqa: E731
+            return jax.tree.map(put, carry, slabs), None
 
-    whole = length // rows
-    firsts = jnp.arange(whole, dtype=jnp.int32) * rows
-    results = jax.lax.map(lambda first: slab(first, rows), firsts)
-    results = jax.tree.map(lambda array: _merge(array, axis), results)
-    if length % rows:
-        rest = slab(whole * rows, length % rows)
-        results = jax.tree.map(
-            lambda a, b: jnp.concatenate([a, b], axis) if a.ndim else a + b, results, rest
-        )
-    return results
+        return jax.lax.scan(body, carry, firsts)[0]
+
+    like = jax.eval_shape(function, arrays, kept)[0]
+    carry = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), like), kept
+    more, further = count % several, length % rows
+    carry = run(
+        carry, range(0, count - more, several), range(0, length - further, rows), (several, rows)
+    )
+    if more:
+        carry = run(carry, range(count - more, count, more), range(1), (more, rows))
+    if further:
+        carry = run(carry, range(count), range(length - further, length, further), (1, further))
+    return carry
 
 
-def _merge(array: Array, axis: int) -> Array:
-    """Merges the leading axis of slabs into `axis` of what each slab returned."""
-    if array.ndim == 1:
-        return jnp.sum(array)
-    array = jnp.moveaxis(array, 0, axis - 1)
-    target = array.ndim + axis
-    return array.reshape(*array.shape[: target - 1], -1, *array.shape[target + 1 :])
+@map_slabs.def_jvp
+def _(primals: Any, tangents: Any) -> Any:
+    return eqx.filter_jvp(
+        lambda function, arrays, kept, *_: function(arrays, kept), primals, tangents
+    )
+
+
+def _part(length: int, most: int) -> int:
+    """Returns how long parts of at most `most` are: equally long ones, unless those were short."""
+    most = max(1, min(length, most))
+    return next((n for n in range(most, most // 2, -1) if not length % n), most)
