@@ -5,6 +5,7 @@ place of a network. The state looks like params; how tensors are grouped, laid e
 into slabs is a matter of one update's program.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -157,38 +158,86 @@ class Coordinatewise(AbstractLearnedOptimizer):
         dtype = max((stack.param.dtype for stack in stacks), key=lambda dtype: dtype.itemsize)
         stacks = [jax.tree.map(lambda leaf: leaf.astype(dtype), stack) for stack in stacks]
         seen = [self._see(theta, state.step, stack)[0] for stack in stacks]
-        joined = _join([one.columns() for one in seen]), _join([_behind(s.memory) for s in stacks])
-        columns, memory = jax.tree.map(lambda array: array.reshape(len(array), -1), joined)
+        columns = _join([one.columns() for one in seen])
+        memory = _join([_behind(stack.memory) for stack in stacks])
         return Inputs(columns, self.features.shared(state.step, dtype), memory)
 
     def _work(
         self, theta: Theta, step: Int[Array, ""], groups: list["_Stack"]
     ) -> list[tuple[Tensor, State, State]]:
         """Returns updates and states of groups, each of which is a stack of tensors."""
-        seen = [self._see(theta, step, group) for group in groups]
-        sizes = [group.param.size for group in groups]
-        # Joined are as many coordinates as cost less to copy than another use of the rule does.
-        alone = self.rule.is_elementwise or jax.tree.leaves([group.memory for group in groups])
+        done: list[Any] = [None] * len(groups)
         batches: dict[Any, list[list[int]]] = {}
-        for i in sorted(range(len(groups)), key=sizes.__getitem__):
-            kind = groups[i].param.dtype, is_sharded(groups[i].param) and i
-            batch = batches.setdefault(kind, [[]])
-            if sum(sizes[j] for j in [*batch[-1], i]) > (COPIED if alone else self.block_size):
-                batch.append([])
-            batch[-1].append(i)
-        done: dict[int, tuple[Tensor, State, State]] = {}
+        for i, group in enumerate(groups):
+            few = (
+                COPIED if self.rule.is_elementwise or jax.tree.leaves(group.memory) else 4 * COPIED
+            )
+            if is_sharded(group.param) or math.prod(group.param.shape[1:]) > few:
+                done[i] = self._alone(theta, step, group)
+                continue
+            same = batches.setdefault(group.param.dtype, [[]])
+            if sum(groups[j].param.size for j in [*same[-1], i]) > self.block_size:
+                same.append([])
+            same[-1].append(i)
         for batch in (batch for same in batches.values() for batch in same if batch):
-            first = groups[batch[0]].param
-            shared = self.features.shared(step, first.dtype)
-            apply: Any = jax.tree_util.Partial(self._apply, _cast(theta["rule"], first), shared)
-            given = [seen[i][0] for i in batch], [groups[i].memory for i in batch]
-            if self.rule.is_elementwise or is_sharded(first):
-                found = apply(*given)
-            else:
-                found = tensors.map_slabs(apply, *given, first.shape, self.block_size)
-            for i, update, memory in zip(batch, *found, strict=True):
-                done[i] = update, seen[i][1], memory
-        return [done[i] for i in range(len(groups))]
+            found = self._together(theta, step, [groups[i] for i in batch])
+            for i, one in zip(batch, found, strict=True):
+                done[i] = one
+        return done
+
+    def _together(
+        self, theta: Theta, step: Int[Array, ""], groups: list["_Stack"]
+    ) -> list[tuple[Tensor, State, State]]:
+        """Returns updates and states of small tensors, which the rule sees end to end."""
+        seen = [self._see(theta, step, group) for group in groups]
+        memory = _join([_behind(group.memory) for group in groups])
+        found = self._apply(theta, step, _join([one.columns() for one, _ in seen]), memory)
+        leaves, structure = jax.tree.flatten(found)
+        shapes = [group.param.shape for group in groups]
+        parts = zip(*(tensors.split(leaf, shapes) for leaf in leaves), strict=True)
+        own = [structure.unflatten(part) for part in parts]
+        return [(u, new, _behind(m)) for (u, m), (_, new) in zip(own, seen, strict=True)]
+
+    def _alone(
+        self, theta: Theta, step: Int[Array, ""], group: "_Stack"
+    ) -> tuple[Tensor, State, State]:
+        """Returns updates and states of large tensors, which are worked on one after another."""
+        grad, features, param, memory = group
+        work, count = eqx.Partial(self._stack, theta, step), len(param)
+        if count == 1 or is_sharded(param):
+            found = work((grad, param), (features, memory))
+        else:
+            found = tensors.in_slabs(work, (grad, param), (features, memory), 0, count, 1)
+        return found[0], *found[1]
+
+    def _stack(
+        self, theta: Theta, step: Int[Array, ""], given: tuple[Tensor, Tensor], kept: State
+    ) -> tuple[Tensor, State]:
+        """Returns updates and states of tensors of one shape."""
+        group = _Stack(given[0], kept[0], given[1], kept[1])
+        seen, new = self._see(theta, step, group)
+        work, shape = eqx.Partial(self._slab, theta, step), group.param.shape[1:]
+        whole = self.rule.is_elementwise or is_sharded(group.param)
+        if whole or math.prod(shape) <= self.block_size:
+            update, memory = work(seen, group.memory)
+        else:
+            cut = tensors.slabs_of(shape, self.block_size)
+            update, memory = tensors.in_slabs(work, seen, group.memory, *cut)
+        return update, (new, memory)
+
+    def _slab(
+        self, theta: Theta, step: Int[Array, ""], seen: "_Seen", memory: State
+    ) -> tuple[Tensor, State]:
+        update, memory = self._apply(theta, step, seen.columns(), _behind(memory))
+        return update, _behind(memory)
+
+    def _apply(
+        self, theta: Theta, step: Int[Array, ""], columns: Columns, memory: State
+    ) -> tuple[Tensor, State]:
+        """Returns the update and the next memory of some coordinates."""
+        shared = self.features.shared(step, columns.dtype)
+        outputs, memory = self.rule.apply(_cast(theta["rule"], columns), columns, shared, memory)
+        return self.scale(outputs), memory
 
     def _see(self, theta: Theta, step: Int[Array, ""], group: "_Stack") -> tuple["_Seen", State]:
         """Returns what the rule sees of a stack of tensors, and next accumulators."""
@@ -201,17 +250,6 @@ class Coordinatewise(AbstractLearnedOptimizer):
 
         view, factors, new = tensors.map_stack(one, group[:3])
         return _Seen(self.features, view, factors, group.param), new
-
-    def _apply(
-        self, theta: Theta, shared: Tensor, seen: list["_Seen"], memories: list[State]
-    ) -> tuple[list[Tensor], list[State]]:
-        """Returns updates and next memories of stacks of tensors."""
-        columns, shapes = _join([one.columns() for one in seen]), [s.param.shape for s in seen]
-        outputs, memory = self.rule.apply(theta, columns, shared, _join(map(_behind, memories)))
-        leaves, structure = jax.tree.flatten((self.scale(outputs), memory))
-        parts = zip(*(tensors.split(leaf, shapes) for leaf in leaves), strict=True)
-        updates, new = zip(*(structure.unflatten(part) for part in parts), strict=True)
-        return list(updates), list(map(_behind, new))
 
     def _factor(self, moments: Tensor) -> Tensor:
         """Returns what gives features of these second moments unit ones, or ones."""

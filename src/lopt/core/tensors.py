@@ -35,18 +35,14 @@ def as_tensor(leaf: Array) -> Array:
 
 def join(arrays: Sequence[Array], leading: int = 0) -> Array:
     """Returns arrays end to end, behind `leading` axes that they have in common."""
-    if len(arrays) == 1:
-        return arrays[0]
     flat = [array.reshape(*array.shape[:leading], -1) for array in arrays]
-    return jnp.concatenate(flat, axis=-1)
+    return flat[0] if len(flat) == 1 else jnp.concatenate(flat, axis=-1)
 
 
 def split(array: Array, shapes: Sequence[tuple[int, ...]]) -> list[Array]:
     """Undoes `join`: returns arrays of these shapes, behind the leading axes of `array`."""
-    if len(shapes) == 1:
-        return [array]
     ends = itertools.accumulate(math.prod(shape) for shape in shapes)
-    parts = jnp.split(array, list(ends)[:-1], axis=-1)
+    parts = [array] if len(shapes) == 1 else jnp.split(array, list(ends)[:-1], axis=-1)
     return [p.reshape(*array.shape[:-1], *shape) for p, shape in zip(parts, shapes, strict=True)]
 
 
@@ -113,88 +109,70 @@ def divide(stack: PyTree, counts: Sequence[int]) -> list[PyTree]:
     return [jax.tree.map(lambda a, i=i, j=j: a[i:j], stack) for i, j in ends]
 
 
-def map_stack(
-    function: Callable[..., PyTree], arrays: tuple[PyTree, ...], one_by_one: bool = False
-) -> PyTree:
-    """Returns what a function makes of each tensor of stacks, stacked in front.
-
-    With `one_by_one` they are worked on one after another, in the memory of one.
-    """
+def map_stack(function: Callable[..., PyTree], arrays: tuple[PyTree, ...]) -> PyTree:
+    """Returns what a function makes of each tensor of stacks, stacked in front."""
     if jax.tree.leaves(arrays)[0].shape[0] == 1:
         alone = jax.tree.map(lambda array: jnp.squeeze(array, 0), arrays)
         return jax.tree.map(lambda array: jnp.expand_dims(array, 0), function(*alone))
-    if one_by_one:
-        return jax.lax.map(lambda each: function(*each), arrays)
     return jax.vmap(function)(*arrays)
 
 
 @eqx.filter_custom_jvp
-def map_slabs(
+def in_slabs(
     function: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]],
     arrays: PyTree,
     kept: PyTree,
-    shape: tuple[int, ...],
-    block_size: int = BLOCK_SIZE,
+    axis: int,
+    length: int,
+    rows: int,
 ) -> tuple[PyTree, PyTree]:
-    """Returns `function(arrays, kept)`, computed over slabs of about `block_size` coordinates.
+    """Returns `function(arrays, kept)`, computed over slabs of an axis one after another.
 
     What is kept is replaced in place. Derivatives are those of the function of everything at once.
 
     Args:
-        function: elementwise in coordinates; returns arrays of `shape`, and what is like `kept`.
-        arrays, kept: with tensors on the first axis, and behind others the axes of a tensor, or 1
-            in place of one.
-        shape: of a stack of tensors. Of small ones several are in a slab, others are cut along
-            their longest axis.
-        block_size: coordinates per slab; what fits is not cut.
+        function: treats what lies along the axis alike and apart; returns what is like `kept` last.
+        arrays, kept: those whose axis has this length are cut.
+        axis, length: where and how long the axis is.
+        rows: how much of the axis is in a slab; the last may have less.
     """
-    count, *rest = shape
-    size = math.prod(rest)
-    if count * size <= block_size:
-        return function(arrays, kept)
-    axis = max(range(len(rest)), key=rest.__getitem__) - len(rest)
-    several, length = _part(count, block_size // size), rest[axis]
-    rows = length if size <= block_size else _part(length, block_size * length // size)
 
-    def run(carry: Any, tensor: range, row: range, extent: tuple[int, int]) -> Any:
-        firsts = jnp.asarray([(i, j) for i in tensor for j in row], jnp.int32).reshape(-1, 2)
+    def varies(array: Array) -> bool:
+        return array.ndim >= -axis and array.shape[axis] == length
 
-        def place(array: Array, first: Array) -> tuple[list[Any], list[int]]:
-            starts, sizes = [jnp.zeros((), jnp.int32)] * array.ndim, list(array.shape)
-            starts[0], sizes[0] = first[0], extent[0]
-            if array.ndim > len(rest) and array.shape[axis] == length:
-                starts[axis], sizes[axis] = first[1], extent[1]
-            return starts, sizes
+    def slab(carry: Any, first: Array, rows: int) -> Any:
+        def cut(array: Array) -> Array:
+            return (
+                jax.lax.dynamic_slice_in_dim(array, first, rows, axis) if varies(array) else array
+            )
 
-        def body(carry: Any, first: Array) -> tuple[Any, None]:
-            cut = lambda array: jax.lax.dynamic_slice(array, *place(array, first))  # noqa: E731
-            slabs = function(*jax.tree.map(cut, (arrays, carry[1])))
-            put = lambda a, slab: jax.lax.dynamic_update_slice(a, slab, place(a, first)[0])  # noqa: E731
-            return jax.tree.map(put, carry, slabs), None
+        def put(array: Array, part: Array) -> Array:
+            return jax.lax.dynamic_update_slice_in_dim(array, part, first, axis)
 
-        return jax.lax.scan(body, carry, firsts)[0]
+        return jax.tree.map(put, carry, function(*jax.tree.map(cut, (arrays, carry[1]))))
 
     like = jax.eval_shape(function, arrays, kept)[0]
     carry = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), like), kept
-    more, further = count % several, length % rows
-    carry = run(
-        carry, range(0, count - more, several), range(0, length - further, rows), (several, rows)
-    )
-    if more:
-        carry = run(carry, range(count - more, count, more), range(1), (more, rows))
-    if further:
-        carry = run(carry, range(count), range(length - further, length, further), (1, further))
-    return carry
+    firsts, rest = jnp.arange(length // rows, dtype=jnp.int32) * rows, length % rows
+    carry, _ = jax.lax.scan(lambda carry, first: (slab(carry, first, rows), None), carry, firsts)
+    return slab(carry, jnp.asarray(length - rest, jnp.int32), rest) if rest else carry
 
 
-@map_slabs.def_jvp
+@in_slabs.def_jvp
 def _(primals: Any, tangents: Any) -> Any:
-    return eqx.filter_jvp(
-        lambda function, arrays, kept, *_: function(arrays, kept), primals, tangents
-    )
+    return eqx.filter_jvp(lambda f, arrays, kept: f(arrays, kept), primals[:3], tangents[:3])
 
 
-def _part(length: int, most: int) -> int:
-    """Returns how long parts of at most `most` are: equally long ones, unless those were short."""
-    most = max(1, min(length, most))
-    return next((n for n in range(most, most // 2, -1) if not length % n), most)
+def slabs_of(shape: tuple[int, ...], block_size: int) -> tuple[int, int, int]:
+    """Returns an axis, its length, and how much of it makes a slab of about `block_size`.
+
+    It is the first axis that is long enough, so that slabs are contiguous, and if there is
+    a fitting divisor, slabs are equally long, so that their program is compiled once.
+    """
+    size = math.prod(shape)
+    enough = 4 * math.ceil(size / block_size)
+    axis = max(range(len(shape)), key=lambda axis: min(shape[axis], enough))
+    length = shape[axis]
+    most = min(length, max(1, block_size * length // size))
+    rows = next((rows for rows in range(most, most // 2, -1) if not length % rows), most)
+    return axis - len(shape), length, rows

@@ -73,7 +73,9 @@ class MLP(AbstractRule):
         # What all coordinates share is multiplied once and joins the bias.
         own, common = theta["w0"][:, : len(columns)], theta["w0"][:, len(columns) :].T
         layers[0] = own, theta["b0"] + shared @ common
-        return (_as_sums if self.is_elementwise else _as_products)(layers, columns), memory
+        return (_as_sums if self.is_elementwise and columns.ndim > 2 else _as_products)(
+            layers, columns
+        ), memory
 
 
 def check_inputs(
