@@ -149,7 +149,10 @@ def in_slabs(
         def put(array: Array, part: Array) -> Array:
             return jax.lax.dynamic_update_slice_in_dim(array, part, first, axis)
 
-        return jax.tree.map(put, carry, function(*jax.tree.map(cut, (arrays, carry[1]))))
+        slabs = jax.tree.map(cut, (arrays, carry[1]))
+        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(function, *slabs))
+        done = jax.lax.cond(first >= 0, lambda *a: function(*a), lambda *_: zeros, *slabs)
+        return jax.tree.map(put, carry, done)
 
     like = jax.eval_shape(function, arrays, kept)[0]
     carry = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), like), kept
