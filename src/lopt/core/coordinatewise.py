@@ -216,14 +216,16 @@ class Coordinatewise(AbstractLearnedOptimizer):
         """Returns updates and states of tensors of one shape."""
         group = _Stack(given[0], kept[0], given[1], kept[1])
         seen, new = self._see(theta, step, group)
-        work, shape = eqx.Partial(self._slab, theta, step), group.param.shape[1:]
-        whole = self.rule.is_elementwise or is_sharded(group.param)
-        if whole or math.prod(shape) <= self.block_size:
-            update, memory = work(seen, group.memory)
-        else:
-            cut = tensors.slabs_of(shape, self.block_size)
-            update, memory = tensors.in_slabs(work, seen, group.memory, *cut)
+        work = eqx.Partial(self._slab, theta, step)
+        update, memory = self._over(work, seen, group.memory, group.param[0])
         return update, (new, memory)
+
+    def _over(self, function: Any, arrays: Any, kept: State, param: Tensor) -> Any:
+        """Returns what a function makes of a tensor, in slabs if it is large."""
+        if is_sharded(param) or param.size <= self.block_size:
+            return function(arrays, kept)
+        cut = tensors.slabs_of(param.shape, self.block_size)
+        return tensors.in_slabs(function, arrays, kept, *cut)
 
     def _slab(
         self, theta: Theta, step: Int[Array, ""], seen: "_Seen", memory: State
@@ -245,8 +247,10 @@ class Coordinatewise(AbstractLearnedOptimizer):
 
         def one(grad: Tensor, old: State, param: Tensor) -> tuple[Any, ...]:
             view, new = self.features.update(weights, grad, old, param, step)
-            sums = [_sums(stack, param) / param.size for stack in self.features.columns(view)]
-            return view, [self._factor(s).reshape(-1, *(1,) * param.ndim) for s in sums], new
+            sums = eqx.Partial(_sums, self.features)
+            squares, _ = self._over(sums, (view, param), (), param)
+            factors = [self._factor(square / param.size) for square in squares]
+            return view, [factor.reshape(-1, *(1,) * param.ndim) for factor in factors], new
 
         view, factors, new = tensors.map_stack(one, group[:3])
         return _Seen(self.features, view, factors, group.param), new
@@ -344,11 +348,16 @@ class _Seen(eqx.Module):
         return jnp.concatenate(jax.vmap(one, out_axes=1)(self.views, self.factors, self.param))
 
 
-def _sums(stack: Columns, like: Tensor) -> Tensor:
-    """Returns the sum over coordinates of the square of each feature of a stack."""
-    # A stack with fewer entries than coordinates stands for several of them in each.
-    times = like.size * len(stack) / max(stack.size, 1)
-    return jnp.sum(stack * stack, axis=tuple(range(1, stack.ndim))) * times
+def _sums(features: AbstractFeatures, seen: Any, kept: tuple[()]) -> tuple[list[Tensor], tuple[()]]:
+    """Returns the sum over coordinates of the square of each feature."""
+    view, param = seen
+
+    def one(stack: Columns) -> Tensor:
+        # A stack with fewer entries than coordinates stands for several of them in each.
+        times = param.size * len(stack) / max(stack.size, 1)
+        return jnp.sum(stack * stack, axis=tuple(range(1, stack.ndim))) * times
+
+    return [one(stack) for stack in features.columns(view)], kept
 
 
 def _join(parts: Iterable[PyTree]) -> PyTree:

@@ -147,10 +147,14 @@ def in_slabs(
             )
 
         def put(array: Array, part: Array) -> Array:
+            if not varies(array):
+                return array + part
             return jax.lax.dynamic_update_slice_in_dim(array, part, first, axis)
 
         slabs = jax.tree.map(cut, (arrays, carry[1]))
-        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(function, *slabs))
+        zeros = jax.tree.map(
+            lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(function, *slabs)
+        )
         done = jax.lax.cond(first >= 0, lambda *a: function(*a), lambda *_: zeros, *slabs)
         return jax.tree.map(put, carry, done)
 
