@@ -134,6 +134,8 @@ class Coordinatewise(AbstractLearnedOptimizer):
         for i, stack in enumerate(stacks):
             if stack.grad is not None and stack.param.size:
                 kind: Any = stack.param.dtype, stack.param.shape[1:]
+                if jax.tree.leaves(stack.memory) and math.prod(stack.param.shape[1:]) > COPIED:
+                    kind += (i,)
                 if is_sharded(stack.param):
                     # What is stacked already may be sharded along that axis, and stays as it is.
                     kind += jax.typeof(stack.param).sharding, len(stack.param) > 1 and i

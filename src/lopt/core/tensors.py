@@ -181,5 +181,5 @@ def slabs_of(shape: tuple[int, ...], block_size: int) -> tuple[int, int, int]:
     axis = max(range(len(shape)), key=lambda axis: min(shape[axis], enough))
     length = shape[axis]
     most = min(length, max(1, block_size * length // size))
-    rows = next((rows for rows in range(most, most // 2, -1) if not length % rows), most)
-    return axis - len(shape), length, rows
+    near = [*range(most, most // 2, -1), *range(most + 1, min(length, 2 * most) + 1)]
+    return axis - len(shape), length, next((rows for rows in near if not length % rows), most)
