@@ -224,9 +224,11 @@ class Coordinatewise(AbstractLearnedOptimizer):
 
     def _over(self, function: Any, arrays: Any, kept: State, param: Tensor) -> Any:
         """Returns what a function makes of a tensor, in slabs if it is large."""
-        if is_sharded(param) or param.size <= self.block_size:
+        # Memories are as large as dozens of features.
+        block_size = self.block_size // 8 if jax.tree.leaves(kept) else self.block_size
+        if is_sharded(param) or param.size <= block_size:
             return function(arrays, kept)
-        cut = tensors.slabs_of(param.shape, self.block_size)
+        cut = tensors.slabs_of(param.shape, block_size)
         return tensors.in_slabs(function, arrays, kept, *cut)
 
     def _slab(
