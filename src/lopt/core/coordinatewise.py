@@ -26,8 +26,8 @@ from lopt.core.learned import (
 )
 from lopt.core.types import Key, NumSteps, Params, Scalar, State, Theta, as_pytree
 
-# Memory of more coordinates than this costs more to copy than another application of a rule does.
-COPIED = 1024
+# Tensors of more coordinates than this cost more to copy than another application of a rule does.
+SMALL = 1024
 
 
 class CoordinatewiseState(eqx.Module):
@@ -134,8 +134,8 @@ class Coordinatewise(AbstractLearnedOptimizer):
         for i, stack in enumerate(stacks):
             if stack.grad is not None and stack.param.size:
                 kind: Any = stack.param.dtype, stack.param.shape[1:]
-                if jax.tree.leaves(stack.memory) and math.prod(stack.param.shape[1:]) > COPIED:
-                    kind += (i,)
+                if jax.tree.leaves(stack.memory) and _size(stack) > SMALL:
+                    kind += (i,)  # a stack would be a copy of all memory
                 if is_sharded(stack.param):
                     # What is stacked already may be sharded along that axis, and stays as it is.
                     kind += jax.typeof(stack.param).sharding, len(stack.param) > 1 and i
@@ -168,24 +168,17 @@ class Coordinatewise(AbstractLearnedOptimizer):
         self, theta: Theta, step: Int[Array, ""], groups: list["_Stack"]
     ) -> list[tuple[Tensor, State, State]]:
         """Returns updates and states of groups, each of which is a stack of tensors."""
-        done: list[Any] = [None] * len(groups)
-        batches: dict[Any, list[list[int]]] = {}
+        done: dict[int, tuple[Tensor, State, State]] = {}
+        small: dict[Any, list[int]] = {}
         for i, group in enumerate(groups):
-            few = (
-                COPIED if self.rule.is_elementwise or jax.tree.leaves(group.memory) else 4 * COPIED
-            )
-            if is_sharded(group.param) or math.prod(group.param.shape[1:]) > few:
+            if is_sharded(group.param) or _size(group) > SMALL:
                 done[i] = self._alone(theta, step, group)
-                continue
-            same = batches.setdefault(group.param.dtype, [[]])
-            if sum(groups[j].param.size for j in [*same[-1], i]) > self.block_size:
-                same.append([])
-            same[-1].append(i)
-        for batch in (batch for same in batches.values() for batch in same if batch):
-            found = self._together(theta, step, [groups[i] for i in batch])
-            for i, one in zip(batch, found, strict=True):
-                done[i] = one
-        return done
+            else:
+                small.setdefault(group.param.dtype, []).append(i)
+        for same in small.values():
+            found = self._together(theta, step, [groups[i] for i in same])
+            done |= zip(same, found, strict=True)
+        return [done[i] for i in range(len(groups))]
 
     def _together(
         self, theta: Theta, step: Int[Array, ""], groups: list["_Stack"]
@@ -193,7 +186,8 @@ class Coordinatewise(AbstractLearnedOptimizer):
         """Returns updates and states of small tensors, which the rule sees end to end."""
         seen = [self._see(theta, step, group) for group in groups]
         memory = _join([_behind(group.memory) for group in groups])
-        found = self._apply(theta, step, _join([one.columns() for one, _ in seen]), memory)
+        columns = _join([one.columns() for one, _ in seen])
+        found = self._over(eqx.Partial(self._apply, theta, step), columns, memory, columns[0])
         leaves, structure = jax.tree.flatten(found)
         shapes = [group.param.shape for group in groups]
         parts = zip(*(tensors.split(leaf, shapes) for leaf in leaves), strict=True)
@@ -329,6 +323,10 @@ class _Stack(NamedTuple):
     features: State
     param: Tensor
     memory: State
+
+
+def _size(stack: _Stack) -> int:
+    return math.prod(stack.param.shape[1:])
 
 
 class _Seen(eqx.Module):

@@ -16,7 +16,6 @@ from typing_extensions import override
 from lopt.core.learned import AbstractRule, Columns, Tensor
 from lopt.core.types import Key, State, Theta
 
-
 Layers = list[tuple[Tensor, Tensor]]
 # Perceptrons of at most so many weights are faster without products of matrices.
 SMALL = 512
