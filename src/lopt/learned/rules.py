@@ -90,10 +90,10 @@ def check_inputs(
 
 def _as_products(layers: Layers, columns: Columns) -> Columns:
     """Returns the outputs of a perceptron, layer by layer."""
+    layer = columns.reshape(len(columns), -1)
     for i, (weights, bias) in enumerate(layers):
-        columns = jnp.tensordot(weights, jax.nn.relu(columns) if i else columns, axes=(1, 0))
-        columns = columns + bias.reshape(-1, *(1,) * (columns.ndim - 1))
-    return columns
+        layer = weights @ (jax.nn.relu(layer) if i else layer) + bias[:, None]
+    return layer.reshape(-1, *columns.shape[1:])
 
 
 @jax.custom_jvp
