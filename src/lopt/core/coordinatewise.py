@@ -346,8 +346,13 @@ class _Seen(eqx.Module):
             scaled = [stack * factor for stack, factor in zip(stacks, factors, strict=True)]
             return [s if s.shape[1:] == param.shape else s + zeros for s in scaled]
 
+        seen = self.views, self.factors, self.param
+        if len(self.param) > 1:
+            stacks = jax.vmap(one, out_axes=1)(*seen)
+        else:
+            stacks = [s[:, None] for s in one(*jax.tree.map(lambda array: array[0], seen))]
         # The compiler looks through a concatenation if what it indexes is the axis in front.
-        return jnp.concatenate(jax.vmap(one, out_axes=1)(self.views, self.factors, self.param))
+        return jnp.concatenate(stacks)
 
 
 def _sums(features: AbstractFeatures, seen: Any, kept: tuple[()]) -> tuple[list[Tensor], tuple[()]]:
