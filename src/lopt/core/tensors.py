@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
@@ -108,84 +109,77 @@ def divide(stack: PyTree, counts: Sequence[int]) -> list[PyTree]:
     return [jax.tree.map(lambda a, i=i, j=j: a[i:j], stack) for i, j in ends]
 
 
-def end_to_end(array: Array, shape: tuple[int, ...]) -> Array:
-    """Returns an array of a stack of tensors with all their coordinates on its last axis."""
-    count, *rest = array.shape
-    lead = rest[: len(rest) - len(shape)]
-    array = jnp.broadcast_to(array, (count, *lead, *shape))
-    return jnp.moveaxis(array, 0, len(lead)).reshape(*lead, -1)
-
-
-def from_end_to_end(array: Array, shape: tuple[int, ...]) -> Array:
-    """Undoes `end_to_end`, if that repeated nothing."""
-    lead = array.shape[:-1]
-    return jnp.moveaxis(array.reshape(*lead, -1, *shape), len(lead), 0)
-
-
-def map_stack(
-    function: Callable[..., PyTree], arrays: tuple[PyTree, ...], one_by_one: bool = False
-) -> PyTree:
-    """Returns what a function makes of each tensor of stacks, stacked in front.
-
-    With `one_by_one` they are worked on one after another, in the memory of one.
-    """
+def map_stack(function: Callable[..., PyTree], arrays: tuple[PyTree, ...]) -> PyTree:
+    """Returns what a function makes of each tensor of stacks, stacked in front."""
     if jax.tree.leaves(arrays)[0].shape[0] == 1:
         alone = jax.tree.map(lambda array: jnp.squeeze(array, 0), arrays)
         return jax.tree.map(lambda array: jnp.expand_dims(array, 0), function(*alone))
-    if one_by_one:
-        return jax.lax.map(lambda each: function(*each), arrays)
     return jax.vmap(function)(*arrays)
 
 
-def map_blocks(
-    function: Callable[[PyTree], PyTree],
+@eqx.filter_custom_jvp
+def in_slabs(
+    function: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]],
     arrays: PyTree,
-    shape: tuple[int, ...],
-    block_size: int = BLOCK_SIZE,
-) -> PyTree:
-    """Returns `function(arrays)`, computed over slabs of about `block_size` coordinates.
+    kept: PyTree,
+    axis: int,
+    length: int,
+    rows: int,
+) -> tuple[PyTree, PyTree]:
+    """Returns `function(arrays, kept)`, computed over slabs of an axis one after another.
+
+    What is kept is replaced in place. Derivatives are those of the function of everything at once.
 
     Args:
-        function: elementwise in coordinates. Scalars that it returns are summed over slabs.
-        arrays: with `shape` as their last axes, or 1 in place of one; or scalars.
-        shape: that of the tensor, which is cut along its longest axis.
-        block_size: coordinates per slab; a tensor that fits is not cut.
+        function: treats what lies along the axis alike and apart; returns what is like `kept` last.
+        arrays, kept: those whose axis has this length are cut.
+        axis, length: where and how long the axis is.
+        rows: how much of the axis is in a slab; the last may have less.
     """
-    size = math.prod(shape)
-    if size <= block_size:
-        return function(arrays)
-    axis = max(range(len(shape)), key=shape.__getitem__) - len(shape)
-    length = shape[axis]
-    slabs = min(length, math.ceil(size / block_size))
-    rows = math.ceil(length / slabs)
 
     def varies(array: Array) -> bool:
-        return array.ndim >= len(shape) and array.shape[axis] == length
+        return array.ndim >= -axis and array.shape[axis] == length
 
-    def slab(first: Array | int, rows: int) -> PyTree:
+    def slab(carry: Any, first: Array, rows: int) -> Any:
         def cut(array: Array) -> Array:
+            return (
+                jax.lax.dynamic_slice_in_dim(array, first, rows, axis) if varies(array) else array
+            )
+
+        def put(array: Array, part: Array) -> Array:
             if not varies(array):
-                return array
-            return jax.lax.dynamic_slice_in_dim(array, first, rows, array.ndim + axis)
+                return array + part
+            return jax.lax.dynamic_update_slice_in_dim(array, part, first, axis)
 
-        return function(jax.tree.map(cut, arrays))
-
-    whole = length // rows
-    firsts = jnp.arange(whole, dtype=jnp.int32) * rows
-    results = jax.lax.map(lambda first: slab(first, rows), firsts)
-    results = jax.tree.map(lambda array: _merge(array, axis), results)
-    if length % rows:
-        rest = slab(whole * rows, length % rows)
-        results = jax.tree.map(
-            lambda a, b: jnp.concatenate([a, b], axis) if a.ndim else a + b, results, rest
+        slabs = jax.tree.map(cut, (arrays, carry[1]))
+        zeros = jax.tree.map(
+            lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(function, *slabs)
         )
-    return results
+        done = jax.lax.cond(first >= 0, lambda *a: function(*a), lambda *_: zeros, *slabs)
+        return jax.tree.map(put, carry, done)
+
+    like = jax.eval_shape(function, arrays, kept)[0]
+    carry = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), like), kept
+    firsts, rest = jnp.arange(length // rows, dtype=jnp.int32) * rows, length % rows
+    carry, _ = jax.lax.scan(lambda carry, first: (slab(carry, first, rows), None), carry, firsts)
+    return slab(carry, jnp.asarray(length - rest, jnp.int32), rest) if rest else carry
 
 
-def _merge(array: Array, axis: int) -> Array:
-    """Merges the leading axis of slabs into `axis` of what each slab returned."""
-    if array.ndim == 1:
-        return jnp.sum(array)
-    array = jnp.moveaxis(array, 0, axis - 1)
-    target = array.ndim + axis
-    return array.reshape(*array.shape[: target - 1], -1, *array.shape[target + 1 :])
+@in_slabs.def_jvp
+def _(primals: Any, tangents: Any) -> Any:
+    return eqx.filter_jvp(lambda f, arrays, kept: f(arrays, kept), primals[:3], tangents[:3])
+
+
+def slabs_of(shape: tuple[int, ...], block_size: int) -> tuple[int, int, int]:
+    """Returns an axis, its length, and how much of it makes a slab of about `block_size`.
+
+    It is the first axis that is long enough, so that slabs are contiguous, and if there is
+    a fitting divisor, slabs are equally long, so that their program is compiled once.
+    """
+    size = math.prod(shape)
+    enough = 4 * math.ceil(size / block_size)
+    axis = max(range(len(shape)), key=lambda axis: min(shape[axis], enough))
+    length = shape[axis]
+    most = min(length, max(1, block_size * length // size))
+    near = [*range(most, most // 2, -1), *range(most + 1, min(length, 2 * most) + 1)]
+    return axis - len(shape), length, next((rows for rows in near if not length % rows), most)
