@@ -68,7 +68,7 @@ class Coordinatewise(AbstractLearnedOptimizer):
         features, rule: what the rule sees, and what it makes of that.
         scale: the rule's outputs, stacked in front, to the update that is added to the parameter.
         normalise: whether each column is multiplied by 1 / sqrt(1e-5 + <column^2>) of its tensor.
-        block_size: the number of coordinates that a slab of a larger tensor has, about.
+        block_size: how many coordinates a slab of a larger tensor has, about; an eighth with memory.
         stacked: names of keys or attributes of params, such as "blocks" or ("encoder", "decoder"):
             what lies below them holds tensors of its own along a first axis, one more for each name
             on the path, as layers do that are stacked for a scan.
