@@ -68,7 +68,8 @@ class Coordinatewise(AbstractLearnedOptimizer):
         features, rule: what the rule sees, and what it makes of that.
         scale: the rule's outputs, stacked in front, to the update that is added to the parameter.
         normalise: whether each column is multiplied by 1 / sqrt(1e-5 + <column^2>) of its tensor.
-        block_size: how many coordinates a slab of a larger tensor has, about; an eighth with memory.
+        block_size: how many coordinates a slab of a larger tensor has, about; an eighth if there
+            is a memory.
         stacked: names of keys or attributes of params, such as "blocks" or ("encoder", "decoder"):
             what lies below them holds tensors of its own along a first axis, one more for each name
             on the path, as layers do that are stacked for a scan.
@@ -218,7 +219,8 @@ class Coordinatewise(AbstractLearnedOptimizer):
         """Returns what a function makes of a tensor, in slabs if it is large."""
         # Memories are as large as dozens of features.
         size = math.ceil(self.block_size / 8) if jax.tree.leaves(kept) else self.block_size
-        cut = tensors.slabs_of(param.shape, param.size if is_sharded(param) else size)
+        whole = is_sharded(param) or self.rule.is_elementwise
+        cut = tensors.slabs_of(param.shape, param.size if whole else size)
         return tensors.in_slabs(function, arrays, kept, *cut)
 
     def _slab(
