@@ -68,7 +68,8 @@ class Coordinatewise(AbstractLearnedOptimizer):
         features, rule: what the rule sees, and what it makes of that.
         scale: the rule's outputs, stacked in front, to the update that is added to the parameter.
         normalise: whether each column is multiplied by 1 / sqrt(1e-5 + <column^2>) of its tensor.
-        block_size: the number of coordinates that a slab of a larger tensor has, about.
+        block_size: how many coordinates a slab of a larger tensor has, about; an eighth if there
+            is a memory.
         stacked: names of keys or attributes of params, such as "blocks" or ("encoder", "decoder"):
             what lies below them holds tensors of its own along a first axis, one more for each name
             on the path, as layers do that are stacked for a scan.
@@ -188,6 +189,7 @@ class Coordinatewise(AbstractLearnedOptimizer):
         memory = _join([_behind(group.memory) for group in groups])
         columns = _join([one.columns() for one, _ in seen])
         found = self._over(eqx.Partial(self._apply, theta, step), columns, memory, columns[0])
+        structure: Any
         leaves, structure = jax.tree.flatten(found)
         shapes = [group.param.shape for group in groups]
         parts = zip(*(tensors.split(leaf, shapes) for leaf in leaves), strict=True)
@@ -198,13 +200,10 @@ class Coordinatewise(AbstractLearnedOptimizer):
         self, theta: Theta, step: Int[Array, ""], group: "_Stack"
     ) -> tuple[Tensor, State, State]:
         """Returns updates and states of large tensors, which are worked on one after another."""
-        grad, features, param, memory = group
-        work, count = eqx.Partial(self._stack, theta, step), len(param)
-        if count == 1 or is_sharded(param):
-            found = work((grad, param), (features, memory))
-        else:
-            found = tensors.in_slabs(work, (grad, param), (features, memory), 0, count, 1)
-        return found[0], *found[1]
+        (grad, features, param, memory), work = group, eqx.Partial(self._stack, theta, step)
+        cut = 0, len(param), len(param) if is_sharded(param) else 1
+        update, state = tensors.in_slabs(work, (grad, param), (features, memory), *cut)
+        return update, *state
 
     def _stack(
         self, theta: Theta, step: Int[Array, ""], given: tuple[Tensor, Tensor], kept: State
@@ -219,10 +218,9 @@ class Coordinatewise(AbstractLearnedOptimizer):
     def _over(self, function: Any, arrays: Any, kept: State, param: Tensor) -> Any:
         """Returns what a function makes of a tensor, in slabs if it is large."""
         # Memories are as large as dozens of features.
-        block_size = self.block_size // 8 if jax.tree.leaves(kept) else self.block_size
-        if is_sharded(param) or param.size <= block_size:
-            return function(arrays, kept)
-        cut = tensors.slabs_of(param.shape, block_size)
+        size = math.ceil(self.block_size / 8) if jax.tree.leaves(kept) else self.block_size
+        whole = is_sharded(param) or self.rule.is_elementwise
+        cut = tensors.slabs_of(param.shape, param.size if whole else size)
         return tensors.in_slabs(function, arrays, kept, *cut)
 
     def _slab(

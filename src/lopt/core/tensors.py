@@ -126,41 +126,43 @@ def in_slabs(
     length: int,
     rows: int,
 ) -> tuple[PyTree, PyTree]:
-    """Returns `function(arrays, kept)`, computed over slabs of an axis one after another.
+    """Returns `function(arrays, kept)`, computed over slabs of an axis, kept replaced in place.
 
-    What is kept is replaced in place. Derivatives are those of the function of everything at once.
+    Derivatives are those of the function of everything at once.
 
     Args:
         function: treats what lies along the axis alike and apart; returns what is like `kept` last.
-        arrays, kept: those whose axis has this length are cut.
-        axis, length: where and how long the axis is.
-        rows: how much of the axis is in a slab; the last may have less.
+        arrays: those whose `axis` has this `length` are cut.
+        kept: is cut like them, and results are.
+        axis: where it is, from the end for arrays of different ranks.
+        length: how long it is.
+        rows: how much of it is in a slab; the last may have less.
     """
+    if rows >= length:
+        return function(arrays, kept)
 
     def varies(array: Array) -> bool:
         return array.ndim >= -axis and array.shape[axis] == length
 
     def slab(carry: Any, first: Array, rows: int) -> Any:
-        def cut(array: Array) -> Array:
-            return (
-                jax.lax.dynamic_slice_in_dim(array, first, rows, axis) if varies(array) else array
-            )
+        def cut(a: Array) -> Array:
+            return jax.lax.dynamic_slice_in_dim(a, first, rows, axis) if varies(a) else a
 
-        def put(array: Array, part: Array) -> Array:
-            if not varies(array):
-                return array + part
-            return jax.lax.dynamic_update_slice_in_dim(array, part, first, axis)
+        def put(a: Array, part: Array) -> Array:
+            put = jax.lax.dynamic_update_slice_in_dim
+            return put(a, part, first, axis) if varies(a) else a + part
 
+        # A branch, always taken: fused with what puts it in place, a slab is not vectorised.
         slabs = jax.tree.map(cut, (arrays, carry[1]))
-        zeros = jax.tree.map(
-            lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(function, *slabs)
-        )
-        done = jax.lax.cond(first >= 0, lambda *a: function(*a), lambda *_: zeros, *slabs)
+        done = jax.lax.cond(first >= 0, lambda *a: function(*a), lambda *a: zeros(*a), *slabs)
         return jax.tree.map(put, carry, done)
 
-    like = jax.eval_shape(function, arrays, kept)[0]
-    carry = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), like), kept
+    def zeros(arrays: PyTree, kept: PyTree) -> tuple[PyTree, PyTree]:
+        like = jax.eval_shape(function, arrays, kept)
+        return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), like)
+
     firsts, rest = jnp.arange(length // rows, dtype=jnp.int32) * rows, length % rows
+    carry = zeros(arrays, kept)[0], kept
     carry, _ = jax.lax.scan(lambda carry, first: (slab(carry, first, rows), None), carry, firsts)
     return slab(carry, jnp.asarray(length - rest, jnp.int32), rest) if rest else carry
 
@@ -173,10 +175,10 @@ def _(primals: Any, tangents: Any) -> Any:
 def slabs_of(shape: tuple[int, ...], block_size: int) -> tuple[int, int, int]:
     """Returns an axis, its length, and how much of it makes a slab of about `block_size`.
 
-    It is the first axis that is long enough, so that slabs are contiguous, and if there is
-    a fitting divisor, slabs are equally long, so that their program is compiled once.
+    The first axis that is long enough, so that slabs are contiguous; equally long slabs if they
+    can be, as their program is compiled once.
     """
-    size = math.prod(shape)
+    size = max(1, math.prod(shape))
     enough = 4 * math.ceil(size / block_size)
     axis = max(range(len(shape)), key=lambda axis: min(shape[axis], enough))
     length = shape[axis]

@@ -44,9 +44,7 @@ class MLP(AbstractRule):
     def _sizes(self) -> tuple[int, ...]:
         return (self.inputs, *self.hidden, self.outputs)
 
-    @property
-    @override
-    def is_elementwise(self) -> bool:
+    def _is_small(self) -> bool:
         return sum(n * m for n, m in itertools.pairwise(self._sizes())) <= SMALL
 
     def init(self, key: Key) -> Theta:
@@ -72,9 +70,9 @@ class MLP(AbstractRule):
         # What all coordinates share is multiplied once and joins the bias.
         own, common = theta["w0"][:, : len(columns)], theta["w0"][:, len(columns) :].T
         layers[0] = own, theta["b0"] + shared @ common
-        return (_as_sums if self.is_elementwise and columns.ndim > 2 else _as_products)(
-            layers, columns
-        ), memory
+        # Many small tensors, end to end, would make a loop of their own for each tensor.
+        apply = _as_sums if self._is_small() and columns.ndim > 2 else _as_products
+        return apply(layers, columns), memory
 
 
 def check_inputs(
