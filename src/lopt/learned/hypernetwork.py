@@ -6,6 +6,7 @@ of one shape share a program. VeLO, the hierarchical optimizers and NNAdam are s
 
 import abc
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -264,9 +265,9 @@ def _map_slabs(function: Callable[[Any], Any], arrays: Any, shape: tuple[int, ..
 
     Scalars that it returns are summed.
     """
-    axis, length, rows = tensors.slabs_of(shape, tensors.BLOCK_SIZE)
-    if rows >= length:
+    if math.prod(shape) <= tensors.BLOCK_SIZE:
         return function(arrays)
+    axis, length, rows = tensors.slabs_of(shape, tensors.BLOCK_SIZE)
 
     def slab(first: Any, rows: int) -> Any:
         def cut(array: Array) -> Array:
