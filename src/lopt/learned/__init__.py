@@ -4,7 +4,9 @@ from lopt.learned.averages import Averaged
 from lopt.learned.concat import Concat, SelectFeatures, with_features
 from lopt.learned.features import AdafactorFeatures, MomentumFeatures
 from lopt.learned.hyperparameters import Learnable, LearnableState, learnable
+from lopt.learned.matrices import MatrixAxes
 from lopt.learned.moments import LogAndSign, MomentFeatures
+from lopt.learned.muon import MuonMLP, muon_mlp
 from lopt.learned.presets import (
     LearnableAdam,
     LearnableSGD,
@@ -45,8 +47,10 @@ __all__ = [
     "LearnableSGD",
     "LearnableState",
     "LogAndSign",
+    "MatrixAxes",
     "MomentFeatures",
     "MomentumFeatures",
+    "MuonMLP",
     "PerStep",
     "PerTensor",
     "PerTensorType",
@@ -58,6 +62,7 @@ __all__ = [
     "inverse_time_momentum",
     "learnable",
     "momentum_sgd",
+    "muon_mlp",
     "per_tensor",
     "rnnprop",
     "small_mlp",

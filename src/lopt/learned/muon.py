@@ -1,0 +1,295 @@
+"""A learned rule that starts at Muon (Jordan et al. 2024) and contains it.
+
+Matrices move along an orthogonalised direction, which a small network makes of gradient and
+momenta; vectors and embeddings along a direction that starts at Adam's. Whatever changes its sign
+with the gradient enters linearly or through odd units; whatever does not, only as a factor.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+from typing_extensions import override
+
+from lopt.core import tensors
+from lopt.core.learned import AbstractLearnedOptimizer, Tensor
+from lopt.core.types import Key, NumSteps, Params, Scalar, State, Theta, as_pytree
+from lopt.learned.matrices import MatrixAxes, View
+from lopt.learned.schedules import Time
+
+KINDS = ("matrix", "kernel", "vector", "embedding")
+FEATURES = ("g", "n", "s", "g/root", "n/root", "s/root", "n/factored")
+FACTORS = ("one", "progress", "early", "length", "depth", "agreement", "signal", "weight")
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Newton and Schulz's iteration, as in Optax
+# Added to second moments: gradients far above its root, 1e-12, give updates that do not depend on
+# their scale, and the derivative of the reciprocal root is finite in float32 where they vanish.
+TINY = 1e-24
+# Estimators perturb all weights alike. One that changes steps by 1 % is lost in their noise, one
+# that changes Newton and Schulz's coefficients by more makes the iteration diverge.
+PER_SIZE, PER_COEFFICIENT = 3.0, 0.1
+
+
+class MuonMLPState(eqx.Module):
+    """Where the run is, and the accumulators: 12 bytes a weight in float32, trees like params."""
+
+    time: Time
+    fast: Params
+    slow: Params
+    squares: Params
+
+
+class MuonMLP(AbstractLearnedOptimizer):
+    """Muon with a learned direction, learned sizes of steps and a learned schedule.
+
+    With exponential averages m and s of the gradient g and v of its square, bias-corrected, and
+    Nesterov's n = b m + (1 - b) g, the features f of a tensor are g, n, s, each also over the root
+    of v, and n over that of the factored v (means over rows and columns); each over its root mean
+    square. Factors c are even in g: progress, length and depth, agreement of g and s, signal to
+    noise, the size of the weights. The direction is
+
+        d = sum_i (A c)_i f_i + sum_j (G c)_j tanh((W f)_j)
+
+    and the update -rate (|d| + decay p), with |d| orthogonalised by Newton and Schulz's iteration
+    times max(1, out / in)^a min(1, out / in)^b for matrices (a = 1/2, b = 0 at first, as Muon; muP
+    has a = b = 1/2). Vectors, embeddings and scalars keep d; their features over the root of v are
+    not normalised, as Adam's step is not. Each kind of tensor has a learned factor exp(S c).
+
+    At first `optax.contrib.muon(rate, adam_learning_rate=rate / 5)`: A picks n, and n/root, G = 0.
+
+    Stacks, convolutions and embeddings are as `axes` says. Tensors that are the same size as
+    matrices share one program. The direction is odd in g, keeps scales of g, permutations of rows
+    and columns, and transposes, square ones too.
+
+    Attributes:
+        hidden: the number of odd units.
+        learning_rate: a number or a schedule of the step, in place of the learned one. Without it
+            the length of the run is needed, and nothing has to be tuned.
+        weight_decay: the decoupled decay of weights, per step and unit of the rate.
+        weight_decay_mask: from params to a tree of booleans, whether they decay; by default those
+            seen as matrices do.
+        axes: from params to a tree of `optax.contrib.MuonDimensionNumbers`, None for what is no
+            matrix.
+        peak: the largest rate of the schedule that is learned on from.
+        warmup: the share of the run in which it rises.
+    """
+
+    hidden: int = eqx.field(static=True, default=8)
+    learning_rate: Any = eqx.field(default=None, converter=as_pytree)
+    weight_decay: float = 0.0
+    weight_decay_mask: Callable[[Params], Any] | None = eqx.field(static=True, default=None)
+    axes: Callable[[Params], Any] = eqx.field(static=True, default=MatrixAxes())
+    peak: float = eqx.field(static=True, default=0.02)
+    warmup: float = eqx.field(static=True, default=0.05)
+
+    @property
+    @override
+    def needs_num_steps(self) -> bool:
+        return self.learning_rate is None
+
+    @override
+    def init(self, key: Key) -> Theta:
+        def rule(key: Key, start: str, decays: tuple[float, float, float]) -> Theta:
+            inputs, factors = len(FEATURES), len(FACTORS)
+            return {
+                "linear": jnp.zeros((inputs, factors)).at[FEATURES.index(start), 0].set(1.0),
+                "odd": 0.3 * jax.random.normal(key, (self.hidden, inputs)),
+                "gates": jnp.zeros((self.hidden, factors)),
+                "log_one_minus_decays": jnp.log(1 - jnp.asarray(decays, float)),
+            }
+
+        keys = jax.random.split(key)
+        sizes = {kind: jnp.zeros(len(FACTORS)) for kind in KINDS}
+        return {
+            "matrix": rule(keys[0], "n", (0.95, 0.99, 0.95)),
+            "vector": rule(keys[1], "n/root", (0.9, 0.99, 0.999)),
+            "sizes": sizes,
+            "fans": jnp.asarray([0.5, 0.0], float),
+            "coefficients": jnp.zeros(3),
+            "schedule": jnp.zeros(len(_basis(*[jnp.ones(())] * 4))),
+        }
+
+    @override
+    def begin(self, theta: Theta, params: Params, num_steps: NumSteps = None) -> MuonMLPState:
+        zeros = jax.tree.map(lambda leaf: jnp.zeros_like(tensors.as_tensor(leaf)), params)
+        return MuonMLPState(Time.of(0, num_steps), zeros, zeros, zeros)
+
+    @override
+    def update(
+        self,
+        theta: Theta,
+        grads: Params,
+        state: MuonMLPState,
+        params: Params | None = None,
+        *,
+        value: Scalar | None = None,
+        **extra: Any,
+    ) -> tuple[Params, State]:
+        if params is None:
+            raise ValueError("MuonMLP.update(params=None): steps depend on params; pass them.")
+        leaves, structure = jax.tree.flatten(params)
+        found, decayed = map(structure.flatten_up_to, (self.axes(params), self._mask(params)))
+        views = [View.of(leaf, numbers) for leaf, numbers in zip(leaves, found, strict=True)]
+        depth = max(1, sum(view.sizes[0] for view in views if view.order))
+        trees = grads, params, state.fast, state.slow, state.squares
+        columns = [structure.flatten_up_to(tree) for tree in trees]
+        stacks = [
+            tuple(view.stack(tensors.as_tensor(array)) for array in row)
+            for view, *row in zip(views, *columns, strict=True)
+        ]
+        groups: dict[Any, list[int]] = {}
+        for i, (view, stack) in enumerate(zip(views, stacks, strict=True)):
+            key = view.kind, view.sizes[1:], view.fan_in, stack[1].dtype, bool(decayed[i])
+            groups.setdefault(key, []).append(i)
+        done: list[Any] = [None] * len(leaves)
+        for (*_, decays), same in groups.items():
+            one = _Tensor(self, theta, state.time, depth, views[same[0]], decays)
+            moved = tensors.map_stack(one, tensors.concatenate([stacks[i] for i in same]))
+            parts = tensors.divide(moved, [views[i].sizes[0] for i in same])
+            for i, part in zip(same, parts, strict=True):
+                done[i] = [views[i].unstack(array) for array in part]
+        updates = [one[0].astype(leaf.dtype) for one, leaf in zip(done, leaves, strict=True)]
+        accumulators = (structure.unflatten([one[i] for one in done]) for i in (1, 2, 3))
+        return structure.unflatten(updates), MuonMLPState(state.time.next(), *accumulators)
+
+    def rate(self, theta: Theta, time: Time, depth: int = 1) -> Scalar:
+        """Returns the size of the step at a time, for a network of `depth` matrices."""
+        dtype = theta["schedule"].dtype
+        if self.learning_rate is not None:
+            given = self.learning_rate
+            return jnp.asarray(given(time.step) if callable(given) else given, dtype)
+        step, length = (jnp.asarray(number, dtype) for number in (time.step, time.num_steps))
+        done = step / length
+        rise = jnp.minimum((done + 1 / length) / max(self.warmup, 1e-6), 1)
+        rest = jnp.clip((done - self.warmup) / (1 - self.warmup), 0, 1)
+        fall = (1 + jnp.cos(math.pi * rest)) / 2
+        basis = _basis(done, jnp.log(jnp.maximum(fall, 1e-6)), _length(length), _depth(depth, done))
+        return self.peak * rise * fall * jnp.exp(PER_SIZE * jnp.dot(theta["schedule"], basis))
+
+    def _mask(self, params: Params) -> Any:
+        if self.weight_decay_mask is not None:
+            return self.weight_decay_mask(params)
+        structure = jax.tree.structure(params)
+        axes = structure.flatten_up_to(self.axes(params))
+        return structure.unflatten([numbers is not None for numbers in axes])
+
+
+class _Tensor(eqx.Module):
+    """The update of one tensor of a kind, with its next accumulators."""
+
+    learned: MuonMLP
+    theta: Theta
+    time: Time
+    depth: int
+    view: View
+    decays: bool
+
+    def __call__(
+        self, grad: Tensor, param: Tensor, fast: Tensor, slow: Tensor, squares: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        matrix, dtype = self.view.order != (), grad.dtype
+        theta = jax.tree.map(lambda weight: weight.astype(dtype), self.theta)
+        rule = theta["matrix" if matrix else "vector"]
+        logs = rule["log_one_minus_decays"]
+        count = (self.time.step + 1).astype(dtype)
+        old, seen = jnp.exp(logs), (grad, grad, grad * grad)
+        averages = (fast, slow, squares)
+        fast, slow, squares = (a + o * (g - a) for a, o, g in zip(averages, old, seen, strict=True))
+
+        def corrected(average: Tensor, i: int, count: Scalar = count) -> Tensor:
+            # 1 - decay^count, without the loss of digits of a decay close to one.
+            return average / -jnp.expm1(count * jnp.log1p(-old[i]))
+
+        nesterov = (1 - old[0]) * corrected(fast, 0, count + 1) + old[0] * corrected(grad, 0)
+        late, variance = corrected(slow, 1), corrected(squares, 2)
+        over_root = jax.lax.rsqrt(variance + TINY)
+        plain = [_unit(x) for x in (grad, nesterov, late)]
+        scaled = [x * over_root for x in (grad, nesterov, late)]
+        if matrix:
+            rows, columns = (jnp.mean(variance, axis, keepdims=True) for axis in (1, 0))
+            scaled.append(nesterov * _over_root_of_product(rows, columns))
+            scaled = [_unit(x) for x in scaled]
+        else:
+            scaled.append(jnp.zeros_like(grad))
+        features = [*plain, *scaled]
+        factors = self._factors(plain, nesterov, variance, param)
+
+        linear, gates = rule["linear"] @ factors, rule["gates"] @ factors
+        direction = sum(a * f for a, f in zip(linear, features, strict=True))
+        for gate, weights in zip(gates, rule["odd"], strict=True):
+            inner = sum(w * f for w, f in zip(weights, features, strict=True))
+            direction = direction + gate * jnp.tanh(inner)
+        size = jnp.exp(PER_SIZE * jnp.dot(theta["sizes"][self.view.kind], factors))
+        if matrix:
+            logs = math.log(self.view.fan_out / self.view.fan_in)
+            size = size * jnp.exp(theta["fans"][0 if logs > 0 else 1] * logs)
+            coefficients = jnp.asarray(COEFFICIENTS, dtype)
+            coefficients = coefficients * (1 + PER_COEFFICIENT * theta["coefficients"])
+            direction = optax.contrib.orthogonalize_via_newton_schulz(direction, coefficients)
+        else:
+            size = size * 0.2
+        rate = self.learned.rate(self.theta, self.time, self.depth).astype(dtype)
+        update = size * direction
+        if self.decays:
+            update = update + jnp.asarray(self.learned.weight_decay, dtype) * param
+        return -rate * update, fast, slow, squares
+
+    def _factors(
+        self, plain: list[Tensor], nesterov: Tensor, variance: Tensor, param: Tensor
+    ) -> Float[Array, " factor"]:
+        """Returns what is even in the gradient; each is about between -1 and 1."""
+        one = jnp.ones((), param.dtype)
+        progress, length = 0.5 * one, 0 * one
+        if self.time.num_steps is not None:
+            steps = self.time.num_steps.astype(param.dtype)
+            progress, length = self.time.step.astype(param.dtype) / steps, _length(steps)
+        signal = jnp.log((jnp.mean(nesterov**2) + TINY) / (jnp.mean(variance) + TINY)) / 4
+        # One for weights that were drawn with a standard deviation of 1 / sqrt(fan in).
+        weight = jnp.log(jnp.mean(param * param) * self.view.fan_in + 1e-6) / 6
+        agreement = jnp.mean(plain[0] * plain[2])
+        return jnp.stack(
+            [
+                *(one, progress - 0.5, jnp.exp(-10 * progress), length, _depth(self.depth, one)),
+                *(agreement, jnp.maximum(signal, -2), jnp.minimum(weight, 2)),
+            ]
+        )
+
+
+def _unit(x: Tensor) -> Tensor:
+    """Returns a tensor over its root mean square."""
+    return x * jax.lax.rsqrt(jnp.mean(x * x) + TINY)
+
+
+def _over_root_of_product(rows: Tensor, columns: Tensor) -> Tensor:
+    """Returns 1 / sqrt(v) with the factored v = rows columns / mean, up to a factor."""
+    return jax.lax.rsqrt(rows / (jnp.mean(rows) + TINY) + TINY) * jax.lax.rsqrt(columns + TINY)
+
+
+def _length(steps: Scalar) -> Scalar:
+    return jnp.log(steps / 1000) / 2
+
+
+def _depth(depth: int, like: Scalar) -> Scalar:
+    return jnp.asarray(math.log(depth / 2) / 2, like.dtype)
+
+
+def _basis(done: Scalar, fall: Scalar, length: Scalar, depth: Scalar) -> Float[Array, " basis"]:
+    """Returns what the logarithm of the rate is linear in; `fall` is that of the cosine."""
+    time = [jnp.ones_like(done), done - 0.5, (done - 0.5) ** 2, jnp.exp(-10 * done), fall / 4]
+    return jnp.stack([*time, length, (done - 0.5) * length, depth, (done - 0.5) * depth])
+
+
+def muon_mlp(hidden: int = 8, learning_rate: Any = None, **options: Any) -> MuonMLP:
+    """The rule that starts at Muon: see `MuonMLP`, whose fields `options` are.
+
+    Example:
+        >>> import jax, lopt
+        >>> learned = lopt.learned.muon_mlp()
+        >>> theta = learned.init(jax.random.key(0))
+        >>> optimizer = learned.optimizer(theta, num_steps=1000)
+    """
+    return MuonMLP(hidden, learning_rate, **options)
