@@ -74,6 +74,8 @@ def is_finite(tree):
 
 LEARNED = {
     "PerTensorType": lambda: lopt.learned.PerTensorType(lopt.dm(hidden=(3,))),
+    "MuonMLP": lambda: lopt.learned.MuonMLP(2, optax.constant_schedule(0.1)),
+    "muon_mlp": lambda: lopt.learned.muon_mlp(2, 0.1),
     "learnable": lambda: lopt.learnable(optax.sgd, learning_rate=0.1),
     "Learnable": lambda: lopt.learnable(optax.adam, learning_rate=0.1, b1=0.8),
 }

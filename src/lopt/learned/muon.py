@@ -26,6 +26,7 @@ KINDS = ("matrix", "kernel", "vector", "embedding")
 FEATURES = ("g", "n", "s", "g/root", "n/root", "s/root", "n/factored")
 FACTORS = ("one", "progress", "early", "length", "depth", "agreement", "signal", "weight")
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Newton and Schulz's iteration, as in Optax
+ADAM = 0.2  # the rate of vectors, in rates of matrices
 # Added to second moments: gradients far above its root, 1e-12, give updates that do not depend on
 # their scale, and the derivative of the reciprocal root is finite in float32 where they vanish.
 TINY = 1e-24
@@ -135,6 +136,7 @@ class MuonMLP(AbstractLearnedOptimizer):
         found, decayed = map(structure.flatten_up_to, (self.axes(params), self._mask(params)))
         views = [View.of(leaf, numbers) for leaf, numbers in zip(leaves, found, strict=True)]
         depth = max(1, sum(view.sizes[0] for view in views if view.order))
+        rate = self.rate(theta, state.time, depth)
         trees = grads, params, state.fast, state.slow, state.squares
         columns = [structure.flatten_up_to(tree) for tree in trees]
         stacks = [
@@ -147,7 +149,8 @@ class MuonMLP(AbstractLearnedOptimizer):
             groups.setdefault(key, []).append(i)
         done: list[Any] = [None] * len(leaves)
         for (*_, decays), same in groups.items():
-            one = _Tensor(self, theta, state.time, depth, views[same[0]], decays)
+            decay = self.weight_decay if decays else 0.0
+            one = _Tensor(theta, state.time, depth, views[same[0]], rate, decay)
             moved = tensors.map_stack(one, tensors.concatenate([stacks[i] for i in same]))
             parts = tensors.divide(moved, [views[i].sizes[0] for i in same])
             for i, part in zip(same, parts, strict=True):
@@ -181,12 +184,12 @@ class MuonMLP(AbstractLearnedOptimizer):
 class _Tensor(eqx.Module):
     """The update of one tensor of a kind, with its next accumulators."""
 
-    learned: MuonMLP
     theta: Theta
     time: Time
     depth: int
     view: View
-    decays: bool
+    rate: Scalar
+    decay: float
 
     def __call__(
         self, grad: Tensor, param: Tensor, fast: Tensor, slow: Tensor, squares: Tensor
@@ -213,30 +216,26 @@ class _Tensor(eqx.Module):
             rows, columns = (jnp.mean(variance, axis, keepdims=True) for axis in (1, 0))
             scaled.append(nesterov * _over_root_of_product(rows, columns))
             scaled = [_unit(x) for x in scaled]
-        else:
-            scaled.append(jnp.zeros_like(grad))
         features = [*plain, *scaled]
         factors = self._factors(plain, nesterov, variance, param)
 
         linear, gates = rule["linear"] @ factors, rule["gates"] @ factors
-        direction = sum(a * f for a, f in zip(linear, features, strict=True))
+        # Sums of products compile to one loop; products of matrices would keep all features.
+        direction = sum(a * f for a, f in zip(linear, features, strict=False))
         for gate, weights in zip(gates, rule["odd"], strict=True):
-            inner = sum(w * f for w, f in zip(weights, features, strict=True))
+            inner = sum(w * f for w, f in zip(weights, features, strict=False))
             direction = direction + gate * jnp.tanh(inner)
         size = jnp.exp(PER_SIZE * jnp.dot(theta["sizes"][self.view.kind], factors))
         if matrix:
-            logs = math.log(self.view.fan_out / self.view.fan_in)
-            size = size * jnp.exp(theta["fans"][0 if logs > 0 else 1] * logs)
+            growth = math.log(self.view.fan_out / self.view.fan_in)
+            size = size * jnp.exp(theta["fans"][0 if growth > 0 else 1] * growth)
             coefficients = jnp.asarray(COEFFICIENTS, dtype)
             coefficients = coefficients * (1 + PER_COEFFICIENT * theta["coefficients"])
             direction = optax.contrib.orthogonalize_via_newton_schulz(direction, coefficients)
         else:
-            size = size * 0.2
-        rate = self.learned.rate(self.theta, self.time, self.depth).astype(dtype)
-        update = size * direction
-        if self.decays:
-            update = update + jnp.asarray(self.learned.weight_decay, dtype) * param
-        return -rate * update, fast, slow, squares
+            size = size * ADAM
+        update = size * direction + jnp.asarray(self.decay, dtype) * param
+        return -self.rate.astype(dtype) * update, fast, slow, squares
 
     def _factors(
         self, plain: list[Tensor], nesterov: Tensor, variance: Tensor, param: Tensor
