@@ -5,7 +5,7 @@ the axes; here they follow from where the library in use puts the outputs of a l
 """
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -15,7 +15,6 @@ from optax.contrib import MuonDimensionNumbers
 
 from lopt.core.types import Params
 
-Layout = Literal["in_out", "out_in"]
 Matrices = Float[Array, "stack rows columns"]
 
 
@@ -34,13 +33,13 @@ class MatrixAxes(eqx.Module):
             an embedding.
     """
 
-    layout: Layout = eqx.field(static=True, default="in_out")
+    layout: str = eqx.field(static=True, default="in_out")
     stacked: tuple[str, ...] = eqx.field(static=True, default=())
     embeddings: tuple[str, ...] = eqx.field(static=True, default=("embed", "position"))
 
     def __check_init__(self) -> None:
         if self.layout not in ("in_out", "out_in"):
-            raise ValueError(f"MatrixAxes(layout={self.layout!r}) must be 'in_out' or 'out_in'.")
+            raise ValueError(f"MatrixAxes(layout={self.layout!r}) must be in_out or out_in.")
 
     def __call__(self, params: Params) -> Any:
         """Returns dimension numbers for each tensor, None for those that are no matrices."""

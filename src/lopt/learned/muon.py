@@ -12,8 +12,8 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float
+from optax import contrib
 from typing_extensions import override
 
 from lopt.core import tensors
@@ -80,7 +80,9 @@ class MuonMLP(AbstractLearnedOptimizer):
     """
 
     hidden: int = eqx.field(static=True, default=8)
-    learning_rate: Any = eqx.field(default=None, converter=as_pytree)
+    learning_rate: Any = eqx.field(
+        default=None, converter=lambda r: as_pytree(r) if callable(r) else r
+    )
     weight_decay: float = 0.0
     weight_decay_mask: Callable[[Params], Any] | None = eqx.field(static=True, default=None)
     axes: Callable[[Params], Any] = eqx.field(static=True, default=MatrixAxes())
@@ -132,6 +134,7 @@ class MuonMLP(AbstractLearnedOptimizer):
     ) -> tuple[Params, State]:
         if params is None:
             raise ValueError("MuonMLP.update(params=None): steps depend on params; pass them.")
+        structure: Any
         leaves, structure = jax.tree.flatten(params)
         found, decayed = map(structure.flatten_up_to, (self.axes(params), self._mask(params)))
         views = [View.of(leaf, numbers) for leaf, numbers in zip(leaves, found, strict=True)]
@@ -176,7 +179,7 @@ class MuonMLP(AbstractLearnedOptimizer):
     def _mask(self, params: Params) -> Any:
         if self.weight_decay_mask is not None:
             return self.weight_decay_mask(params)
-        structure = jax.tree.structure(params)
+        structure: Any = jax.tree.structure(params)
         axes = structure.flatten_up_to(self.axes(params))
         return structure.unflatten([numbers is not None for numbers in axes])
 
@@ -231,7 +234,7 @@ class _Tensor(eqx.Module):
             size = size * jnp.exp(theta["fans"][0 if growth > 0 else 1] * growth)
             coefficients = jnp.asarray(COEFFICIENTS, dtype)
             coefficients = coefficients * (1 + PER_COEFFICIENT * theta["coefficients"])
-            direction = optax.contrib.orthogonalize_via_newton_schulz(direction, coefficients)
+            direction = _orthogonalised(direction, coefficients)
         else:
             size = size * ADAM
         update = size * direction + jnp.asarray(self.decay, dtype) * param
@@ -261,6 +264,16 @@ class _Tensor(eqx.Module):
 def _unit(x: Tensor) -> Tensor:
     """Returns a tensor over its root mean square."""
     return x * jax.lax.rsqrt(jnp.mean(x * x) + TINY)
+
+
+def _orthogonalised(
+    matrix: Float[Array, "rows columns"], coefficients: Float[Array, "3"]
+) -> Float[Array, "rows columns"]:
+    """Returns a matrix with singular values near one, by five steps of Newton and Schulz."""
+    # Muon without momentum; Optax exports nothing smaller. It raises a decay to an integer power.
+    with jax.numpy_dtype_promotion("standard"):
+        muon = contrib.scale_by_muon(tuple(coefficients), beta=0.0, nesterov=False)
+        return muon.update(matrix, muon.init(matrix))[0]
 
 
 def _over_root_of_product(rows: Tensor, columns: Tensor) -> Tensor:
