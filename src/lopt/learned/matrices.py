@@ -1,7 +1,6 @@
-"""Parameters as matrices: which axes of a tensor are read, and which are written.
+"""Parameters as matrices: which axes of a tensor are read and which are written, as Muon asks.
 
-The direction of a step for a matrix does not depend on that, but its size does. Optax's Muon names
-the axes; here they follow from where the library in use puts the outputs of a layer.
+The direction of a step does not depend on which of the two is which, but its size does.
 """
 
 import math
@@ -19,11 +18,10 @@ Matrices = Float[Array, "stack rows columns"]
 
 
 class MatrixAxes(eqx.Module):
-    """Which axes of each tensor make a matrix, as `optax.contrib.muon` takes it, for any params.
+    """Which axes of each tensor make a matrix: dimension numbers for `optax.contrib.muon`, too.
 
-    Tensors of rank 2 are matrices. Those of higher rank are kernels of convolutions: one axis is
-    the output, the last or the first, and all others are read. Axes in front that hold a stack of
-    layers count as none. Vectors, scalars and embeddings, by name, are no matrices.
+    Those of higher rank than two are kernels of convolutions: one axis is the output, the last or
+    the first, and all others are read. Vectors, scalars and embeddings, by name, are no matrices.
 
     Attributes:
         layout: "in_out" as in Flax, Haiku, Keras and Optax; "out_in" as in Equinox and PyTorch.
@@ -59,15 +57,13 @@ class MatrixAxes(eqx.Module):
 
 
 class View(eqx.Module):
-    """How a tensor is seen as a stack of matrices, or a vector as a stack of one.
-
-    Nothing is transposed but where the axes of outputs lie between others.
+    """How a tensor is seen as a stack of matrices, or as itself in a stack of one.
 
     Attributes:
         kind: "matrix", "kernel", "embedding" or "vector".
-        order, shape: of the axes and the tensor, before it is reshaped; () for no matrices.
-        sizes: numbers of matrices, rows and columns.
-        fan_in, fan_out: what is read and written; ones for no matrices.
+        order, shape: of its axes, before they are reshaped to `sizes`; () for no matrices.
+        sizes: numbers of matrices, rows and columns; either of the last two are outputs.
+        fan_in, fan_out: what is read and written.
     """
 
     kind: str = eqx.field(static=True)

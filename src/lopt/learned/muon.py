@@ -47,34 +47,28 @@ class MuonMLPState(eqx.Module):
 class MuonMLP(AbstractLearnedOptimizer):
     """Muon with a learned direction, learned sizes of steps and a learned schedule.
 
-    With exponential averages m and s of the gradient g and v of its square, bias-corrected, and
-    Nesterov's n = b m + (1 - b) g, the features f of a tensor are g, n, s, each also over the root
-    of v, and n over that of the factored v (means over rows and columns); each over its root mean
-    square. Factors c are even in g: progress, length and depth, agreement of g and s, signal to
-    noise, the size of the weights. The direction is
+    With bias-corrected averages m and s of the gradient g and v of its square, and Nesterov's
+    n = b m + (1 - b) g, the features f of a tensor are g, n and s, the same over the root of v, and
+    n over that of the factored v; each over its root mean square. The factors c of a tensor are
+    even in g: progress and length of the run, depth, agreement of g and s, signal over noise, and
+    the size of the weights. The update is -rate (exp(S c) D(d) + decay p), with
 
-        d = sum_i (A c)_i f_i + sum_j (G c)_j tanh((W f)_j)
+        d = sum_i (A c)_i f_i + sum_j (G c)_j tanh((W f)_j).
 
-    and the update -rate (|d| + decay p), with |d| orthogonalised by Newton and Schulz's iteration
-    times max(1, out / in)^a min(1, out / in)^b for matrices (a = 1/2, b = 0 at first, as Muon; muP
-    has a = b = 1/2). Vectors, embeddings and scalars keep d; their features over the root of v are
-    not normalised, as Adam's step is not. Each kind of tensor has a learned factor exp(S c).
+    For matrices D is Newton and Schulz's iteration times max(1, out / in)^a min(1, out / in)^b: a
+    half and zero at first, as in Muon; muP has a half for both. For vectors and embeddings it is
+    1 / 5, and features over the root of v are as they are. A picks n, or n over the root, at first,
+    and all else is zero: `optax.contrib.muon(rate, adam_learning_rate=rate / 5)`.
 
-    At first `optax.contrib.muon(rate, adam_learning_rate=rate / 5)`: A picks n, and n/root, G = 0.
-
-    Stacks, convolutions and embeddings are as `axes` says. Tensors that are the same size as
-    matrices share one program. The direction is odd in g, keeps scales of g, permutations of rows
-    and columns, and transposes, square ones too.
+    Updates are odd in g, do not depend on its scale, and follow permutations and transposes.
 
     Attributes:
         hidden: the number of odd units.
         learning_rate: a number or a schedule of the step, in place of the learned one. Without it
             the length of the run is needed, and nothing has to be tuned.
-        weight_decay: the decoupled decay of weights, per step and unit of the rate.
-        weight_decay_mask: from params to a tree of booleans, whether they decay; by default those
-            seen as matrices do.
-        axes: from params to a tree of `optax.contrib.MuonDimensionNumbers`, None for what is no
-            matrix.
+        weight_decay: of weights, decoupled, per step and unit of the rate.
+        weight_decay_mask: from params to a tree of booleans, what decays; by default matrices do.
+        axes: from params to a tree of `optax.contrib.MuonDimensionNumbers`, None for no matrix.
         peak: the largest rate of the schedule that is learned on from.
         warmup: the share of the run in which it rises.
     """
@@ -113,7 +107,7 @@ class MuonMLP(AbstractLearnedOptimizer):
             "sizes": sizes,
             "fans": jnp.asarray([0.5, 0.0], float),
             "coefficients": jnp.zeros(3),
-            "schedule": jnp.zeros(len(_basis(*[jnp.ones(())] * 4))),
+            "schedule": jnp.zeros(9),
         }
 
     @override
@@ -136,8 +130,11 @@ class MuonMLP(AbstractLearnedOptimizer):
             raise ValueError("MuonMLP.update(params=None): steps depend on params; pass them.")
         structure: Any
         leaves, structure = jax.tree.flatten(params)
-        found, decayed = map(structure.flatten_up_to, (self.axes(params), self._mask(params)))
-        views = [View.of(leaf, numbers) for leaf, numbers in zip(leaves, found, strict=True)]
+        axes = structure.flatten_up_to(self.axes(params))
+        views = [View.of(leaf, numbers) for leaf, numbers in zip(leaves, axes, strict=True)]
+        decays = [view.order != () for view in views]
+        if self.weight_decay_mask is not None:
+            decays = structure.flatten_up_to(self.weight_decay_mask(params))
         depth = max(1, sum(view.sizes[0] for view in views if view.order))
         rate = self.rate(theta, state.time, depth)
         trees = grads, params, state.fast, state.slow, state.squares
@@ -148,11 +145,11 @@ class MuonMLP(AbstractLearnedOptimizer):
         ]
         groups: dict[Any, list[int]] = {}
         for i, (view, stack) in enumerate(zip(views, stacks, strict=True)):
-            key = view.kind, view.sizes[1:], view.fan_in, stack[1].dtype, bool(decayed[i])
+            key = view.kind, view.sizes[1:], view.fan_in, stack[1].dtype, bool(decays[i])
             groups.setdefault(key, []).append(i)
         done: list[Any] = [None] * len(leaves)
-        for (*_, decays), same in groups.items():
-            decay = self.weight_decay if decays else 0.0
+        for same in groups.values():
+            decay = self.weight_decay if decays[same[0]] else 0.0
             one = _Tensor(theta, state.time, depth, views[same[0]], rate, decay)
             moved = tensors.map_stack(one, tensors.concatenate([stacks[i] for i in same]))
             parts = tensors.divide(moved, [views[i].sizes[0] for i in same])
@@ -168,20 +165,15 @@ class MuonMLP(AbstractLearnedOptimizer):
         if self.learning_rate is not None:
             given = self.learning_rate
             return jnp.asarray(given(time.step) if callable(given) else given, dtype)
-        step, length = (jnp.asarray(number, dtype) for number in (time.step, time.num_steps))
-        done = step / length
-        rise = jnp.minimum((done + 1 / length) / max(self.warmup, 1e-6), 1)
-        rest = jnp.clip((done - self.warmup) / (1 - self.warmup), 0, 1)
-        fall = (1 + jnp.cos(math.pi * rest)) / 2
-        basis = _basis(done, jnp.log(jnp.maximum(fall, 1e-6)), _length(length), _depth(depth, done))
+        run = _of_run(time, depth, dtype)
+        _, done, _, length, deep = run
+        share = done + 0.5
+        rise = jnp.minimum((share + 1 / time.num_steps.astype(dtype)) / self.warmup, 1)
+        fall = (1 + jnp.cos(math.pi * jnp.clip(share - self.warmup, 0) / (1 - self.warmup))) / 2
+        fall = jnp.where(share < 1, fall, 0)
+        time_alone = [done * done, jnp.log(jnp.maximum(fall, 1e-6)) / 4]
+        basis = jnp.stack([*run, *time_alone, done * length, done * deep])
         return self.peak * rise * fall * jnp.exp(PER_SIZE * jnp.dot(theta["schedule"], basis))
-
-    def _mask(self, params: Params) -> Any:
-        if self.weight_decay_mask is not None:
-            return self.weight_decay_mask(params)
-        structure: Any = jax.tree.structure(params)
-        axes = structure.flatten_up_to(self.axes(params))
-        return structure.unflatten([numbers is not None for numbers in axes])
 
 
 class _Tensor(eqx.Module):
@@ -217,12 +209,13 @@ class _Tensor(eqx.Module):
         scaled = [x * over_root for x in (grad, nesterov, late)]
         if matrix:
             rows, columns = (jnp.mean(variance, axis, keepdims=True) for axis in (1, 0))
-            scaled.append(nesterov * _over_root_of_product(rows, columns))
-            scaled = [_unit(x) for x in scaled]
+            rows = rows / (jnp.mean(rows) + TINY)
+            over_factored = jax.lax.rsqrt(rows + TINY) * jax.lax.rsqrt(columns + TINY)
+            scaled = [_unit(x) for x in (*scaled, nesterov * over_factored)]
         features = [*plain, *scaled]
         factors = self._factors(plain, nesterov, variance, param)
 
-        linear, gates = rule["linear"] @ factors, rule["gates"] @ factors
+        linear, gates = (rule[name] @ factors for name in ("linear", "gates"))
         # Sums of products compile to one loop; products of matrices would keep all features.
         direction = sum(a * f for a, f in zip(linear, features, strict=False))
         for gate, weights in zip(gates, rule["odd"], strict=True):
@@ -244,21 +237,24 @@ class _Tensor(eqx.Module):
         self, plain: list[Tensor], nesterov: Tensor, variance: Tensor, param: Tensor
     ) -> Float[Array, " factor"]:
         """Returns what is even in the gradient; each is about between -1 and 1."""
-        one = jnp.ones((), param.dtype)
-        progress, length = 0.5 * one, 0 * one
-        if self.time.num_steps is not None:
-            steps = self.time.num_steps.astype(param.dtype)
-            progress, length = self.time.step.astype(param.dtype) / steps, _length(steps)
         signal = jnp.log((jnp.mean(nesterov**2) + TINY) / (jnp.mean(variance) + TINY)) / 4
-        # One for weights that were drawn with a standard deviation of 1 / sqrt(fan in).
+        # Zero for weights that were drawn with a standard deviation of 1 / sqrt(fan in).
         weight = jnp.log(jnp.mean(param * param) * self.view.fan_in + 1e-6) / 6
-        agreement = jnp.mean(plain[0] * plain[2])
-        return jnp.stack(
-            [
-                *(one, progress - 0.5, jnp.exp(-10 * progress), length, _depth(self.depth, one)),
-                *(agreement, jnp.maximum(signal, -2), jnp.minimum(weight, 2)),
-            ]
-        )
+        own = jnp.mean(plain[0] * plain[2]), jnp.maximum(signal, -2), jnp.minimum(weight, 2)
+        return jnp.stack([*_of_run(self.time, self.depth, param.dtype), *own])
+
+
+def _of_run(time: Time, depth: int, dtype: Any) -> tuple[Scalar, ...]:
+    """Returns the factors that all tensors share: the first of `FACTORS`.
+
+    Where the length is not known they are those in the middle of a thousand steps.
+    """
+    done, length = jnp.full((), 0.5, dtype), jnp.zeros((), dtype)
+    if time.num_steps is not None:
+        steps = time.num_steps.astype(dtype)
+        done, length = time.step.astype(dtype) / steps, jnp.log(steps / 1000) / 2
+    deep = jnp.asarray(math.log(depth / 2) / 2, dtype)
+    return jnp.ones((), dtype), done - 0.5, jnp.exp(-10 * done), length, deep
 
 
 def _unit(x: Tensor) -> Tensor:
@@ -276,32 +272,6 @@ def _orthogonalised(
         return muon.update(matrix, muon.init(matrix))[0]
 
 
-def _over_root_of_product(rows: Tensor, columns: Tensor) -> Tensor:
-    """Returns 1 / sqrt(v) with the factored v = rows columns / mean, up to a factor."""
-    return jax.lax.rsqrt(rows / (jnp.mean(rows) + TINY) + TINY) * jax.lax.rsqrt(columns + TINY)
-
-
-def _length(steps: Scalar) -> Scalar:
-    return jnp.log(steps / 1000) / 2
-
-
-def _depth(depth: int, like: Scalar) -> Scalar:
-    return jnp.asarray(math.log(depth / 2) / 2, like.dtype)
-
-
-def _basis(done: Scalar, fall: Scalar, length: Scalar, depth: Scalar) -> Float[Array, " basis"]:
-    """Returns what the logarithm of the rate is linear in; `fall` is that of the cosine."""
-    time = [jnp.ones_like(done), done - 0.5, (done - 0.5) ** 2, jnp.exp(-10 * done), fall / 4]
-    return jnp.stack([*time, length, (done - 0.5) * length, depth, (done - 0.5) * depth])
-
-
-def muon_mlp(hidden: int = 8, learning_rate: Any = None, **options: Any) -> MuonMLP:
-    """The rule that starts at Muon: see `MuonMLP`, whose fields `options` are.
-
-    Example:
-        >>> import jax, lopt
-        >>> learned = lopt.learned.muon_mlp()
-        >>> theta = learned.init(jax.random.key(0))
-        >>> optimizer = learned.optimizer(theta, num_steps=1000)
-    """
-    return MuonMLP(hidden, learning_rate, **options)
+def muon_mlp(hidden: int = 8, learning_rate: Any = None, **fields: Any) -> MuonMLP:
+    """The rule that starts at Muon, 404 weights: see `MuonMLP` for its fields."""
+    return MuonMLP(hidden, learning_rate, **fields)
