@@ -16,6 +16,7 @@ import optax
 from jaxtyping import Array, Int
 
 import lopt
+from lopt import tasks
 from lopt.core.task import AbstractTask, AbstractTaskFamily
 from lopt.core.types import Scalar
 from lopt.core.unroll import Step
@@ -25,15 +26,6 @@ from lopt.experiment.data.text import load_text
 from lopt.experiment.recipes.digits import found_here
 from lopt.experiment.settings import FIELD, POSITIVE, check
 from lopt.learned import MatrixAxes, muon_mlp
-from lopt.tasks import (
-    LossScale,
-    Mixture,
-    MLPFamily,
-    Reparameterization,
-    char_transformer,
-    mlp_autoencoder,
-    mlp_classification,
-)
 
 STEPS_PER_MINUTE = 100  # of meta-training, on two cores, with the defaults below
 ACTIVATIONS = (jax.nn.relu, jnp.tanh, jax.nn.gelu)
@@ -83,15 +75,17 @@ class Recipe:
         for images in data.values():
             for depth in self.depths:
                 widths, least = (self.width,) * depth, max(4, self.width // 4)
-                classify = MLPFamily(images, widths, ACTIVATIONS, least, self.batch_size)
+                classify = tasks.MLPFamily(images, widths, ACTIVATIONS, least, self.batch_size)
                 families.append(_of_one(classify, math.log(10)))
-            families.append(_of_one(mlp_autoencoder(images, (32, 8, 32), batch_size=32), 0.15))
+            families.append(
+                _of_one(tasks.mlp_autoencoder(images, (32, 8, 32), batch_size=32), 0.15)
+            )
         text = load_text("bundled", length=17)
-        families.append(_of_one(char_transformer(text, 16, 1, 2, 4), math.log(256)))
-        tasks = Mixture(
-            [Reparameterization(one, 1 / self.unit, self.unit, "task") for one in families]
+        families.append(_of_one(tasks.char_transformer(text, 16, 1, 2, 4), math.log(256)))
+        drawn = tasks.Mixture(
+            [tasks.Reparameterization(one, 1 / self.unit, self.unit, "task") for one in families]
         )
-        inner = lopt.InnerTraining(tasks, learned, self.longest, RampedLogLoss())
+        inner = lopt.InnerTraining(drawn, learned, self.longest, RampedLogLoss())
         lengths = LogUniformHorizon(self.shortest, self.longest)
         one = lopt.PES(inner, self.truncation, self.sigma, schedule=lengths)
         meta = lopt.Mean(one, self.particles)
@@ -104,7 +98,7 @@ class Recipe:
         evaluations = [
             lopt.Evaluation(
                 f"{name}, {depth} hidden layers, {horizon} steps",
-                mlp_classification(images, (self.width,) * depth, batch_size=self.batch_size),
+                tasks.mlp_classification(images, (self.width,) * depth, batch_size=self.batch_size),
                 horizon,
                 self.seeds,
             )
@@ -117,4 +111,4 @@ class Recipe:
 
 def _of_one(family: AbstractTaskFamily, initial: float) -> AbstractTaskFamily:
     """Returns tasks whose loss is about one at the start."""
-    return LossScale(family, 1 / initial, 1 / initial)
+    return tasks.LossScale(family, 1 / initial, 1 / initial)
