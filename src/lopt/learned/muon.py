@@ -27,6 +27,7 @@ FEATURES = ("g", "n", "s", "g/root", "n/root", "s/root", "n/factored")
 FACTORS = ("one", "progress", "early", "length", "depth", "agreement", "signal", "weight")
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Newton and Schulz's iteration, as in Optax
 ADAM = 0.2  # the rate of vectors, in rates of matrices
+LARGE = 2**20
 # Added to second moments: gradients far above its root, 1e-12, give updates that do not depend on
 # their scale, and the derivative of the reciprocal root is finite in float32 where they vanish.
 TINY = 1e-24
@@ -151,7 +152,9 @@ class MuonMLP(AbstractLearnedOptimizer):
         for same in groups.values():
             decay = self.weight_decay if decays[same[0]] else 0.0
             one = _Tensor(theta, state.time, depth, views[same[0]], rate, decay)
-            moved = tensors.map_stack(one, tensors.concatenate([stacks[i] for i in same]))
+            group = tensors.concatenate([stacks[i] for i in same])
+            # Features of large tensors do not all exist at once.
+            moved = tensors.map_stack(one, group, math.prod(views[same[0]].sizes[1:]) > LARGE)
             parts = tensors.divide(moved, [views[i].sizes[0] for i in same])
             for i, part in zip(same, parts, strict=True):
                 done[i] = [views[i].unstack(array) for array in part]
@@ -212,15 +215,14 @@ class _Tensor(eqx.Module):
             rows = rows / (jnp.mean(rows) + TINY)
             over_factored = jax.lax.rsqrt(rows + TINY) * jax.lax.rsqrt(columns + TINY)
             scaled = [_unit(x) for x in (*scaled, nesterov * over_factored)]
-        features = [*plain, *scaled]
+        features = jnp.stack([*plain, *scaled])
         factors = self._factors(plain, nesterov, variance, param)
 
         linear, gates = (rule[name] @ factors for name in ("linear", "gates"))
-        # Sums of products compile to one loop; products of matrices would keep all features.
-        direction = sum(a * f for a, f in zip(linear, features, strict=False))
-        for gate, weights in zip(gates, rule["odd"], strict=True):
-            inner = sum(w * f for w, f in zip(weights, features, strict=False))
-            direction = direction + gate * jnp.tanh(inner)
+        weights = jnp.concatenate([rule["odd"], linear[None]])[:, : len(features)]
+        # Products of matrices: sums written out take twice as long where many thetas differ.
+        units = jnp.tensordot(weights, features, 1)
+        direction = units[-1] + jnp.tensordot(gates, jnp.tanh(units[:-1]), 1)
         size = jnp.exp(PER_SIZE * jnp.dot(theta["sizes"][self.view.kind], factors))
         if matrix:
             growth = math.log(self.view.fan_out / self.view.fan_in)
