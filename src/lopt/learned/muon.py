@@ -168,6 +168,7 @@ class MuonMLP(AbstractLearnedOptimizer):
         if self.learning_rate is not None:
             given = self.learning_rate
             return jnp.asarray(given(time.step) if callable(given) else given, dtype)
+        assert time.num_steps is not None  # `optimizer` asks for it
         run = _of_run(time, depth, dtype)
         _, done, _, length, deep = run
         share = done + 0.5
