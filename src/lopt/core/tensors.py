@@ -109,11 +109,18 @@ def divide(stack: PyTree, counts: Sequence[int]) -> list[PyTree]:
     return [jax.tree.map(lambda a, i=i, j=j: a[i:j], stack) for i, j in ends]
 
 
-def map_stack(function: Callable[..., PyTree], arrays: tuple[PyTree, ...]) -> PyTree:
-    """Returns what a function makes of each tensor of stacks, stacked in front."""
+def map_stack(
+    function: Callable[..., PyTree], arrays: tuple[PyTree, ...], one_by_one: bool = False
+) -> PyTree:
+    """Returns what a function makes of each tensor of stacks, stacked in front.
+
+    With `one_by_one` they are worked on one after another, in the memory of one.
+    """
     if jax.tree.leaves(arrays)[0].shape[0] == 1:
         alone = jax.tree.map(lambda array: jnp.squeeze(array, 0), arrays)
         return jax.tree.map(lambda array: jnp.expand_dims(array, 0), function(*alone))
+    if one_by_one:
+        return jax.lax.map(lambda each: function(*each), arrays)
     return jax.vmap(function)(*arrays)
 
 

@@ -227,9 +227,7 @@ def _map(function: Callable[..., Any], theta: Theta, stack: Any, told: Any) -> A
         arrays = cast(arrays, stack[-1].dtype)
         return function(theta, *arrays, told)
 
-    if len(stack[-1]) > 1 and stack[-1][0].size > tensors.BLOCK_SIZE:
-        return jax.lax.map(lambda arrays: one(*arrays), stack)  # in the memory of one
-    return tensors.map_stack(one, stack)
+    return tensors.map_stack(one, stack, stack[-1][0].size > tensors.BLOCK_SIZE)
 
 
 def on_coordinates(
