@@ -79,6 +79,8 @@ LEARNED = {
     "Nominal": lambda: lopt.learned.Nominal(lopt.LearnableSGD(), lopt.LearnableAdam()),
     "Odd": lambda: lopt.learned.Odd(lopt.small_mlp((3,))),
     "PerTensorType": lambda: lopt.learned.PerTensorType(lopt.dm(hidden=(3,))),
+    "MuonMLP": lambda: lopt.learned.MuonMLP(2, optax.constant_schedule(0.1)),
+    "muon_mlp": lambda: lopt.learned.muon_mlp(2, 0.1),
     "learnable": lambda: lopt.learnable(optax.sgd, learning_rate=0.1),
     "Learnable": lambda: lopt.learnable(optax.adam, learning_rate=0.1, b1=0.8),
     "Scheduled": lambda: lopt.learned.Scheduled(lopt.LearnableSGD(), 3),

@@ -1,4 +1,4 @@
-"""Slabs: `map_blocks` computes what the function computes, in bounded memory."""
+"""Slabs: `in_slabs` computes what the function computes, in bounded memory."""
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import lopt
-from lopt.core.tensors import map_blocks
+from lopt.core.tensors import in_slabs, slabs_of
 
 KEY = jax.random.key(0)
 
@@ -19,19 +19,19 @@ def normal(index, shape):
     return jax.random.normal(jax.random.fold_in(KEY, index), shape)
 
 
-def function(arrays):
+def function(arrays, kept):
     """Elementwise in the coordinates, but for a sum; uses whatever it is given."""
     whole, leading, factored, scalar = arrays
     row, col = factored
     stack = jnp.sin(leading) * (whole + scalar)[None] + row * col
-    return {"one": whole * scalar, "stack": stack, "sum": jnp.sum(stack**2), "none": ()}
+    return {"one": whole * scalar, "sum": jnp.sum(stack**2), "none": ()}, (stack + kept[0],)
 
 
 @pytest.mark.parametrize(
     "shape", [(7,), (1000,), (13, 50), (50, 13), (3, 3, 16, 40), (1, 600), (24, 24)]
 )
 @pytest.mark.parametrize("block_size", [1, 64, 300])
-def test_equals_the_unblocked_function(shape, block_size):
+def test_equals_the_function_of_everything(shape, block_size):
     # A row without the longest axis, and a column without another one, behind a leading axis.
     longest, other = np.argsort(shape)[-1], np.argsort(shape)[0]
     row, col = (
@@ -44,40 +44,52 @@ def test_equals_the_unblocked_function(shape, block_size):
         (normal(2, (2, *row)), normal(3, (1, *col))),
         normal(4, ()),
     )
-    expected = function(arrays)
-    blocked = jax.jit(lambda arrays: map_blocks(function, arrays, shape, block_size))(arrays)
+    kept = (normal(5, (2, *shape)),)
+    expected = function(arrays, kept)
+    cut = slabs_of(shape, block_size)
+    blocked = jax.jit(lambda arrays, kept: in_slabs(function, arrays, kept, *cut))(arrays, kept)
     assert jax.tree.structure(blocked) == jax.tree.structure(expected)
     for ours, theirs in zip(jax.tree.leaves(blocked), jax.tree.leaves(expected), strict=True):
         assert ours.shape == theirs.shape
         np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
-def test_a_slab_is_about_a_block():
-    seen = []
-
-    def spy(array):
-        seen.append(array.shape)
-        return array + 1
-
-    array = normal(0, (13, 50))
-    np.testing.assert_array_equal(map_blocks(spy, array, (13, 50), 100), array + 1)
-    assert all(np.prod(shape) <= 104 for shape in seen), seen
-    # An axis of 50 in 7 slabs: six of 8 columns, and 2 left over.
-    assert set(seen) == {(13, 8), (13, 2)}
-    seen.clear()
-    map_blocks(spy, array, (13, 50), 650)
-    assert seen == [(13, 50)]  # what fits is not cut
+def test_a_slab_is_about_a_block_and_is_compiled_once_if_it_fits():
+    assert slabs_of((13, 50), 100) == (-1, 50, 5)
+    assert slabs_of((784, 800), 2**15) == (-2, 784, 28)  # contiguous slabs, all of one size
+    assert slabs_of((3, 3, 64, 128), 2**13) == (-2, 64, 4)
+    assert slabs_of((10_007,), 1000) == (-1, 10_007, 1000)  # a prime: the last slab is shorter
+    assert slabs_of((10**6,), 2**15) == (-1, 10**6, 31250)
 
 
-def test_derivatives_of_slabs():
+def test_what_is_kept_is_replaced_in_place():
+    """The program allocates no second copy of a donated memory of 40 MB."""
+
+    def update(array, memory):
+        result, (memory,) = in_slabs(
+            lambda array, kept: (array[0] * kept[0][0], (kept[0] + array,)),
+            array,
+            (memory,),
+            *slabs_of((1000, 1000), 2**15),
+        )
+        return result, memory
+
+    shapes = [jax.ShapeDtypeStruct((n, 1000, 1000), jnp.float32) for n in (1, 10)]
+    compiled = jax.jit(update, donate_argnums=1).lower(*shapes).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 5e6
+
+
+def test_derivatives_are_those_of_the_function():
     arrays = normal(0, (9, 31)), normal(1, (9, 1))
 
-    def total(block_size):
+    def total(block_size, forward=jnp.tanh):
         def loss(arrays):
-            product = map_blocks(lambda a: jnp.tanh(a[0] * a[1]), arrays, (9, 31), block_size)
+            product, _ = in_slabs(
+                lambda a, _: (forward(a[0] * a[1]), ()), arrays, (), *slabs_of((9, 31), block_size)
+            )
             return jnp.sum(product**2)
 
-        return jax.jit(jax.grad(loss))(arrays)
+        return jax.jit(jax.grad(loss))(arrays), jax.jit(jax.hessian(loss))(arrays)
 
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), total(20), total(1000))
 

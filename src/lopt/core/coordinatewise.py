@@ -6,13 +6,13 @@ into slabs is a matter of one update's program.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 from typing_extensions import override
 
 from lopt.core import tensors
@@ -26,8 +26,8 @@ from lopt.core.learned import (
 )
 from lopt.core.types import Key, NumSteps, Params, Scalar, State, Theta, as_pytree
 
-# Memory of more coordinates than this costs more to copy than another application of a rule does.
-COPIED = 1024
+# Tensors of more coordinates than this cost more to copy than another application of a rule does.
+SMALL = 1024
 
 
 class CoordinatewiseState(eqx.Module):
@@ -68,7 +68,8 @@ class Coordinatewise(AbstractLearnedOptimizer):
         features, rule: what the rule sees, and what it makes of that.
         scale: the rule's outputs, stacked in front, to the update that is added to the parameter.
         normalise: whether each column is multiplied by 1 / sqrt(1e-5 + <column^2>) of its tensor.
-        block_size: the number of coordinates that a slab of a larger tensor has, about.
+        block_size: how many coordinates a slab of a larger tensor has, about; an eighth if there
+            is a memory.
         stacked: names of keys or attributes of params, such as "blocks" or ("encoder", "decoder"):
             what lies below them holds tensors of its own along a first axis, one more for each name
             on the path, as layers do that are stacked for a scan.
@@ -130,25 +131,21 @@ class Coordinatewise(AbstractLearnedOptimizer):
         stacks, hows, structure = self._stacks(theta, grads, state, params)
         # Without a gradient there is no update, and without coordinates nothing to compute.
         done: list[Any] = [(stack.grad, stack.features, stack.memory) for stack in stacks]
-        programs: dict[Any, dict[Any, list[int]]] = {}
+        alike: dict[Any, list[int]] = {}
         for i, stack in enumerate(stacks):
-            shape: Any = stack.param.shape[1:]
-            alone: Any = None
-            if is_sharded(stack.param):
-                # What is stacked already may be sharded along that axis, and stays as it is.
-                alone = shape, jax.typeof(stack.param).sharding, len(stack.param) > 1 and i
-            elif math.prod(shape) > self.block_size:
-                alone = shape
             if stack.grad is not None and stack.param.size:
-                program = programs.setdefault((stack.param.dtype, alone), {})
-                program.setdefault(shape, []).append(i)
-        for (_, alone), program in programs.items():
-            work = self._together if alone is None else self._apart
-            groups = [tensors.concatenate([stacks[i] for i in same]) for same in program.values()]
-            for same, found in zip(program.values(), work(theta, state.step, groups), strict=True):
-                parts = tensors.divide(found, [len(stacks[i].param) for i in same])
-                for i, part in zip(same, parts, strict=True):
-                    done[i] = part
+                kind: Any = stack.param.dtype, stack.param.shape[1:]
+                if jax.tree.leaves(stack.memory) and _size(stack) > SMALL:
+                    kind += (i,)  # a stack would be a copy of all memory
+                if is_sharded(stack.param):
+                    # What is stacked already may be sharded along that axis, and stays as it is.
+                    kind += jax.typeof(stack.param).sharding, len(stack.param) > 1 and i
+                alike.setdefault(kind, []).append(i)
+        groups = [tensors.concatenate([stacks[i] for i in same]) for same in alike.values()]
+        for same, found in zip(alike.values(), self._work(theta, state.step, groups), strict=True):
+            parts = tensors.divide(found, [len(stacks[i].param) for i in same])
+            for i, part in zip(same, parts, strict=True):
+                done[i] = part
         updates = [
             None if one is None else how.unstack(one).astype(jnp.result_type(leaf))
             for (one, *_), how, leaf in zip(done, hows, jax.tree.leaves(params), strict=True)
@@ -163,90 +160,96 @@ class Coordinatewise(AbstractLearnedOptimizer):
         stacks, _, _ = self._stacks(theta, grads, state, params)
         dtype = max((stack.param.dtype for stack in stacks), key=lambda dtype: dtype.itemsize)
         stacks = [jax.tree.map(lambda leaf: leaf.astype(dtype), stack) for stack in stacks]
-        columns = [self._columns(theta, state.step, stack)[0] for stack in stacks]
-        memories = [_flat(stack.memory, stack.param.shape[1:]) for stack in stacks]
-        memory = jax.tree.map(lambda *arrays: tensors.join(arrays, 1), *memories)
-        return Inputs(tensors.join(columns, 1), self.features.shared(state.step, dtype), memory)
+        seen = [self._see(theta, state.step, stack)[0] for stack in stacks]
+        columns = _join([one.columns() for one in seen])
+        memory = _join([_behind(stack.memory) for stack in stacks])
+        return Inputs(columns, self.features.shared(state.step, dtype), memory)
+
+    def _work(
+        self, theta: Theta, step: Int[Array, ""], groups: list["_Stack"]
+    ) -> list[tuple[Tensor, State, State]]:
+        """Returns updates and states of groups, each of which is a stack of tensors."""
+        done: dict[int, tuple[Tensor, State, State]] = {}
+        small: dict[Any, list[int]] = {}
+        for i, group in enumerate(groups):
+            if is_sharded(group.param) or _size(group) > SMALL:
+                done[i] = self._alone(theta, step, group)
+            else:
+                small.setdefault(group.param.dtype, []).append(i)
+        for same in small.values():
+            found = self._together(theta, step, [groups[i] for i in same])
+            done |= zip(same, found, strict=True)
+        return [done[i] for i in range(len(groups))]
 
     def _together(
         self, theta: Theta, step: Int[Array, ""], groups: list["_Stack"]
     ) -> list[tuple[Tensor, State, State]]:
-        """Returns updates and states of small tensors, which the rule sees end to end.
+        """Returns updates and states of small tensors, which the rule sees end to end."""
+        seen = [self._see(theta, step, group) for group in groups]
+        memory = _join([_behind(group.memory) for group in groups])
+        columns = _join([one.columns() for one, _ in seen])
+        found = self._over(eqx.Partial(self._apply, theta, step), columns, memory, columns[0])
+        structure: Any
+        leaves, structure = jax.tree.flatten(found)
+        shapes = [group.param.shape for group in groups]
+        parts = zip(*(tensors.split(leaf, shapes) for leaf in leaves), strict=True)
+        own = [structure.unflatten(part) for part in parts]
+        return [(u, new, _behind(m)) for (u, m), (_, new) in zip(own, seen, strict=True)]
 
-        If it has a memory, larger ones are apart: theirs would be copied there and back.
-        """
-        seen = [self._columns(theta, step, group) for group in groups]
-        few = COPIED if jax.tree.leaves(groups[0].memory) else math.inf
-        batches = [[i for i, group in enumerate(groups) if group.param.size <= few]]
-        batches += [[i] for i, group in enumerate(groups) if group.param.size > few]
-        done: dict[int, tuple[Tensor, State, State]] = {}
-        for batch in filter(None, batches):
-            shapes = {i: groups[i].param.shape[1:] for i in batch}
-            memories = [_flat(groups[i].memory, shape) for i, shape in shapes.items()]
-            memory = jax.tree.map(lambda *arrays: tensors.join(arrays, 1), *memories)
-            columns = tensors.join([seen[i][0] for i in batch], 1)
-            structure: Any
-            found, structure = jax.tree.flatten(self._apply(theta, step, columns, memory))
-            parts = [tensors.split(x, [(groups[i].param.size,) for i in batch]) for x in found]
-            for (i, shape), own in zip(shapes.items(), zip(*parts, strict=True), strict=True):
-                stacked = [tensors.from_end_to_end(array, shape) for array in own]
-                update, memory = structure.unflatten(stacked)
-                done[i] = update, seen[i][1], memory
-        return [done[i] for i in range(len(groups))]
-
-    def _columns(
+    def _alone(
         self, theta: Theta, step: Int[Array, ""], group: "_Stack"
-    ) -> tuple[Columns, State]:
-        """Returns all features of tensors of one shape, end to end, and next accumulators."""
-        weights = _cast(theta["features"], group.param)
+    ) -> tuple[Tensor, State, State]:
+        """Returns updates and states of large tensors, which are worked on one after another."""
+        (grad, features, param, memory), work = group, eqx.Partial(self._stack, theta, step)
+        cut = 0, len(param), len(param) if is_sharded(param) else 1
+        update, state = tensors.in_slabs(work, (grad, param), (features, memory), *cut)
+        return update, *state
 
-        def one(grad: Tensor, old: State, param: Tensor) -> tuple[Columns, State]:
-            view, new = self.features.update(weights, grad, old, param, step)
-            stacks = self.features.columns(view)
-            factors = [self._factor(_sums(stack, param) / param.size) for stack in stacks]
-            return _concatenate(stacks, param, factors), new
+    def _stack(
+        self, theta: Theta, step: Int[Array, ""], given: tuple[Tensor, Tensor], kept: State
+    ) -> tuple[Tensor, State]:
+        """Returns updates and states of tensors of one shape."""
+        group = _Stack(given[0], kept[0], given[1], kept[1])
+        seen, new = self._see(theta, step, group)
+        work = eqx.Partial(self._slab, theta, step)
+        update, memory = self._over(work, seen, group.memory, group.param[0])
+        return update, (new, memory)
 
-        columns, new = tensors.map_stack(one, group[:3])
-        return tensors.end_to_end(columns, group.param.shape[1:]), new
+    def _over(self, function: Any, arrays: Any, kept: State, param: Tensor) -> Any:
+        """Returns what a function makes of a tensor, in slabs if it is large."""
+        # Memories are as large as dozens of features.
+        size = math.ceil(self.block_size / 8) if jax.tree.leaves(kept) else self.block_size
+        whole = is_sharded(param) or self.rule.is_elementwise
+        cut = tensors.slabs_of(param.shape, param.size if whole else size)
+        return tensors.in_slabs(function, arrays, kept, *cut)
 
-    def _apart(
-        self, theta: Theta, step: Int[Array, ""], groups: list["_Stack"]
-    ) -> list[tuple[Tensor, State, State]]:
-        """Returns updates and states of tensors of one shape that are large, or sharded."""
-        (group,) = groups
-        sharded = is_sharded(group.param)
-        weights = _cast(theta["features"], group.param)
-
-        def one(
-            grad: Tensor, old: State, param: Tensor, memory: State
-        ) -> tuple[Tensor, State, State]:
-            view, new = self.features.update(weights, grad, old, param, step)
-
-            def sums(arguments: Any) -> list[tuple[Tensor, ...]]:
-                view, param = arguments
-                return [tuple(_sums(stack, param)) for stack in self.features.columns(view)]
-
-            def apply(arguments: Any) -> tuple[Tensor, State]:
-                view, memory, param = arguments
-                columns = _concatenate(self.features.columns(view), param, factors)
-                return self._apply(theta, step, columns, memory)
-
-            size = param.size if sharded or self.rule.is_elementwise else self.block_size
-            totals = tensors.map_blocks(sums, (view, param), param.shape, size)
-            factors = [self._factor(jnp.stack(total) / param.size) for total in totals]
-            done = tensors.map_blocks(apply, (view, memory, param), param.shape, size)
-            return done[0], new, done[1]
-
-        return [tensors.map_stack(one, group, one_by_one=not sharded)]
+    def _slab(
+        self, theta: Theta, step: Int[Array, ""], seen: "_Seen", memory: State
+    ) -> tuple[Tensor, State]:
+        update, memory = self._apply(theta, step, seen.columns(), _behind(memory))
+        return update, _behind(memory)
 
     def _apply(
         self, theta: Theta, step: Int[Array, ""], columns: Columns, memory: State
     ) -> tuple[Tensor, State]:
         """Returns the update and the next memory of some coordinates."""
-        weights = _cast(theta["rule"], columns)
         shared = self.features.shared(step, columns.dtype)
-        outputs, memory = self.rule.apply(weights, columns, shared, memory)
+        outputs, memory = self.rule.apply(_cast(theta["rule"], columns), columns, shared, memory)
         return self.scale(outputs), memory
+
+    def _see(self, theta: Theta, step: Int[Array, ""], group: "_Stack") -> tuple["_Seen", State]:
+        """Returns what the rule sees of a stack of tensors, and next accumulators."""
+        weights = _cast(theta["features"], group.param)
+
+        def one(grad: Tensor, old: State, param: Tensor) -> tuple[Any, ...]:
+            view, new = self.features.update(weights, grad, old, param, step)
+            sums = eqx.Partial(_sums, self.features)
+            squares, _ = self._over(sums, (view, param), (), param)
+            factors = [self._factor(square / param.size) for square in squares]
+            return view, [factor.reshape(-1, *(1,) * param.ndim) for factor in factors], new
+
+        view, factors, new = tensors.map_stack(one, group[:3])
+        return _Seen(self.features, view, factors, group.param), new
 
     def _factor(self, moments: Tensor) -> Tensor:
         """Returns what gives features of these second moments unit ones, or ones."""
@@ -320,23 +323,55 @@ class _Stack(NamedTuple):
     memory: State
 
 
-def _sums(stack: Columns, like: Tensor) -> Tensor:
-    """Returns the sum over coordinates of the square of each feature of a stack."""
-    # A stack with fewer entries than coordinates stands for several of them in each.
-    times = like.size * len(stack) / max(stack.size, 1)
-    return jnp.sum(stack * stack, axis=tuple(range(1, stack.ndim))) * times
+def _size(stack: _Stack) -> int:
+    return math.prod(stack.param.shape[1:])
 
 
-def _concatenate(stacks: tuple[Columns, ...], like: Tensor, factors: list[Tensor]) -> Columns:
-    """Returns all features, each times its factor, for every coordinate of a tensor."""
-    # A sum with zeros, unlike a broadcast, lies on devices as the tensor does.
-    zeros, ones = jnp.zeros_like(like)[None], (1,) * like.ndim
-    scaled = [s * f.reshape(-1, *ones) for s, f in zip(stacks, factors, strict=True)]
-    return jnp.concatenate([s if s.shape[1:] == like.shape else s + zeros for s in scaled])
+class _Seen(eqx.Module):
+    """What the columns of a stack of tensors are made of."""
+
+    features: AbstractFeatures
+    views: Any
+    factors: list[Tensor]
+    param: Tensor
+
+    def columns(self) -> Columns:
+        """Returns all features, each times its factor, and behind them tensors."""
+
+        def one(view: Any, factors: list[Tensor], param: Tensor) -> list[Columns]:
+            # A sum with zeros, unlike a broadcast, lies on devices as the tensor does.
+            zeros, stacks = jnp.zeros_like(param)[None], self.features.columns(view)
+            scaled = [stack * factor for stack, factor in zip(stacks, factors, strict=True)]
+            return [s if s.shape[1:] == param.shape else s + zeros for s in scaled]
+
+        seen = self.views, self.factors, self.param
+        if len(self.param) > 1:
+            stacks = jax.vmap(one, out_axes=1)(*seen)
+        else:
+            stacks = [s[:, None] for s in one(*jax.tree.map(lambda array: array[0], seen))]
+        # The compiler looks through a concatenation if what it indexes is the axis in front.
+        return jnp.concatenate(stacks)
 
 
-def _flat(memory: State, shape: tuple[int, ...]) -> State:
-    return jax.tree.map(lambda array: tensors.end_to_end(array, shape), memory)
+def _sums(features: AbstractFeatures, seen: Any, kept: tuple[()]) -> tuple[list[Tensor], tuple[()]]:
+    """Returns the sum over coordinates of the square of each feature."""
+    view, param = seen
+
+    def one(stack: Columns) -> Tensor:
+        # A stack with fewer entries than coordinates stands for several of them in each.
+        times = param.size * len(stack) / max(stack.size, 1)
+        return jnp.sum(stack * stack, axis=tuple(range(1, stack.ndim))) * times
+
+    return [one(stack) for stack in features.columns(view)], kept
+
+
+def _join(parts: Iterable[PyTree]) -> PyTree:
+    return jax.tree.map(lambda *arrays: tensors.join(arrays, 1), *parts)
+
+
+def _behind(memory: State) -> State:
+    """Exchanges the axes of tensors and of banks."""
+    return jax.tree.map(lambda array: jnp.swapaxes(array, 0, 1), memory)
 
 
 def _cast(theta: Theta, tensor: Tensor) -> Theta:

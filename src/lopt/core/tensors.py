@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
@@ -108,20 +109,6 @@ def divide(stack: PyTree, counts: Sequence[int]) -> list[PyTree]:
     return [jax.tree.map(lambda a, i=i, j=j: a[i:j], stack) for i, j in ends]
 
 
-def end_to_end(array: Array, shape: tuple[int, ...]) -> Array:
-    """Returns an array of a stack of tensors with all their coordinates on its last axis."""
-    count, *rest = array.shape
-    lead = rest[: len(rest) - len(shape)]
-    array = jnp.broadcast_to(array, (count, *lead, *shape))
-    return jnp.moveaxis(array, 0, len(lead)).reshape(*lead, -1)
-
-
-def from_end_to_end(array: Array, shape: tuple[int, ...]) -> Array:
-    """Undoes `end_to_end`, if that repeated nothing."""
-    lead = array.shape[:-1]
-    return jnp.moveaxis(array.reshape(*lead, -1, *shape), len(lead), 0)
-
-
 def map_stack(
     function: Callable[..., PyTree], arrays: tuple[PyTree, ...], one_by_one: bool = False
 ) -> PyTree:
@@ -137,55 +124,71 @@ def map_stack(
     return jax.vmap(function)(*arrays)
 
 
-def map_blocks(
-    function: Callable[[PyTree], PyTree],
+@eqx.filter_custom_jvp
+def in_slabs(
+    function: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]],
     arrays: PyTree,
-    shape: tuple[int, ...],
-    block_size: int = BLOCK_SIZE,
-) -> PyTree:
-    """Returns `function(arrays)`, computed over slabs of about `block_size` coordinates.
+    kept: PyTree,
+    axis: int,
+    length: int,
+    rows: int,
+) -> tuple[PyTree, PyTree]:
+    """Returns `function(arrays, kept)`, computed over slabs of an axis, kept replaced in place.
+
+    Derivatives are those of the function of everything at once.
 
     Args:
-        function: elementwise in coordinates. Scalars that it returns are summed over slabs.
-        arrays: with `shape` as their last axes, or 1 in place of one; or scalars.
-        shape: that of the tensor, which is cut along its longest axis.
-        block_size: coordinates per slab; a tensor that fits is not cut.
+        function: treats what lies along the axis alike and apart; returns what is like `kept` last.
+        arrays: those whose `axis` has this `length` are cut.
+        kept: is cut like them, and results are.
+        axis: where it is, from the end for arrays of different ranks.
+        length: how long it is.
+        rows: how much of it is in a slab; the last may have less.
     """
-    size = math.prod(shape)
-    if size <= block_size:
-        return function(arrays)
-    axis = max(range(len(shape)), key=shape.__getitem__) - len(shape)
-    length = shape[axis]
-    slabs = min(length, math.ceil(size / block_size))
-    rows = math.ceil(length / slabs)
+    if rows >= length:
+        return function(arrays, kept)
 
     def varies(array: Array) -> bool:
-        return array.ndim >= len(shape) and array.shape[axis] == length
+        return array.ndim >= -axis and array.shape[axis] == length
 
-    def slab(first: Array | int, rows: int) -> PyTree:
-        def cut(array: Array) -> Array:
-            if not varies(array):
-                return array
-            return jax.lax.dynamic_slice_in_dim(array, first, rows, array.ndim + axis)
+    def slab(carry: Any, first: Array, rows: int) -> Any:
+        def cut(a: Array) -> Array:
+            return jax.lax.dynamic_slice_in_dim(a, first, rows, axis) if varies(a) else a
 
-        return function(jax.tree.map(cut, arrays))
+        def put(a: Array, part: Array) -> Array:
+            put = jax.lax.dynamic_update_slice_in_dim
+            return put(a, part, first, axis) if varies(a) else a + part
 
-    whole = length // rows
-    firsts = jnp.arange(whole, dtype=jnp.int32) * rows
-    results = jax.lax.map(lambda first: slab(first, rows), firsts)
-    results = jax.tree.map(lambda array: _merge(array, axis), results)
-    if length % rows:
-        rest = slab(whole * rows, length % rows)
-        results = jax.tree.map(
-            lambda a, b: jnp.concatenate([a, b], axis) if a.ndim else a + b, results, rest
-        )
-    return results
+        # A branch, always taken: fused with what puts it in place, a slab is not vectorised.
+        slabs = jax.tree.map(cut, (arrays, carry[1]))
+        done = jax.lax.cond(first >= 0, lambda *a: function(*a), lambda *a: zeros(*a), *slabs)
+        return jax.tree.map(put, carry, done)
+
+    def zeros(arrays: PyTree, kept: PyTree) -> tuple[PyTree, PyTree]:
+        like = jax.eval_shape(function, arrays, kept)
+        return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), like)
+
+    firsts, rest = jnp.arange(length // rows, dtype=jnp.int32) * rows, length % rows
+    carry = zeros(arrays, kept)[0], kept
+    carry, _ = jax.lax.scan(lambda carry, first: (slab(carry, first, rows), None), carry, firsts)
+    return slab(carry, jnp.asarray(length - rest, jnp.int32), rest) if rest else carry
 
 
-def _merge(array: Array, axis: int) -> Array:
-    """Merges the leading axis of slabs into `axis` of what each slab returned."""
-    if array.ndim == 1:
-        return jnp.sum(array)
-    array = jnp.moveaxis(array, 0, axis - 1)
-    target = array.ndim + axis
-    return array.reshape(*array.shape[: target - 1], -1, *array.shape[target + 1 :])
+@in_slabs.def_jvp
+def _(primals: Any, tangents: Any) -> Any:
+    return eqx.filter_jvp(lambda f, arrays, kept: f(arrays, kept), primals[:3], tangents[:3])
+
+
+def slabs_of(shape: tuple[int, ...], block_size: int) -> tuple[int, int, int]:
+    """Returns an axis, its length, and how much of it makes a slab of about `block_size`.
+
+    The first axis that is long enough, so that slabs are contiguous; equally long slabs if they
+    can be, as their program is compiled once.
+    """
+    size = max(1, math.prod(shape))
+    enough = 4 * math.ceil(size / block_size)
+    axis = max(range(len(shape)), key=lambda axis: min(shape[axis], enough))
+    length = shape[axis]
+    most = min(length, max(1, block_size * length // size))
+    near = [*range(most, most // 2, -1), *range(most + 1, min(length, 2 * most) + 1)]
+    return axis - len(shape), length, next((rows for rows in near if not length % rows), most)

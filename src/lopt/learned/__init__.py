@@ -8,7 +8,9 @@ from lopt.learned.hierarchical import Hierarchical, NNAdam
 from lopt.learned.hypernetwork import AbstractController, TensorLSTM, Tensorwise
 from lopt.learned.hyperparameters import Learnable, LearnableState, learnable
 from lopt.learned.imitation import Guided, GuidedState, Imitation
+from lopt.learned.matrices import MatrixAxes
 from lopt.learned.moments import LogAndSign, MomentFeatures
+from lopt.learned.muon import MuonMLP, muon_mlp
 from lopt.learned.nominal import NominalRule, Normalised
 from lopt.learned.presets import (
     LearnableAdam,
@@ -74,8 +76,10 @@ __all__ = [
     "LearnableSGD",
     "LearnableState",
     "LogAndSign",
+    "MatrixAxes",
     "MomentFeatures",
     "MomentumFeatures",
+    "MuonMLP",
     "NNAdam",
     "Nominal",
     "NominalRule",
@@ -102,6 +106,7 @@ __all__ = [
     "inverse_time_momentum",
     "learnable",
     "momentum_sgd",
+    "muon_mlp",
     "nn_adam",
     "nominal_mlp",
     "per_tensor",

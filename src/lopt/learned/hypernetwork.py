@@ -6,6 +6,7 @@ of one shape share a program. VeLO, the hierarchical optimizers and NNAdam are s
 
 import abc
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -252,9 +253,40 @@ def on_coordinates(
         stacks = zip(full(arguments), factors, strict=True)
         return rule(jnp.concatenate([s * f.reshape(-1, *(1,) * param.ndim) for s, f in stacks]))
 
-    totals = tensors.map_blocks(sums, (views, param), param.shape)
+    totals = _map_slabs(sums, (views, param), param.shape)
     factors = [jax.lax.rsqrt(1e-5 + jnp.stack(total) / param.size) for total in totals]
-    return tensors.map_blocks(apply, (views, param), param.shape)
+    return _map_slabs(apply, (views, param), param.shape)
+
+
+def _map_slabs(function: Callable[[Any], Any], arrays: Any, shape: tuple[int, ...]) -> Any:
+    """Returns what an elementwise function makes of arrays with this shape in the end, in slabs.
+
+    Scalars that it returns are summed.
+    """
+    if math.prod(shape) <= tensors.BLOCK_SIZE:
+        return function(arrays)
+    axis, length, rows = tensors.slabs_of(shape, tensors.BLOCK_SIZE)
+
+    def slab(first: Any, rows: int) -> Any:
+        def cut(array: Array) -> Array:
+            varies = array.ndim >= len(shape) and array.shape[axis] == length
+            return jax.lax.dynamic_slice_in_dim(array, first, rows, axis) if varies else array
+
+        return function(jax.tree.map(cut, arrays))
+
+    def merged(array: Array) -> Array:
+        if array.ndim == 1:
+            return jnp.sum(array)
+        array = jnp.moveaxis(array, 0, axis - 1)
+        target = array.ndim + axis
+        return array.reshape(*array.shape[: target - 1], -1, *array.shape[target + 1 :])
+
+    firsts, rest = rows * jnp.arange(length // rows, dtype=jnp.int32), length % rows
+    done = jax.tree.map(merged, jax.lax.map(lambda first: slab(first, rows), firsts))
+    if not rest:
+        return done
+    last = slab(length - rest, rest)
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis) if a.ndim else a + b, done, last)
 
 
 def clipped_log(x: Array) -> Array:

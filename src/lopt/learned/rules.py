@@ -5,6 +5,7 @@ two outputs, a direction and a log magnitude.
 """
 
 import itertools
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -14,6 +15,10 @@ from typing_extensions import override
 
 from lopt.core.learned import AbstractRule, Columns, Tensor
 from lopt.core.types import Key, State, Theta
+
+Layers = list[tuple[Tensor, Tensor]]
+# Perceptrons of at most so many weights are faster without products of matrices.
+SMALL = 512
 
 
 class MLP(AbstractRule):
@@ -39,6 +44,9 @@ class MLP(AbstractRule):
     def _sizes(self) -> tuple[int, ...]:
         return (self.inputs, *self.hidden, self.outputs)
 
+    def _is_small(self) -> bool:
+        return sum(n * m for n, m in itertools.pairwise(self._sizes())) <= SMALL
+
     def init(self, key: Key) -> Theta:
         """Returns `{"w0": (hidden, inputs), "b0": (hidden,), "w1": ...}`, outputs first."""
         theta: dict[str, Tensor] = {}
@@ -58,12 +66,13 @@ class MLP(AbstractRule):
         self, theta: Theta, columns: Columns, shared: Float[Array, " shared"], memory: State
     ) -> tuple[Columns, State]:
         check_inputs(self, self.inputs, columns, shared)
+        layers = [(theta[f"w{i}"], theta[f"b{i}"]) for i in range(len(self.hidden) + 1)]
         # What all coordinates share is multiplied once and joins the bias.
         own, common = theta["w0"][:, : len(columns)], theta["w0"][:, len(columns) :].T
-        layer = _dense(own, theta["b0"] + shared @ common, columns)
-        for i in range(1, len(self.hidden) + 1):
-            layer = _dense(theta[f"w{i}"], theta[f"b{i}"], jax.nn.relu(layer))
-        return layer, memory
+        layers[0] = own, theta["b0"] + shared @ common
+        # Many small tensors, end to end, would make a loop of their own for each tensor.
+        apply = _as_sums if self._is_small() and columns.ndim > 2 else _as_products
+        return apply(layers, columns), memory
 
 
 def check_inputs(
@@ -77,9 +86,29 @@ def check_inputs(
         )
 
 
-def _dense(weights: Tensor, bias: Tensor, layer: Columns) -> Columns:
-    product = jnp.tensordot(weights, layer, axes=(1, 0))
-    return product + bias.reshape(-1, *(1,) * (product.ndim - 1))
+def _as_products(layers: Layers, columns: Columns) -> Columns:
+    """Returns the outputs of a perceptron, layer by layer."""
+    layer = columns.reshape(len(columns), -1)
+    for i, (weights, bias) in enumerate(layers):
+        layer = weights @ (jax.nn.relu(layer) if i else layer) + bias[:, None]
+    return layer.reshape(-1, *columns.shape[1:])
+
+
+@jax.custom_jvp
+def _as_sums(layers: Layers, columns: Columns) -> Columns:
+    """Returns the same, written out for each unit: one loop, in which all layers are registers."""
+    units = list(columns)
+    for i, (weights, bias) in enumerate(layers):
+        units = [jnp.maximum(unit, jnp.zeros((), unit.dtype)) for unit in units] if i else units
+        rows = zip(weights, bias, strict=True)
+        units = [sum((w * x for w, x in zip(row, units, strict=True)), b) for row, b in rows]
+    return jnp.stack(units)
+
+
+@_as_sums.defjvp
+def _(primals: Any, tangents: Any) -> tuple[Columns, Columns]:
+    # Sums would take minutes to compile here, and their derivative no longer fits into registers.
+    return jax.jvp(_as_products, primals, tangents)
 
 
 class DirectionMagnitude(eqx.Module):

@@ -1,0 +1,102 @@
+"""Parameters as matrices: which axes of a tensor are read and which are written, as Muon asks.
+
+The direction of a step does not depend on which of the two is which, but its size does.
+"""
+
+import math
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+from optax.contrib import MuonDimensionNumbers
+
+from lopt.core.types import Params
+
+Matrices = Float[Array, "stack rows columns"]
+
+
+class MatrixAxes(eqx.Module):
+    """Which axes of each tensor make a matrix: dimension numbers for `optax.contrib.muon`, too.
+
+    Those of higher rank than two are kernels of convolutions: one axis is the output, the last or
+    the first, and all others are read. Vectors, scalars and embeddings, by name, are no matrices.
+
+    Attributes:
+        layout: "in_out" as in Flax, Haiku, Keras and Optax; "out_in" as in Equinox and PyTorch.
+        stacked: names of keys or attributes below which every tensor has one more axis in front,
+            as layers have that are stacked for a scan; one for each name on the path.
+        embeddings: what is below a key or attribute whose name contains one of these words is
+            an embedding.
+    """
+
+    layout: str = eqx.field(static=True, default="in_out")
+    stacked: tuple[str, ...] = eqx.field(static=True, default=())
+    embeddings: tuple[str, ...] = eqx.field(static=True, default=("embed", "position"))
+
+    def __check_init__(self) -> None:
+        if self.layout not in ("in_out", "out_in"):
+            raise ValueError(f"MatrixAxes(layout={self.layout!r}) must be in_out or out_in.")
+
+    def __call__(self, params: Params) -> Any:
+        """Returns dimension numbers for each tensor, None for those that are no matrices."""
+
+        def one(path: Any, leaf: Array) -> MuonDimensionNumbers | None:
+            names = [jax.tree_util.keystr((key,), simple=True) for key in path]
+            first = sum(name in self.stacked for name in names)
+            embeds = any(word in name.lower() for word in self.embeddings for name in names)
+            if embeds or jnp.ndim(leaf) - first < 2:
+                return None
+            axes = tuple(range(first, jnp.ndim(leaf)))
+            if self.layout == "in_out":
+                return MuonDimensionNumbers(axes[:-1], axes[-1:])
+            return MuonDimensionNumbers(axes[1:], axes[:1])
+
+        return jax.tree_util.tree_map_with_path(one, params)
+
+
+class View(eqx.Module):
+    """How a tensor is seen as a stack of matrices, or as itself in a stack of one.
+
+    Attributes:
+        kind: "matrix", "kernel", "embedding" or "vector".
+        order, shape: of its axes, before they are reshaped to `sizes`; () for no matrices.
+        sizes: numbers of matrices, rows and columns; either of the last two are outputs.
+        fan_in, fan_out: what is read and written.
+    """
+
+    kind: str = eqx.field(static=True)
+    order: tuple[int, ...] = eqx.field(static=True, default=())
+    shape: tuple[int, ...] = eqx.field(static=True, default=())
+    sizes: tuple[int, ...] = eqx.field(static=True, default=())
+    fan_in: int = eqx.field(static=True, default=1)
+    fan_out: int = eqx.field(static=True, default=1)
+
+    @classmethod
+    def of(cls, leaf: Array, numbers: MuonDimensionNumbers | None) -> "View":
+        """Returns the view of a tensor with these dimension numbers."""
+        if numbers is None:
+            return cls("embedding" if leaf.ndim > 1 else "vector", sizes=(1, *leaf.shape))
+        read, written = (
+            tuple(axis % leaf.ndim for axis in ((axes,) if isinstance(axes, int) else axes))
+            for axes in numbers
+        )
+        batch = tuple(axis for axis in range(leaf.ndim) if axis not in read + written)
+        first, last = (written, read) if min(written) < min(read) else (read, written)
+        order = batch + first + last
+        sizes = tuple(math.prod(leaf.shape[a] for a in axes) for axes in (batch, first, last))
+        fans = (math.prod(leaf.shape[axis] for axis in axes) for axes in (read, written))
+        shape = tuple(leaf.shape[axis] for axis in order)
+        return cls("kernel" if len(read) > 1 else "matrix", order, shape, sizes, *fans)
+
+    def stack(self, array: Array) -> Array:
+        """Returns the matrices of a tensor on the first axis."""
+        return (array.transpose(self.order) if self.order else array).reshape(self.sizes)
+
+    def unstack(self, array: Array) -> Array:
+        """Undoes `stack`."""
+        if not self.order:
+            return array.reshape(self.sizes[1:])
+        back = sorted(range(len(self.order)), key=self.order.__getitem__)
+        return array.reshape(self.shape).transpose(back)

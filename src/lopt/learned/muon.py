@@ -1,0 +1,280 @@
+"""A learned rule that starts at Muon (Jordan et al. 2024) and contains it.
+
+Matrices move along an orthogonalised direction, which a small network makes of gradient and
+momenta; vectors and embeddings along a direction that starts at Adam's. Whatever changes its sign
+with the gradient enters linearly or through odd units; whatever does not, only as a factor.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+from optax import contrib
+from typing_extensions import override
+
+from lopt.core import tensors
+from lopt.core.learned import AbstractLearnedOptimizer, Tensor
+from lopt.core.types import Key, NumSteps, Params, Scalar, State, Theta, as_pytree
+from lopt.learned.matrices import MatrixAxes, View
+from lopt.learned.schedules import Time
+
+KINDS = ("matrix", "kernel", "vector", "embedding")
+FEATURES = ("g", "n", "s", "g/root", "n/root", "s/root", "n/factored")
+FACTORS = ("one", "progress", "early", "length", "depth", "agreement", "signal", "weight")
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Newton and Schulz's iteration, as in Optax
+ADAM = 0.2  # the rate of vectors, in rates of matrices
+LARGE = 2**20
+# Added to second moments: gradients far above its root, 1e-12, give updates that do not depend on
+# their scale, and the derivative of the reciprocal root is finite in float32 where they vanish.
+TINY = 1e-24
+# Estimators perturb all weights alike. One that changes steps by 1 % is lost in their noise, one
+# that changes Newton and Schulz's coefficients by more makes the iteration diverge.
+PER_SIZE, PER_COEFFICIENT = 3.0, 0.1
+
+
+class MuonMLPState(eqx.Module):
+    """Where the run is, and the accumulators: 12 bytes a weight in float32, trees like params."""
+
+    time: Time
+    fast: Params
+    slow: Params
+    squares: Params
+
+
+class MuonMLP(AbstractLearnedOptimizer):
+    """Muon with a learned direction, learned sizes of steps and a learned schedule.
+
+    With bias-corrected averages m and s of the gradient g and v of its square, and Nesterov's
+    n = b m + (1 - b) g, the features f of a tensor are g, n and s, the same over the root of v, and
+    n over that of the factored v; each over its root mean square. The factors c of a tensor are
+    even in g: progress and length of the run, depth, agreement of g and s, signal over noise, and
+    the size of the weights. The update is -rate (exp(S c) D(d) + decay p), with
+
+        d = sum_i (A c)_i f_i + sum_j (G c)_j tanh((W f)_j).
+
+    For matrices D is Newton and Schulz's iteration times max(1, out / in)^a min(1, out / in)^b: a
+    half and zero at first, as in Muon; muP has a half for both. For vectors and embeddings it is
+    1 / 5, and features over the root of v are as they are. A picks n, or n over the root, at first,
+    and all else is zero: `optax.contrib.muon(rate, adam_learning_rate=rate / 5)`.
+
+    Updates are odd in g, do not depend on its scale, and follow permutations and transposes.
+
+    Attributes:
+        hidden: the number of odd units.
+        learning_rate: a number or a schedule of the step, in place of the learned one. Without it
+            the length of the run is needed, and nothing has to be tuned.
+        weight_decay: of weights, decoupled, per step and unit of the rate.
+        weight_decay_mask: from params to a tree of booleans, what decays; by default matrices do.
+        axes: from params to a tree of `optax.contrib.MuonDimensionNumbers`, None for no matrix.
+        peak: the largest rate of the schedule that is learned on from.
+        warmup: the share of the run in which it rises.
+    """
+
+    hidden: int = eqx.field(static=True, default=8)
+    learning_rate: Any = eqx.field(
+        default=None, converter=lambda r: as_pytree(r) if callable(r) else r
+    )
+    weight_decay: float = 0.0
+    weight_decay_mask: Callable[[Params], Any] | None = eqx.field(static=True, default=None)
+    axes: Callable[[Params], Any] = eqx.field(static=True, default=MatrixAxes())
+    peak: float = eqx.field(static=True, default=0.02)
+    warmup: float = eqx.field(static=True, default=0.05)
+
+    @property
+    @override
+    def needs_num_steps(self) -> bool:
+        return self.learning_rate is None
+
+    @override
+    def init(self, key: Key) -> Theta:
+        def rule(key: Key, start: str, decays: tuple[float, float, float]) -> Theta:
+            inputs, factors = len(FEATURES), len(FACTORS)
+            return {
+                "linear": jnp.zeros((inputs, factors)).at[FEATURES.index(start), 0].set(1.0),
+                "odd": 0.3 * jax.random.normal(key, (self.hidden, inputs)),
+                "gates": jnp.zeros((self.hidden, factors)),
+                "log_one_minus_decays": jnp.log(1 - jnp.asarray(decays, float)),
+            }
+
+        keys = jax.random.split(key)
+        sizes = {kind: jnp.zeros(len(FACTORS)) for kind in KINDS}
+        return {
+            "matrix": rule(keys[0], "n", (0.95, 0.99, 0.95)),
+            "vector": rule(keys[1], "n/root", (0.9, 0.99, 0.999)),
+            "sizes": sizes,
+            "fans": jnp.asarray([0.5, 0.0], float),
+            "coefficients": jnp.zeros(3),
+            "schedule": jnp.zeros(9),
+        }
+
+    @override
+    def begin(self, theta: Theta, params: Params, num_steps: NumSteps = None) -> MuonMLPState:
+        zeros = jax.tree.map(lambda leaf: jnp.zeros_like(tensors.as_tensor(leaf)), params)
+        return MuonMLPState(Time.of(0, num_steps), zeros, zeros, zeros)
+
+    @override
+    def update(
+        self,
+        theta: Theta,
+        grads: Params,
+        state: MuonMLPState,
+        params: Params | None = None,
+        *,
+        value: Scalar | None = None,
+        **extra: Any,
+    ) -> tuple[Params, State]:
+        if params is None:
+            raise ValueError("MuonMLP.update(params=None): steps depend on params; pass them.")
+        structure: Any
+        leaves, structure = jax.tree.flatten(params)
+        axes = structure.flatten_up_to(self.axes(params))
+        views = [View.of(leaf, numbers) for leaf, numbers in zip(leaves, axes, strict=True)]
+        decays = [view.order != () for view in views]
+        if self.weight_decay_mask is not None:
+            decays = structure.flatten_up_to(self.weight_decay_mask(params))
+        depth = max(1, sum(view.sizes[0] for view in views if view.order))
+        rate = self.rate(theta, state.time, depth)
+        trees = grads, params, state.fast, state.slow, state.squares
+        columns = [structure.flatten_up_to(tree) for tree in trees]
+        stacks = [
+            tuple(view.stack(tensors.as_tensor(array)) for array in row)
+            for view, *row in zip(views, *columns, strict=True)
+        ]
+        groups: dict[Any, list[int]] = {}
+        for i, (view, stack) in enumerate(zip(views, stacks, strict=True)):
+            key = view.kind, view.sizes[1:], view.fan_in, stack[1].dtype, bool(decays[i])
+            groups.setdefault(key, []).append(i)
+        done: list[Any] = [None] * len(leaves)
+        for same in groups.values():
+            decay = self.weight_decay if decays[same[0]] else 0.0
+            one = _Tensor(theta, state.time, depth, views[same[0]], rate, decay)
+            group = tensors.concatenate([stacks[i] for i in same])
+            # Features of large tensors do not all exist at once.
+            moved = tensors.map_stack(one, group, math.prod(views[same[0]].sizes[1:]) > LARGE)
+            parts = tensors.divide(moved, [views[i].sizes[0] for i in same])
+            for i, part in zip(same, parts, strict=True):
+                done[i] = [views[i].unstack(array) for array in part]
+        updates = [one[0].astype(leaf.dtype) for one, leaf in zip(done, leaves, strict=True)]
+        accumulators = (structure.unflatten([one[i] for one in done]) for i in (1, 2, 3))
+        return structure.unflatten(updates), MuonMLPState(state.time.next(), *accumulators)
+
+    def rate(self, theta: Theta, time: Time, depth: int = 1) -> Scalar:
+        """Returns the size of the step at a time, for a network of `depth` matrices."""
+        dtype = theta["schedule"].dtype
+        if self.learning_rate is not None:
+            given = self.learning_rate
+            return jnp.asarray(given(time.step) if callable(given) else given, dtype)
+        assert time.num_steps is not None  # `optimizer` asks for it
+        run = _of_run(time, depth, dtype)
+        _, done, _, length, deep = run
+        share = done + 0.5
+        rise = jnp.minimum((share + 1 / time.num_steps.astype(dtype)) / self.warmup, 1)
+        fall = (1 + jnp.cos(math.pi * jnp.clip(share - self.warmup, 0) / (1 - self.warmup))) / 2
+        fall = jnp.where(share < 1, fall, 0)
+        time_alone = [done * done, jnp.log(jnp.maximum(fall, 1e-6)) / 4]
+        basis = jnp.stack([*run, *time_alone, done * length, done * deep])
+        return self.peak * rise * fall * jnp.exp(PER_SIZE * jnp.dot(theta["schedule"], basis))
+
+
+class _Tensor(eqx.Module):
+    """The update of one tensor of a kind, with its next accumulators."""
+
+    theta: Theta
+    time: Time
+    depth: int
+    view: View
+    rate: Scalar
+    decay: float
+
+    def __call__(
+        self, grad: Tensor, param: Tensor, fast: Tensor, slow: Tensor, squares: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        matrix, dtype = self.view.order != (), grad.dtype
+        theta = jax.tree.map(lambda weight: weight.astype(dtype), self.theta)
+        rule = theta["matrix" if matrix else "vector"]
+        logs = rule["log_one_minus_decays"]
+        count = (self.time.step + 1).astype(dtype)
+        old, seen = jnp.exp(logs), (grad, grad, grad * grad)
+        averages = (fast, slow, squares)
+        fast, slow, squares = (a + o * (g - a) for a, o, g in zip(averages, old, seen, strict=True))
+
+        def corrected(average: Tensor, i: int, count: Scalar = count) -> Tensor:
+            # 1 - decay^count, without the loss of digits of a decay close to one.
+            return average / -jnp.expm1(count * jnp.log1p(-old[i]))
+
+        nesterov = (1 - old[0]) * corrected(fast, 0, count + 1) + old[0] * corrected(grad, 0)
+        late, variance = corrected(slow, 1), corrected(squares, 2)
+        over_root = jax.lax.rsqrt(variance + TINY)
+        plain = [_unit(x) for x in (grad, nesterov, late)]
+        scaled = [x * over_root for x in (grad, nesterov, late)]
+        if matrix:
+            rows, columns = (jnp.mean(variance, axis, keepdims=True) for axis in (1, 0))
+            rows = rows / (jnp.mean(rows) + TINY)
+            over_factored = jax.lax.rsqrt(rows + TINY) * jax.lax.rsqrt(columns + TINY)
+            scaled = [_unit(x) for x in (*scaled, nesterov * over_factored)]
+        features = jnp.stack([*plain, *scaled])
+        factors = self._factors(plain, nesterov, variance, param)
+
+        linear, gates = (rule[name] @ factors for name in ("linear", "gates"))
+        weights = jnp.concatenate([rule["odd"], linear[None]])[:, : len(features)]
+        # Products of matrices: sums written out take twice as long where many thetas differ.
+        units = jnp.tensordot(weights, features, 1)
+        direction = units[-1] + jnp.tensordot(gates, jnp.tanh(units[:-1]), 1)
+        size = jnp.exp(PER_SIZE * jnp.dot(theta["sizes"][self.view.kind], factors))
+        if matrix:
+            growth = math.log(self.view.fan_out / self.view.fan_in)
+            size = size * jnp.exp(theta["fans"][0 if growth > 0 else 1] * growth)
+            coefficients = jnp.asarray(COEFFICIENTS, dtype)
+            coefficients = coefficients * (1 + PER_COEFFICIENT * theta["coefficients"])
+            direction = _orthogonalised(direction, coefficients)
+        else:
+            size = size * ADAM
+        update = size * direction + jnp.asarray(self.decay, dtype) * param
+        return -self.rate.astype(dtype) * update, fast, slow, squares
+
+    def _factors(
+        self, plain: list[Tensor], nesterov: Tensor, variance: Tensor, param: Tensor
+    ) -> Float[Array, " factor"]:
+        """Returns what is even in the gradient; each is about between -1 and 1."""
+        signal = jnp.log((jnp.mean(nesterov**2) + TINY) / (jnp.mean(variance) + TINY)) / 4
+        # Zero for weights that were drawn with a standard deviation of 1 / sqrt(fan in).
+        weight = jnp.log(jnp.mean(param * param) * self.view.fan_in + 1e-6) / 6
+        own = jnp.mean(plain[0] * plain[2]), jnp.maximum(signal, -2), jnp.minimum(weight, 2)
+        return jnp.stack([*_of_run(self.time, self.depth, param.dtype), *own])
+
+
+def _of_run(time: Time, depth: int, dtype: Any) -> tuple[Scalar, ...]:
+    """Returns the factors that all tensors share: the first of `FACTORS`.
+
+    Where the length is not known they are those in the middle of a thousand steps.
+    """
+    done, length = jnp.full((), 0.5, dtype), jnp.zeros((), dtype)
+    if time.num_steps is not None:
+        steps = time.num_steps.astype(dtype)
+        done, length = time.step.astype(dtype) / steps, jnp.log(steps / 1000) / 2
+    deep = jnp.asarray(math.log(depth / 2) / 2, dtype)
+    return jnp.ones((), dtype), done - 0.5, jnp.exp(-10 * done), length, deep
+
+
+def _unit(x: Tensor) -> Tensor:
+    """Returns a tensor over its root mean square."""
+    return x * jax.lax.rsqrt(jnp.mean(x * x) + TINY)
+
+
+def _orthogonalised(
+    matrix: Float[Array, "rows columns"], coefficients: Float[Array, "3"]
+) -> Float[Array, "rows columns"]:
+    """Returns a matrix with singular values near one, by five steps of Newton and Schulz."""
+    # Muon without momentum; Optax exports nothing smaller. It raises a decay to an integer power.
+    with jax.numpy_dtype_promotion("standard"):
+        muon = contrib.scale_by_muon(tuple(coefficients), beta=0.0, nesterov=False)
+        return muon.update(matrix, muon.init(matrix))[0]
+
+
+def muon_mlp(hidden: int = 8, learning_rate: Any = None, **fields: Any) -> MuonMLP:
+    """The rule that starts at Muon, 404 weights: see `MuonMLP` for its fields."""
+    return MuonMLP(hidden, learning_rate, **fields)

@@ -1,0 +1,202 @@
+"""The rule that starts at Muon: what it equals, and what it does not depend on."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from toys import quick_jit
+
+import lopt
+from lopt.learned import MatrixAxes, muon_mlp
+
+KEY = jax.random.key(0)
+
+
+def normal(like, seed):
+    return optax.tree.random_like(jax.random.key(seed), like, jax.random.normal)
+
+
+def any_theta(learned):
+    """Returns weights that use every feature and factor."""
+    theta = learned.init(KEY)
+    return jax.tree.map(lambda a, b: a + 0.2 * b, theta, normal(theta, 1))
+
+
+def steps(optimizer, params, grads):
+    """Returns the updates of all steps, at params that stay."""
+
+    def step(state, grad):
+        updates, state = optimizer.update(grad, state, params)
+        return state, updates
+
+    return jax.lax.scan(step, optimizer.init(params), grads)[1]
+
+
+def gradients(params, count, scale=1.0):
+    many = jax.tree.map(lambda leaf: jnp.zeros((count, *leaf.shape)), params)
+    return jax.tree.map(lambda leaf: scale * leaf, normal(many, 2))
+
+
+SHAPES = {
+    "layers": {"scale": (2, 4), "weight": (2, 4, 6)},
+    "square": (4, 4),
+    "kernel": (3, 3, 2, 4),
+    "tall": (6, 4),
+    "embedding": (5, 3),
+    "bias": (6,),
+    "gain": (),
+}
+PARAMS = jax.tree.map(jnp.ones, SHAPES, is_leaf=lambda leaf: isinstance(leaf, tuple))
+
+
+@pytest.mark.standard_promotion
+def test_at_first_it_is_the_muon_of_optax():
+    axes = MatrixAxes(stacked=("layers",))
+    learned = muon_mlp(2, 0.1, axes=axes)
+    muon = optax.contrib.muon(0.1, adam_learning_rate=0.02, muon_weight_dimension_numbers=axes)
+    grads = gradients(PARAMS, 10)
+    ours, theirs = quick_jit(
+        lambda theta: [steps(one, PARAMS, grads) for one in (learned.optimizer(theta), muon)]
+    )(learned.init(KEY))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), ours, theirs)
+
+
+def test_updates_have_the_symmetries_of_the_rule():
+    learned = muon_mlp(2, axes=MatrixAxes("out_in"))
+    turned = muon_mlp(2, axes=MatrixAxes("in_out"))
+    theta = any_theta(learned)
+    params = normal({"square": jnp.ones((4, 4)), "wide": jnp.ones((3, 5)), "bias": jnp.ones(5)}, 3)
+    grads = gradients(params, 3)
+
+    def transpose(tree):
+        return jax.tree.map(lambda leaf: leaf.swapaxes(-1, -2) if leaf.ndim > 1 else leaf, tree)
+
+    def permute(tree):
+        def one(leaf):
+            for axis in range(leaf.ndim):
+                leaf = jnp.roll(leaf[::-1] if axis == 0 else leaf, axis + 1, axis)
+            return leaf
+
+        return jax.tree.map(one, tree)
+
+    @quick_jit
+    def run(theta, params, grads):
+        return steps(learned.optimizer(theta, 10), params, grads)
+
+    @quick_jit
+    def run_turned(theta, params, grads):
+        return steps(turned.optimizer(theta, 10), params, grads)
+
+    def close(a, b):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-13), a, b)
+
+    found = run(theta, params, grads)
+    close(run(theta, params, jax.tree.map(jnp.negative, grads)), jax.tree.map(jnp.negative, found))
+    for scale in (1e-5, 1e5):
+        scaled = run(theta, params, jax.tree.map(lambda leaf, s=scale: s * leaf, grads))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), scaled, found)
+    each = jax.vmap(permute)
+    close(run(theta, permute(params), each(grads)), each(found))
+    each = jax.vmap(transpose)
+    close(run_turned(theta, transpose(params), each(grads)), each(found))
+
+
+def test_steps_have_the_size_that_widths_ask_for():
+    shapes = {"in": (32, 4), "hidden": (32, 32), "out": (4, 32)}
+    params = {name: jnp.ones(shape) for name, shape in shapes.items()}
+    learned = muon_mlp(2, 1.0, axes=MatrixAxes("out_in"))
+    theta = learned.init(KEY)
+    run = quick_jit(lambda theta: steps(learned.optimizer(theta), params, gradients(params, 1)))
+    for fans, sizes in [((0.5, 0.0), (8**0.5, 1, 1)), ((0.5, 0.5), (8**0.5, 1, 8**-0.5))]:
+        updates = run({**theta, "fans": jnp.array(fans)})
+        for name, size in zip(shapes, sizes, strict=True):
+            # Newton and Schulz's iteration leaves singular values between about 0.7 and 1.2.
+            assert 0.6 < jnp.linalg.norm(updates[name][0], 2) / size < 1.3
+
+
+def test_the_schedule_starts_at_warm_up_and_cosine_and_learns_length_and_depth():
+    learned = muon_mlp(2, peak=0.1)
+    theta = learned.init(KEY)
+
+    def rate(step, num_steps, depth=1, theta=theta):
+        return float(learned.rate(theta, lopt.learned.schedules.Time.of(step, num_steps), depth))
+
+    assert rate(0, 100) == pytest.approx(0.1 / 5)
+    assert [rate(4, 100), rate(5, 100)] == pytest.approx([0.1, 0.1])
+    assert rate(52, 99 + 1, 7) == pytest.approx(0.05 * (1 + math.cos(math.pi * 0.47 / 0.95)))
+    assert rate(100, 100) == 0.0
+    # The logarithm of the rate is linear in those of length and depth.
+    other = {**theta, "schedule": theta["schedule"].at[3].set(-1 / 3).at[4].set(-2 / 3)}
+    assert rate(50, 100, 2, other) / rate(200, 400, 2, other) == pytest.approx(2)
+    assert rate(50, 100, 2, other) / rate(50, 100, 6, other) == pytest.approx(3)
+
+
+def test_without_a_length_the_rate_is_the_users():
+    theta = muon_mlp(1).init(KEY)
+    with pytest.raises(ValueError, match="num_steps=1000"):
+        muon_mlp(1).optimizer(theta)
+    params = {"bias": jnp.ones(3)}
+    grads = gradients(params, 3)
+    constant = steps(muon_mlp(1, 1.0).optimizer(theta), params, grads)["bias"]
+    falling = muon_mlp(1, optax.linear_schedule(1.0, 0.0, 2)).optimizer(theta)
+    shares = jnp.array([1.0, 0.5, 0.0])[:, None]
+    np.testing.assert_allclose(steps(falling, params, grads)["bias"], constant * shares)
+
+    make = optax.inject_hyperparams(
+        lambda learning_rate: muon_mlp(1, learning_rate).optimizer(theta)
+    )
+    injected = make(learning_rate=1.0)
+    state = injected.init(params)
+    state.hyperparams["learning_rate"] = jnp.array(0.25)
+    first = jax.tree.map(lambda leaf: leaf[0], grads)
+    np.testing.assert_allclose(injected.update(first, state, params)[0]["bias"], constant[0] / 4)
+
+
+def test_weights_decay_apart_from_gradients_where_they_are_to():
+    params = {"weight": jnp.full((3, 3), 2.0), "bias": jnp.ones(3)}
+    grads, theta = gradients(params, 1), muon_mlp(1).init(KEY)
+
+    def update(**options):
+        return steps(muon_mlp(1, 0.5, **options).optimizer(theta), params, grads)
+
+    plain, by_default = update(), update(weight_decay=0.1)
+    masked = update(
+        weight_decay=0.1, weight_decay_mask=lambda params: {"weight": False, "bias": True}
+    )
+    np.testing.assert_allclose(by_default["weight"], plain["weight"] - 0.5 * 0.1 * 2)
+    np.testing.assert_allclose(by_default["bias"], plain["bias"])
+    np.testing.assert_allclose(masked["weight"], plain["weight"])
+    np.testing.assert_allclose(masked["bias"], plain["bias"] - 0.5 * 0.1)
+
+
+def test_it_is_small_and_layers_of_one_shape_share_a_program():
+    learned = muon_mlp()
+    theta = learned.init(KEY)
+    assert sum(leaf.size for leaf in jax.tree.leaves(theta)) <= 1000
+
+    def count(layers):
+        params = [jnp.ones((4, 4), jnp.float32)] * layers
+        state = jax.eval_shape(learned.optimizer(theta, 10).init, params)
+        size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+        assert size <= 12 * 16 * layers + 8
+        text = str(jax.make_jaxpr(learned.update)(theta, params, state, params))
+        return text.count("dot_general"), text.count("tanh")
+
+    assert count(2) == count(5)
+
+
+def test_it_is_saved_with_its_axes(tmp_path):
+    learned = muon_mlp(1, axes=MatrixAxes("out_in", ("layers",)), weight_decay=0.1)
+    theta = any_theta(learned)
+    lopt.save(tmp_path / "rule.safetensors", learned, theta)
+    again, weights = lopt.load(tmp_path / "rule.safetensors")
+    assert again == learned
+    jax.tree.map(np.testing.assert_array_equal, weights, theta)
+
+
+def test_a_layout_that_is_none_is_refused():
+    with pytest.raises(ValueError, match="out_in"):
+        MatrixAxes("rows_first")
