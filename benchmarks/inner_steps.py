@@ -6,6 +6,7 @@ donated. Names select rows:
 
     python benchmarks/inner_steps.py
     python benchmarks/inner_steps.py update transformer dm
+    python benchmarks/inner_steps.py update mlp all
 """
 
 import itertools
@@ -24,6 +25,18 @@ from common import in_own_process, show
 import lopt
 
 OPTIMIZERS = ("small_mlp", "adafactor_mlp", "rnnprop", "dm")
+# By name only.
+OTHERS = (
+    "nominal_mlp",
+    "hierarchical",
+    "rnn_mlp",
+    "nn_adam",
+    "celo",
+    "celo_adam",
+    "sinv6",
+    "celo2",
+)
+OTHERS += ("velo", "velo_small", "muon_mlp")
 NETWORKS = ("small", "mlp", "transformer")
 KINDS = ("update", "step")
 SECONDS = 15.0
@@ -112,7 +125,8 @@ class Program:
 
         def function(given: Any, state: Any, params: Any) -> Any:
             grads = jax.grad(loss)(params, given) if kind == "step" else given
-            updates, state = optimizer.update(grads, state, params)
+            loss_seen = jnp.ones(())
+            updates, state = optimizer.update(grads, state, params, value=loss_seen)
             return state, optax.apply_updates(params, updates)
 
         self.state = jax.jit(optimizer.init)(self.params)
@@ -136,9 +150,10 @@ class Program:
 
 
 def row(kind: str, network: str, name: str) -> dict[str, Any]:
-    learned = getattr(lopt, name)()
-    rule = Program(kind, network, learned.optimizer(learned.init(jax.random.key(0))))
-    adamw = Program(kind, network, optax.adamw(1e-3))
+    learned = getattr(lopt.learned, name)()
+    theta = learned.init(jax.random.key(0))
+    rule = Program(kind, network, learned.optimizer(theta, 1000))
+    adamw = Program(kind, network, optax.with_extra_args_support(optax.adamw(1e-3)))
     ratios, end = [], time.perf_counter() + SECONDS
     while time.perf_counter() < end or len(ratios) < 5:
         for _ in range(5):
@@ -150,21 +165,36 @@ def row(kind: str, network: str, name: str) -> dict[str, Any]:
         "ratio": statistics.median(ratios[1:]),
         "temporary": rule.temporary,
         "params": sum(leaf.nbytes for leaf in jax.tree.leaves(rule.params)) / 1e6,
+        "state": sum(leaf.nbytes for leaf in jax.tree.leaves(rule.state))
+        / sum(leaf.size for leaf in jax.tree.leaves(rule.params)),
+        "weights": sum(leaf.size for leaf in jax.tree.leaves(theta)),
         "compile": [f"{program.trace:.1f} + {program.compile:.1f}" for program in (adamw, rule)],
     }
 
 
 def main(words: list[str]) -> None:
     rows = []
-    for kind, network, name in itertools.product(KINDS, NETWORKS, OPTIMIZERS):
+    names = OPTIMIZERS if not {*OTHERS, "all"} & {*words} else OPTIMIZERS + OTHERS
+    words = [word for word in words if word != "all"]
+    for kind, network, name in itertools.product(KINDS, NETWORKS, names):
         if not set(words) <= {kind, network, name}:
             continue
         found = in_own_process(__file__, kind, network, name)
         (adamw, rule), fastest = found["ms"], found["ms"][1] / found["ms"][0]
         cells = [f"{adamw:.3f}", f"{rule:.3f}", f"{found['ratio']:.1f}", f"{fastest:.1f}"]
         memory = f"{found['temporary']:.1f} ({found['params']:.1f})"
-        rows.append([f"{kind}, {network}, {name}", *cells, memory, *found["compile"]])
-    headings = ["", "AdamW ms", "ms", "x AdamW, median", "of fastest", "temporary (params) MB"]
+        size = f"{found['weights']:,}", f"{found['state']:.1f}"
+        rows.append([f"{kind}, {network}, {name}", *size, *cells, memory, *found["compile"]])
+    headings = [
+        "",
+        "weights",
+        "state bytes a param",
+        "AdamW ms",
+        "ms",
+        "x AdamW, median",
+        "of fastest",
+        "temporary (params) MB",
+    ]
     show("Updates and steps", [*headings, "AdamW: trace + compile, CPU s", "rule"], rows)
 
 
