@@ -32,7 +32,7 @@ PALETTE = {
     "-gradient": "#bbbbbb",
     "each outer step": "#bbbbbb",
 }
-OTHERS = ("#e377c2", "#bcbd22", "#17becf", "#ff7f0e", "#393b79", "#637939")
+OTHERS = ("#e377c2", "#bcbd22", "#17becf", "#ff7f0e", "#393b79", "#637939", "#1f77b4", "#8c564b")
 # By seed and step; or by seed, one level; or by place and seed, some points.
 Curve = Float[np.ndarray, "seed step"] | Float[np.ndarray, " seed"] | Mapping[int, np.ndarray]
 # Longer titles are broken into lines.

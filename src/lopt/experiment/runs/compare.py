@@ -6,6 +6,7 @@ Each design and seed is a run of its own, so that a comparison goes on where it 
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -53,9 +54,12 @@ def compare_designs(folder: Path, settings: CompareSettings) -> Report:
         rows.append(row | {"ms per outer step": 1e3 * float(np.median(seconds))})
     report = Report(f"Designs on {settings.recipe}", vars(settings))
     report.table(f"Meta-training of {settings.seeds} seeds each", rows)
-    style = {"smooth": max(1, found.shape[1] // 50), "xlabel": "outer step"}
-    caption = "Outer losses, mean and standard error over seeds."
-    report.add(curves("designs", {"": losses}, caption, ylabel="outer loss, running mean", **style))
+    style: Any = {"smooth": max(1, found.shape[1] // 50), "xlabel": "outer step"}
+    # A few diverged episodes would hide all others.
+    most = 10 * float(np.nanmedian(np.stack(list(losses.values()))))
+    shown = {"": {name: np.minimum(values, most) for name, values in losses.items()}}
+    caption = f"Outer losses, mean and standard error over seeds; what is above {most:.3g} is cut."
+    report.add(curves("designs", shown, caption, ylabel="outer loss, running mean", **style))
     return report
 
 
