@@ -361,6 +361,7 @@ TASKS = {
         digits(0), (5,), (jnp.tanh, jnp.sin), smallest=2, batch_size=6
     ),
     "LeastSquares": lambda: lopt.tasks.LeastSquares(jnp.eye(3), jnp.ones(3)),
+    "LeastSquaresFamily": lambda: lopt.tasks.LeastSquaresFamily(3),
     "Quadratic": lambda: QUADRATIC,
     "QuadraticFamily": lambda: lopt.tasks.QuadraticFamily(3, noise_scale=0.1),
     # In one dimension there is one direction, and the gradient is exact.
