@@ -83,7 +83,7 @@ LEARNED = {
     "muon_mlp": lambda: lopt.learned.muon_mlp(2, 0.1),
     "learnable": lambda: lopt.learnable(optax.sgd, learning_rate=0.1),
     "Learnable": lambda: lopt.learnable(optax.adam, learning_rate=0.1, b1=0.8),
-    "Scheduled": lambda: lopt.learned.Scheduled(lopt.LearnableSGD(), 3),
+    "LearnedSchedule": lambda: lopt.learned.LearnedSchedule(lopt.LearnableSGD(), 3),
     "Tensorwise": lambda: lopt.nn_adam(0.1, hidden=2),
     "celo": lambda: lopt.celo(3),
     "celo_adam": lambda: lopt.celo_adam(3),

@@ -439,7 +439,7 @@ def test_multipliers_for_widths():
 
 BAD = {
     "no length": (lambda: lopt.velo_small().optimizer({}), "Tensorwise.*needs the length"),
-    "no length of Celo": (lambda: lopt.celo().optimizer({}), "Scheduled.*needs the length"),
+    "no length of Celo": (lambda: lopt.celo().optimizer({}), "LearnedSchedule.*needs the length"),
     "rank": (
         lambda: VeLO().begin((), jnp.ones((2,) * 5)),
         r"shape \(2, 2, 2, 2, 2\), but knows at most four axes longer than 1",
@@ -449,7 +449,7 @@ BAD = {
         "at most four axes; reshape",
     ),
     "bank": (lambda: lopt.velo(2, 0), "VeLO.bank=0. must be a positive"),
-    "factor": (lambda: lopt.learned.Scheduled(lopt.celo2(), factor="log"), '"exp" or "clip"'),
+    "factor": (lambda: lopt.learned.LearnedSchedule(lopt.celo2(), factor="log"), '"exp" or "clip"'),
     "estimate": (lambda: lopt.nominal_mlp(estimate="sgd"), "estimate='sgd'.*adam_aggmo"),
     "plain": (
         lambda: lopt.learned.Normalised(lopt.learned.MomentumFeatures(), ("speed",)),

@@ -165,9 +165,9 @@ class AbstractRule(eqx.Module):
     def init(self, key: Key) -> Theta:
         """Returns initial weights."""
 
-    @abc.abstractmethod
     def begin(self, theta: Theta, shape: tuple[int, ...]) -> State:
-        """Returns the memory of some coordinates: arrays of `shape` behind one bank axis."""
+        """Returns the memory of some coordinates: arrays of `shape` behind a bank axis, if any."""
+        return ()
 
     @abc.abstractmethod
     def apply(

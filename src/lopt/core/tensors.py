@@ -185,6 +185,8 @@ def slabs_of(shape: tuple[int, ...], block_size: int) -> tuple[int, int, int]:
     The first axis that is long enough, so that slabs are contiguous; equally long slabs if they
     can be, as their program is compiled once.
     """
+    if not shape:
+        return -1, 1, 1
     size = max(1, math.prod(shape))
     enough = 4 * math.ceil(size / block_size)
     axis = max(range(len(shape)), key=lambda axis: min(shape[axis], enough))

@@ -132,7 +132,8 @@ _ROWS: dict[str, tuple[Any, ...]] = {
     "Lion": (_of_rate(optax.lion, weight_decay=0.0), 1e-4),
     "Muon": (_of_rate(_muon), 0.01),
     "schedule-free AdamW": (_schedule_free, 1e-3),
-    # Those of suites end here.
+}
+_MORE: dict[str, tuple[Any, ...]] = {
     "Adam, inverse time": (_decaying, 1e-3, 10.0, 1.0, 0.0),
     "Adam, inverse root": (_decaying, 1e-3, 100.0, 0.5, 0.0),
     "Adam, linear": (_decaying, 1e-3, 0.0, 0.0, 1.0),
@@ -143,9 +144,10 @@ BASELINES = {
     name: Contestant(
         name, factory, outward(*row), params_of=_JUDGED.get(name, _params), is_baseline=True
     )
-    for name, (factory, *row) in _ROWS.items()
+    for name, (factory, *row) in (_ROWS | _MORE).items()
 }
-USUAL = tuple(BASELINES)[:-4]
+# Those of suites.
+USUAL = tuple(_ROWS)
 
 
 def baselines(names: Sequence[str], optlist_path: Path | None = None) -> list[Contestant]:

@@ -1,7 +1,7 @@
 """Learned optimizers: features, rules, published designs, learnable hyperparameters."""
 
 from lopt.learned.averages import Averaged
-from lopt.learned.celo import AdamDirection, Celo2, Scheduled
+from lopt.learned.celo import AdamDirection, Celo2, LearnedSchedule
 from lopt.learned.concat import Concat, SelectFeatures, with_features
 from lopt.learned.features import AdafactorFeatures, MomentumFeatures
 from lopt.learned.hierarchical import Hierarchical, NNAdam
@@ -75,6 +75,7 @@ __all__ = [
     "LearnableAdam",
     "LearnableSGD",
     "LearnableState",
+    "LearnedSchedule",
     "LogAndSign",
     "MatrixAxes",
     "MomentFeatures",
@@ -90,7 +91,6 @@ __all__ = [
     "PerTensorType",
     "Polynomial",
     "Scaled",
-    "Scheduled",
     "SelectFeatures",
     "TensorLSTM",
     "Tensorwise",

@@ -10,7 +10,6 @@ from typing import Any, Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float, Int
 from typing_extensions import override
 
@@ -19,6 +18,7 @@ from lopt.core.coordinatewise import Coordinatewise, CoordinatewiseState
 from lopt.core.learned import AbstractLearnedOptimizer, AbstractRule, Columns, Tensor
 from lopt.core.types import Key, NumSteps, Params, Scalar, State, Theta
 from lopt.learned.hypernetwork import Memory, TensorLSTM, needed_loss
+from lopt.learned.matrices import orthogonalised
 from lopt.learned.nominal import Normalised
 from lopt.learned.rules import MLP, DirectionMagnitude
 from lopt.learned.safe_roots import with_safe_roots
@@ -33,10 +33,6 @@ class AdamDirection(AbstractRule):
 
     @override
     def init(self, key: Key) -> Theta:
-        return ()
-
-    @override
-    def begin(self, theta: Theta, shape: tuple[int, ...]) -> State:
         return ()
 
     @override
@@ -61,7 +57,7 @@ class ScheduledState(eqx.Module):
     history: LossHistory
 
 
-class Scheduled(AbstractLearnedOptimizer):
+class LearnedSchedule(AbstractLearnedOptimizer):
     """Another optimizer, its updates times a learned schedule of time and loss.
 
     An LSTM reads nine features of time and nine of the loss. Gradients are clipped to +-1000.
@@ -81,9 +77,9 @@ class Scheduled(AbstractLearnedOptimizer):
     relative: bool = eqx.field(static=True, default=True)
 
     def __check_init__(self) -> None:
-        check_integer("Scheduled", "hidden", self.hidden, hint=64)
+        check_integer("LearnedSchedule", "hidden", self.hidden, hint=64)
         if self.factor not in ("exp", "clip"):
-            raise ValueError(f'Scheduled(factor={self.factor!r}) must be "exp" or "clip".')
+            raise ValueError(f'LearnedSchedule(factor={self.factor!r}) must be "exp" or "clip".')
 
     def _network(self) -> TensorLSTM:
         return TensorLSTM(18, self.hidden, (("step", 1),), mix=True)
@@ -123,7 +119,7 @@ class Scheduled(AbstractLearnedOptimizer):
         value: Scalar | None = None,
         **extra: Any,
     ) -> tuple[Params, ScheduledState]:
-        loss = jnp.asarray(needed_loss("Scheduled", value)).astype(state.history.means.dtype)
+        loss = jnp.asarray(needed_loss("LearnedSchedule", value)).astype(state.history.means.dtype)
         told, history = state.history.next(loss, state.step)
         control, memory = self._network().apply(theta["schedule"], told[:, None], state.memory)
         output = control["step"][0, 0]
@@ -204,19 +200,10 @@ class Celo2(AbstractLearnedOptimizer):
                 )
                 step = -self.vector_multiplier * m / (with_safe_roots(jnp.sqrt)(v) + 1e-8)
             else:
-                wide = _orthogonalised(wide) if self.orthogonalise and wide.ndim > 1 else wide
+                wide = orthogonalised(wide) if self.orthogonalise and wide.ndim > 1 else wide
                 axes = tuple(range(max(0, wide.ndim - 2), wide.ndim))
                 step = wide * jax.lax.rsqrt(1e-9 + jnp.mean(jnp.square(wide), axes, keepdims=True))
             return (self.step_multiplier * step).astype(update.dtype)
 
         banks = new.features.momentum, new.features.rms
         return jax.tree.map(finish, updates, *banks, is_leaf=lambda leaf: leaf is None), new
-
-
-def _orthogonalised(array: Tensor) -> Tensor:
-    """Returns the matrices on the last two axes after five steps of Newton and Schulz."""
-    axes = optax.contrib.MuonDimensionNumbers(-2, -1)
-    # Without a momentum, this is no more than Optax's orthogonalisation.
-    muon = optax.contrib.scale_by_muon(beta=0.0, nesterov=False, weight_dimension_numbers=axes)
-    with jax.numpy_dtype_promotion("standard"):
-        return with_safe_roots(lambda x: muon.update(x, muon.init(x))[0])(array)

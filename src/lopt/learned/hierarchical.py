@@ -198,12 +198,13 @@ class Hierarchical(AbstractController):
             logarithm = jnp.log(jnp.abs(param) + 1e-8)
             return grad[None], param[None], logarithm[None], momentum, rms, momentum * root, root
 
-        def rule(columns: Columns) -> tuple[Tensor, tuple[Scalar, ...]]:
+        def rule(weights: Theta, common: Tensor, columns: Columns) -> tuple[Tensor, list[Scalar]]:
             columns = columns if most is None else jnp.clip(columns, -most, most)
-            outputs, _ = self._rule().apply(theta["rule"], columns, common, ())
-            return scale(outputs), tuple(jnp.sum(row) for row in outputs[2:])
+            outputs, _ = self._rule().apply(weights, columns, common, ())
+            return scale(outputs), [jnp.sum(row) for row in outputs[2:]]
 
-        update, message = on_coordinates(columns, views, param, rule)
+        work = eqx.Partial(rule, theta["rule"], common)
+        update, message = on_coordinates(columns, views, param, work)
         return update, (views[2], views[3], jnp.stack(message) / param.size)
 
 

@@ -6,7 +6,6 @@ of one shape share a program. VeLO, the hierarchical optimizers and NNAdam are s
 
 import abc
 import itertools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -238,55 +237,36 @@ def on_coordinates(
 ) -> Any:
     """Returns what a rule makes of columns, each over its root mean square, a slab at a time.
 
-    Scalars that the rule returns are summed over coordinates.
+    Scalars that the rule returns are summed over coordinates. A rule that has arrays is a pytree of
+    them, such as `eqx.Partial`.
     """
-
-    def full(arguments: Any) -> list[Columns]:
-        views, like = arguments
-        return [jnp.broadcast_to(s, (len(s), *like.shape)) for s in columns(views)]
-
-    def sums(arguments: Any) -> list[tuple[Scalar, ...]]:
-        axes = tuple(range(1, param.ndim + 1))
-        return [tuple(jnp.sum(jnp.square(stack), axes)) for stack in full(arguments)]
-
-    def apply(arguments: Any) -> Any:
-        stacks = zip(full(arguments), factors, strict=True)
-        return rule(jnp.concatenate([s * f.reshape(-1, *(1,) * param.ndim) for s, f in stacks]))
-
-    totals = _map_slabs(sums, (views, param), param.shape)
-    factors = [jax.lax.rsqrt(1e-5 + jnp.stack(total) / param.size) for total in totals]
-    return _map_slabs(apply, (views, param), param.shape)
+    cut = tensors.slabs_of(param.shape, tensors.BLOCK_SIZE)
+    squares, _ = tensors.in_slabs(eqx.Partial(_squares, columns), (views, param), (), *cut)
+    factors = [jax.lax.rsqrt(1e-5 + square / param.size) for square in squares]
+    work = eqx.Partial(_apply, columns, factors, rule)
+    return tensors.in_slabs(work, (views, param), (), *cut)[0]
 
 
-def _map_slabs(function: Callable[[Any], Any], arrays: Any, shape: tuple[int, ...]) -> Any:
-    """Returns what an elementwise function makes of arrays with this shape in the end, in slabs.
+def _full(columns: Callable[..., Any], views: Any, like: Tensor) -> list[Columns]:
+    return [jnp.broadcast_to(s, (len(s), *like.shape)) for s in columns(views)]
 
-    Scalars that it returns are summed.
-    """
-    if math.prod(shape) <= tensors.BLOCK_SIZE:
-        return function(arrays)
-    axis, length, rows = tensors.slabs_of(shape, tensors.BLOCK_SIZE)
 
-    def slab(first: Any, rows: int) -> Any:
-        def cut(array: Array) -> Array:
-            varies = array.ndim >= len(shape) and array.shape[axis] == length
-            return jax.lax.dynamic_slice_in_dim(array, first, rows, axis) if varies else array
+def _squares(columns: Callable[..., Any], seen: Any, kept: tuple[()]) -> tuple[Any, tuple[()]]:
+    """Returns the sum over coordinates of the square of each feature."""
+    stacks = _full(columns, *seen)
+    return [jnp.sum(jnp.square(stack), range(1, stack.ndim)) for stack in stacks], kept
 
-        return function(jax.tree.map(cut, arrays))
 
-    def merged(array: Array) -> Array:
-        if array.ndim == 1:
-            return jnp.sum(array)
-        array = jnp.moveaxis(array, 0, axis - 1)
-        target = array.ndim + axis
-        return array.reshape(*array.shape[: target - 1], -1, *array.shape[target + 1 :])
-
-    firsts, rest = rows * jnp.arange(length // rows, dtype=jnp.int32), length % rows
-    done = jax.tree.map(merged, jax.lax.map(lambda first: slab(first, rows), firsts))
-    if not rest:
-        return done
-    last = slab(length - rest, rest)
-    return jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis) if a.ndim else a + b, done, last)
+def _apply(
+    columns: Callable[..., Any],
+    factors: list[Tensor],
+    rule: Callable[[Columns], Any],
+    seen: Any,
+    kept: tuple[()],
+) -> tuple[Any, tuple[()]]:
+    stacks = zip(_full(columns, *seen), factors, strict=True)
+    scaled = [s * f.reshape(-1, *(1,) * (s.ndim - 1)) for s, f in stacks]
+    return rule(jnp.concatenate(scaled)), kept
 
 
 def clipped_log(x: Array) -> Array:

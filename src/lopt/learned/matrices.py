@@ -10,9 +10,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
-from optax.contrib import MuonDimensionNumbers
+from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from lopt.core.types import Params
+from lopt.learned.safe_roots import with_safe_roots
 
 Matrices = Float[Array, "stack rows columns"]
 
@@ -100,3 +101,21 @@ class View(eqx.Module):
             return array.reshape(self.sizes[1:])
         back = sorted(range(len(self.order)), key=self.order.__getitem__)
         return array.reshape(self.shape).transpose(back)
+
+
+# Of Optax's Muon.
+COEFFICIENTS = 3.4445, -4.7750, 2.0315
+
+
+def orthogonalised(
+    matrices: Float[Array, "... rows columns"],
+    coefficients: Float[Array, "3"] | tuple[float, float, float] = COEFFICIENTS,
+) -> Float[Array, "... rows columns"]:
+    """Returns matrices with singular values near one, by five steps of Newton and Schulz."""
+    axes = MuonDimensionNumbers(-2, -1)
+    # Muon without momentum; Optax exports nothing smaller. It raises a decay to an integer power.
+    with jax.numpy_dtype_promotion("standard"):
+        muon = scale_by_muon(
+            tuple(coefficients), beta=0.0, nesterov=False, weight_dimension_numbers=axes
+        )
+        return with_safe_roots(lambda x: muon.update(x, muon.init(x))[0])(matrices)

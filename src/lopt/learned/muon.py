@@ -13,19 +13,17 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
-from optax import contrib
 from typing_extensions import override
 
 from lopt.core import tensors
 from lopt.core.learned import AbstractLearnedOptimizer, Tensor
 from lopt.core.types import Key, NumSteps, Params, Scalar, State, Theta, as_pytree
-from lopt.learned.matrices import MatrixAxes, View
+from lopt.learned.matrices import COEFFICIENTS, MatrixAxes, View, orthogonalised
 from lopt.learned.schedules import Time
 
 KINDS = ("matrix", "kernel", "vector", "embedding")
 FEATURES = ("g", "n", "s", "g/root", "n/root", "s/root", "n/factored")
 FACTORS = ("one", "progress", "early", "length", "depth", "agreement", "signal", "weight")
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Newton and Schulz's iteration, as in Optax
 ADAM = 0.2  # the rate of vectors, in rates of matrices
 LARGE = 2**20
 # Added to second moments: gradients far above its root, 1e-12, give updates that do not depend on
@@ -230,7 +228,7 @@ class _Tensor(eqx.Module):
             size = size * jnp.exp(theta["fans"][0 if growth > 0 else 1] * growth)
             coefficients = jnp.asarray(COEFFICIENTS, dtype)
             coefficients = coefficients * (1 + PER_COEFFICIENT * theta["coefficients"])
-            direction = _orthogonalised(direction, coefficients)
+            direction = orthogonalised(direction, coefficients)
         else:
             size = size * ADAM
         update = size * direction + jnp.asarray(self.decay, dtype) * param
@@ -263,16 +261,6 @@ def _of_run(time: Time, depth: int, dtype: Any) -> tuple[Scalar, ...]:
 def _unit(x: Tensor) -> Tensor:
     """Returns a tensor over its root mean square."""
     return x * jax.lax.rsqrt(jnp.mean(x * x) + TINY)
-
-
-def _orthogonalised(
-    matrix: Float[Array, "rows columns"], coefficients: Float[Array, "3"]
-) -> Float[Array, "rows columns"]:
-    """Returns a matrix with singular values near one, by five steps of Newton and Schulz."""
-    # Muon without momentum; Optax exports nothing smaller. It raises a decay to an integer power.
-    with jax.numpy_dtype_promotion("standard"):
-        muon = contrib.scale_by_muon(tuple(coefficients), beta=0.0, nesterov=False)
-        return muon.update(matrix, muon.init(matrix))[0]
 
 
 def muon_mlp(hidden: int = 8, learning_rate: Any = None, **fields: Any) -> MuonMLP:

@@ -102,10 +102,6 @@ class NominalRule(AbstractRule):
         return self.network.init(key)
 
     @override
-    def begin(self, theta: Theta, shape: tuple[int, ...]) -> State:
-        return ()
-
-    @override
     def apply(
         self, theta: Theta, columns: Columns, shared: Float[Array, " shared"], memory: State
     ) -> tuple[Columns, State]:

@@ -10,7 +10,7 @@ from lopt.core.checks import check_integer
 from lopt.core.coordinatewise import Coordinatewise
 from lopt.core.learned import AbstractFeatures
 from lopt.core.types import Params, State
-from lopt.learned.celo import AdamDirection, Celo2, Scheduled
+from lopt.learned.celo import AdamDirection, Celo2, LearnedSchedule
 from lopt.learned.features import TIME_SCALES, AdafactorFeatures, MomentumFeatures
 from lopt.learned.forms import check_value
 from lopt.learned.hierarchical import Hierarchical, NNAdam
@@ -164,7 +164,7 @@ def small_rnnprop(
     return rnnprop(features, (hidden,), dense, biases=2)
 
 
-def celo(hidden: int = 64) -> Scheduled:
+def celo(hidden: int = 64) -> LearnedSchedule:
     """Celo: a perceptron of 171 weights and an LSTM that schedules it; 35,808 weights.
 
     It needs the loss and the length of the run, and has no learning rate. Published weights have
@@ -172,25 +172,25 @@ def celo(hidden: int = 64) -> Scheduled:
 
     Reference: Moudgil et al. 2025, arXiv:2501.12670.
     """
-    return Scheduled(
+    return LearnedSchedule(
         Coordinatewise(VeLOFeatures(), MLP(30, (4, 4), 3), DirectionMagnitude()), hidden
     )
 
 
-def celo_adam(hidden: int = 64) -> Scheduled:
+def celo_adam(hidden: int = 64) -> LearnedSchedule:
     """Celo-Adam: Adam whose learning rate is the schedule of Celo.
 
     Reference: Moudgil et al. 2025, arXiv:2501.12670.
     """
-    return Scheduled(_adam("warmup_0.9", "warmup_0.999"), hidden, relative=False)
+    return LearnedSchedule(_adam("warmup_0.9", "warmup_0.999"), hidden, relative=False)
 
 
-def sinv6(hidden: int = 64) -> Scheduled:
+def sinv6(hidden: int = 64) -> LearnedSchedule:
     """Sinv6: Adam without bias correction, relative to the size of a tensor, and a schedule.
 
     Reference: the learned optimizer among the submissions to AlgoPerf 0.5.
     """
-    return Scheduled(_adam(), hidden, factor="clip")
+    return LearnedSchedule(_adam(), hidden, factor="clip")
 
 
 def _adam(*corrections: str) -> Coordinatewise:

@@ -58,10 +58,6 @@ class MLP(AbstractRule):
         return theta
 
     @override
-    def begin(self, theta: Theta, shape: tuple[int, ...]) -> State:
-        return ()
-
-    @override
     def apply(
         self, theta: Theta, columns: Columns, shared: Float[Array, " shared"], memory: State
     ) -> tuple[Columns, State]:

@@ -243,10 +243,11 @@ class VeLO(AbstractController):
         weights = jax.tree.map(lambda bank: jnp.tensordot(mixture, bank, 1), theta["bank"])
         nothing = jnp.zeros((0,), param.dtype)
 
-        def rule(columns: Columns) -> Tensor:
+        def rule(weights: Theta, columns: Columns) -> Tensor:
             return DirectionMagnitude()(MLP(30, (4, 4), 3).apply(weights, columns, nothing, ())[0])
 
-        update = on_coordinates(VeLOFeatures().columns, view, param, rule)
+        work = eqx.Partial(rule, weights)
+        update = on_coordinates(VeLOFeatures().columns, view, param, work)
         return control["step"][0] * root_mean_square(param) * update, views[1]
 
 
