@@ -241,10 +241,10 @@ class VeLO(AbstractController):
     def act(self, theta: Theta, views: Any, control: Any, param: Tensor, told: Any) -> Any:
         mixture, view = 100 * control["mixture"] / self.bank, views[0]
         weights = jax.tree.map(lambda bank: jnp.tensordot(mixture, bank, 1), theta["bank"])
-        nothing = jnp.zeros((0,), param.dtype)
 
         def rule(weights: Theta, columns: Columns) -> Tensor:
-            return DirectionMagnitude()(MLP(30, (4, 4), 3).apply(weights, columns, nothing, ())[0])
+            shared = jnp.zeros((0,), columns.dtype)
+            return DirectionMagnitude()(MLP(30, (4, 4), 3).apply(weights, columns, shared, ())[0])
 
         work = eqx.Partial(rule, weights)
         update = on_coordinates(VeLOFeatures().columns, view, param, work)
