@@ -20,6 +20,7 @@ from lopt.core.types import Scalar
 from lopt.experiment.runs.environment import cache_folder
 from lopt.experiment.runs.files import digest
 from lopt.experiment.trainings import Keys, dtype_of, trainings
+from lopt.learned.matrices import MatrixAxes
 from lopt.learned.presets import aggmo
 
 Values = Float[Array, " hyperparameter"]
@@ -101,8 +102,14 @@ def _of_rate(factory: Callable[..., Any], **fixed: Any) -> Callable[[Any, int], 
     return lambda values, num_steps: factory(values[0], **fixed)
 
 
-def _muon(rate: Any) -> optax.GradientTransformation:
-    return contrib.muon(rate, adam_learning_rate=0.1 * rate)
+def _muon(values: Any, num_steps: int) -> optax.GradientTransformation:
+    """Returns Muon with Adam for vectors and embeddings; matrices are (outputs, inputs)."""
+    rate = _schedule(values, num_steps)
+    return contrib.muon(
+        rate,
+        adam_learning_rate=lambda step: 0.1 * rate(step),
+        muon_weight_dimension_numbers=MatrixAxes("out_in"),
+    )
 
 
 def _schedule_free(values: Any, num_steps: int) -> optax.GradientTransformation:
@@ -130,10 +137,11 @@ _ROWS: dict[str, tuple[Any, ...]] = {
     "RMSProp": (_of_rate(optax.rmsprop), 1e-3),
     "AdamW, cosine": (_adam, 1e-3, 0.05, 0.0, 0.0, *_ADAM, 0.01, 0.0),
     "Lion": (_of_rate(optax.lion, weight_decay=0.0), 1e-4),
-    "Muon": (_of_rate(_muon), 0.01),
+    "Muon, cosine": (_muon, 0.01, 0.05, 0.0, 0.0),
     "schedule-free AdamW": (_schedule_free, 1e-3),
 }
 _MORE: dict[str, tuple[Any, ...]] = {
+    "Muon": (_muon, 0.01, *_NO_SCHEDULE),
     "Adam, inverse time": (_decaying, 1e-3, 10.0, 1.0, 0.0),
     "Adam, inverse root": (_decaying, 1e-3, 100.0, 0.5, 0.0),
     "Adam, linear": (_decaying, 1e-3, 0.0, 0.0, 1.0),

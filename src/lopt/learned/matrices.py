@@ -22,19 +22,22 @@ class MatrixAxes(eqx.Module):
     """Which axes of each tensor make a matrix: dimension numbers for `optax.contrib.muon`, too.
 
     Those of higher rank than two are kernels of convolutions: one axis is the output, the last or
-    the first, and all others are read. Vectors, scalars and embeddings, by name, are no matrices.
+    the first, and all others are read. Vectors and scalars are no matrices, nor, by name, are
+    embeddings, biases and the like of any rank.
 
     Attributes:
         layout: "in_out" as in Flax, Haiku, Keras and Optax; "out_in" as in Equinox and PyTorch.
         stacked: names of keys or attributes below which every tensor has one more axis in front,
             as layers have that are stacked for a scan; one for each name on the path.
-        embeddings: what is below a key or attribute whose name contains one of these words is
-            an embedding.
+        vectors: what is below a key or attribute whose name contains one of these words is no
+            matrix.
     """
 
     layout: str = eqx.field(static=True, default="in_out")
     stacked: tuple[str, ...] = eqx.field(static=True, default=())
-    embeddings: tuple[str, ...] = eqx.field(static=True, default=("embed", "position"))
+    vectors: tuple[str, ...] = eqx.field(
+        static=True, default=("embed", "position", "bias", "scale", "shift")
+    )
 
     def __check_init__(self) -> None:
         if self.layout not in ("in_out", "out_in"):
@@ -46,8 +49,8 @@ class MatrixAxes(eqx.Module):
         def one(path: Any, leaf: Array) -> MuonDimensionNumbers | None:
             names = [jax.tree_util.keystr((key,), simple=True) for key in path]
             first = sum(name in self.stacked for name in names)
-            embeds = any(word in name.lower() for word in self.embeddings for name in names)
-            if embeds or jnp.ndim(leaf) - first < 2:
+            vector = any(word in name.lower() for word in self.vectors for name in names)
+            if vector or jnp.ndim(leaf) - first < 2:
                 return None
             axes = tuple(range(first, jnp.ndim(leaf)))
             if self.layout == "in_out":

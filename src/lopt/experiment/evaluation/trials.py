@@ -31,7 +31,7 @@ from lopt.experiment.runs.run import printed
 from lopt.experiment.trainings import OverDevices, drawn, dtype_of, stream
 
 # The version of the protocol: results of another one are not used again.
-FORMAT = 2
+FORMAT = 3
 SEEDS = ("validation", "report")
 OBJECTIVES = ("train", "held_out")
 # Hyperparameters that are trained side by side.

@@ -24,7 +24,7 @@ PALETTE = {
     "learned (11 trials)": "#7f0000",
     "RMSProp": "#637939",
     "AdamW, cosine": "#17becf",
-    "Muon": "#ff7f0e",
+    "Muon, cosine": "#ff7f0e",
     "schedule-free AdamW": "#393b79",
     "OptList": "#e377c2",
     "gradients": "#000000",
