@@ -10,10 +10,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
-from optax.contrib import MuonDimensionNumbers, scale_by_muon
+from optax.contrib import MuonDimensionNumbers
 
 from lopt.core.types import Params
-from lopt.learned.safe_roots import with_safe_roots
 
 Matrices = Float[Array, "stack rows columns"]
 
@@ -114,11 +113,19 @@ def orthogonalised(
     matrices: Float[Array, "... rows columns"],
     coefficients: Float[Array, "3"] | tuple[float, float, float] = COEFFICIENTS,
 ) -> Float[Array, "... rows columns"]:
-    """Returns matrices with singular values near one, by five steps of Newton and Schulz."""
-    axes = MuonDimensionNumbers(-2, -1)
-    # Muon without momentum; Optax exports nothing smaller. It raises a decay to an integer power.
-    with jax.numpy_dtype_promotion("standard"):
-        muon = scale_by_muon(
-            tuple(coefficients), beta=0.0, nesterov=False, weight_dimension_numbers=axes
-        )
-        return with_safe_roots(lambda x: muon.update(x, muon.init(x))[0])(matrices)
+    """Returns matrices with singular values near one, by five steps of Newton and Schulz.
+
+    It computes what `optax.contrib.muon` does. The norm is taken of the product that is needed
+    anyway: XLA would compute the matrices twice, the second time slowly, for a sum of squares.
+    """
+    if matrices.shape[-2] > matrices.shape[-1]:
+        return orthogonalised(matrices.mT, coefficients).mT
+    product = matrices @ matrices.mT
+    square = jnp.trace(product, axis1=-2, axis2=-1)[..., None, None]
+    scale = jax.lax.rsqrt(square + 1e-16)
+    matrices, product = scale * matrices, scale * scale * product
+    first, third, fifth = coefficients
+    for step in range(5):
+        product = matrices @ matrices.mT if step else product
+        matrices = first * matrices + (third * product + fifth * product @ product) @ matrices
+    return matrices

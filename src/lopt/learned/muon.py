@@ -214,14 +214,12 @@ class _Tensor(eqx.Module):
             rows = rows / (jnp.mean(rows) + TINY)
             over_factored = jax.lax.rsqrt(rows + TINY) * jax.lax.rsqrt(columns + TINY)
             scaled = [_unit(x) for x in (*scaled, nesterov * over_factored)]
-        features = jnp.stack([*plain, *scaled])
+        features = [*plain, *scaled]
         factors = self._factors(plain, nesterov, variance, param)
-
         linear, gates = (rule[name] @ factors for name in ("linear", "gates"))
-        weights = jnp.concatenate([rule["odd"], linear[None]])[:, : len(features)]
-        # Products of matrices: sums written out take twice as long where many thetas differ.
-        units = jnp.tensordot(weights, features, 1)
-        direction = units[-1] + jnp.tensordot(gates, jnp.tanh(units[:-1]), 1)
+        # Sums are written out: products of matrices with an axis of seven take four times as long.
+        units = [jnp.tanh(_sum(weights, features)) for weights in rule["odd"]]
+        direction = _sum(linear, features) + _sum(gates, units)
         size = jnp.exp(PER_SIZE * jnp.dot(theta["sizes"][self.view.kind], factors))
         if matrix:
             growth = math.log(self.view.fan_out / self.view.fan_in)
@@ -256,6 +254,11 @@ def _of_run(time: Time, depth: int, dtype: Any) -> tuple[Scalar, ...]:
         done, length = time.step.astype(dtype) / steps, jnp.log(steps / 1000) / 2
     deep = jnp.asarray(math.log(depth / 2) / 2, dtype)
     return jnp.ones((), dtype), done - 0.5, jnp.exp(-10 * done), length, deep
+
+
+def _sum(weights: Float[Array, " term"], terms: list[Tensor]) -> Tensor:
+    """Returns a weighted sum of the terms that there are."""
+    return sum(weight * term for weight, term in zip(weights, terms, strict=False))
 
 
 def _unit(x: Tensor) -> Tensor:
