@@ -79,7 +79,7 @@ class MuonMLP(AbstractLearnedOptimizer):
     weight_decay: float = 0.0
     weight_decay_mask: Callable[[Params], Any] | None = eqx.field(static=True, default=None)
     axes: Callable[[Params], Any] = eqx.field(static=True, default=MatrixAxes())
-    peak: float = eqx.field(static=True, default=0.02)
+    peak: float = eqx.field(static=True, default=0.05)
     warmup: float = eqx.field(static=True, default=0.05)
 
     @property

@@ -28,33 +28,36 @@ from lopt.experiment.settings import FIELD, POSITIVE, check
 from lopt.learned import MatrixAxes, muon_mlp
 
 STEPS_PER_MINUTE = 120  # of meta-training, on two cores, with the defaults below
+ESTIMATORS = {"nres": lopt.NRES, "pes": lopt.PES}
 ACTIVATIONS = (jax.nn.relu, jnp.tanh, jax.nn.gelu)
 
 
 class RampedLogLoss(eqx.Module):
-    """3 ((t + 1) / num_steps)^2 times log(loss + 0.001), at most 1 and 1 where it is not finite.
+    """3 ((t + 1) / num_steps)^2 times log(loss + 0.002), at most 1 and 1 where it is not finite.
 
     For losses that are one at the start: halving any of them counts the same, until it is small,
-    and the end of the run counts most.
+    and the end of the run counts most. Runs of any length count the same, as the weight is
+    multiplied by 500 / num_steps: a long one is seen in as many more windows.
 
     Attributes:
         held_out: the share of the loss on fresh examples of "valid_inner", after the step.
     """
 
-    held_out: float = eqx.field(static=True, default=0.3)
+    held_out: float = eqx.field(static=True, default=0.5)
 
     def __call__(self, task: AbstractTask, step: Step, num_steps: Int[Array, ""]) -> Scalar:
         """Returns the weighted logarithm."""
 
         def log(loss: Scalar) -> Scalar:
             loss = jnp.where(jnp.isfinite(loss), loss, math.e)
-            return jnp.minimum(jnp.log(jnp.maximum(loss, 0) + 0.001), 1)
+            return jnp.minimum(jnp.log(jnp.maximum(loss, 0) + 0.002), 1)
 
         share, value = self.held_out, log(step.loss)
         if share:
             fresh = log(lopt.validation_loss(task, step, num_steps))
             value = (1 - share) * value + share * fresh
-        return 3 * ((step.step + 1) / num_steps).astype(value.dtype) ** 2 * value
+        length = num_steps.astype(value.dtype)
+        return 1500 / length * ((step.step + 1) / length) ** 2 * value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,14 +69,15 @@ class Recipe:
     shortest: int = 100  # inner steps of the shortest episode.
     longest: int = 3000  # of the longest; lengths are log-uniform between the two.
     truncation: int = 50  # inner steps per outer step; divides the longest.
+    estimator: str = "nres"  # of the meta-gradient: nres, or pes.
     sigma: float = 0.02  # perturbation of theta.
-    particles: int = 30  # pairs of episodes side by side, shared equally among architectures.
-    learning_rate: float = 0.005  # of the outer Adam; falls to zero along a cosine.
+    particles: int = 20  # pairs of episodes side by side, shared equally among architectures.
+    learning_rate: float = 0.006  # of the outer Adam; falls to zero along a cosine.
     gradient_clip: float = 1.0  # the largest norm of a meta-gradient.
     depths: tuple[int, ...] = (1, 2, 4)  # hidden layers of the perceptrons.
     width: int = 32  # units of each at most, with one layer twice as many; as few as half.
     batch_size: int = 64  # images per inner step at most; as few as an eighth.
-    held_out: float = 0.3  # share of the objective that is of held-out examples.
+    held_out: float = 0.5  # share of the objective that is of held-out examples.
     unit: float = 3.0  # parameters are in units drawn between one over this and this.
     # besides digits; by default those of mnist and fashion_mnist whose files are found.
     datasets: tuple[str, ...] = dataclasses.field(default_factory=found_here)
@@ -104,7 +108,7 @@ class Recipe:
         )
         inner = lopt.InnerTraining(drawn, learned, self.longest, RampedLogLoss(self.held_out))
         lengths = LogUniformHorizon(self.shortest, self.longest)
-        one = lopt.PES(inner, self.truncation, self.sigma, schedule=lengths)
+        one = ESTIMATORS[self.estimator](inner, self.truncation, self.sigma, schedule=lengths)
         meta = lopt.Mean(one, self.particles)
         steps = max(1, round(self.budget * STEPS_PER_MINUTE))
         outer = optax.chain(
