@@ -111,8 +111,10 @@ class MuonMLP(AbstractLearnedOptimizer):
 
     @override
     def begin(self, theta: Theta, params: Params, num_steps: NumSteps = None) -> MuonMLPState:
-        zeros = jax.tree.map(lambda leaf: jnp.zeros_like(tensors.as_tensor(leaf)), params)
-        return MuonMLPState(Time.of(0, num_steps), zeros, zeros, zeros)
+        def zeros() -> Params:  # arrays of their own, so that they may be donated
+            return jax.tree.map(lambda leaf: jnp.zeros_like(tensors.as_tensor(leaf)), params)
+
+        return MuonMLPState(Time.of(0, num_steps), zeros(), zeros(), zeros())
 
     @override
     def update(

@@ -57,7 +57,8 @@ class RampedLogLoss(eqx.Module):
             fresh = log(lopt.validation_loss(task, step, num_steps))
             value = (1 - share) * value + share * fresh
         length = num_steps.astype(value.dtype)
-        return 1500 / length * ((step.step + 1) / length) ** 2 * value
+        done = (step.step + 1).astype(value.dtype) / length
+        return 1500 / length * done**2 * value
 
 
 @dataclasses.dataclass(frozen=True)
