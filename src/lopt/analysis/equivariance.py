@@ -8,6 +8,7 @@ import numpy as np
 import optax
 
 from lopt.analysis.dynamics.script import scripted_updates
+from lopt.core.checks import check_integer
 from lopt.core.types import Key, Params
 
 SHAPES = {"square": (4, 4), "oblong": (3, 5), "kernel": (3, 3, 2, 4), "vector": (5,)}
@@ -47,6 +48,7 @@ def equivariances(
         >>> [name for name, defect in found.items() if defect > 0.01]
         ['left rotation', 'right rotation', 'scale-proportional']
     """
+    check_integer("equivariances", "num_steps", num_steps, hint=5)
     if params is None:
         params = {name: jnp.zeros(shape) for name, shape in SHAPES.items()}
     leaves, structure = jax.tree.flatten(params)

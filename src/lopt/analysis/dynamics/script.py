@@ -11,7 +11,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from lopt.analysis.dynamics.checks import (
     check_array,
@@ -52,7 +52,7 @@ class ScriptedGradients(AbstractGradientEstimator):
 
 def scripted_updates(
     optimizer: optax.GradientTransformation,
-    grads: Params,
+    grads: PyTree[Float[Array, "time ..."]],
     params: Params | None = None,
     losses: Float[Array, " loss"] | None = None,
 ) -> Params:
