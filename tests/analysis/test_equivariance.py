@@ -1,6 +1,5 @@
 """The symmetries of update rules that are known in closed form."""
 
-import jax
 import jax.numpy as jnp
 import optax
 import pytest

@@ -1,6 +1,7 @@
 """Symmetries of update rules, whatever the loss: what moving the gradients does to the updates."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from lopt.core.types import Key, Params
 
 SHAPES = {"square": (4, 4), "oblong": (3, 5), "kernel": (3, 3, 2, 4), "vector": (5,)}
 Tensors = list[np.ndarray]
+Pairs = list[tuple[np.ndarray, np.ndarray]]
 
 
 def equivariances(
@@ -51,6 +53,7 @@ def equivariances(
     check_integer("equivariances", "num_steps", num_steps, hint=5)
     if params is None:
         params = {name: jnp.zeros(shape) for name, shape in SHAPES.items()}
+    structure: Any
     leaves, structure = jax.tree.flatten(params)
     random = np.random.default_rng(np.asarray(jax.random.key_data(key)))
     # The first of each is the param, the others are gradients.
@@ -83,16 +86,17 @@ def equivariances(
             there = [move(x) if h else x for x, h in zip(drawn, here, strict=True)]
             rule = transposed if transposed and name.endswith("transpose") else optimizer
             pairs = zip(updates(there, rule, 1.0), plain, here, strict=True)
-            found[name] = _defect((after, move(before)) for after, before, h in pairs if h)
-    free, proportional = [], []
+            found[name] = _defect([(after, move(before)) for after, before, h in pairs if h])
+    free: Pairs = []
+    proportional: Pairs = []
     for c in (1e-3, 1e3):
         scaled = updates([np.concatenate([x[:1], c * x[1:]]) for x in drawn], optimizer, c)
         free += zip(scaled, plain, strict=True)
-        proportional += ((after, c * before) for after, before in zip(scaled, plain, strict=True))
+        proportional += zip(scaled, [c * before for before in plain], strict=True)
     return found | {"scale-free": _defect(free), "scale-proportional": _defect(proportional)}
 
 
-def _defect(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
+def _defect(pairs: Pairs) -> float:
     """Returns the relative distance of the pair of tensors where it is largest."""
     norm, tiny = np.linalg.norm, np.finfo(float).tiny
     each = [2**0.5 * norm(a - b) / (np.hypot(norm(a), norm(b)) + tiny) for a, b in pairs]

@@ -4,7 +4,7 @@ The estimator of a run returns gradients from a list instead of a derivative, so
 is measured as engineers measure filters, through `lopt.unroll` as everything else.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal
 
 import equinox as eqx
@@ -14,7 +14,6 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree
 
 from lopt.analysis.dynamics.checks import (
-    check_array,
     check_optimizer,
     check_same_trees,
     needs_value,
@@ -139,22 +138,9 @@ def responses(
     """Returns the updates of a single coordinate, from zero, for each of several signals.
 
     Raises:
-        TypeError: if `optimizer` is none, or `signals` are no arrays by name.
-        ValueError: if the optimizer needs a loss value and gets none, or a signal is not a number
-            for each step.
+        TypeError: if `optimizer` is none.
+        ValueError: if the optimizer needs a loss value and gets none.
     """
-    if not isinstance(signals, Mapping):
-        raise TypeError(
-            f"responses(signals) must be arrays by name, and is a {type(signals).__name__}; try "
-            '{"impulse": signal("impulse", 50)}.'
-        )
-    for name, grads in signals.items():
-        check_array("responses", f"signals[{name!r}]", grads)
-        if grads.ndim != 1:
-            raise ValueError(
-                f"responses(signals[{name!r}]) must have one number for each step, and has shape "
-                f'{grads.shape}; try signal("impulse", 50).'
-            )
     return {
         name: scripted_updates(optimizer, grads[:, None], losses=losses)[:, 0]
         for name, grads in signals.items()

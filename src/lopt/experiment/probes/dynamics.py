@@ -333,8 +333,7 @@ def add_features(
         return
     steps, rows = report.settings["steps"], report.settings["rows"]
     state, task = begin(inner.tasks, optax.set_to_zero(), run_key), drawn(inner.tasks, run_key)
-    at = (learned, theta, state.params, state.key)
-    inputs = dynamics.recorded_inputs(task, *at, steps, coordinates=32)
+    inputs = dynamics.recorded_inputs(task, learned, theta, state.params, state.key, steps, 32)
     # Slopes and spreads are of more inputs than curves, of which nobody sees a thousand.
     chosen = jax.random.permutation(key, len(inputs.columns))[: 10 * rows]
     many = jax.tree.map(lambda leaf: leaf[chosen], inputs)

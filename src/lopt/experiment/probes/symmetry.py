@@ -77,9 +77,8 @@ def probe_symmetry(run: Run, settings: SymmetrySettings) -> Report:
             replayed.append(next(parts))
     head = {"run": run.name, **dataclasses.asdict(settings), "steps": steps}
     report = Report(f"The symmetries that {run.name} breaks", head)
-    rows: list[dict[str, Cell]]
-    rows = [{"symmetry": one, **{n: rules[n][one] for n in rules}} for one in rules["SGD"]]
-    report.table("Symmetries of update rules, and by how much each is missed", rows)
+    missed = [{"symmetry": one, **{n: rules[n][one] for n in rules}} for one in rules["SGD"]]
+    report.table("Symmetries of update rules, and by how much each is missed", missed)
     _meta_testing(report, found, trained, rates)
     report.heading("Meta-training")
     early = {name: trained[name]["early"] for name in REFERENCES}
@@ -94,7 +93,7 @@ def probe_symmetry(run: Run, settings: SymmetrySettings) -> Report:
     )
     style: dict[str, Any] = {"steps": range(again), "points": again, "xlabel": "outer step"}
     report.add(_figure("meta_training", generators, early, caption, **style))
-    rows = [
+    rows: list[dict[str, Cell]] = [
         {"outer step": n, **{g.name: measured(one["early"][g.name].cosine) for g in generators}}
         for n, one in kept.items()
     ]
