@@ -1,5 +1,6 @@
 """Symmetries of update rules, whatever the loss: what moving the gradients does to the updates."""
 
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,6 @@ from lopt.core.types import Key, Params
 
 SHAPES = {"square": (4, 4), "oblong": (3, 5), "kernel": (3, 3, 2, 4), "vector": (5,)}
 Tensors = list[np.ndarray]
-Pairs = list[tuple[np.ndarray, np.ndarray]]
 
 
 def equivariances(
@@ -39,8 +39,8 @@ def equivariances(
     Args:
         optimizer: any; `learned.optimizer(theta, num_steps)` of a learned one.
         key: of params and gradients, which are normal, and of what moves them.
-        params: of the shapes to measure on; by default a square, an oblong, a kernel and a vector.
-            Moves of none of them are left out.
+        params: of the shapes to measure on, by default those of `SHAPES`. Moves of none of them are
+            left out.
         num_steps: of the run. Params move by the updates.
         transposed: the same rule for transposed matrices, if it is told which axis is the input.
 
@@ -66,7 +66,7 @@ def equivariances(
         found = scripted_updates(rule, grads, first, losses)
         return [np.asarray(leaf, float) for leaf in jax.tree.leaves(found)]
 
-    plain, found = updates(drawn, optimizer, 1.0), {}
+    plain = updates(drawn, optimizer, 1.0)
     sizes = {size for leaf in leaves for size in leaf.shape[-2:]}
     orders = {size: random.permutation(size) for size in sizes}
     turns = {size: np.linalg.qr(random.normal(size=(size, size)))[0] for size in sizes}
@@ -80,24 +80,21 @@ def equivariances(
         "square transpose": (lambda *s: len(s) == 2 and s[0] == s[1], lambda x: x.swapaxes(1, 2)),
         "oblong transpose": (lambda *s: len(s) == 2 and s[0] != s[1], lambda x: x.swapaxes(1, 2)),
     }
+    pairs: dict[str, list[tuple[np.ndarray, np.ndarray]]] = defaultdict(list)
     for name, (has, move) in moves.items():
         here = [has(*leaf.shape) for leaf in leaves]
         if any(here):
             there = [move(x) if h else x for x, h in zip(drawn, here, strict=True)]
             rule = transposed if transposed and name.endswith("transpose") else optimizer
-            pairs = zip(updates(there, rule, 1.0), plain, here, strict=True)
-            found[name] = _defect([(after, move(before)) for after, before, h in pairs if h])
-    free: Pairs = []
-    proportional: Pairs = []
+            after = zip(updates(there, rule, 1.0), plain, here, strict=True)
+            pairs[name] = [(a, move(b)) for a, b, h in after if h]
     for c in (1e-3, 1e3):
         scaled = updates([np.concatenate([x[:1], c * x[1:]]) for x in drawn], optimizer, c)
-        free += zip(scaled, plain, strict=True)
-        proportional += zip(scaled, [c * before for before in plain], strict=True)
-    return found | {"scale-free": _defect(free), "scale-proportional": _defect(proportional)}
+        pairs["scale-free"] += zip(scaled, plain, strict=True)
+        pairs["scale-proportional"] += zip(scaled, [c * x for x in plain], strict=True)
 
+    def defect(a: np.ndarray, b: np.ndarray) -> float:
+        lengths = np.hypot(np.linalg.norm(a), np.linalg.norm(b))
+        return 2**0.5 * np.linalg.norm(a - b) / (lengths + np.finfo(float).tiny)
 
-def _defect(pairs: Pairs) -> float:
-    """Returns the relative distance of the pair of tensors where it is largest."""
-    norm, tiny = np.linalg.norm, np.finfo(float).tiny
-    each = [2**0.5 * norm(a - b) / (np.hypot(norm(a), norm(b)) + tiny) for a, b in pairs]
-    return float(np.max(each))
+    return {name: float(np.max([defect(*p) for p in each])) for name, each in pairs.items()}
