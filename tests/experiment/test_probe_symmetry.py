@@ -135,6 +135,14 @@ def test_gradients_and_sgd_keep_what_momentum_and_adam_break(normalised):
     assert normalised[SCALE]["momentum"][0] > 1e-3
 
 
+def test_rules_are_compared_with_themselves_on_moved_gradients(report):
+    parts = [part for part in report["parts"] if "rules" in part.get("table", "")]
+    missed = {row["symmetry"]: row for row in parts[0]["rows"]}
+    assert set(missed["odd"]) == {"symmetry", "learned", "SGD", "momentum", "Adam", "Lion"}
+    assert max(missed["odd"][name] for name in ("learned", "SGD", "Adam", "Lion")) < 1e-6
+    assert missed["left rotation"]["momentum"] < 1e-6 < 0.1 < missed["left rotation"]["Adam"]
+
+
 def test_units_cancel_in_signed_sums_only(figures, normalised):
     for symmetry_name in normalised:
         figure = figures["nearly.png" if symmetry_name == SCALE else "deviations.png"]

@@ -1,6 +1,7 @@
 """Analyses: what optimizers do, and what limits those that are learned."""
 
 from lopt.analysis import dynamics, symmetry
+from lopt.analysis.equivariance import equivariances
 from lopt.analysis.horizon import (
     ExcessLoss,
     Fit,
@@ -75,6 +76,7 @@ __all__ = [
     "constant_schedule",
     "dynamics",
     "effective_rate_ratio",
+    "equivariances",
     "excess_loss",
     "expected_loss",
     "expected_losses",

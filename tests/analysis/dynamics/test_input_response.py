@@ -160,7 +160,3 @@ def test_bad_input_is_named(key):
     assert jnp.isfinite(columns[:, 0]).all()
     with pytest.raises(ValueError, match="coordinates=0"):
         recorded_inputs(Nested(), learned, theta, Nested().init(key), key, 2, coordinates=0)
-    with pytest.raises(TypeError, match=r"given_inputs\(theta\).*is a tuple; try learned\.init"):
-        given_inputs(learned, (jnp.ones(2),))
-    with pytest.raises(TypeError, match=r"response_curves\(theta\) must be the weights of the"):
-        response_curves(learned, {"w": jnp.ones(2)}, inputs, "gradient", jnp.ones(2))

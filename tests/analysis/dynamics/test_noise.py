@@ -14,7 +14,6 @@ from lopt.analysis.dynamics import (
     noise_samples,
     tail_index,
 )
-from lopt.analysis.dynamics.checks import check_array
 
 
 def stable(alpha, shape, seed=0):
@@ -159,10 +158,3 @@ def test_bad_input_is_named(key):
         tail_index(np.tile([1.0, -1.0], (8, 4)))
     with pytest.raises(ValueError, match="not one number of samples"):
         flatten_samples({"a": np.ones((3, 2)), "b": np.ones((4, 2))})
-    samples = noise_samples(task, optax.sgd(0.1), state, key, 4)
-    with pytest.raises(TypeError, match=r"all Samples; try their grads|Samples"):
-        noise_of(samples)
-    # Under the tests' type checker neither arrives at those that take arrays.
-    for value in ([[1.0, 2.0], [3.0, 4.0]], np.array([["a"], ["b"]])):
-        with pytest.raises(TypeError, match=r"tail_index\(noise\) must be an array of numbers"):
-            check_array("tail_index", "noise", value)

@@ -69,7 +69,7 @@ def test_bad_input_is_named():
     grads = jnp.ones((3, 2))
     with pytest.raises(TypeError, match="optimizer"):
         scripted_updates(lopt.small_mlp(), grads)
-    with pytest.raises(ValueError, match=r"params\) has shape \(3,\)"):
+    with pytest.raises(ValueError, match=r"grads has shape \(2,\), but in params"):
         scripted_updates(optax.sgd(0.1), grads, jnp.ones(3))
     with pytest.raises(ValueError, match=r"losses\) has shape \(2,\)"):
         scripted_updates(optax.sgd(0.1), grads, losses=jnp.ones(2))

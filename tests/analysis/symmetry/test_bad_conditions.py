@@ -26,7 +26,6 @@ from lopt.analysis.symmetry import (
     symmetries,
     translation,
 )
-from lopt.analysis.symmetry.laws import check_law
 
 PARAMS = {"w": jnp.ones((3, 2), jnp.float32)}
 SGD = optax.sgd(0.1)
@@ -135,8 +134,6 @@ def test_a_missing_loss_value_is_named():
 
 def test_what_laws_and_ranks_cannot_use_is_refused(key):
     shift = translation(PARAMS, "['w']")
-    with pytest.raises(ValueError, match="must be a HeavyBall"):
-        check_law("exact_law", shift, optax.sgd(0.1))
     with pytest.raises(ValueError, match=r"threshold=5\.0"):
         missing_ranks(lopt.tasks.Rosenbrock(), key, (), threshold=5.0)
     with pytest.raises(ValueError, match="at least one symmetry"):

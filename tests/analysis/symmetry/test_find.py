@@ -20,7 +20,6 @@ from lopt.analysis.symmetry import (
     translation,
     unit_map,
 )
-from lopt.analysis.symmetry.deviation import check_sequence
 from lopt.analysis.symmetry.structure import layers_of
 
 
@@ -285,8 +284,6 @@ def test_one_of_others_with_the_name_of_a_different_one_is_refused(key):
     other = translation(params, W2, name="squares")
     with pytest.raises(ValueError, match=r"named 'squares'"):
         symmetries(task, key, others=[named, other])
-    with pytest.raises(ValueError, match=r"the single symmetry 'squares'; try .*: \(symmetry,\)"):
-        check_sequence("symmetries", "others", named)
 
 
 def square(model, batch):

@@ -108,13 +108,6 @@ class AlignmentRecord(eqx.Module):
 
     companions: Companions
 
-    def __check_init__(self) -> None:
-        if not isinstance(self.companions, Companions):
-            raise TypeError(
-                f"AlignmentRecord(companions) must be Companions, and is a "
-                f"{type(self.companions).__name__}; try Companions(optimizer, reference_rules())."
-            )
-
     def __call__(self, step: Step) -> dict[str, Alignment]:
         """Returns the alignment of this step's updates with those of each companion."""
         found = self.companions.updates(step)

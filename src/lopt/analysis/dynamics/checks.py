@@ -123,22 +123,6 @@ def needs_value(optimizer: optax.GradientTransformation, params: Params) -> bool
     return False
 
 
-def check_array(owner: str, field: str, value: Any) -> None:
-    """Refuses what is not an array of real numbers.
-
-    Raises:
-        TypeError: naming the field.
-    """
-    known = isinstance(value, (jax.Array, np.ndarray))
-    if not known or not (
-        jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)
-    ):
-        found = f"has dtype {value.dtype}" if known else f"is a {type(value).__name__}"
-        raise TypeError(
-            f"{owner}({field}) must be an array of numbers, and {found}; try numpy.asarray of it."
-        )
-
-
 def check_same_trees(owner: str, one: str, first: PyTree, other: str, second: PyTree) -> None:
     """Refuses two pytrees of arrays that differ in structure or shapes.
 

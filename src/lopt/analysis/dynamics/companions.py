@@ -5,7 +5,6 @@ what differs between them is the rule and not the path. They travel in the optim
 `lopt.unroll` remains the only loop.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
@@ -41,11 +40,6 @@ class Companions(eqx.Module):
 
     def __check_init__(self) -> None:
         check_optimizer("Companions", "trains", self.trains)
-        if not isinstance(self.others, Mapping):
-            raise TypeError(
-                f"Companions(others) must be optimizers by name, and is a "
-                f"{type(self.others).__name__}; try {{'Adam': optax.adam(1e-3)}}."
-            )
         if not self.others:
             raise ValueError("Companions(others={}) must name one at least; try reference_rules().")
         for name, other in self.others.items():

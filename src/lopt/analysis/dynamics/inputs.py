@@ -49,9 +49,6 @@ class InputRecord(eqx.Module):
     theta: Theta
     coordinates: Int[Array, " coordinate"]
 
-    def __check_init__(self) -> None:
-        check_coordinatewise("InputRecord", self.learned)
-
     def __call__(self, step: Step) -> InputRows:
         """Returns the inputs at this step, a row for each of the coordinates."""
         inputs = self.learned.inputs(self.theta, step.grads, step.opt_state, step.params)
@@ -86,10 +83,8 @@ def recorded_inputs(
         A row for each step and coordinate, all those of a step together.
 
     Raises:
-        TypeError: if `learned` is not coordinatewise, or `key` is no key.
+        TypeError: if `key` is no key.
     """
-    check_coordinatewise("recorded_inputs", learned)
-    check_theta("recorded_inputs", theta)
     check_key("recorded_inputs", key)
     check_integer("recorded_inputs", "coordinates", coordinates, hint=64)
     total = sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -113,16 +108,8 @@ def given_inputs(
     square over the tensor.
 
     Raises:
-        TypeError: if `learned` is not coordinatewise.
         ValueError: if it has no feature of such a name.
     """
-    check_coordinatewise("given_inputs", learned)
-    check_theta("given_inputs", theta)
-    if features is not None and not isinstance(features, Mapping):
-        raise TypeError(
-            f"given_inputs(features) must be numbers by name, and is a {type(features).__name__}; "
-            f"try {{{learned.features.names()[0]!r}: 1.0}}."
-        )
     columns, shared, _ = input_sizes(learned, theta)
     dtype = _dtype(theta)
     row = jnp.zeros(columns + shared, dtype)
@@ -156,46 +143,12 @@ def feature_place(owner: str, learned: Coordinatewise, name: str) -> int:
     return names.index(name)
 
 
-def check_coordinatewise(owner: str, learned: Any) -> None:
-    """Refuses an optimizer whose rule and features are not apart.
+def check_inputs(owner: str, learned: Coordinatewise, theta: Theta, inputs: InputRows) -> None:
+    """Refuses rows of inputs that are not this optimizer's.
 
     Raises:
-        TypeError: naming the owner.
-    """
-    if not isinstance(learned, Coordinatewise):
-        raise TypeError(
-            f"{owner}(learned={learned}) must be a lopt.Coordinatewise, whose rule has features by "
-            "name; of any other optimizer, try scripted_updates."
-        )
-
-
-def check_theta(owner: str, theta: Any) -> None:
-    """Refuses what are not the weights of a coordinatewise optimizer, such as a network's.
-
-    Raises:
-        TypeError: naming the owner.
-    """
-    if not isinstance(theta, Mapping) or "rule" not in theta:
-        raise TypeError(
-            f"{owner}(theta) must be the weights of the learned optimizer, and is a "
-            f"{type(theta).__name__}; try learned.init(key), or those of a run."
-        )
-
-
-def check_inputs(owner: str, learned: Any, theta: Theta, inputs: InputRows) -> None:
-    """Refuses inputs that are not rows of this optimizer's.
-
-    Raises:
-        TypeError: if the optimizer is not coordinatewise, or `inputs` are none.
         ValueError: if widths differ, or if there are no rows.
     """
-    check_coordinatewise(owner, learned)
-    check_theta(owner, theta)
-    if not isinstance(inputs, InputRows):
-        raise TypeError(
-            f"{owner}(inputs) must be InputRows, and is a {type(inputs).__name__}; try "
-            "recorded_inputs(...) or given_inputs(learned, theta)."
-        )
     expected = input_sizes(learned, theta)
     found = tuple(part.shape[-1] for part in (inputs.columns, inputs.shared, inputs.memory))
     if found != expected or inputs.columns.ndim != 2:

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from lopt.analysis.dynamics.checks import check_array, check_optimizer
+from lopt.analysis.dynamics.checks import check_optimizer
 from lopt.core.checks import check_integer, check_key, is_real
 from lopt.core.estimator import AbstractGradientEstimator
 from lopt.core.types import Key, Params
@@ -76,22 +76,12 @@ def noise_samples(
         num: how many, at least 2.
 
     Raises:
-        TypeError: if `estimator`, `optimizer`, `state` or `key` is none.
+        TypeError: if `optimizer` or `key` is none.
         ValueError: if `num` is not an integer of at least 2, or the state is another optimizer's.
     """
-    if not isinstance(estimator, AbstractGradientEstimator):
-        raise TypeError(
-            f"noise_samples(estimator) must be a task or another gradient estimator, and is a "
-            f"{type(estimator).__name__}; try the task that the run was trained on."
-        )
     check_key("noise_samples", key)
     check_optimizer("noise_samples", "optimizer", optimizer)
     check_integer("noise_samples", "num", num, 2, hint=64)
-    if not isinstance(state, TrainState):
-        raise TypeError(
-            f"noise_samples(state) must be a training state, and is a {type(state).__name__}; try "
-            "that of lopt.start or lopt.unroll."
-        )
     expected: Any = jax.tree.structure(jax.eval_shape(optimizer.init, state.params))
     if expected != jax.tree.structure(state.opt_state):
         raise ValueError(
@@ -119,14 +109,8 @@ def noise_of(vectors: Vectors, grouping: Grouping = "values") -> Noise:
         grouping: see `tail_index`.
 
     Raises:
-        TypeError: if `vectors` are all that was sampled.
         ValueError: if there is only one sample, if one is not finite, or no coordinate varies.
     """
-    if isinstance(vectors, Samples):
-        raise TypeError(
-            "noise_of(vectors) must be of one vector, and is all Samples; try their grads or their "
-            "updates."
-        )
     matrix = flatten_samples(vectors)
     if len(matrix) < 2:
         raise ValueError(f"noise_of(vectors) has {len(matrix)} sample; try 64.")
@@ -191,7 +175,6 @@ def tail_index(
         raise ValueError(
             f"tail_index(floor={floor!r}) must be a finite number and not negative; try 0."
         )
-    check_array("tail_index", "noise", noise)
     if not np.isfinite(noise).all() or not noise.any():
         raise ValueError(
             "tail_index(noise) must be finite, and not zero everywhere; try samples of more "
@@ -227,7 +210,6 @@ def covariance_spectrum(
     Raises:
         ValueError: if `vectors` are not at least two rows of finite numbers.
     """
-    check_array("covariance_spectrum", "vectors", vectors)
     if vectors.ndim != 2 or len(vectors) < 2 or not np.isfinite(vectors).all():
         raise ValueError(
             f"covariance_spectrum(vectors) must be two rows or more of finite numbers; they have "

@@ -38,7 +38,6 @@ def response_curves(
         values: which it takes.
 
     Raises:
-        TypeError: if `learned` is not coordinatewise.
         ValueError: if it has no such feature, `inputs` are not its own, or `values` no row.
 
     Example:

@@ -4,16 +4,20 @@ The estimator of a run returns gradients from a list instead of a derivative, so
 is measured as engineers measure filters, through `lopt.unroll` as everything else.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
-from lopt.analysis.dynamics.checks import check_array, check_optimizer, needs_value
+from lopt.analysis.dynamics.checks import (
+    check_optimizer,
+    check_same_trees,
+    needs_value,
+)
 from lopt.core.checks import check_integer, check_positive
 from lopt.core.estimator import AbstractGradientEstimator, Estimate
 from lopt.core.types import Key, Params
@@ -26,11 +30,11 @@ class ScriptedGradients(AbstractGradientEstimator):
     """Returns gradients and losses from a list, whatever the params.
 
     Attributes:
-        grads: for each step, an array like params.
+        grads: for each step, like params with a leading axis.
         losses: for each step.
     """
 
-    grads: Float[Array, "time ..."]
+    grads: Params
     losses: Float[Array, " time"]
 
     def prepare(self, params: Params, key: Key) -> Int[Array, ""]:
@@ -41,30 +45,31 @@ class ScriptedGradients(AbstractGradientEstimator):
         self, params: Params, state: Int[Array, ""], key: Key
     ) -> tuple[Estimate, Int[Array, ""]]:
         """Returns what the list has next."""
-        return Estimate(self.losses[state], self.grads[state]), state + 1
+        grads = jax.tree.map(lambda leaf: leaf[state], self.grads)
+        return Estimate(self.losses[state], grads), state + 1
 
 
 def scripted_updates(
     optimizer: optax.GradientTransformation,
-    grads: Float[Array, "time ..."],
-    params: Float[Array, "..."] | None = None,
+    grads: PyTree[Float[Array, "time ..."]],
+    params: Params | None = None,
     losses: Float[Array, " loss"] | None = None,
-) -> Float[Array, "time ..."]:
+) -> Params:
     """Returns the updates that an optimizer answers to a list of gradients with.
 
     Params move by the updates, as they do in training.
 
     Args:
         optimizer: any Optax optimizer.
-        grads: for each step, an array of the shape of the params. A learned rule that normalises
-            over a tensor sees nothing but signs in a tensor of one coordinate: give it the
-            coordinate of interest among others.
+        grads: like params, with a leading axis of steps. A learned rule that normalises over a
+            tensor sees nothing but signs in a tensor of one coordinate: give it the coordinate of
+            interest among others.
         params: the first ones; zeros by default.
         losses: what is passed as `value`; without them nothing is, as `optimizer.update` alone
             would have it.
 
     Raises:
-        TypeError: if `optimizer` is none, or the others are no arrays.
+        TypeError: if `optimizer` is none.
         ValueError: if the optimizer needs a loss value and gets none, or shapes do not fit.
 
     Example:
@@ -75,24 +80,13 @@ def scripted_updates(
         [-1.   -0.5  -0.25]
     """
     check_optimizer("scripted_updates", "optimizer", optimizer)
-    given = {"grads": grads, "params": params, "losses": losses}
-    for field, value in given.items():
-        if field == "grads" or value is not None:
-            check_array("scripted_updates", field, value)
-    if not grads.ndim:
+    first = jax.tree.map(lambda leaf: leaf[0], grads)
+    params = optax.tree.zeros_like(first) if params is None else params
+    check_same_trees("scripted_updates", "each of grads", first, "params", params)
+    length = len(jax.tree.leaves(grads)[0])
+    if losses is not None and losses.shape != (length,):
         raise ValueError(
-            "scripted_updates(grads) must have a gradient for each step, and is a single number; "
-            "try grads[None]."
-        )
-    params = jnp.zeros(grads.shape[1:], grads.dtype) if params is None else params
-    if params.shape != grads.shape[1:]:
-        raise ValueError(
-            f"scripted_updates(params) has shape {params.shape}, but each of grads has "
-            f"{grads.shape[1:]}; pass an array of gradients for each step, of the params' shape."
-        )
-    if losses is not None and losses.shape != grads.shape[:1]:
-        raise ValueError(
-            f"scripted_updates(losses) has shape {losses.shape}, but there are {len(grads)} "
+            f"scripted_updates(losses) has shape {losses.shape}, but there are {length} "
             "gradients; pass a loss for each."
         )
     if losses is None:
@@ -102,11 +96,11 @@ def scripted_updates(
                 "scripted gradients have none; pass losses=, one for each step."
             )
         optimizer = _without_value(optimizer)
-        losses = jnp.zeros(len(grads), grads.dtype)
+        losses = jnp.zeros(length, jax.tree.leaves(grads)[0].dtype)
     estimator = ScriptedGradients(grads, losses)
     # Nothing is random, but for optimizers that are: theirs is the key in their own state.
     state = start(estimator, optimizer, params, jax.random.key(0))
-    return unroll(estimator, optimizer, state, len(grads), record=_updates)[1]
+    return unroll(estimator, optimizer, state, length, record=_updates)[1]
 
 
 def signal(
@@ -144,22 +138,9 @@ def responses(
     """Returns the updates of a single coordinate, from zero, for each of several signals.
 
     Raises:
-        TypeError: if `optimizer` is none, or `signals` are no arrays by name.
-        ValueError: if the optimizer needs a loss value and gets none, or a signal is not a number
-            for each step.
+        TypeError: if `optimizer` is none.
+        ValueError: if the optimizer needs a loss value and gets none.
     """
-    if not isinstance(signals, Mapping):
-        raise TypeError(
-            f"responses(signals) must be arrays by name, and is a {type(signals).__name__}; try "
-            '{"impulse": signal("impulse", 50)}.'
-        )
-    for name, grads in signals.items():
-        check_array("responses", f"signals[{name!r}]", grads)
-        if grads.ndim != 1:
-            raise ValueError(
-                f"responses(signals[{name!r}]) must have one number for each step, and has shape "
-                f'{grads.shape}; try signal("impulse", 50).'
-            )
     return {
         name: scripted_updates(optimizer, grads[:, None], losses=losses)[:, 0]
         for name, grads in signals.items()

@@ -183,11 +183,6 @@ def early_translation(
         name: by default made of the kind and the layer.
     """
     kind, leaves = "early translation", leaves_by_path(params)
-    if not isinstance(incoming, str):
-        raise ValueError(
-            f"{kind}(incoming={incoming!r}) must be the path of one weight, as its bias is not "
-            "moved; try that of the weight alone."
-        )
     (incoming,) = check_paths(kind, "incoming", params, incoming)
     first = leaves[incoming]
     outgoing = _behind(kind, params, (incoming,), outgoing, _rows(first))
@@ -229,13 +224,6 @@ def unreached(
         [0, 1, 0, 1, 0, 1]
     """
     kind, leaves = "unreached", leaves_by_path(params)
-    if not isinstance(layers, (list, tuple)) or not all(
-        isinstance(layer, tuple) and len(layer) == 2 for layer in layers
-    ):
-        raise ValueError(
-            f"{kind}(layers={layers!r}) must be pairs of the paths of weight and bias, the bias "
-            "being None where there is none; try [(\"['w1']\", \"['b1']\")]."
-        )
     weights = check_paths(kind, "layers", params, tuple(weight for weight, _ in layers))
     (outgoing,) = check_paths(kind, "outgoing", params, outgoing)
     _behind(kind, params, weights[:1], (*weights[1:], outgoing), _rows(leaves[weights[0]]))

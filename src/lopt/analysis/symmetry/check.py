@@ -164,7 +164,7 @@ def check_symmetry(
         ValueError: if the task does not have it, with the measured slope; if nothing can be told;
             if the params are of another structure; or if its action is not the identity at zero.
     """
-    check_subject("check_symmetry", symmetry, task)
+    check_task("check_symmetry", task)
     check_tolerance("check_symmetry", tolerance)
     bench = prepare_bench("check_symmetry", task, params, key, batches)
     evidence = gather_evidence(symmetry, bench, tolerance)
@@ -299,21 +299,6 @@ def _discrete_amounts(
     half = jnp.where(order < max(units // 2, 1), -1, 1).astype(dtype)
     one = jnp.where(order == 0, -1, 1).astype(dtype)
     return [half, one] if 3 < units < FEW else [half]
-
-
-def check_subject(owner: str, symmetry: Any, task: Any) -> None:
-    """Refuses what is no symmetry, or no task to have one.
-
-    Raises:
-        ValueError: naming the argument.
-    """
-    if not isinstance(symmetry, (AbstractGenerator, DiscreteMap)):
-        raise ValueError(
-            f"{owner}(symmetry) must be a generator or a DiscreteMap, and a "
-            f"{type(symmetry).__name__} is none; try one that a builder of lopt.analysis.symmetry "
-            "returns, such as translation or rescale, and the task behind it."
-        )
-    check_task(owner, task)
 
 
 def check_task(owner: str, task: Any) -> None:

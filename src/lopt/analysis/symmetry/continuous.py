@@ -33,10 +33,9 @@ def continuous_law(
         ledger: what a `LedgerProbe` recorded of the run.
 
     Raises:
-        ValueError: if there is no law for such a symmetry or optimizer, or `ledger` is not that of
-            a run.
+        ValueError: if there is no law for such a symmetry, or `ledger` is not that of a run.
     """
-    check_law("continuous_law", generator, optimizer, ledger)
+    check_law("continuous_law", generator, ledger)
     start = ledger.conserved[0]
     size = optimizer.learning_rate * (1 - optimizer.dampening)
     quadratic = generator.motion == "stretch"
@@ -66,9 +65,9 @@ def regime(generator: Symmetry, optimizer: HeavyBall) -> str:
     """Returns "overdamped", "critical" or "underdamped", or "first order" without momentum.
 
     Raises:
-        ValueError: if there is no law for such a symmetry or optimizer.
+        ValueError: if there is no law for such a symmetry.
     """
-    check_law("regime", generator, optimizer)
+    check_law("regime", generator)
     if not optimizer.momentum:
         return "first order"
     gamma, frequency = _oscillator(optimizer, generator.motion == "stretch")

@@ -10,14 +10,12 @@ from lopt.analysis.symmetry.bench import Bench, prepare_bench
 from lopt.analysis.symmetry.check import (
     Evidence,
     check_group,
-    check_subject,
     check_task,
     check_tolerance,
     default_tolerance,
     measure_move,
     measure_slopes,
 )
-from lopt.analysis.symmetry.deviation import check_sequence
 from lopt.analysis.symmetry.discrete import DiscreteMap
 from lopt.analysis.symmetry.generators import AbstractGenerator, Symmetry
 from lopt.analysis.symmetry.layout import Layout, layouts_of
@@ -112,9 +110,6 @@ def symmetries(
     """
     check_task("symmetries", task)
     check_tolerance("symmetries", tolerance)
-    check_sequence("symmetries", "others", others)
-    for other in others:
-        check_subject("symmetries", other, task)
     bench = prepare_bench("symmetries", task, params, key, batches)
     tolerance = default_tolerance(bench.params) if tolerance is None else tolerance
     views = _views(task, bench.params)

@@ -25,7 +25,6 @@ class ModelLoss(AbstractTask):
         sample: a key to a batch.
 
     Raises:
-        TypeError: if `evaluate` or `sample` cannot be called.
         ValueError: if the model has no floating-point arrays, or complex ones; in training, if
             `evaluate` returns something else than a number.
 
@@ -44,12 +43,6 @@ class ModelLoss(AbstractTask):
     sample: Callable[[Key], Batch] = eqx.field(static=True)
 
     def __check_init__(self) -> None:
-        for name, given in (("evaluate", self.evaluate), ("sample", self.sample)):
-            if not callable(given):
-                raise TypeError(
-                    f"ModelLoss({name}={given!r}) must be a function; try evaluate(model, batch) "
-                    "for the loss and sample(key) for a batch."
-                )
         arrays = jax.tree.leaves(eqx.filter(self.model, eqx.is_inexact_array))
         if any(map(jnp.iscomplexobj, arrays)):
             raise ValueError(

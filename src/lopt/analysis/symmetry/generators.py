@@ -224,11 +224,6 @@ class FreeGenerator(AbstractGenerator):
 
     def __check_init__(self) -> None:
         check_integer(f"FreeGenerator({self.name!r})", "units", self.units)
-        if not callable(self.action):
-            raise ValueError(
-                f"FreeGenerator({self.name!r}, action={self.action!r}) must be a function of "
-                "params and amounts to the moved params; try a builder of lopt.analysis.symmetry."
-            )
 
     def combine(self, params: Params, amounts: Units) -> Params:
         """Returns the derivative of the action along `amounts`."""

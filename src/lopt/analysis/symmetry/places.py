@@ -43,11 +43,6 @@ class Place(eqx.Module):
     slices: int | None = eqx.field(static=True, default=None)
 
     def __check_init__(self) -> None:
-        if not isinstance(self.path, str):
-            raise ValueError(
-                f"Place(path={self.path!r}) must be a word, as jax.tree_util.keystr prints paths; "
-                "try \"['w']\" or '.layers[0].weight'."
-            )
         if not is_real(self.coefficient) or not 0 < abs(self.coefficient) < math.inf:
             raise ValueError(
                 f"Place({self.path!r}, coefficient={self.coefficient!r}) must be a finite number "

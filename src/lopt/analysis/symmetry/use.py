@@ -72,11 +72,6 @@ class SymmetryPenalty(eqx.Module):
                 f"SymmetryPenalty(measure={self.measure!r}) must be 'signed', 'absolute' or "
                 "'cosine'; try 'absolute'."
             )
-        if not callable(self.base):
-            raise ValueError(
-                f"SymmetryPenalty(base={self.base!r}) must be an objective, a function of task and "
-                "step; try lopt.train_loss."
-            )
 
     def __call__(self, task: AbstractTask, step: Step, num_steps: Int[Array, ""]) -> Scalar:
         """Returns the objective of one step."""

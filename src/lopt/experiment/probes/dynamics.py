@@ -54,16 +54,14 @@ def probe_dynamics(run: Run, settings: DynamicsSettings) -> Report:
     report = Report(f"The dynamics of {run.name}", head)
     # Two rates of each reference; the trainings of each optimizer; what they and the rule answer.
     with stages("probing", 3 * len(REFERENCES) + 3) as progress:
-        tuned, in_valley = {}, {}
+        tuned, in_valley, references = {}, {}, {}
         for name in REFERENCES:
             progress(f"tuning {name}")
             tuned[name] = tuned_baseline(tasks, keys, steps, name)
+            references[name] = BASELINES[name].factory(tuned[name].values, steps)
             # A rate suits a curvature: that of the valley is 2, whatever the run's tasks have.
             progress(f"tuning {name} in the valley")
             in_valley[name] = tuned_baseline(dynamics.Valley(), valley_keys, steps, name)
-        references = {
-            name: BASELINES[name].factory(one.values, steps) for name, one in tuned.items()
-        }
         optimizers = {"learned": learned.optimizer(theta, steps), **references}
         # Parts of one length share a program; the last may be longer.
         part = max(1, steps // settings.moments)
@@ -331,13 +329,11 @@ def add_features(
     """Adds what the rule makes of each feature that varies between recorded inputs."""
     learned, nothing = inner.learned, "Left out: response curves. "
     if not isinstance(learned, Coordinatewise):
-        nothing += f"{type(learned).__name__} is no lopt.Coordinatewise, whose rule has features"
-        report.text(f"{nothing} by name.")
+        report.text(f"{nothing}{type(learned).__name__} is no lopt.Coordinatewise.")
         return
     steps, rows = report.settings["steps"], report.settings["rows"]
     state, task = begin(inner.tasks, optax.set_to_zero(), run_key), drawn(inner.tasks, run_key)
-    at = (learned, theta, state.params, state.key)
-    inputs = dynamics.recorded_inputs(task, *at, steps, coordinates=32)
+    inputs = dynamics.recorded_inputs(task, learned, theta, state.params, state.key, steps, 32)
     # Slopes and spreads are of more inputs than curves, of which nobody sees a thousand.
     chosen = jax.random.permutation(key, len(inputs.columns))[: 10 * rows]
     many = jax.tree.map(lambda leaf: leaf[chosen], inputs)
