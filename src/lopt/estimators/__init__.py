@@ -1,7 +1,7 @@
 """Meta-gradients: estimators of the gradient of a meta-loss."""
 
 from lopt.estimators.blackbox import Evosax, PolicyGradient, RandomSearch
-from lopt.estimators.combine import InverseVariance, Scheduled, Sum
+from lopt.estimators.combine import Clipped, InverseVariance, Scheduled, Sum
 from lopt.estimators.evolution import ES, RankedES, TruncatedES
 from lopt.estimators.forward import ForwardMode, OnlineForwardMode
 from lopt.estimators.look_ahead import LookAhead
@@ -23,6 +23,7 @@ __all__ = [
     "NRES",
     "PES",
     "AbstractHorizonSchedule",
+    "Clipped",
     "ConstantHorizon",
     "ESSingle",
     "Evosax",

@@ -1,5 +1,6 @@
 """Combinations of estimators: weighted sums, mixes by inverse variance; and schedules of one."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -7,10 +8,11 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Bool, Int
 from typing_extensions import override
 
-from lopt.core.checks import check_integer
+from lopt.core.checks import check_integer, check_positive
 from lopt.core.estimator import AbstractGradientEstimator, Estimate
 from lopt.core.types import Key, Params, State
 from lopt.estimators.finite import alike, along, is_finite, mean_of_finite, mean_where, total
@@ -186,6 +188,36 @@ class Scheduled(AbstractGradientEstimator):
         )
         estimate, new = one.estimate(params, old, key)
         return estimate, (count + 1, new)
+
+
+class Clipped(AbstractGradientEstimator):
+    """An estimator whose gradients g are divided by 1 + (|g| / norm)^2.
+
+    Gradients through many steps explode now and then, and then have no direction: they count less
+    the larger they are, and half of the norm at most. Inside of `Mean`, each particle's.
+
+    Attributes:
+        one: the estimator.
+        norm: that of a gradient that is halved.
+    """
+
+    one: AbstractGradientEstimator
+    norm: float = eqx.field(static=True)
+
+    def __check_init__(self) -> None:
+        check_positive("Clipped", "norm", self.norm, 1.0)
+
+    @override
+    def prepare(self, params: Params, key: Key) -> State:
+        return self.one.prepare(params, key)
+
+    @override
+    def estimate(self, params: Params, state: State, key: Key) -> tuple[Estimate, State]:
+        estimate, state = self.one.estimate(params, state, key)
+        ratio = optax.global_norm(estimate.grads) / self.norm
+        # Squares of large norms are not finite, and nothing is left of such gradients.
+        grads = jax.tree.map(lambda leaf: leaf / (1 + ratio**2).astype(leaf.dtype), estimate.grads)
+        return dataclasses.replace(estimate, grads=grads), state
 
 
 def _moments(finite: Bool[Array, " particle"], leaf: Array) -> tuple[Array, Array]:

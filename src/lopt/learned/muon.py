@@ -219,9 +219,7 @@ class _Tensor(eqx.Module):
         features = [*plain, *scaled]
         factors = self._factors(plain, nesterov, variance, param)
         linear, gates = (rule[name] @ factors for name in ("linear", "gates"))
-        # Sums are written out: products of matrices with an axis of seven take four times as long.
-        units = [jnp.tanh(_sum(weights, features)) for weights in rule["odd"]]
-        direction = _sum(linear, features) + _sum(gates, units)
+        direction = _as_sums(linear, gates, rule["odd"], features)
         size = jnp.exp(PER_SIZE * jnp.dot(theta["sizes"][self.view.kind], factors))
         if matrix:
             growth = math.log(self.view.fan_out / self.view.fan_in)
@@ -258,9 +256,28 @@ def _of_run(time: Time, depth: int, dtype: Any) -> tuple[Scalar, ...]:
     return jnp.ones((), dtype), done - 0.5, jnp.exp(-10 * done), length, deep
 
 
-def _sum(weights: Float[Array, " term"], terms: list[Tensor]) -> Tensor:
-    """Returns a weighted sum of the terms that there are."""
-    return sum(weight * term for weight, term in zip(weights, terms, strict=False))
+@jax.custom_jvp
+def _as_sums(linear: Array, gates: Array, odd: Array, features: list[Tensor]) -> Tensor:
+    """Returns the mix of the features that there are: a quarter of the time of products."""
+
+    def weighted(weights: Array, terms: list[Tensor]) -> Tensor:
+        return sum(weight * term for weight, term in zip(weights, terms, strict=False))
+
+    units = [jnp.tanh(weighted(weights, features)) for weights in odd]
+    return weighted(linear, features) + weighted(gates, units)
+
+
+@_as_sums.defjvp
+def _(primals: Any, tangents: Any) -> tuple[Tensor, Tensor]:
+    # Sums would take minutes to compile here.
+    return jax.jvp(_as_products, primals, tangents)
+
+
+def _as_products(linear: Array, gates: Array, odd: Array, features: list[Tensor]) -> Tensor:
+    """Returns the same by products of matrices."""
+    count, stack = len(features), jnp.stack(features)
+    units = jnp.tanh(jnp.tensordot(odd[:, :count], stack, 1))
+    return jnp.tensordot(linear[:count], stack, 1) + jnp.tensordot(gates, units, 1)
 
 
 def _unit(x: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ program. Episodes have log-uniform lengths, so that steps become smaller where r
 
 import dataclasses
 import math
+from pathlib import Path
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -20,15 +22,17 @@ from lopt import tasks
 from lopt.core.task import AbstractTask, AbstractTaskFamily
 from lopt.core.types import Scalar
 from lopt.core.unroll import Step
-from lopt.estimators import LogUniformHorizon
+from lopt.estimators import Clipped, LogUniformHorizon
 from lopt.experiment.data.datasets import load_images
 from lopt.experiment.data.text import load_text
 from lopt.experiment.recipes.digits import found_here
+from lopt.experiment.runs.storage import load
 from lopt.experiment.settings import FIELD, POSITIVE, check
 from lopt.learned import MatrixAxes, muon_mlp
 
 STEPS_PER_MINUTE = 120  # of meta-training, on two cores, with the defaults below
-ESTIMATORS = {"nres": lopt.NRES, "pes": lopt.PES}
+PERSISTENT = {"nres": lopt.NRES, "pes": lopt.PES}
+EXPLODING = 10.0  # the norm of gradients of single episodes that begin to count less
 ACTIVATIONS = (jax.nn.relu, jnp.tanh, jax.nn.gelu)
 
 
@@ -70,7 +74,10 @@ class Recipe:
     shortest: int = 100  # inner steps of the shortest episode.
     longest: int = 3000  # of the longest; lengths are log-uniform between the two.
     truncation: int = 50  # inner steps per outer step; divides the longest.
-    estimator: str = "nres"  # of the meta-gradient: nres, or pes.
+    # a run, or weights of this rule, to begin with; by default Muon.
+    start: Path = Path()
+    # of the meta-gradient: nres, pes, or backprop through whole episodes, all of the longest.
+    estimator: str = "nres"
     sigma: float = 0.02  # perturbation of theta.
     particles: int = 20  # pairs of episodes side by side, shared equally among architectures.
     learning_rate: float = 0.006  # of the outer Adam; falls to zero along a cosine.
@@ -108,8 +115,14 @@ class Recipe:
             [tasks.Reparameterization(one, 1 / self.unit, self.unit, "task") for one in families]
         )
         inner = lopt.InnerTraining(drawn, learned, self.longest, RampedLogLoss(self.held_out))
-        lengths = LogUniformHorizon(self.shortest, self.longest)
-        one = ESTIMATORS[self.estimator](inner, self.truncation, self.sigma, schedule=lengths)
+        one: lopt.AbstractGradientEstimator
+        if self.estimator == "backprop":
+            segments = math.gcd(self.longest, 10)
+            one = Clipped(lopt.MetaTask(inner, segments), EXPLODING)
+        else:
+            lengths = LogUniformHorizon(self.shortest, self.longest)
+            persistent = PERSISTENT[self.estimator]
+            one = persistent(inner, self.truncation, self.sigma, schedule=lengths)
         meta = lopt.Mean(one, self.particles)
         steps = max(1, round(self.budget * STEPS_PER_MINUTE))
         outer = optax.chain(
@@ -128,7 +141,9 @@ class Recipe:
             for horizon in (200, 1000)
             if self.seeds
         ]
-        return lopt.Experiment(learned, meta, outer, steps, tuple(evaluations), self.seed)
+        initial = None if self.start == Path() else load(self.start)[1]
+        known: Any = {"seed": self.seed, "initial": initial}
+        return lopt.Experiment(learned, meta, outer, steps, tuple(evaluations), **known)
 
 
 def _of_one(family: AbstractTaskFamily, initial: float) -> AbstractTaskFamily:
