@@ -73,7 +73,9 @@ class Run:
             made, experiment = make(recipe, parsed(settings))
         experiment.check_evaluations()
         fields = {field.name: getattr(made, field.name) for field in dataclasses.fields(made)}
-        weights = {name: value for name, value in fields.items() if isinstance(value, Path) and value.name}
+        paths = {name: value for name, value in fields.items() if isinstance(value, Path)}
+        weights = {name: path for name, path in paths.items() if path.name}
+        fields |= {name: "" for name in paths}
         code = Path(recipe) if Path(recipe).suffix == ".py" else None
         config = {
             "format": FORMAT,
