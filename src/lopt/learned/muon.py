@@ -188,7 +188,7 @@ class _Tensor(eqx.Module):
     depth: int
     view: View
     rate: Scalar
-    decay: float
+    decay: float | Scalar
 
     def __call__(
         self, grad: Tensor, param: Tensor, fast: Tensor, slow: Tensor, squares: Tensor
