@@ -85,7 +85,8 @@ class TrainSettings:
     recipe: Positional = None
     # change a field of the recipe; may be repeated. With --resume, outer_steps alone.
     settings: Repeated = ()
-    # train on what a run trained, on --task; instead of a recipe (it is then transfer).
+    # train on, on --task, what a run trained, or what comes with lopt, by name, such as lopt-1;
+    # instead of a recipe (it is then transfer).
     start: Path | None = None
     # with --from, the name of a task, such as digits_conv or mlp_family_seed7: see lopt tasks.
     task: str | None = None
@@ -128,7 +129,8 @@ class EvaluateSettings:
     that is started again goes on, and baselines are trained once for all.
     """
 
-    # folders of runs and files of weights; published ones too, see lopt.load_published.
+    # folders of runs, files of weights, published ones too (see lopt.load_published), and names of
+    # what comes with lopt, such as lopt-1.
     contestants: Several = ()
     # an Optax optimizer, or a function of its rate, as module:function; may be repeated.
     optimizer: Repeated = ()
@@ -190,6 +192,13 @@ class ShowTaskSettings:
 @dataclasses.dataclass(frozen=True)
 class RecipesSettings:
     """List the recipes that come with lopt."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainedSettings:
+    """List the optimizers that come with lopt, or show the card of one."""
+
+    name: Positional = None  # of one, such as lopt-1.
 
 
 @dataclasses.dataclass(frozen=True)

@@ -55,6 +55,8 @@ def of_run(run: Run, name: str = "learned") -> list[Contestant]:
 
 def of_path(path: str, trust: bool, alone: bool) -> tuple[list[Contestant], Run | None]:
     """Returns the optimizers of a run's folder or of weights, own or published; and the run."""
+    if not Path(path).exists() and path in storage.pretrained_names():
+        return [of_learned(path, *storage.load(path))], None
     if (Path(path) / "run.json").exists() or not Path(path).exists():
         run = Run(path, trust=trust)
         return of_run(run, "learned" if alone else run.name), run

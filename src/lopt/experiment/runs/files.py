@@ -100,18 +100,20 @@ def one_line(error: BaseException) -> str:
 
 
 def write_json(path: Path, content: Any, *, new: bool = False, sealed: bool = False) -> None:
-    """Writes JSON as `write_bytes` does; numbers that are not finite become null.
+    """Writes JSON as `write_bytes` does; NaN becomes null, and an infinite number "Infinity".
 
     If it is to be sealed, a checksum is added to it, a dictionary.
     """
     if sealed:
         content = content | {"sha256": _seal(content)}
-    text = json.dumps(_finite(content), indent=2, allow_nan=False, default=str)
+    text = json.dumps(_finite(content, "Infinity"), indent=2, allow_nan=False, default=str)
     write_bytes(path, (text + "\n").encode(), new=new)
 
 
 def _seal(content: Any) -> str:
-    return hashlib.sha256(json.dumps(_finite(content), sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(_finite(content, "Infinity"), sort_keys=True).encode()
+    ).hexdigest()
 
 
 def read_json(path: Path, *, sealed: bool = False) -> Any:
@@ -185,13 +187,14 @@ def to_line(content: dict[str, Any]) -> str:
     return json.dumps(_finite(content), allow_nan=False) + "\n"
 
 
-def _finite(content: Any) -> Any:
-    if isinstance(content, float):
-        return content if content - content == 0 else None
+def _finite(content: Any, infinite: str | None = None) -> Any:
+    """Returns content with None for NaN, and a text, signed, or None for infinite numbers."""
+    if isinstance(content, float) and not math.isfinite(content):
+        return infinite and "-" * (content < 0) + infinite if content == content else None
     if isinstance(content, dict):
-        return {key: _finite(value) for key, value in content.items()}
+        return {key: _finite(value, infinite) for key, value in content.items()}
     if isinstance(content, list | tuple):
-        return [_finite(value) for value in content]
+        return [_finite(value, infinite) for value in content]
     return content
 
 
