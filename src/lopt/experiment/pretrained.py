@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from lopt.core.types import NumSteps, Params, Scalar, State, Theta
-from lopt.experiment.report import Cell, Interval, Measured, Report, number
+from lopt.experiment.report import Cell, Interval, Measured, Report
 from lopt.experiment.runs.files import read_json
 from lopt.experiment.runs.storage import load, pretrained_file, pretrained_names
 from lopt.experiment.settings import PretrainedSettings
@@ -102,34 +102,25 @@ def list_pretrained(settings: PretrainedSettings) -> Report:
     """Returns a list of what comes with lopt, or the card of one."""
     names = pretrained_names() if settings.name is None else (settings.name,)
     cards = {name: read_json(pretrained_file(name).with_suffix(".json")) for name in names}
-    if settings.name is not None:
-        return card_report(settings.name, cards[settings.name])
     report = Report("Pretrained optimizers")
-    rows = [{"name": name, **{key: card[key] for key in SHOWN}} for name, card in cards.items()]
-    report.table("lopt.pretrained(NAME); more of each: lopt pretrained NAME", rows)
-    report.text("" if rows else "No pretrained optimizer comes with this lopt.")
-    return report
-
-
-def card_report(name: str, card: dict[str, Any]) -> Report:
-    """Returns all that is known of an optimizer that comes with lopt."""
-    report = Report(f"The pretrained optimizer {name}", data=card)
-    rows = [
-        {"": key, name: ", ".join(f"{k}={v}" for k, v in value.items()) or "-"}
-        if isinstance(value, dict)
-        else {"": key, name: number(value)}
-        for key, value in card.items()
-        if not isinstance(value, list)
-    ]
-    report.table(f'lopt.pretrained("{name}", num_steps=...)', rows)
-    for one in card["evaluation"]:
+    if settings.name is None:
+        rows = [{"name": name, **{key: card[key] for key in SHOWN}} for name, card in cards.items()]
+        report.table("lopt.pretrained(NAME); more of each: lopt pretrained NAME", rows)
+        report.text("" if rows else "No pretrained optimizer comes with this lopt.")
+        return report
+    (name, card), *_ = cards.items()
+    tables = card.pop("evaluation")
+    report.table("", [{"": key, name: _cell(value)} for key, value in card.items()])
+    for one in tables:
         report.table(one["table"], [{k: _cell(v) for k, v in row.items()} for row in one["rows"]])
     return report
 
 
 def _cell(value: Any) -> Cell:
-    """Returns a cell of a table that JSON holds."""
+    """Returns what JSON has as a cell of a table."""
     if not isinstance(value, dict):
         return value
+    if not {"mean", "low"} & {*value}:
+        return ", ".join(f"{key}={one}" for key, one in value.items())
     numbers = {key: float("nan" if one is None else one) for key, one in value.items()}
     return Measured(**numbers) if "mean" in numbers else Interval(**numbers)

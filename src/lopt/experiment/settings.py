@@ -46,12 +46,10 @@ FIELD, POSITIVE = "--set {field}={value}", "(0, inf)"
 def check(
     settings: Any, said: str = "--{option} {value}", **rules: int | str | Collection[str]
 ) -> None:
-    """Refuses values of fields, alone or in tuples; seeds always.
+    """Refuses values of fields, alone or in tuples; seeds always. Defaults are suggested.
 
-    Args:
-        settings: a dataclass, whose defaults are what is suggested.
-        said: how a value was given.
-        rules: by field, the lowest number, an interval such as "(0, 1)", or all names there are.
+    A rule is the lowest number, an interval such as "(0, 1)", or all names there are; `said` is how
+    a value was given.
     """
     for field, rule in {"seed": "[0, 4294967295]", **rules}.items():
         given, default = getattr(settings, field, None), getattr(type(settings), field, None)

@@ -57,16 +57,7 @@ def describe_recipe(recipe: str) -> Report:
 
 
 def build(recipe: str, settings: Sequence[str] = ()) -> Experiment:
-    """Builds the experiment of a recipe.
-
-    Args:
-        recipe: the name of a recipe of lopt, or the path of a Python file.
-        settings: "field=value", each.
-
-    Raises:
-        FileNotFoundError: if there is no such recipe.
-        ValueError: if it defines none, or a setting is not one of its fields.
-    """
+    """Builds the experiment of a recipe, a name or a Python file, with settings "field=value"."""
     return make(recipe, parsed(settings))[1]
 
 

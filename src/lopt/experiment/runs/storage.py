@@ -153,11 +153,7 @@ def checkpoints(folder: Path) -> list[int]:
 
 
 def load_checkpoint(folder: Path, step: int, like: Any) -> Any:
-    """Loads checkpoint number `step` into the structure of `like`, a state or its shapes.
-
-    Raises:
-        ValueError: if it is damaged or does not fit.
-    """
+    """Loads checkpoint number `step` into the structure of `like`, a state or its shapes."""
     path = _checkpoint(folder, step)
     try:
         arrays, described = _read(path)
