@@ -17,12 +17,8 @@ from lopt.core.coordinatewise import Coordinatewise
 from lopt.experiment.data.datasets import load_images, mnist_or_digits
 from lopt.tasks import mlp_classification
 
-# And what each can be given.
-OPTIMIZERS: dict[str, set[str]] = {
-    "rnnprop": {"features"},
-    "small_rnnprop": {"features", "hidden", "dense"},
-    "dm": set(),
-}
+# By name, and what each can be given.
+OPTIMIZERS = {"rnnprop": ("features",), "small_rnnprop": ("features", "hidden", "dense"), "dm": ()}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -130,10 +130,7 @@ def load_optimizer(
 ) -> optax.GradientTransformationExtraArgs:
     """Loads saved weights, as `load` does, as an Optax optimizer, to be used wherever Optax is.
 
-    Args:
-        path: as of `load`.
-        learned: the learned optimizer, if it has parts that are not registered.
-        num_steps: the length of the run, for designs that use it.
+    Designs that use the length of a run are told it by `num_steps`.
     """
     learned, theta = load(path, learned)
     return learned.optimizer(theta, num_steps)
