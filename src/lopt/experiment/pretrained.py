@@ -1,7 +1,4 @@
-"""Learned optimizers that come with lopt, as Optax optimizers, and `lopt pretrained`, their cards.
-
-A card is JSON beside the weights: what they were trained on, at which cost, and how they did.
-"""
+"""Learned optimizers that come with lopt, as Optax optimizers."""
 
 import dataclasses
 from collections.abc import Callable
@@ -12,17 +9,12 @@ import jax.numpy as jnp
 import optax
 
 from lopt.core.types import NumSteps, Params, Scalar, State, Theta
-from lopt.experiment.report import Cell, Interval, Measured, Report
-from lopt.experiment.runs.files import read_json
-from lopt.experiment.runs.storage import load, pretrained_file, pretrained_names
-from lopt.experiment.settings import PretrainedSettings
+from lopt.experiment.runs.storage import load, pretrained_file
 from lopt.learned import FallBack, MatrixAxes
 
 # The rate of AdamW in rates of the rule, and that of the rule where it has a schedule of its own.
 SHARE, RATE = 0.05, 0.02
 LIMIT = 300.0
-# What the list has of each card.
-SHOWN = ("weights", "largest params", "longest horizon", "hours", "licence", "verdict")
 
 
 def pretrained(
@@ -96,31 +88,3 @@ def _begun(begin: Any, theta: Theta, params: Any, *last: Any) -> State:
                 "eqx.is_inexact_array) does, or use optax.masked."
             )
     return begin(theta, params, *last)
-
-
-def list_pretrained(settings: PretrainedSettings) -> Report:
-    """Returns a list of what comes with lopt, or the card of one."""
-    names = pretrained_names() if settings.name is None else (settings.name,)
-    cards = {name: read_json(pretrained_file(name).with_suffix(".json")) for name in names}
-    report = Report("Pretrained optimizers")
-    if settings.name is None:
-        rows = [{"name": name, **{key: card[key] for key in SHOWN}} for name, card in cards.items()]
-        report.table("lopt.pretrained(NAME); more of each: lopt pretrained NAME", rows)
-        report.text("" if rows else "No pretrained optimizer comes with this lopt.")
-        return report
-    (name, card), *_ = cards.items()
-    tables = card.pop("evaluation")
-    report.table("", [{"": key, name: _cell(value)} for key, value in card.items()])
-    for one in tables:
-        report.table(one["table"], [{k: _cell(v) for k, v in row.items()} for row in one["rows"]])
-    return report
-
-
-def _cell(value: Any) -> Cell:
-    """Returns what JSON has as a cell of a table."""
-    if not isinstance(value, dict):
-        return value
-    if not {"mean", "low"} & {*value}:
-        return ", ".join(f"{key}={one}" for key, one in value.items())
-    numbers = {key: float("nan" if one is None else one) for key, one in value.items()}
-    return Measured(**numbers) if "mean" in numbers else Interval(**numbers)
