@@ -167,7 +167,7 @@ def scan_lines(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
 def number_in(line: dict[str, Any], name: str) -> float:
     """Returns a number of a line of a log; NaN if it is None there, or not there."""
     found = line.get(name)
-    return found if isinstance(found, int | float) else math.nan
+    return float(found) if isinstance(found, int | float) else math.nan
 
 
 def read_columns(path: Path, names: Sequence[str]) -> Float[np.ndarray, "name line"]:
