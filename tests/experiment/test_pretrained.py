@@ -216,7 +216,7 @@ def test_commands_that_take_weights_take_the_name(theta, tmp_path, monkeypatch):
     close(lopt.load("mini")[1], theta)
     (one,), run = of_path("mini", trust=False, alone=True)
     assert (one.name, run) == ("mini", None)
-    with pytest.raises(FileNotFoundError, match="weights mimi, .*; lopt pretrained lists them"):
+    with pytest.raises(FileNotFoundError, match="mimi, and no optimizer of that name"):
         of_path("mimi", trust=False, alone=True)
     settings = ("start=mini", "task=Rosenbrock", "horizon=2", "truncation=1", "seeds=0")
     begun = Run.create(tmp_path / "run", "transfer", settings)
