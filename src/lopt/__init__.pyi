@@ -58,11 +58,13 @@ from .experiment.data.named_tasks import normalised_task as normalised_task
 from .experiment.data.text import load_text as load_text
 from .experiment.data.text import source_classification as source_classification
 from .experiment.evaluation.evaluation import Evaluation as Evaluation
+from .experiment.pretrained import pretrained as pretrained
 from .experiment.runs.description import register as register
 from .experiment.runs.experiment import Experiment as Experiment
 from .experiment.runs.published import load_published as load_published
 from .experiment.runs.storage import load as load
 from .experiment.runs.storage import load_optimizer as load_optimizer
+from .experiment.runs.storage import pretrained_names as pretrained_names
 from .experiment.runs.storage import save as save
 from .learned import LearnableAdam as LearnableAdam
 from .learned import LearnableSGD as LearnableSGD

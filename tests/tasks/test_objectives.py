@@ -214,3 +214,10 @@ def test_unknown_metric():
     inner = lopt.InnerTraining(make_task(), Tolerant(), 2, MetricObjective("speed"))
     with pytest.raises(ValueError, match=r"metric='speed'.*loss, accuracy"):
         inner.meta_loss(jnp.asarray(0.1), KEY)
+
+
+@pytest.mark.parametrize("make", [lopt.FinalLoss, MetricObjective])
+@pytest.mark.parametrize("split", ["test", "valid_outer"])
+def test_what_judges_is_not_trained_on(make, split):
+    with pytest.raises(ValueError, match=f'{make.__name__}.split={split!r}. must be "train" or'):
+        make(split=split)

@@ -6,7 +6,7 @@ run in progress. The parameters of a `MetaTask` are theta.
 
 import inspect
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import equinox as eqx
 import jax
@@ -49,18 +49,18 @@ class RampedLoss(eqx.Module):
 
 
 class FinalLoss(eqx.Module):
-    """The loss after the last step, on fresh batches, times `num_steps`; zero at other steps.
-
-    Attributes:
-        batches: over how many batches the loss is averaged.
-        split: where they come from.
-    """
+    """The loss after the last step, on fresh batches of a split, times `num_steps`; else zero."""
 
     batches: int = eqx.field(static=True, default=1)
-    split: Literal["train", "valid_inner"] = eqx.field(static=True, default="train")
+    split: Split = eqx.field(static=True, default="train")
 
     def __check_init__(self) -> None:
         check_integer("FinalLoss", "batches", self.batches, hint=10)
+        if self.split not in ("train", "valid_inner"):
+            raise ValueError(
+                f'FinalLoss(split={self.split!r}) must be "train" or "valid_inner": the other two '
+                "never reach an update of theta."
+            )
 
     def __call__(self, task: AbstractTask, step: Step, num_steps: Int[Array, ""]) -> Scalar:
         """Returns the loss after this step if it is the last, and zero otherwise."""

@@ -35,32 +35,21 @@ def _params(state: Any, params: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Contestant:
-    """An optimizer to be judged, and the hyperparameters that are tried, in the order of trials.
-
-    Attributes:
-        name: of the optimizer.
-        factory: from hyperparameters and the length of a run to an Optax optimizer. Contestants
-            with the same factory share a compiled program.
-        grid: the hyperparameters of each trial. The first are those of someone who tunes nothing.
-        budgets: numbers of trials that it is judged at; the largest is that of the whole grid.
-        widens: whether the first hyperparameter is a rate, or a multiplier of updates, of which
-            more half decades are tried if the best is at an edge.
-        params_of: from the optimizer's state and the trained params to those that are judged.
-        identity: what its results depend on besides name and hyperparameters; they are not kept
-            on disk where it is None.
-        folder: where results are kept; by default where those of all baselines are.
-        is_baseline: whether others are judged by it.
-    """
+    """An optimizer to be judged, and the hyperparameters that are tried, in the order of trials."""
 
     name: str
+    # From hyperparameters and the length of a run; those of one factory share a compiled program.
     factory: Callable[[Any, int], optax.GradientTransformation]
-    grid: Grid
-    budgets: tuple[int, ...] = (1, 11)
+    grid: Grid  # of each trial; the first is that of someone who tunes nothing
+    budgets: tuple[int, ...] = (1, 11)  # of trials; the largest is that of the whole grid
+    # Whether half decades of the first, a rate or factor, are added while the best is at an edge.
     widens: bool = True
+    # From the optimizer's state and the trained params to those that are judged.
     params_of: Callable[[Any, Any], Any] = _params
+    # What results depend on besides name and grid; they are not kept on disk where it is None.
     identity: str | None = ""
-    folder: Path | None = None
-    is_baseline: bool = False
+    folder: Path | None = None  # where they are kept; by default where those of all baselines are
+    is_baseline: bool = False  # whether others are judged by it
 
 
 def outward(default: float, *fixed: float, count: int = 11) -> Grid:
@@ -189,11 +178,8 @@ OPTLIST_SHA256 = "774c4c189a6f75301c16c59dd9433c62f9a5d199c407de9a8df929d4c77027
 def optlist(path: Path | None = None, budgets: tuple[int, ...] = (1, 10, 30)) -> Contestant:
     """Returns NAdamW at the settings of OptList, in their order (Metz et al., arXiv:2002.11887).
 
-    The order was found with an implementation whose L2 term has the other sign.
-
-    Args:
-        path: of the list, as JSON; by default it is downloaded once.
-        budgets: numbers of trials; as many settings are taken from the list.
+    The order was found with an implementation whose L2 term has the other sign. The list, JSON, is
+    downloaded once if no path is given; as many settings as the budgets ask for are taken from it.
     """
     if path is None:
         import pooch

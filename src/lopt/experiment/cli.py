@@ -47,6 +47,7 @@ SUBJECTS = {
 COMMANDS = {
     "train": Command(s.TrainSettings, "runs.command:train_command"),
     "tune": Command(s.TuneSettings, "runs.command:tune_command"),
+    "pretrained": Command(s.PretrainedSettings, "runs.registry:list_pretrained"),
     "recipes": Command(s.RecipesSettings, "runs.registry:list_recipes"),
     "tasks show": Command(s.ShowTaskSettings, "data.catalogue:show_task"),
     "tasks": Command(s.TasksSettings, "data.catalogue:list_tasks"),

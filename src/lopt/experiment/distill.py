@@ -88,16 +88,7 @@ def distill_run(
 ) -> Report:
     """Distils the latest weights of a run, and writes the equation as text and as an optimizer.
 
-    Args:
-        run: whose optimizer is a `lopt.Coordinatewise`.
-        folder: where the table and what was found are kept, and found again.
-        settings: how.
-        show_progress: whether to say how long it will take, and to draw progress bars.
-
-    Raises:
-        FileNotFoundError: if there is no such run.
-        ValueError: if it cannot be distilled, or `folder` holds a distillation with other settings.
-        ImportError: if the library of a search that was asked for is not installed.
+    Table and what was found are kept in the folder, and found again.
     """
     searches = searches_of(settings, folder)
     asked, inner, theta = _recording(run, settings)
@@ -241,11 +232,7 @@ def check_settings(folder: Path, asked: dict[str, Any]) -> None:
 def replacement(
     learned: Coordinatewise, theta: Theta, found: symbolic.Distillation, table: Table
 ) -> tuple[Coordinatewise, Theta]:
-    """Returns the optimizer with the equation in the network's place, and its weights.
-
-    Raises:
-        ValueError: if the equation is a constant.
-    """
+    """Returns the optimizer with the equation in the network's place, and its weights."""
     expression = found.chosen.expression
     used = {variable.name for variable in expression.variables}
     if not used:

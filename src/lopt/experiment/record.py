@@ -40,11 +40,7 @@ SPACING = 10
 
 
 def record(run: Run, settings: RecordSettings) -> None:
-    """Records a run, and writes the table to a file that is not there yet.
-
-    Raises:
-        FileExistsError: if it is.
-    """
+    """Records a run, and writes the table to a file that is not there yet."""
     path = run.folder / "table.npz" if settings.output is None else settings.output
     check_path(path)
     check_writable(path)
@@ -64,11 +60,7 @@ def record(run: Run, settings: RecordSettings) -> None:
 
 
 def with_columns(run: Run, settings: RecordSettings) -> tuple[InnerTraining, Theta]:
-    """Returns the inner training and the weights of a run, with further features to record.
-
-    Raises:
-        ValueError: if there are no such features, or the run's optimizer takes none.
-    """
+    """Returns the inner training and the weights of a run, with further features to record."""
     learned, theta = run.learned, run.theta
     if settings.also or settings.decays:
         if not isinstance(learned, Coordinatewise):
@@ -90,17 +82,8 @@ def record_run(
 ) -> Table:
     """Records the latest weights of a run on tasks that its meta-training never drew.
 
-    Trainings are recorded until the table can take one of ten of their rows.
-
-    Args:
-        run: any that has an inner training.
-        settings: what is recorded.
-        inner_and_theta: from `with_columns`, if it was called before.
-        show_progress: whether to draw a progress bar.
-
-    Raises:
-        FileNotFoundError: if the folder holds no run, or no weights.
-        ValueError: if the run cannot be recorded, or there is no such feature or output.
+    Trainings are recorded until the table can take one of ten of their rows. `inner_and_theta` are
+    from `with_columns`, if it was called before.
     """
     inner, theta = inner_and_theta or with_columns(run, settings)
     steps, wanted = settings.steps, settings.rows * SPACING

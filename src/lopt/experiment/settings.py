@@ -46,12 +46,10 @@ FIELD, POSITIVE = "--set {field}={value}", "(0, inf)"
 def check(
     settings: Any, said: str = "--{option} {value}", **rules: int | str | Collection[str]
 ) -> None:
-    """Refuses values of fields, alone or in tuples; seeds always.
+    """Refuses values of fields, alone or in tuples; seeds always. Defaults are suggested.
 
-    Args:
-        settings: a dataclass, whose defaults are what is suggested.
-        said: how a value was given.
-        rules: by field, the lowest number, an interval such as "(0, 1)", or all names there are.
+    A rule is the lowest number, an interval such as "(0, 1)", or all names there are; `said` is how
+    a value was given.
     """
     for field, rule in {"seed": "[0, 4294967295]", **rules}.items():
         given, default = getattr(settings, field, None), getattr(type(settings), field, None)
@@ -85,7 +83,8 @@ class TrainSettings:
     recipe: Positional = None
     # change a field of the recipe; may be repeated. With --resume, outer_steps alone.
     settings: Repeated = ()
-    # train on what a run trained, on --task; instead of a recipe (it is then transfer).
+    # train on, on --task, what a run trained, or what comes with lopt, by name, such as lopt-1;
+    # instead of a recipe (it is then transfer).
     start: Path | None = None
     # with --from, the name of a task, such as digits_conv or mlp_family_seed7: see lopt tasks.
     task: str | None = None
@@ -128,7 +127,8 @@ class EvaluateSettings:
     that is started again goes on, and baselines are trained once for all.
     """
 
-    # folders of runs and files of weights; published ones too, see lopt.load_published.
+    # folders of runs, files of weights, published ones too (see lopt.load_published), and names of
+    # what comes with lopt, such as lopt-1.
     contestants: Several = ()
     # an Optax optimizer, or a function of its rate, as module:function; may be repeated.
     optimizer: Repeated = ()
@@ -190,6 +190,13 @@ class ShowTaskSettings:
 @dataclasses.dataclass(frozen=True)
 class RecipesSettings:
     """List the recipes that come with lopt."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainedSettings:
+    """List the optimizers that come with lopt, or show the card of one."""
+
+    name: Positional = None  # of one, such as lopt-1.
 
 
 @dataclasses.dataclass(frozen=True)

@@ -52,6 +52,19 @@ def dtype_of(tasks: AbstractTaskFamily) -> Any:
     return jnp.result_type(*jax.tree.leaves(params))
 
 
+def bytes_per_param(
+    tasks: AbstractTaskFamily, optimizer: Callable[[], optax.GradientTransformation]
+) -> float:
+    """Returns the bytes of an optimizer's state for each number that it trains."""
+
+    def made(key: Key) -> Any:
+        params = drawn(tasks, key).init(key)
+        return params, optimizer().init(params)
+
+    params, state = map(jax.tree.leaves, jax.eval_shape(made, jax.random.key(0)))
+    return sum(x.size * x.dtype.itemsize for x in state) / sum(x.size for x in params)
+
+
 def begin(
     tasks: AbstractTaskFamily, optimizer: optax.GradientTransformation, key: Key
 ) -> TrainState:

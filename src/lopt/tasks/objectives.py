@@ -5,7 +5,7 @@ mean training loss is `lopt.train_loss`, the last is `lopt.FinalLoss`.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from lopt.core.inner import Objective, train_loss
 from lopt.core.task import AbstractTask
-from lopt.core.types import Batch, Key, Scalar, as_pytree
+from lopt.core.types import Batch, Key, Scalar, Split, as_pytree
 from lopt.core.unroll import Step
 
 
@@ -54,8 +54,15 @@ class MetricObjective(eqx.Module):
 
     metric: str = eqx.field(static=True, default="loss")
     factor: float = 1.0
-    split: Literal["train", "valid_inner"] = eqx.field(static=True, default="valid_inner")
+    split: Split = eqx.field(static=True, default="valid_inner")
     change: Callable[[Key, Batch], Batch] | None = None
+
+    def __check_init__(self) -> None:
+        if self.split not in ("train", "valid_inner"):
+            raise ValueError(
+                f'MetricObjective(split={self.split!r}) must be "train" or "valid_inner": the '
+                "other two never reach an update of theta."
+            )
 
     def __call__(self, task: AbstractTask, step: Step, num_steps: Int[Array, ""]) -> Scalar:
         """Returns the metric, times factor."""

@@ -39,21 +39,13 @@ STEPS, CALLS, ENOUGH = 5, 7, 2.0  # steps of a program, its calls, and seconds a
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What is measured of a task, or why it cannot be built.
+    """What is measured of a task, or why it cannot be built."""
 
-    Attributes:
-        params: how many numbers are trained.
-        step_time: milliseconds of a step of SGD, the median.
-        initial_loss: the mean over some batches.
-        data: what `data_loaded` tells of.
-        error: why there is none of these.
-    """
-
-    params: int | None = None
-    step_time: float | None = None
-    initial_loss: float | None = None
-    data: tuple[dict[str, Any], ...] = ()
-    error: str = ""
+    params: int | None = None  # how many numbers are trained
+    step_time: float | None = None  # milliseconds of a step of SGD, the median
+    initial_loss: float | None = None  # the mean over some batches
+    data: tuple[dict[str, Any], ...] = ()  # what `data_loaded` tells of
+    error: str = ""  # why there is none of these
 
 
 @eqx.filter_jit
@@ -100,11 +92,7 @@ def known_cost(name: str) -> Cost | None:
 
 
 def cost(name: str) -> Cost:
-    """Returns the cost of a task, which is measured if it is not kept yet.
-
-    Raises:
-        ValueError: if there is no such task.
-    """
+    """Returns the cost of a task, which is measured if it is not kept yet."""
     if not is_task(name):
         raise ValueError(f"There is no task {name!r}; try {nearest_task(name)!r}.")
     found = known_cost(name)
@@ -119,19 +107,10 @@ def cost(name: str) -> Cost:
 def draw_tasks(
     count: int, budget: float, seed: int = 0, families: Sequence[str] = ()
 ) -> tuple[str, ...]:
-    """Draws names of tasks of TaskSet, families in turn, of which no step takes too long.
+    """Draws names of tasks of TaskSet, families in turn, whose steps take at most `budget` ms here.
 
-    Step times are those of this machine: keep the names, rather than the seed, of what is to be
-    done again.
-
-    Args:
-        count: how many.
-        budget: the most milliseconds that a step may take.
-        seed: of the draw.
-        families: of TaskSet; by default all.
-
-    Raises:
-        ValueError: if a family is unknown, or too few tasks of twenty times as many are as fast.
+    Keep the names, rather than the seed, of what is to be done again. Of twenty times as many tasks
+    enough have to be as fast. All families are drawn from by default.
     """
     names = [known("family", name, FAMILIES) for name in families or FAMILIES]
     generator, found = np.random.default_rng(seed), list[str]()

@@ -101,11 +101,7 @@ def load_images(name: str, size: int = 8, folder: str | os.PathLike | None = Non
 
 
 def available(name: str, folder: str | os.PathLike | None = None) -> bool:
-    """Returns whether a data set can be loaded without a network.
-
-    Raises:
-        FileNotFoundError: if `$LOPT_DATA_DIR` is no folder, or only some of the files are there.
-    """
+    """Returns whether a data set can be loaded without a network."""
     _check_name("available", name)
     if name == "digits" or (folder is None and _local_paths(name, None)):
         return True

@@ -32,18 +32,11 @@ def at_hand() -> tuple[str, ...]:
 
 
 def load(name: str, tokens: str | None = None, length: int = 64) -> Data:
-    """Loads a data set that TaskSet names, or what stands for it; for `Config.build`.
+    """Loads a data set or text that TaskSet names, or what stands for it; for `Config.build`.
 
-    Images of a substitute have the published height, width and number of channels; texts are
-    read as the tokens that are asked for, and classified by `source_classification`.
-
-    Args:
-        name: a data set of images, or a text.
-        tokens: of texts: "bytes", "subwords" or "classes", which are of either with a label.
-        length: tokens in an example.
-
-    Raises:
-        ValueError: if there is no data set of that name.
+    Images of a substitute have the published height, width and number of channels. Texts are read
+    as tokens, "bytes" or "subwords", so many in an example; for "classes" `source_classification`
+    gives either, with labels.
     """
     found = at_hand()
     if tokens == "classes":

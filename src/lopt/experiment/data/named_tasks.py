@@ -87,9 +87,6 @@ def named_task(name: str, size: int = 0, batch_size: int = 128) -> AbstractTaskF
     Images have `size` pixels on each side, by default 32 of CIFAR-10 and 8 of others; tasks of a
     data set and a network have `batch_size`. Tasks of TaskSet have what is sampled instead, and
     data or substitutes from `load`.
-
-    Raises:
-        ValueError: if there is no such task.
     """
     if not is_task(name):
         raise ValueError(

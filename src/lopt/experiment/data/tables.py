@@ -26,9 +26,6 @@ def save_table(path: str | Path, table: Table) -> None:
 
     An .npy holds features and then the output of each row, in order of their lags, and neither
     names nor ids.
-
-    Raises:
-        ValueError: if the name ends in something else, or `table.about` is not made of JSON.
     """
     path, buffer = Path(path), io.BytesIO()
     check_path(path)
@@ -53,20 +50,12 @@ def save_table(path: str | Path, table: Table) -> None:
 
 
 def load_table(path: str | Path, names: Sequence[str] | None = None) -> Table:
-    """Loads a table.
+    """Loads a table; a ValueError names what is damaged, of another version, or not finite.
 
-    Args:
-        path: of a file of `save_table`, or of an .npy of shape [rows, M k + 1] with k features of M
-            steps, the most recent step first, features of one step side by side, then the output.
-        names: of those k, for an .npy, which does not have them.
-
-    Returns:
-        The table. An .npy does not say where its rows come from: each then counts as a coordinate
-        of its own, as `about["ids"]` says: give `lopt.symbolic.distill` a split of your own.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is damaged or of another version, or a value is not finite; names it.
+    A file is of `save_table`, or an .npy of shape [rows, M k + 1] with k features of M steps, the
+    most recent step first, features of one step side by side, then the output; `names` are of those
+    k. An .npy does not say where its rows come from: each then counts as a coordinate of its own,
+    as `about["ids"]` says: give `lopt.symbolic.distill` a split of your own.
     """
     path = Path(path)
     check_path(path)

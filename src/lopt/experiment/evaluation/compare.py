@@ -19,15 +19,10 @@ SAID = {"train": "training loss", "held_out": "held-out loss"}
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """What all optimizers achieve on one evaluation.
-
-    Attributes:
-        entries: of every optimizer, one for each of its numbers of trials.
-        scale: of losses.
-    """
+    """What all optimizers achieve on one evaluation."""
 
     evaluation: Evaluation
-    entries: tuple[Entry, ...]
+    entries: tuple[Entry, ...]  # of every optimizer, one for each of its numbers of trials
     scale: metrics.Scale
 
     def of(self, name: str) -> Entry:

@@ -55,7 +55,14 @@ def of_run(run: Run, name: str = "learned") -> list[Contestant]:
 
 def of_path(path: str, trust: bool, alone: bool) -> tuple[list[Contestant], Run | None]:
     """Returns the optimizers of a run's folder or of weights, own or published; and the run."""
-    if (Path(path) / "run.json").exists() or not Path(path).exists():
+    if not Path(path).exists():
+        if path in storage.pretrained_names():
+            return [of_learned(path, *storage.load(path))], None
+        raise FileNotFoundError(
+            f"There is no run or file of weights {path}, and no optimizer of that name comes with "
+            "lopt; lopt pretrained lists them."
+        )
+    if Path(path).is_dir():
         run = Run(path, trust=trust)
         return of_run(run, "learned" if alone else run.name), run
     load = storage.load if Path(path).suffix == ".safetensors" else load_published

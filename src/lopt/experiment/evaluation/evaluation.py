@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Float
 
+from lopt.core.checks import check_integer
 from lopt.core.task import AbstractTaskFamily, judge
 from lopt.core.types import Key, Scalar, Split
 from lopt.core.unroll import TrainState
@@ -44,9 +45,7 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         for name, least in (("horizon", 1), ("num_seeds", 5)):
-            if getattr(self, name) < least:
-                given = f"{name}={getattr(self, name)}"
-                raise ValueError(f"Evaluation({given}) must be at least {least}.")
+            check_integer("Evaluation", name, getattr(self, name), least)
 
         def metrics(key: Key) -> Any:
             task = drawn(self.task, key)

@@ -11,13 +11,13 @@ import hashlib
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lopt.core.task import AbstractTaskFamily
@@ -28,7 +28,7 @@ from lopt.experiment.evaluation.evaluation import Evaluation, Trial, trial
 from lopt.experiment.runs import files
 from lopt.experiment.runs.environment import cache_folder
 from lopt.experiment.runs.run import printed
-from lopt.experiment.trainings import OverDevices, drawn, dtype_of, stream
+from lopt.experiment.trainings import OverDevices, bytes_per_param, drawn, dtype_of, stream
 
 # The version of the protocol: results of another one are not used again.
 FORMAT = 3
@@ -40,21 +40,14 @@ AT_ONCE = 4
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Entry:
-    """An optimizer after a number of trials, its budget, on fresh seeds.
-
-    Attributes:
-        tuned: what was chosen, by objective: "train" or "held_out".
-        found: the results of these, by objective.
-        microseconds: per step of one training among those side by side.
-        state_bytes: of the optimizer's state, per parameter.
-    """
+    """An optimizer after a number of trials, its budget, on fresh seeds."""
 
     contestant: Contestant
     budget: int
-    tuned: dict[str, Tuned]
-    found: dict[str, Trial]
-    microseconds: float
-    state_bytes: float
+    tuned: dict[str, Tuned]  # what was chosen, by objective: "train" or "held_out"
+    found: dict[str, Trial]  # the results of these
+    microseconds: float  # per step of one training among those side by side
+    state_bytes: float  # of the optimizer's state, per parameter
 
     @property
     def name(self) -> str:
@@ -126,7 +119,9 @@ class Trials:
         rows = np.array([tuned.values for one in choices for tuned in one.values()])
         found = iter(self.results(contestant, rows, "report"))
         known = self._load(contestant)[0].values()
-        costs = float(np.median([one["microseconds"] for one in known])), self._bytes(contestant)
+        made = partial(contestant.factory, contestant.grid[0].astype(self._dtype))
+        size = bytes_per_param(self.evaluation.task, lambda: made(self.evaluation.horizon))
+        costs = float(np.median([one["microseconds"] for one in known])), size
         return [
             Entry(contestant, budget, one, {name: next(found) for name in one}, *costs)
             for budget, one in zip(contestant.budgets, choices, strict=True)
@@ -182,16 +177,6 @@ class Trials:
         program = self._programs.get(id(contestant.factory)) or OverDevices(one, shared, AT_ONCE)
         program.share(shared)
         return self._programs.setdefault(id(contestant.factory), program)
-
-    def _bytes(self, contestant: Contestant) -> float:
-        def made(key: Any, values: Any) -> Any:
-            params = drawn(self.evaluation.task, key).init(key)
-            return params, contestant.factory(values, self.evaluation.horizon).init(params)
-
-        row = jnp.asarray(contestant.grid[0].astype(self._dtype))
-        params, state = jax.eval_shape(made, jax.random.key(0), row)
-        size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-        return size / sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def _program_of(tasks: AbstractTaskFamily) -> Any:

@@ -212,11 +212,7 @@ def loss_slices(
     """Computes the meta-loss of one episode of some lengths along random directions from theta.
 
     Directions have the norm of theta (or 1, if it is zero) and are orthogonal; distances along
-    them, in such norms, go from -1 to 1.
-
-    Returns:
-        `lengths`; distances on the `line`, and `losses` there by length; distances on the `plane`,
-        and `surfaces` of losses by length, None if theta has but one weight.
+    them, in such norms, go from -1 to 1. There are no surfaces if theta has but one weight.
     """
     ends = np.unique(lengths)
     direction_key, episode_key = jax.random.split(key)

@@ -39,13 +39,9 @@ def rate_cells(tuned: Mapping[str, Tuned], name: str) -> dict[str, Cell]:
 def subject(
     name: str, settings: s.ProbeSettings | s.HorizonSettings, longest: int = 40
 ) -> tuple[InnerTraining, Theta]:
-    """Returns what is probed, and at which theta.
+    """Returns what is probed, and at which theta: a recipe, by name or file, a run, or a task.
 
-    Args:
-        name: a recipe, by name or file, the folder of a run, or a task, which Adam with learned
-            hyperparameters trains.
-        settings: fields of the recipe, the horizon, the weights, and the seed of initial ones.
-        longest: the longest default horizon, and that of tasks.
+    Adam with learned hyperparameters trains tasks. Horizons are at most the longest by default.
     """
     run = None
     if is_task(name):

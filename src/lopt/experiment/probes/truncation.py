@@ -76,11 +76,7 @@ def report_of(name: str, inner: InnerTraining, theta: Theta, settings: HorizonSe
 
 
 def _knobs(inner: InnerTraining, theta: Theta) -> list[tuple[str, Knob, float]]:
-    """Returns a knob for each array of hyperparameters, or one for the updates.
-
-    Before each comes the name of what is multiplied, and after it the logarithm of the largest
-    factor that makes sense.
-    """
+    """Returns what is multiplied, in words, a knob for it, and the log of its largest factor."""
     learned = inner.learned
     leaves = jax.tree_util.tree_leaves_with_path(theta)
     if not isinstance(learned, Learnable) or len(leaves) > MOST_KNOBS:

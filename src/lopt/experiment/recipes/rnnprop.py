@@ -17,7 +17,8 @@ from lopt.core.coordinatewise import Coordinatewise
 from lopt.experiment.data.datasets import load_images, mnist_or_digits
 from lopt.tasks import mlp_classification
 
-OPTIMIZERS = ("rnnprop", "small_rnnprop", "dm")
+# By name, and what each can be given.
+OPTIMIZERS = {"rnnprop": ("features",), "small_rnnprop": ("features", "hidden", "dense"), "dm": ()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,13 +74,8 @@ def learned_optimizer(
     """Returns one of the LSTM optimizers by name; those without sizes or features take none."""
     if optimizer not in OPTIMIZERS:
         raise ValueError(f"optimizer={optimizer!r} must be one of {', '.join(OPTIMIZERS)}.")
-    if (cells or dense) and optimizer != "small_rnnprop":
-        raise ValueError(f"cells={cells}, dense={dense}: {optimizer} has sizes of its own.")
-    if optimizer == "dm":
-        if features:
-            raise ValueError(f"features={features!r}: dm sees the gradient and nothing else.")
-        return lopt.dm()
     given = {"features": features, "hidden": cells, "dense": dense}
     options: dict[str, Any] = {name: value for name, value in given.items() if value}
-    make = lopt.rnnprop if optimizer == "rnnprop" else lopt.small_rnnprop
-    return make(**options)
+    if unknown := options.keys() - OPTIMIZERS[optimizer]:
+        raise ValueError(f"optimizer={optimizer!r} takes no {', '.join(unknown)}; leave it out.")
+    return getattr(lopt, optimizer)(**options)

@@ -245,18 +245,14 @@ Part = Text | Table | Figure
 
 @dataclasses.dataclass
 class Report:
-    """Tables, figures, equations and sentences, in their order.
-
-    Attributes:
-        settings: what was asked for.
-        data: numbers for the JSON that no part has.
-        details: places of the parts that are not shown in the terminal.
-    """
+    """Tables, figures, equations and sentences, in their order."""
 
     title: str
-    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # what was asked for
+    # Numbers for the JSON that no part has.
     data: dict[str, Any] = dataclasses.field(default_factory=dict)
     parts: list[Part] = dataclasses.field(default_factory=list)
+    # Places of the parts that are not shown in the terminal.
     details: set[int] = dataclasses.field(default_factory=set)
 
     def add(self, part: Part, *, detail: bool = False) -> None:

@@ -5,6 +5,7 @@ Each design and seed is a run of its own, so that a comparison goes on where it 
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,11 @@ import jax
 import numpy as np
 
 from lopt.experiment.report import Report, curves, measured, stages
-from lopt.experiment.runs.experiment import Experiment
 from lopt.experiment.runs.registry import make, parsed
 from lopt.experiment.runs.run import Run, holds_run
 from lopt.experiment.runs.train import train
 from lopt.experiment.settings import CompareSettings
-from lopt.experiment.trainings import drawn
+from lopt.experiment.trainings import bytes_per_param
 
 # The share of outer steps whose mean is the final outer loss.
 END = 0.1
@@ -47,8 +47,11 @@ def compare_designs(folder: Path, settings: CompareSettings) -> Report:
     rows = []
     for (name, found), some in zip(losses.items(), every, strict=True):
         last = max(1, round(END * found.shape[1]))
-        seconds, (weights, state) = [run.log["seconds"] for run in some], _sizes(some[0].experiment)
-        row = {"design": name, "weights": weights, "state bytes per parameter": state}
+        seconds, theta = [run.log["seconds"] for run in some], some[0].theta
+        learned, inner = some[0].learned, some[0].inner
+        row = {"design": name, "weights": sum(leaf.size for leaf in jax.tree.leaves(theta))}
+        size = bytes_per_param(inner.tasks, partial(learned.optimizer, theta, inner.horizon))
+        row["state bytes per parameter"] = size
         row["outer loss at first"] = measured(found[:, :last].mean(axis=1))
         row["outer loss at the end"] = measured(found[:, -last:].mean(axis=1))
         rows.append(row | {"ms per outer step": 1e3 * float(np.median(seconds))})
@@ -73,17 +76,3 @@ def _run(folder: Path, recipe: str, settings: Sequence[str]) -> Run:
             f"{folder} holds a run with other settings; give another folder with --out."
         )
     return run
-
-
-def _sizes(experiment: Experiment) -> tuple[int, float]:
-    """Returns how many weights theta has, and the bytes of state for each trained parameter."""
-    theta, inner = experiment.initial_theta(), experiment.inner_training()
-
-    def begun(key: jax.Array) -> tuple[object, object]:
-        params = drawn(inner.tasks, key).init(key)
-        return params, experiment.learned.optimizer(theta, inner.horizon).init(params)
-
-    params, state = jax.eval_shape(begun, jax.random.key(0))
-    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-    weights = sum(leaf.size for leaf in jax.tree.leaves(theta))
-    return weights, size / sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -39,11 +39,7 @@ def register(own: _Own) -> _Own:
 
 
 def describe(thing: Any) -> Any:
-    """Returns a JSON description of a learned optimizer.
-
-    Raises:
-        TypeError: if it holds something that has no name in lopt, Optax or JAX.
-    """
+    """Returns a JSON description of a learned optimizer; a TypeError names what has no name."""
     if thing is None or isinstance(thing, bool | int | float | str):
         return thing
     if isinstance(thing, tuple | list):

@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 import optax
 
+from lopt.core.checks import check_integer
 from lopt.core.estimator import AbstractGradientEstimator
 from lopt.core.inner import InnerTraining
 from lopt.core.learned import AbstractLearnedOptimizer
@@ -74,8 +75,4 @@ class Experiment:
     def __post_init__(self) -> None:
         limits = {"outer_steps": (1, 2**31), "steps_per_chunk": (1, 2**31), "seed": (0, 2**32)}
         for name, (least, limit) in limits.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or not least <= value < limit:
-                raise ValueError(
-                    f"Experiment({name}={value!r}) must be an integer from {least} to {limit - 1}."
-                )
+            check_integer("Experiment", name, getattr(self, name), least, limit - 1)

@@ -16,11 +16,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lopt.experiment.report import Report
+from lopt.experiment.report import Cell, Interval, Measured, Report
 from lopt.experiment.runs.experiment import Experiment
-from lopt.experiment.settings import help_of
+from lopt.experiment.runs.files import read_json
+from lopt.experiment.runs.storage import pretrained_file, pretrained_names
+from lopt.experiment.settings import PretrainedSettings, help_of
 
 _PACKAGE = "lopt.experiment.recipes"
+# What the list has of each card.
+SHOWN = ("weights", "largest params", "longest horizon", "hours", "licence", "verdict")
 
 
 def recipe_names() -> list[str]:
@@ -35,6 +39,34 @@ def list_recipes(settings: Any) -> Report:
     texts = {name: help_of(load_recipe(name))[0].partition("\n")[0] for name in recipe_names()}
     report.table("Recipes", [{"recipe": name, "what": text} for name, text in texts.items()])
     return report
+
+
+def list_pretrained(settings: PretrainedSettings) -> Report:
+    """Returns a list of what comes with lopt, or the card of one."""
+    names = pretrained_names() if settings.name is None else (settings.name,)
+    cards = {name: read_json(pretrained_file(name).with_suffix(".json")) for name in names}
+    report = Report("Pretrained optimizers")
+    if settings.name is None:
+        rows = [{"name": name, **{key: card[key] for key in SHOWN}} for name, card in cards.items()]
+        report.table("lopt.pretrained(NAME); more of each: lopt pretrained NAME", rows)
+        report.text("" if rows else "No pretrained optimizer comes with this lopt.")
+        return report
+    (name, card), *_ = cards.items()
+    tables = card.pop("evaluation")
+    report.table("", [{"": key, name: _cell(value)} for key, value in card.items()])
+    for one in tables:
+        report.table(one["table"], [{k: _cell(v) for k, v in row.items()} for row in one["rows"]])
+    return report
+
+
+def _cell(value: Any) -> Cell:
+    """Returns what JSON has as a cell of a table."""
+    if not isinstance(value, dict):
+        return value
+    if not {"mean", "low"} & {*value}:
+        return ", ".join(f"{key}={one}" for key, one in value.items())
+    numbers = {key: float("nan" if one is None else one) for key, one in value.items()}
+    return Measured(**numbers) if "mean" in numbers else Interval(**numbers)
 
 
 def describe_recipe(recipe: str) -> Report:
@@ -57,16 +89,7 @@ def describe_recipe(recipe: str) -> Report:
 
 
 def build(recipe: str, settings: Sequence[str] = ()) -> Experiment:
-    """Builds the experiment of a recipe.
-
-    Args:
-        recipe: the name of a recipe of lopt, or the path of a Python file.
-        settings: "field=value", each.
-
-    Raises:
-        FileNotFoundError: if there is no such recipe.
-        ValueError: if it defines none, or a setting is not one of its fields.
-    """
+    """Builds the experiment of a recipe, a name or a Python file, with settings "field=value"."""
     return make(recipe, parsed(settings))[1]
 
 

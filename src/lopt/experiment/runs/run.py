@@ -36,10 +36,8 @@ LOGGED = ("meta_loss", "finite", "dropped", "seconds")
 class Run:
     """The folder of a run, which evaluate, record, distill and the probes are given.
 
-    Attributes:
-        folder: of the run.
-        trust: whether a recipe file is executed that was not run on this machine before.
-        config: the content of run.json.
+    Its `config` is the content of run.json; `trust` is whether a recipe file is executed that was
+    not run on this machine before.
     """
 
     def __init__(self, folder: str | Path, *, trust: bool = False) -> None:

@@ -1,5 +1,6 @@
 """Weights and states on disk: safetensors for arrays, JSON for structure. Nothing is unpickled."""
 
+import difflib
 import hashlib
 import json
 import re
@@ -16,9 +17,11 @@ import safetensors.numpy
 from lopt.core.learned import AbstractLearnedOptimizer
 from lopt.core.types import Theta
 from lopt.experiment.runs.description import describe, restore
-from lopt.experiment.runs.files import one_line, write_bytes
+from lopt.experiment.runs.files import digest, one_line, read_json, write_bytes
 
 KEEP = 3
+# The weights that come with lopt.
+PRETRAINED = Path(__file__).parents[2] / "weights"
 
 
 def save(path: str | Path, learned: AbstractLearnedOptimizer, theta: Theta) -> None:
@@ -47,7 +50,8 @@ def load(
     """Loads what `save` saved.
 
     Args:
-        path: of the file, or of a run's folder, which holds its latest weights.
+        path: of the file, or of a run's folder, which holds its latest weights; or a name of
+            `lopt.pretrained_names`.
         learned: the learned optimizer, for weights of one with parts that are not registered;
             by default it is made as the file describes.
 
@@ -62,7 +66,8 @@ def load(
     path = weights_file(Path(path))
     if not path.exists():
         raise FileNotFoundError(
-            f"There is no file {path}; give a file of lopt.save, or the folder of a run."
+            f"There is no file {path}; give a file of lopt.save, the folder of a run, or a name of "
+            "lopt.pretrained_names()."
         )
     arrays, described = _read(path)
     if learned is None and not described:
@@ -90,8 +95,34 @@ def load(
 
 
 def weights_file(path: Path) -> Path:
-    """Returns the file of weights that a path names: itself, or that of a run's folder."""
+    """Returns the file of weights that a path names: itself, a run's, or one that lopt ships."""
+    if not path.exists() and str(path) in pretrained_names():
+        return pretrained_file(str(path))
     return path / "weights.safetensors" if path.is_dir() else path
+
+
+def pretrained_names() -> tuple[str, ...]:
+    """Returns the names of the optimizers that come with lopt, see `lopt.pretrained`."""
+    return tuple(sorted(path.stem for path in PRETRAINED.glob("*.json")))
+
+
+def pretrained_file(name: str) -> Path:
+    """Returns the file of an optimizer that comes with lopt, whose card is JSON beside it.
+
+    Raises:
+        ValueError: if there is none of that name, or its weights are others than the card says.
+    """
+    path, names = PRETRAINED / f"{name}.safetensors", pretrained_names()
+    if name not in names:
+        near = difflib.get_close_matches(name, names, 1, 0.0)
+        remedy = f"try {near[0]!r}" if near else "this lopt comes without any"
+        raise ValueError(f"There is no pretrained optimizer {name!r}; {remedy}.")
+    if digest(path) != read_json(path.with_suffix(".json")).get("sha256"):
+        raise ValueError(
+            f"{path} has another SHA-256 than its card says; install lopt again, as by "
+            "pip install --force-reinstall --no-deps lopt."
+        )
+    return path
 
 
 def load_optimizer(
@@ -99,10 +130,7 @@ def load_optimizer(
 ) -> optax.GradientTransformationExtraArgs:
     """Loads saved weights, as `load` does, as an Optax optimizer, to be used wherever Optax is.
 
-    Args:
-        path: of the file, or of a run's folder.
-        learned: the learned optimizer, if it has parts that are not registered.
-        num_steps: the length of the run, for designs that use it.
+    Designs that use the length of a run are told it by `num_steps`.
     """
     learned, theta = load(path, learned)
     return learned.optimizer(theta, num_steps)
@@ -122,11 +150,7 @@ def checkpoints(folder: Path) -> list[int]:
 
 
 def load_checkpoint(folder: Path, step: int, like: Any) -> Any:
-    """Loads checkpoint number `step` into the structure of `like`, a state or its shapes.
-
-    Raises:
-        ValueError: if it is damaged or does not fit.
-    """
+    """Loads checkpoint number `step` into the structure of `like`, a state or its shapes."""
     path = _checkpoint(folder, step)
     try:
         arrays, described = _read(path)

@@ -33,13 +33,8 @@ from lopt.experiment.runs.run import Run
 def train(run: Run, *, show_progress: bool = True) -> Theta:
     """Meta-trains, from the run's last checkpoint if it has one, to the end.
 
-    Returns:
-        The trained theta; it is also saved as `weights.safetensors`.
-
-    Raises:
-        FileExistsError: if another process trains it.
-        ValueError: if recipe or data are no longer those that the run began with, or the last
-            checkpoint is damaged or does not fit.
+    Returns the trained theta; it is also saved as `weights.safetensors`. A run that another process
+    trains, or whose recipe or data are no longer those that it began with, is refused.
     """
     run.check_unchanged()
     experiment, folder = run.experiment, run.folder
@@ -113,11 +108,7 @@ def _resumed_from(metrics: Path, saved: Sequence[int]) -> tuple[int, int, int]:
 def replay(
     experiment: Experiment, num_steps: int, record: Callable[[Step], Any]
 ) -> Iterator[Record]:
-    """Does meta-training again from its beginning, bit for bit, without an end.
-
-    Yields:
-        The records of each compiled call of so many steps, as NumPy arrays.
-    """
+    """Does meta-training again, bit for bit, and yields records of so many steps without end."""
     optimizer, mesh = guarded(experiment), particle_mesh(experiment.meta)
     everywhere = NamedSharding(mesh, PartitionSpec())
     with jax.set_mesh(mesh):
@@ -141,8 +132,7 @@ def guarded(experiment: Experiment) -> optax.GradientTransformation:
     """Returns the outer optimizer, which skips, and counts, steps that are not finite.
 
     Not only gradient and loss have to be: the square of a gradient of 1e20 overflows, and would
-    leave an infinity in Adam's second moments, after which no step is taken any more. A gradient
-    whose norm overflows is skipped whatever the optimizer.
+    leave an infinity in Adam's second moments, after which no step is taken any more.
     """
     inner = optax.with_extra_args_support(experiment.outer_optimizer)
     start = optax.apply_if_finite(inner, max_consecutive_errors=2**31 - 1).init

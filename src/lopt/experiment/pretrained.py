@@ -1,0 +1,90 @@
+"""Learned optimizers that come with lopt, as Optax optimizers."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lopt.core.types import NumSteps, Params, Scalar, State, Theta
+from lopt.experiment.runs.storage import load, pretrained_file
+from lopt.learned import FallBack, MatrixAxes
+
+# The rate of AdamW in rates of the rule, and that of the rule where it has a schedule of its own.
+SHARE, RATE = 0.05, 0.02
+LIMIT = 300.0
+
+
+def pretrained(
+    name: str,
+    num_steps: NumSteps = None,
+    *,
+    learning_rate: float | Scalar | Callable[[Any], Any] | None = None,
+    axes: str | Callable[[Params], Any] = "in_out",
+    weight_decay: float = 0.0,
+    weight_decay_mask: Callable[[Params], Any] | None = None,
+    guard: bool = True,
+) -> optax.GradientTransformationExtraArgs:
+    """Returns an optimizer that comes with lopt, one of `lopt.pretrained_names()`, ready for use.
+
+        optimizer = lopt.pretrained("lopt-1", num_steps=2_000)
+        state = optimizer.init(params)
+        updates, state = optimizer.update(grads, state, params)
+
+    Args:
+        name: of the optimizer.
+        num_steps: the length of the run, which its learned schedule is for; nothing has to be
+            tuned.
+        learning_rate: in place of that schedule: a number, such as 0.02, or an Optax schedule.
+        axes: "in_out" for params of Flax, Haiku and Keras, "out_in" for those of Equinox; or a
+            function from params to a tree of `optax.contrib.MuonDimensionNumbers`, None for no
+            matrix.
+        weight_decay: decoupled, per step and unit of the rate.
+        weight_decay_mask: from params to a tree of booleans, what decays; by default matrices do.
+        guard: whether a step that is not finite, or has more than 300 times the norm of AdamW's, is
+            replaced by AdamW's. The state counts them, as `state.count`, and has another 8 bytes
+            for each weight; see `lopt.learned.FallBack`.
+
+    Raises:
+        ValueError: if there is no such optimizer, its file is damaged, or neither `num_steps` nor
+            `learning_rate` is given; by `init`, if params are not floats.
+    """
+    path = pretrained_file(name)
+    if num_steps is None and learning_rate is None:
+        raise ValueError(
+            f"pretrained({name!r}) needs the length of the run or a rate; try num_steps=1000, or "
+            f"learning_rate={RATE}."
+        )
+    learned: Any
+    learned, theta = load(path)
+    learned = dataclasses.replace(
+        learned,
+        learning_rate=learning_rate,
+        axes=MatrixAxes(axes) if isinstance(axes, str) else axes,
+        weight_decay=weight_decay,
+        weight_decay_mask=weight_decay_mask,
+    )
+    if guard:
+        rate = RATE if learning_rate is None else learning_rate
+        own = (lambda step: SHARE * rate(step)) if callable(rate) else SHARE * rate
+        # Where gradients shrink to nothing the rule's steps, of normalised directions, do not. Nor
+        # do these, as both moments have one memory: the ratio was at most 114 in healthy trainings.
+        adamw = optax.adamw(own, b2=0.9)
+        learned = FallBack(learned, adamw, LIMIT)
+        theta = (theta, learned.fall_back.init(jax.random.key(0)))
+    made: Any = learned.optimizer(theta, num_steps)
+    begun = jax.tree_util.Partial(_begun, made.init.method)
+    return made._replace(init=dataclasses.replace(made.init, method=begun))
+
+
+def _begun(begin: Any, theta: Theta, params: Any, *last: Any) -> State:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise ValueError(
+                f"init(params): params{jax.tree_util.keystr(path)} is {jnp.result_type(leaf)}, and "
+                "only floats are trained; leave it out, as eqx.filter(params, "
+                "eqx.is_inexact_array) does, or use optax.masked."
+            )
+    return begin(theta, params, *last)
