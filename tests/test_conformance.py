@@ -182,6 +182,7 @@ ESTIMATORS = {
     "Reparameterized, window": lambda: lopt.Reparameterized(
         lopt.TruncatedBackprop(INNER, truncation=2), antithetic=False
     ),
+    "Clipped": lambda: lopt.estimators.Clipped(lopt.ES(INNER), 1.0),
     "Resume": lambda: lopt.estimators.Resume(lopt.PES(INNER, truncation=2)),
     "Scheduled": lambda: lopt.estimators.Scheduled(
         lopt.PES(lopt.InnerTraining(INNER.tasks, INNER.learned, 4, Weighted(jnp.ones(()))), 2),
@@ -211,6 +212,7 @@ WHOLE = {
 # Without a state, or with that of another line.
 LIKE_OTHERS = (
     "Scheduled",
+    "Clipped",
     "ES, one arm",
     "ES, sign",
     "ESSingle",

@@ -242,3 +242,17 @@ def test_random_lengths_are_passed_on_and_compile_once(key):
             lengths.add(length)
     assert len(lengths) > 5
     assert len(traces) == 1
+
+
+def test_a_clipped_gradient_counts_less_the_larger_it_is(key):
+    task = quadratic_toy(1).tasks
+    clipped = lopt.estimators.Clipped(task, 2.0)
+    for size in (1e-3, 2.0, 1e6, 1e200):
+        params = jax.tree.map(lambda leaf, size=size: size * leaf, task.init(key))
+        plain, found = (
+            one.estimate(params, one.prepare(params, key), key)[0] for one in (task, clipped)
+        )
+        norm = float(optax.tree.norm(plain.grads))
+        expected = jax.tree.map(lambda g, norm=norm: g / (1 + (norm / 2.0) ** 2), plain.grads)
+        jax.tree.map(np.testing.assert_allclose, found.grads, expected)
+        assert float(optax.tree.norm(found.grads)) <= 1.0 + 1e-12

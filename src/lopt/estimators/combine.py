@@ -214,7 +214,7 @@ class Clipped(AbstractGradientEstimator):
     @override
     def estimate(self, params: Params, state: State, key: Key) -> tuple[Estimate, State]:
         estimate, state = self.one.estimate(params, state, key)
-        ratio = optax.global_norm(estimate.grads) / self.norm
+        ratio = optax.tree.norm(estimate.grads) / self.norm
         # Squares of large norms are not finite, and nothing is left of such gradients.
         grads = jax.tree.map(lambda leaf: leaf / (1 + ratio**2).astype(leaf.dtype), estimate.grads)
         return dataclasses.replace(estimate, grads=grads), state
