@@ -349,8 +349,8 @@ def test_the_last_validation_loss_counts_once():
     grads, losses = [jnp.ones(3)], [(1.0, None), (1.0, 2.0), (1.0, 2.0), (1.0, 4.0)]
     found = []
     for i, pair in enumerate(losses):
-        told = [None if x is None else jnp.asarray(x, float) for x in pair]
-        told, state = controller.prepare(theta, grads, state, jnp.asarray(i, jnp.int32), told)
+        extra = dict(zip(("value", "validation_loss"), pair, strict=True))
+        told, state = controller.prepare(theta, grads, state, jnp.asarray(i, jnp.int32), extra)
         found.append((float(state.measured), float(state.validation)))
     np.testing.assert_allclose(found, [(0, 0), (1, 0.1), (1, 0.1), (2, 0.295)])
     # The average of equal losses is that loss, which deviates by nothing.

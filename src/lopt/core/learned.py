@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from lopt.core.types import Key, NumSteps, Params, Scalar, State, Theta
+from lopt.core.types import Key, NumSteps, Params, State, Theta
 
 
 class AbstractLearnedOptimizer(eqx.Module):
@@ -30,16 +30,12 @@ class AbstractLearnedOptimizer(eqx.Module):
 
     @abc.abstractmethod
     def update(
-        self,
-        theta: Theta,
-        grads: Params,
-        state: State,
-        params: Params | None = None,
-        *,
-        value: Scalar | None = None,
-        **extra: Any,
+        self, theta: Theta, grads: Params, state: State, params: Params | None = None, **extra: Any
     ) -> tuple[Params, State]:
-        """Returns updates (added to the parameters, in their dtype) and the next state."""
+        """Returns updates (added to the parameters, in their dtype) and the next state.
+
+        Of what else Optax's optimizers are given, `value` is the training loss.
+        """
 
     @property
     def max_steps(self) -> int | None:
@@ -106,9 +102,9 @@ class AbstractFeatures(eqx.Module):
     factored moments; `columns` is elementwise, so that it can be computed a slab at a time.
     """
 
-    @abc.abstractmethod
     def init(self, key: Key) -> Theta:
         """Returns the features' own weights, such as learned decays; `()` if there are none."""
+        return ()
 
     @abc.abstractmethod
     def begin(self, param: Tensor) -> State:
@@ -135,9 +131,9 @@ class AbstractFeatures(eqx.Module):
         what is the same along an axis of a large tensor need not be repeated along it.
         """
 
-    @abc.abstractmethod
     def shared(self, step: Int[Array, ""], dtype: Any) -> Float[Array, " shared"]:
         """Returns the features that all coordinates share, such as time, after `step` steps."""
+        return jnp.zeros((0,), dtype)
 
     @abc.abstractmethod
     def names(self) -> tuple[str, ...]:
@@ -161,9 +157,9 @@ class AbstractRule(eqx.Module):
     must treat alike and apart from one another.
     """
 
-    @abc.abstractmethod
     def init(self, key: Key) -> Theta:
-        """Returns initial weights."""
+        """Returns initial weights; `()` if there are none."""
+        return ()
 
     def begin(self, theta: Theta, shape: tuple[int, ...]) -> State:
         """Returns the memory of some coordinates: arrays of `shape` behind a bank axis, if any."""

@@ -16,12 +16,13 @@ from typing_extensions import override
 from lopt.core.checks import check_integer
 from lopt.core.coordinatewise import Coordinatewise, CoordinatewiseState
 from lopt.core.learned import AbstractLearnedOptimizer, AbstractRule, Columns, Tensor
-from lopt.core.types import Key, NumSteps, Params, Scalar, State, Theta
+from lopt.core.types import Key, NumSteps, Params, State, Theta
 from lopt.learned.hypernetwork import Memory, TensorLSTM, needed_loss
 from lopt.learned.matrices import orthogonalised
 from lopt.learned.nominal import Normalised
 from lopt.learned.rules import MLP, DirectionMagnitude
 from lopt.learned.safe_roots import with_safe_roots
+from lopt.learned.safeguards import AbstractCombination
 from lopt.learned.velo import LARGEST, LossHistory, VeLOFeatures, root_mean_square
 
 
@@ -30,10 +31,6 @@ class AdamDirection(AbstractRule):
 
     Values that coordinates share, if any, are what m and v are divided by first.
     """
-
-    @override
-    def init(self, key: Key) -> Theta:
-        return ()
 
     @override
     def apply(
@@ -57,7 +54,7 @@ class ScheduledState(eqx.Module):
     history: LossHistory
 
 
-class LearnedSchedule(AbstractLearnedOptimizer):
+class LearnedSchedule(AbstractCombination):
     """Another optimizer, its updates times a learned schedule of time and loss.
 
     An LSTM reads nine features of time and nine of the loss. Gradients are clipped to +-1000.
@@ -86,11 +83,6 @@ class LearnedSchedule(AbstractLearnedOptimizer):
 
     @property
     @override
-    def max_steps(self) -> int | None:
-        return self.learned.max_steps
-
-    @property
-    @override
     def needs_num_steps(self) -> bool:
         return True
 
@@ -110,31 +102,25 @@ class LearnedSchedule(AbstractLearnedOptimizer):
 
     @override
     def update(
-        self,
-        theta: Theta,
-        grads: Params,
-        state: ScheduledState,
-        params: Params | None = None,
-        *,
-        value: Scalar | None = None,
-        **extra: Any,
+        self, theta: Theta, grads: Params, state: State, params: Params | None = None, **extra: Any
     ) -> tuple[Params, ScheduledState]:
-        loss = jnp.asarray(needed_loss("LearnedSchedule", value)).astype(state.history.means.dtype)
+        loss = needed_loss("LearnedSchedule", extra.get("value"), state.history.means.dtype)
         told, history = state.history.next(loss, state.step)
         control, memory = self._network().apply(theta["schedule"], told[:, None], state.memory)
         output = control["step"][0, 0]
         factor = 0.1 * jnp.exp(output) if self.factor == "exp" else jnp.clip(output, 1e-5, 1e3)
         grads = jax.tree.map(lambda g: jnp.clip(g, -LARGEST, LARGEST), grads)
         updates, inner = self.learned.update(
-            theta["learned"], grads, state.learned, params, value=value, **extra
+            theta["learned"], grads, state.learned, params, **extra
         )
 
-        def scaled(update: Tensor, param: Tensor) -> Tensor:
+        def scaled(param: Tensor, update: Any) -> Any:
+            if update is None:
+                return None
             own = factor.astype(update.dtype)
             return update * (own * root_mean_square(param) if self.relative else own)
 
-        like = updates if params is None else params
-        updates = jax.tree.map(lambda p, u: None if u is None else scaled(u, p), like, updates)
+        updates = jax.tree.map(scaled, updates if params is None else params, updates)
         return updates, ScheduledState(state.step + 1, inner, memory, history)
 
 
@@ -178,14 +164,7 @@ class Celo2(AbstractLearnedOptimizer):
 
     @override
     def update(
-        self,
-        theta: Theta,
-        grads: Params,
-        state: CoordinatewiseState,
-        params: Params | None = None,
-        *,
-        value: Scalar | None = None,
-        **extra: Any,
+        self, theta: Theta, grads: Params, state: State, params: Params | None = None, **extra: Any
     ) -> tuple[Params, CoordinatewiseState]:
         updates, new = self._rule().update(theta, grads, state, params)
 

@@ -73,10 +73,6 @@ class MomentumFeatures(AbstractFeatures):
         check_decays("MomentumFeatures", self.decays)
 
     @override
-    def init(self, key: Key) -> Theta:
-        return ()
-
-    @override
     def begin(self, param: Tensor) -> Bank:
         return _bank(len(self.decays), param)
 

@@ -134,14 +134,16 @@ class Hierarchical(AbstractController):
         return (1 - jnp.exp(theta["clip"][0]), jnp.exp(theta["clip"][1])) if theta["clip"] else CLIP
 
     @override
-    def prepare(self, theta: Theta, grads: Any, shared: Any, step: Any, losses: Any) -> Any:
-        loss, old, dtype = needed_loss("Hierarchical", losses[0]), shared, shared.size.dtype
+    def prepare(self, theta: Theta, grads: Any, shared: Any, step: Any, extra: Any) -> Any:
+        old, dtype = shared, shared.size.dtype
+        loss = needed_loss("Hierarchical", extra.get("value"), dtype)
         count = (step + 1).astype(dtype)
         mean = TRAIN * old.mean + (1 - TRAIN) * loss
         square = TRAIN * old.square + (1 - TRAIN) * jnp.square(mean - loss)
-        said = old.last if losses[1] is None else losses[1]
+        told = extra.get("validation_loss")
+        said = old.last if told is None else jnp.asarray(told).astype(dtype)
         # A task repeats the last validation loss until it measures another.
-        fresh = (said != old.last) | ((old.measured == 0) & (losses[1] is not None))
+        fresh = (said != old.last) | ((old.measured == 0) & (told is not None))
         measured = old.measured + fresh.astype(dtype)
         average = VALIDATION * old.validation + (1 - VALIDATION) * said
         average = jnp.where(fresh, average, old.validation)

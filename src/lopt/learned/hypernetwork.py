@@ -107,10 +107,10 @@ class AbstractController(eqx.Module):
         """Returns the state that tensors share before the first step."""
         return ()
 
-    def prepare(self, theta: Theta, grads: Any, shared: Any, step: Any, losses: Any) -> Any:
+    def prepare(self, theta: Theta, grads: Any, shared: Any, step: Any, extra: Any) -> Any:
         """Returns what all tensors are told at a step, and the next shared state.
 
-        `grads` is a list, and `losses` those of training and validation, or None.
+        `grads` is a list, and `extra` what `update` is given, such as the loss as its `value`.
         """
         return (), shared
 
@@ -168,14 +168,7 @@ class Tensorwise(AbstractLearnedOptimizer):
 
     @override
     def update(
-        self,
-        theta: Theta,
-        grads: Params,
-        state: TensorwiseState,
-        params: Params | None = None,
-        *,
-        value: Scalar | None = None,
-        **extra: Any,
+        self, theta: Theta, grads: Params, state: State, params: Params | None = None, **extra: Any
     ) -> tuple[Params, TensorwiseState]:
         if params is None:
             raise ValueError("Tensorwise.update(params=None): summaries see params; pass them.")
@@ -191,12 +184,8 @@ class Tensorwise(AbstractLearnedOptimizer):
         own, memory = (tensors.unmirror(part, structure) for part in (state.own, state.memory))
         wide = cast(theta, dtype)
         slope = {i: jnp.asarray(slopes[i]).astype(param[i].dtype) for i in order}
-        losses = [
-            None if loss is None else jnp.asarray(loss).astype(dtype)
-            for loss in (value, extra.get("validation_loss"))
-        ]
         told, shared = self.controller.prepare(
-            wide, [slope[i].astype(dtype) for i in order], state.shared, state.step, losses
+            wide, [slope[i].astype(dtype) for i in order], state.shared, state.step, extra
         )
         stacks = [_stack([(slope[i], own[i], param[i]) for i in group]) for group in groups]
         seen = [_map(self.controller.observe, theta, stack, told) for stack in stacks]
@@ -279,14 +268,14 @@ def truncated_normal(key: Key, shape: tuple[int, ...]) -> Tensor:
     return jax.random.truncated_normal(key, -2.0, 2.0, shape) / shape[-1] ** 0.5
 
 
-def needed_loss(owner: str, value: Scalar | None) -> Scalar:
+def needed_loss(owner: str, value: Any, dtype: Any) -> Scalar:
     """Returns the training loss, or refuses a step without one."""
     if value is None:
         raise ValueError(
             f"{owner} needs the training loss; try "
             "optimizer.update(grads, state, params, value=loss)."
         )
-    return value
+    return jnp.asarray(value).astype(dtype)
 
 
 def cast(tree: Any, dtype: Any) -> Any:

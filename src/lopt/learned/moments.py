@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from typing_extensions import override
 
 from lopt.core.learned import AbstractFeatures, Columns, Tensor
-from lopt.core.types import Key, State, Theta
+from lopt.core.types import State, Theta
 from lopt.learned.features import check_decays
 
 NUMBER = r"[0-9]*\.?[0-9]+(?:e-?[0-9]+)?"
@@ -152,10 +152,6 @@ class MomentFeatures(AbstractFeatures):
         return {a.name: a for feature in self._features().values() for a in feature.averages}
 
     @override
-    def init(self, key: Key) -> Theta:
-        return ()
-
-    @override
     def begin(self, param: Tensor) -> dict[str, Columns]:
         return dict.fromkeys(sorted(self._averages()), jnp.zeros_like(param)[None])
 
@@ -217,10 +213,6 @@ class LogAndSign(AbstractFeatures):
             raise ValueError(f"LogAndSign(k={self.k}) must be between 0 and 30; try 5.")
 
     @override
-    def init(self, key: Key) -> Theta:
-        return ()
-
-    @override
     def begin(self, param: Tensor) -> State:
         return ()
 
@@ -235,10 +227,6 @@ class LogAndSign(AbstractFeatures):
         tiny = jnp.finfo(views.dtype).eps
         logarithm = jnp.maximum(jnp.log(jnp.abs(views) + tiny) / self.k, -1)
         return logarithm[None], jnp.clip(views * math.exp(self.k), -1, 1)[None]
-
-    @override
-    def shared(self, step: Int[Array, ""], dtype: Any) -> Float[Array, "0"]:
-        return jnp.zeros((0,), dtype)
 
     @override
     def names(self) -> tuple[str, ...]:

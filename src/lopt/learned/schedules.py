@@ -7,7 +7,7 @@ are learned in its own form, powers, factors and time constants by their logarit
 
 import abc
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -124,14 +124,9 @@ class AbstractParametric(AbstractSchedule):
     Theta is `{constant: scalar}`, each in its form.
     """
 
-    @property
-    @abc.abstractmethod
-    def learn(self) -> tuple[str, ...]:
-        """Which constants are learned; a field of each schedule."""
-
-    @abc.abstractmethod
-    def constants(self) -> dict[str, tuple[float, Form | None]]:
-        """Returns value and form of each constant; None is the form of the hyperparameter."""
+    # The form of each constant; None is that of the hyperparameter.
+    forms: ClassVar[dict[str, Form | None]]
+    learn: eqx.AbstractVar[tuple[str, ...]]
 
     @abc.abstractmethod
     def formula(self, constants: dict[str, Any], step: Scalar, num_steps: Any) -> Scalar:
@@ -139,12 +134,13 @@ class AbstractParametric(AbstractSchedule):
 
     @override
     def check(self, where: str, form: Form) -> None:
-        known, name = self.constants(), type(self).__name__
+        known, name = self.forms, type(self).__name__
         if unknown := [constant for constant in self.learn if constant not in known]:
             raise ValueError(
                 f"{name}(learn={self.learn}) has no {unknown[0]!r}; there are {', '.join(known)}."
             )
-        for constant, (value, own) in known.items():
+        for constant, own in known.items():
+            value = getattr(self, constant)
             # A constant that is not learned may be zero, such as a final rate; but the formulas
             # divide by the time constant, and take the logarithm of the factor.
             inside = constant in self.learn or constant in ("time_constant", "factor")
@@ -152,16 +148,17 @@ class AbstractParametric(AbstractSchedule):
 
     @override
     def init(self, form: Form) -> Theta:
-        known = self.constants()
-        return {name: to_theta(known[name][0], known[name][1] or form) for name in self.learn}
+        return {n: to_theta(getattr(self, n), self.forms[n] or form) for n in self.learn}
 
     @override
     def at(self, theta: Theta, time: Time, form: Form) -> Scalar:
         leaves = jax.tree.leaves(theta)
         dtype = leaves[0].dtype if leaves else jnp.result_type(float)
         constants = {
-            name: from_theta(theta[name], own or form) if name in self.learn else value
-            for name, (value, own) in self.constants().items()
+            name: from_theta(theta[name], own or form)
+            if name in self.learn
+            else getattr(self, name)
+            for name, own in self.forms.items()
         }
         step, num_steps = jax.tree.map(lambda n: n.astype(dtype), (time.step, time.num_steps))
         return jnp.asarray(self.formula(constants, step, num_steps), dtype)
@@ -179,18 +176,11 @@ class InverseTime(AbstractParametric):
     Reference: Wu et al. 2018, arXiv:1803.02021.
     """
 
+    forms = {"initial": None, "power": "log", "time_constant": "log"}
     initial: float = eqx.field(static=True)
     power: float = eqx.field(static=True, default=1.0)
     time_constant: float = eqx.field(static=True, default=5000.0)
     learn: tuple[str, ...] = eqx.field(static=True, default=("initial", "power"))
-
-    @override
-    def constants(self) -> dict[str, tuple[float, Form | None]]:
-        return {
-            "initial": (self.initial, None),
-            "power": (self.power, "log"),
-            "time_constant": (self.time_constant, "log"),
-        }
 
     @override
     def formula(self, constants: dict[str, Any], step: Scalar, num_steps: Any) -> Scalar:
@@ -208,6 +198,7 @@ class Exponential(AbstractParametric):
         learn: "initial", "factor", or both.
     """
 
+    forms = {"initial": None, "factor": "log"}
     initial: float = eqx.field(static=True)
     factor: float = eqx.field(static=True)
     steps: int = eqx.field(static=True, default=1)
@@ -215,10 +206,6 @@ class Exponential(AbstractParametric):
 
     def __check_init__(self) -> None:
         check_integer("Exponential", "steps", self.steps, hint=100)
-
-    @override
-    def constants(self) -> dict[str, tuple[float, Form | None]]:
-        return {"initial": (self.initial, None), "factor": (self.factor, "log")}
 
     @override
     def formula(self, constants: dict[str, Any], step: Scalar, num_steps: Any) -> Scalar:
@@ -236,6 +223,7 @@ class AbstractTransition(AbstractParametric):
         power: of the share; log.
     """
 
+    forms = {"initial": None, "final": None, "power": "log"}
     initial: float = eqx.field(static=True)
     steps: int | None = eqx.field(static=True, default=None)
     final: float = eqx.field(static=True, default=0.0)
@@ -253,14 +241,6 @@ class AbstractTransition(AbstractParametric):
     @override
     def needs_num_steps(self) -> bool:
         return self.steps is None
-
-    @override
-    def constants(self) -> dict[str, tuple[float, Form | None]]:
-        return {
-            "initial": (self.initial, None),
-            "final": (self.final, None),
-            "power": (self.power, "log"),
-        }
 
     @override
     def formula(self, constants: dict[str, Any], step: Scalar, num_steps: Any) -> Scalar:

@@ -7,12 +7,13 @@ import jax.numpy as jnp
 from typing_extensions import override
 
 from lopt.core.learned import AbstractLearnedOptimizer
-from lopt.core.types import Key, NumSteps, Params, Scalar, State, Theta
+from lopt.core.types import Key, NumSteps, Params, State, Theta
+from lopt.learned.safeguards import AbstractCombination
 
 TYPES = ("vector", "matrix", "kernel")
 
 
-class PerTensorType(AbstractLearnedOptimizer):
+class PerTensorType(AbstractCombination):
     """Another optimizer, its updates times exp(multiplier of the tensor's type).
 
     The rank decides the type: vectors (and scalars), matrices, and kernels of convolutions. All
@@ -25,16 +26,6 @@ class PerTensorType(AbstractLearnedOptimizer):
     """
 
     learned: AbstractLearnedOptimizer
-
-    @property
-    @override
-    def max_steps(self) -> int | None:
-        return self.learned.max_steps
-
-    @property
-    @override
-    def needs_num_steps(self) -> bool:
-        return self.learned.needs_num_steps
 
     @override
     def init(self, key: Key) -> Theta:
@@ -50,18 +41,9 @@ class PerTensorType(AbstractLearnedOptimizer):
 
     @override
     def update(
-        self,
-        theta: Theta,
-        grads: Params,
-        state: State,
-        params: Params | None = None,
-        *,
-        value: Scalar | None = None,
-        **extra: Any,
+        self, theta: Theta, grads: Params, state: State, params: Params | None = None, **extra: Any
     ) -> tuple[Params, State]:
-        updates, state = self.learned.update(
-            theta["learned"], grads, state, params, value=value, **extra
-        )
+        updates, state = self.learned.update(theta["learned"], grads, state, params, **extra)
 
         def multiplied(update: Any) -> Any:
             log = theta["log_multipliers"][TYPES[min(max(update.ndim, 1), 3) - 1]]

@@ -51,10 +51,6 @@ class VeLOFeatures(AbstractFeatures):
     def __check_init__(self) -> None:
         check_decays("VeLOFeatures", (self.rms_decay,))
 
-    @override
-    def init(self, key: Key) -> Theta:
-        return ()
-
     def _inner(self) -> AdafactorFeatures:
         return AdafactorFeatures(rms_decays=(self.rms_decay,))
 
@@ -101,10 +97,6 @@ class VeLOFeatures(AbstractFeatures):
             grad * inverse_root,
             *factored,
         )
-
-    @override
-    def shared(self, step: Int[Array, ""], dtype: Any) -> Float[Array, "0"]:
-        return jnp.zeros((0,), dtype)
 
     @override
     def names(self) -> tuple[str, ...]:
@@ -217,8 +209,8 @@ class VeLO(AbstractController):
         return LossHistory.start(num_steps, self.loss_span or num_steps, dtype)
 
     @override
-    def prepare(self, theta: Theta, grads: Any, shared: Any, step: Any, losses: Any) -> Any:
-        return shared.next(needed_loss("VeLO", losses[0]), step)
+    def prepare(self, theta: Theta, grads: Any, shared: Any, step: Any, extra: Any) -> Any:
+        return shared.next(needed_loss("VeLO", extra.get("value"), shared.means.dtype), step)
 
     @override
     def observe(self, theta: Theta, grad: Tensor, own: Any, param: Tensor, told: Any) -> Any:
