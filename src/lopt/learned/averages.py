@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from lopt.core.learned import AbstractFeatures, Columns, Tensor
 from lopt.core.types import Key, State, Theta
+from lopt.learned.features import check_decays
 from lopt.learned.moments import NUMBER
 
 _AVERAGE = "average_"
@@ -130,15 +131,6 @@ def averaged_column(name: str) -> str:
         ValueError: if the name is not that of an average.
     """
     return _parts(name)[1]
-
-
-def check_decays(owner: str, decays: tuple[float, ...]) -> None:
-    """Refuses decays outside of (0, 1), and the same decay twice."""
-    for decay in decays:
-        if not 0 < decay < 1:
-            raise ValueError(f"{owner}: the decay {decay} must be above 0 and below 1; try 0.9.")
-        if decays.count(decay) > 1:
-            raise ValueError(f"{owner}: the decay {decay} is there twice; leave one of them out.")
 
 
 def _parts(name: str) -> tuple[float, str]:

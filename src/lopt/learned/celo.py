@@ -32,17 +32,14 @@ class AdamDirection(AbstractRule):
     Values that coordinates share, if any, are what m and v are divided by first.
     """
 
+    is_elementwise = True
+
     @override
     def apply(
         self, theta: Theta, columns: Columns, shared: Float[Array, " shared"], memory: State
     ) -> tuple[Columns, State]:
         m, v = columns if not len(shared) else (c / s for c, s in zip(columns, shared, strict=True))
         return (m / (jnp.sqrt(v + 1e-10) + 1e-8))[None], memory
-
-    @property
-    @override
-    def is_elementwise(self) -> bool:
-        return True
 
 
 class ScheduledState(eqx.Module):
@@ -72,6 +69,7 @@ class LearnedSchedule(AbstractCombination):
     hidden: int = eqx.field(static=True, default=64)
     factor: Literal["exp", "clip"] = eqx.field(static=True, default="exp")
     relative: bool = eqx.field(static=True, default=True)
+    needs_num_steps = True
 
     def __check_init__(self) -> None:
         check_integer("LearnedSchedule", "hidden", self.hidden, hint=64)
@@ -80,11 +78,6 @@ class LearnedSchedule(AbstractCombination):
 
     def _network(self) -> TensorLSTM:
         return TensorLSTM(18, self.hidden, (("step", 1),), mix=True)
-
-    @property
-    @override
-    def needs_num_steps(self) -> bool:
-        return True
 
     @override
     def init(self, key: Key) -> Theta:

@@ -15,7 +15,7 @@ from typing_extensions import override
 from lopt.core.coordinatewise import Coordinatewise
 from lopt.core.learned import AbstractFeatures, AbstractRule, Columns, Tensor
 from lopt.core.types import Key, State, Theta
-from lopt.learned.averages import Averaged, averages_of, check_decays
+from lopt.learned.averages import Averaged, averages_of
 
 
 class Concat(AbstractFeatures):
@@ -140,7 +140,7 @@ def with_features(
             the parameter and averages are not averaged, see `Averaged`.
 
     Raises:
-        ValueError: if a decay is not between 0 and 1, or is there twice.
+        ValueError: if a decay is not below 1, or is there twice.
 
     Example:
         >>> import jax, lopt
@@ -150,7 +150,6 @@ def with_features(
         >>> learned.features.names()
         ('g_normalised', 'average_0.9_g_normalised', 'gradient', 'time')
     """
-    check_decays("with_features(decays)", decays)
     own = learned.features.names()
     features, weights = learned.features, theta["features"]
     if averages := averages_of(features, decays):

@@ -32,25 +32,32 @@ FORMS: dict[str, Form] = {
     "momentum": "log_one_minus",
 }
 
-# To theta and back; least and greatest value, whose ends are for constants that are not learned.
-_FORMS: dict[Form, tuple[Callable[[Raw], Raw], Callable[[Raw], Raw], float, float, str, str]] = {
-    "log": (jnp.log, jnp.exp, 0, math.inf, "positive", "at least zero and finite"),
-    "log_one_minus": (
-        *(lambda value: jnp.log1p(-value), lambda raw: -jnp.expm1(raw)),
-        *(0, 1, "at least zero and below one", "from zero to one"),
-    ),
-    "identity": (jnp.asarray, jnp.asarray, -math.inf, math.inf, "finite", "finite"),
+_TO_THETA: dict[Form, Callable[[Raw], Raw]] = {
+    "log": jnp.log,
+    "log_one_minus": lambda value: jnp.log1p(-value),
+    "identity": lambda value: value,
+}
+_FROM_THETA: dict[Form, Callable[[Raw], Raw]] = {
+    "log": jnp.exp,
+    "log_one_minus": lambda raw: -jnp.expm1(raw),
+    "identity": lambda raw: raw,
+}
+# Least and greatest value; the ends are for constants that are not learned.
+_RANGES: dict[Form, tuple[float, float, str, str]] = {
+    "log": (0, math.inf, "positive", "at least zero and finite"),
+    "log_one_minus": (0, 1, "at least zero and below one", "from zero to one"),
+    "identity": (-math.inf, math.inf, "finite", "finite"),
 }
 
 
 def to_theta(value: float | tuple[float, ...], form: Form) -> Raw:
     """Returns what stands for a value, or for each of several."""
-    return jnp.asarray(_FORMS[form][0](jnp.asarray(value, float)), float)
+    return jnp.asarray(_TO_THETA[form](jnp.asarray(value, float)), float)
 
 
 def from_theta(raw: Raw, form: Form) -> Raw:
     """Returns the value that `raw` stands for."""
-    return _FORMS[form][1](raw)
+    return _FROM_THETA[form](raw)
 
 
 def check_value(where: str, value: float, form: Form, learned: bool = True) -> None:
@@ -59,7 +66,7 @@ def check_value(where: str, value: float, form: Form, learned: bool = True) -> N
     Raises:
         ValueError: naming `where` the value was given, and its range.
     """
-    _, _, least, most, inside, closed = _FORMS[form]
+    least, most, inside, closed = _RANGES[form]
     fits = math.isfinite(value) and least <= value <= most
     if learned and not (fits and bool(jnp.isfinite(to_theta(value, form)))):
         raise ValueError(f"{where}: with form {form!r} it must be {inside}.")

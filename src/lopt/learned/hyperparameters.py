@@ -21,8 +21,7 @@ from lopt.core.tensors import mirror, unmirror
 from lopt.core.types import Key, NumSteps, Params, State, Theta
 from lopt.learned.forms import FORMS, Form, check_value, from_theta, to_theta
 from lopt.learned.safe_roots import with_safe_roots
-from lopt.learned.schedules import AbstractSchedule, Time
-from lopt.learned.tensors import PerTensor, named_tensors
+from lopt.learned.schedules import AbstractSchedule, PerTensor, Time, named_tensors
 
 Value = float | AbstractSchedule | PerTensor
 

@@ -96,8 +96,8 @@ def _safe(root: Callable[[Tensor], Tensor], slope: Callable[[Tensor], Tensor]) -
     return safe
 
 
-_sqrt = _safe(jax.lax.sqrt, lambda x: 0.5 / _sqrt(x))
-_rsqrt = _safe(jax.lax.rsqrt, lambda x: -0.5 * _rsqrt(x) / x)
+_sqrt: Callable[[Tensor], Tensor] = _safe(jax.lax.sqrt, lambda x: 0.5 / _sqrt(x))
+_rsqrt: Callable[[Tensor], Tensor] = _safe(jax.lax.rsqrt, lambda x: -0.5 * _rsqrt(x) / x)
 
 
 @jax.custom_jvp

@@ -1,4 +1,4 @@
-"""Schedules: hyperparameters that change from step to step, and whose constants are theta.
+"""Hyperparameters that change from step to step, or differ between tensors, and are theta.
 
 A vector over time (Maclaurin et al. 2015, arXiv:1502.03492), or inverse-time decay (Wu et al. 2018,
 arXiv:1803.02021), polynomial, cosine and exponential ones as in Optax. Values of the hyperparameter
@@ -17,8 +17,10 @@ from jaxtyping import Array, Float, Int
 from typing_extensions import override
 
 from lopt.core.checks import check_integer
-from lopt.core.types import NumSteps, Scalar, Theta
+from lopt.core.types import NumSteps, Params, Scalar, Theta
 from lopt.learned.forms import Form, check_value, from_theta, to_theta
+
+Forms = dict[str, Form | None]
 
 
 class Time(eqx.Module):
@@ -125,8 +127,12 @@ class AbstractParametric(AbstractSchedule):
     """
 
     # The form of each constant; None is that of the hyperparameter.
-    forms: ClassVar[dict[str, Form | None]]
-    learn: eqx.AbstractVar[tuple[str, ...]]
+    forms: ClassVar[Forms]
+
+    @property
+    @abc.abstractmethod
+    def learn(self) -> tuple[str, ...]:
+        """Which constants are learned; a field of each schedule."""
 
     @abc.abstractmethod
     def formula(self, constants: dict[str, Any], step: Scalar, num_steps: Any) -> Scalar:
@@ -176,7 +182,7 @@ class InverseTime(AbstractParametric):
     Reference: Wu et al. 2018, arXiv:1803.02021.
     """
 
-    forms = {"initial": None, "power": "log", "time_constant": "log"}
+    forms: ClassVar[Forms] = {"initial": None, "power": "log", "time_constant": "log"}
     initial: float = eqx.field(static=True)
     power: float = eqx.field(static=True, default=1.0)
     time_constant: float = eqx.field(static=True, default=5000.0)
@@ -198,7 +204,7 @@ class Exponential(AbstractParametric):
         learn: "initial", "factor", or both.
     """
 
-    forms = {"initial": None, "factor": "log"}
+    forms: ClassVar[Forms] = {"initial": None, "factor": "log"}
     initial: float = eqx.field(static=True)
     factor: float = eqx.field(static=True)
     steps: int = eqx.field(static=True, default=1)
@@ -223,7 +229,7 @@ class AbstractTransition(AbstractParametric):
         power: of the share; log.
     """
 
-    forms = {"initial": None, "final": None, "power": "log"}
+    forms: ClassVar[Forms] = {"initial": None, "final": None, "power": "log"}
     initial: float = eqx.field(static=True)
     steps: int | None = eqx.field(static=True, default=None)
     final: float = eqx.field(static=True, default=0.0)
@@ -280,3 +286,63 @@ class Cosine(AbstractTransition):
     @override
     def share(self, progress: Float[Array, ""]) -> Float[Array, ""]:
         return (1 + jnp.cos(progress * math.pi)) / 2
+
+
+class PerTensor(eqx.Module):
+    """A value or schedule for each tensor; made by `per_tensor`.
+
+    Attributes:
+        values: (name, value or schedule) of each tensor, in tree order.
+
+    Theta is `{name of the tensor: ...}`.
+    """
+
+    values: tuple[tuple[str, float | AbstractSchedule], ...] = eqx.field(static=True)
+
+    def __check_init__(self) -> None:
+        names = [name for name, _ in self.values]
+        if not names:
+            raise ValueError("per_tensor(): there is no tensor; give the pytree of parameters.")
+        if len(set(names)) < len(names):
+            raise ValueError(
+                f"per_tensor(): two tensors have one name among {', '.join(names)}; "
+                "rename keys that contain dots."
+            )
+
+
+def per_tensor(values: Any, like: Params | None = None) -> PerTensor:
+    """Gives a hyperparameter of `lopt.learnable` a value for each tensor.
+
+    Each tensor then has an optimizer of its own: a global norm would be the norm of one tensor.
+
+    Args:
+        values: a value or schedule for each tensor, in a pytree with the structure of the
+            parameters; or with `like`, one for all tensors.
+        like: the parameters.
+
+    Raises:
+        ValueError: if there is no tensor, or names are not unique.
+
+    Example:
+        >>> import jax, optax, lopt
+        >>> rates = per_tensor({"weight": 0.1, "bias": 0.01})
+        >>> learned = lopt.learnable(optax.sgd, learning_rate=rates)
+        >>> sorted(learned.init(jax.random.key(0))["learning_rate"])
+        ['bias', 'weight']
+    """
+    tensors = named_tensors(values if like is None else like)
+    given = ((name, leaf if like is None else values) for name, leaf in tensors)
+    return PerTensor(
+        tuple((n, v if isinstance(v, AbstractSchedule) else float(v)) for n, v in given)
+    )
+
+
+def named_tensors(tree: Any) -> list[tuple[str, Any]]:
+    """Returns name and leaf, in tree order; a name is the path, such as `layers.0.weight`."""
+    leaves = jax.tree_util.tree_leaves_with_path(
+        tree, is_leaf=lambda leaf: isinstance(leaf, AbstractSchedule)
+    )
+    return [
+        (jax.tree_util.keystr(path, simple=True, separator=".") or "params", leaf)
+        for path, leaf in leaves
+    ]

@@ -69,12 +69,12 @@ class VeLOFeatures(AbstractFeatures):
         if grad.ndim < 2:
             # Without the 1e-6 of the Adafactor rule: zero over 1e-15 where no gradient ever was.
             root = with_safe_roots(jax.lax.rsqrt)(new.row)
-            views = eqx.tree_at(lambda v: v.preconditioner.momentum_row_factor, views, root)
+            views = eqx.tree_at(lambda v: v.momentum_row_factor, views, root)
         return views, new
 
     @override
     def columns(self, views: AdafactorViews) -> tuple[Columns, ...]:
-        by, grad = views.preconditioner, views.grad[None]
+        by, grad = views, views.grad[None]
         inverse_root = jax.lax.rsqrt(views.rms + self.epsilon)
         factored: tuple[Columns, ...] = (
             by.row,
@@ -170,6 +170,7 @@ class VeLO(AbstractController):
     centred: bool = eqx.field(static=True, default=False)
     loss_span: int | None = eqx.field(static=True, default=None)
     remembers: bool = eqx.field(static=True, default=True)
+    needs_num_steps = True
 
     def __check_init__(self) -> None:
         check_integer("VeLO", "hidden", self.hidden)
@@ -183,11 +184,6 @@ class VeLO(AbstractController):
         heads = (("mixture", self.bank), ("step", 1))
         inputs = 28 if self.centred else 30
         return TensorLSTM(inputs, self.hidden, heads, mix=True, remembers=self.remembers)
-
-    @property
-    @override
-    def needs_num_steps(self) -> bool:
-        return True
 
     @override
     def init(self, key: Key) -> Theta:

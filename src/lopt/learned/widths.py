@@ -1,4 +1,4 @@
-"""Updates that suit networks of any width: the maximal update parametrisation of learned rules.
+"""Multipliers of updates: constants that suit networks of any width, and learned ones.
 
 A rule whose features are normalised moves every weight equally far, whatever the width. In wide
 layers those moves add up, so that updates of hidden matrices are divided by their fan in.
@@ -6,11 +6,17 @@ layers those moves add up, so that updates of hidden matrices are divided by the
 Reference: Thérien et al. 2024, arXiv:2406.00153 (muLO); Yang & Hu 2021, arXiv:2011.14522.
 """
 
-import jax
-import optax
+from typing import Any
 
-from lopt.core.types import Params, State
-from lopt.learned.tensors import PerTensor, named_tensors
+import jax
+import jax.numpy as jnp
+import optax
+from typing_extensions import override
+
+from lopt.core.learned import AbstractLearnedOptimizer
+from lopt.core.types import Key, NumSteps, Params, State, Theta
+from lopt.learned.safeguards import AbstractCombination
+from lopt.learned.schedules import PerTensor, named_tensors
 
 
 def scale_by_width(multipliers: PerTensor) -> optax.GradientTransformation:
@@ -87,3 +93,45 @@ def width_multipliers(
 
     pairs = zip(ours, theirs, strict=True)
     return PerTensor(tuple((name, multiplier(x.shape, y.shape)) for (name, x), (_, y) in pairs))
+
+
+TYPES = ("vector", "matrix", "kernel")
+
+
+class PerTensorType(AbstractCombination):
+    """Another optimizer, its updates times exp(multiplier of the tensor's type).
+
+    The rank decides the type: vectors (and scalars), matrices, and kernels of convolutions. All
+    factors start at one. They tune a rule that was distilled on perceptrons for kernels.
+
+    Theta is `{"learned": ..., "log_multipliers": {"vector": ..., "matrix": ..., "kernel": ...}}`.
+
+    Attributes:
+        learned: the optimizer.
+    """
+
+    learned: AbstractLearnedOptimizer
+
+    @override
+    def init(self, key: Key) -> Theta:
+        return self.wrap(self.learned.init(key))
+
+    def wrap(self, theta: Theta) -> Theta:
+        """Returns the initial theta around these weights of `learned`."""
+        return {"learned": theta, "log_multipliers": {name: jnp.zeros(()) for name in TYPES}}
+
+    @override
+    def begin(self, theta: Theta, params: Params, num_steps: NumSteps = None) -> State:
+        return self.learned.begin(theta["learned"], params, num_steps)
+
+    @override
+    def update(
+        self, theta: Theta, grads: Params, state: State, params: Params | None = None, **extra: Any
+    ) -> tuple[Params, State]:
+        updates, state = self.learned.update(theta["learned"], grads, state, params, **extra)
+
+        def multiplied(update: Any) -> Any:
+            log = theta["log_multipliers"][TYPES[min(max(update.ndim, 1), 3) - 1]]
+            return update * jnp.exp(log).astype(update.dtype)
+
+        return jax.tree.map(multiplied, updates), state
