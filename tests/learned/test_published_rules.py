@@ -438,6 +438,18 @@ def test_multipliers_for_widths():
 
 
 BAD = {
+    "weights of another design": (
+        lambda: lopt.small_mlp().optimizer(weights(lopt.adafactor_mlp())),
+        r"theta\['features'\]\['adafactor_decays'\] has the shape \(3,\), expected None",
+    ),
+    "weights of another size": (
+        lambda: lopt.celo(8).optimizer(weights(lopt.celo(4)), 10),
+        r"\['schedule'\]\['cell'\]\['b'\] has the shape \(16,\), expected \(32,\); lopt.load",
+    ),
+    "no steps": (
+        lambda: lopt.celo(4).optimizer(weights(lopt.celo(4)), 0),
+        r"LearnedSchedule.optimizer\(num_steps=0\) must be a positive integer",
+    ),
     "no length": (lambda: lopt.velo_small().optimizer({}), "Tensorwise.*needs the length"),
     "no length of Celo": (lambda: lopt.celo().optimizer({}), "LearnedSchedule.*needs the length"),
     "rank": (

@@ -10,10 +10,12 @@ from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from lopt.core.checks import check_integer
 from lopt.core.types import Key, NumSteps, Params, State, Theta
 
 
@@ -52,14 +54,27 @@ class AbstractLearnedOptimizer(eqx.Module):
     ) -> optax.GradientTransformationExtraArgs:
         """Returns the Optax optimizer with weights `theta`, for a run of `num_steps`.
 
-        It is a pytree with the arrays of `theta` as leaves, so it can be an argument of a
-        compiled function: new weights do not compile anything again, and neither does another
-        length, if that is an array. `flax.nnx.Optimizer` takes it if Flax was imported before.
+        It is a pytree with the arrays of `theta` as leaves: as an argument of a compiled function,
+        new weights do not compile anything again, and neither does another length that is an array.
+        `flax.nnx.Optimizer` takes it if Flax was imported before.
         """
+        name = f"{type(self).__name__}.optimizer"
         if num_steps is None and self.needs_num_steps:
+            raise ValueError(f"{name}(theta) needs the length of the run; try num_steps=1000.")
+        if isinstance(num_steps, int):
+            check_integer(name, "num_steps", num_steps, hint=1000)
+        own, given = (
+            {
+                jax.tree_util.keystr(p): jnp.shape(leaf)
+                for p, leaf in jax.tree.leaves_with_path(tree)
+            }
+            for tree in (eqx.filter_eval_shape(self.init, jax.random.key(0)), theta)
+        )
+        if wrong := sorted(own.items() ^ given.items()):
+            where = wrong[0][0]
             raise ValueError(
-                f"{type(self).__name__}.optimizer(theta) needs the length of the run; try "
-                "learned.optimizer(theta, num_steps=1000)."
+                f"{name}(theta) has weights of another design or size: theta{where} has the shape "
+                f"{given.get(where)}, expected {own.get(where)}; lopt.load returns both that fit."
             )
         length = None if num_steps is None else jnp.asarray(num_steps, jnp.int32)
         if (nnx := sys.modules.get("flax.nnx")) is not None:
@@ -178,9 +193,5 @@ class AbstractRule(eqx.Module):
 
     @property
     def is_elementwise(self) -> bool:
-        """Whether it is a few elementwise operations and no product of matrices.
-
-        The compiler then makes one loop of features, rule and update, so that large tensors need
-        not be worked on in slabs.
-        """
+        """Whether it is a few elementwise operations: large tensors then need no slabs."""
         return False
