@@ -3,6 +3,7 @@
 import functools
 import math
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +11,7 @@ import optax
 import pytest
 
 import lopt
-from lopt.learned import Tensorwise
+from lopt.learned import Guided, Tensorwise
 from lopt.learned.hierarchical import Hierarchical, NNAdam
 from lopt.learned.velo import VeLO
 
@@ -125,7 +126,7 @@ def test_rnn_mlp_takes_the_recorded_steps(golden):
     [
         (lopt.nn_adam(), 6856),
         (lopt.rnn_mlp(), 35799),
-        (lopt.hierarchical(), 35801),
+        (lopt.hierarchical(), 35833),
         (lopt.nominal_mlp(), 207),
         (lopt.celo2(), 347),
         (lopt.velo(), 2320385 - 31 * 512),
@@ -355,6 +356,34 @@ def test_the_last_validation_loss_counts_once():
     np.testing.assert_allclose(found, [(0, 0), (1, 0.1), (1, 0.1), (2, 0.295)])
     # The average of equal losses is that loss, which deviates by nothing.
     np.testing.assert_allclose(told["losses"][0], 0, atol=1e-6)
+
+
+def test_the_past_parameter_is_that_of_the_last_hundredth_step():
+    learned = Tensorwise(Hierarchical((2,), 2, 1, 1, 1, past=True))
+    theta, params, update = weights(learned), {"w": jnp.ones(3)}, jax.jit(learned.update)
+    state, found = learned.begin(theta, params), []
+    for count in (1, 100, 101):
+        state = eqx.tree_at(lambda s: s.step, state, jnp.asarray(count, jnp.int32))
+        now = {"w": jnp.full(3, float(count))}
+        updates, state = update(theta, params, state, now, value=jnp.asarray(1.0, float))
+        found.append((float(updates["w"][0]), float(state.own[3]["w"][0])))
+    assert [old for _, old in found] == [1, 100, 100]
+    # It is read, before it is renewed.
+    older = eqx.tree_at(lambda s: s.own[3]["w"], state, -jnp.arange(3.0))
+    changed, _ = update(theta, params, older, now, value=jnp.asarray(1.0, float))
+    kept, _ = update(theta, params, state, now, value=jnp.asarray(1.0, float))
+    assert jnp.abs(changed["w"] - kept["w"]).max() > 0
+
+
+@pytest.mark.parametrize(
+    "learned", [lopt.nn_adam(hidden=2), lopt.velo(3, 2), Guided(lopt.LearnableSGD(), optax.sgd(1))]
+)
+def test_a_first_state_can_be_donated(learned):
+    params = {"a": jnp.ones(2), "b": jnp.ones(2)}
+    theta = weights(learned)
+    leaves = jax.tree.leaves((theta, params, learned.optimizer(theta, 9).init(params)))
+    places = [leaf.unsafe_buffer_pointer() for leaf in leaves]
+    assert len(set(places)) == len(places)
 
 
 def test_the_nominal_term_is_added_to_the_adafactor_rule():

@@ -1,7 +1,6 @@
 """Learned optimizers: update rules whose weights, theta, lie beside them, trained like any network.
 
-Most published designs are features of each coordinate and a small rule from features to an update:
-`lopt.Coordinatewise` composes them.
+Most designs are features of each coordinate and a small rule; `lopt.Coordinatewise` composes them.
 """
 
 import abc
@@ -36,7 +35,7 @@ class AbstractLearnedOptimizer(eqx.Module):
     ) -> tuple[Params, State]:
         """Returns updates (added to the parameters, in their dtype) and the next state.
 
-        Of what else Optax's optimizers are given, `value` is the training loss.
+        `value` is the training loss, as for Optax's optimizers.
         """
 
     @property
@@ -64,11 +63,8 @@ class AbstractLearnedOptimizer(eqx.Module):
         if isinstance(num_steps, int):
             check_integer(name, "num_steps", num_steps, hint=1000)
         own, given = (
-            {
-                jax.tree_util.keystr(p): jnp.shape(leaf)
-                for p, leaf in jax.tree.leaves_with_path(tree)
-            }
-            for tree in (eqx.filter_eval_shape(self.init, jax.random.key(0)), theta)
+            {jax.tree_util.keystr(path): jnp.shape(x) for path, x in jax.tree.leaves_with_path(t)}
+            for t in (eqx.filter_eval_shape(self.init, jax.random.key(0)), theta)
         )
         if wrong := sorted(own.items() ^ given.items()):
             where = wrong[0][0]

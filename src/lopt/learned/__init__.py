@@ -1,8 +1,7 @@
 """Learned optimizers: features, rules, published designs, learnable hyperparameters."""
 
-from lopt.learned.averages import Averaged
 from lopt.learned.celo import AdamDirection, Celo2, LearnedSchedule
-from lopt.learned.concat import Concat, SelectFeatures, with_features
+from lopt.learned.concat import Averaged, Concat, SelectFeatures, with_features
 from lopt.learned.features import AdafactorFeatures, MomentumFeatures
 from lopt.learned.hierarchical import Hierarchical, NNAdam
 from lopt.learned.hypernetwork import AbstractController, TensorLSTM, Tensorwise

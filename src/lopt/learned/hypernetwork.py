@@ -159,12 +159,14 @@ class Tensorwise(AbstractLearnedOptimizer):
         some = leaves or [jnp.zeros((1,), dtype)]
         own = [self.controller.begin(cast(theta, leaf.dtype), leaf) for leaf in some]
         memory, count = theta["network"]["memory"], len(leaves)
-        return TensorwiseState(
+        state = TensorwiseState(
             jnp.zeros((), jnp.int32),
             tensors.mirror(own[:count], own[0], structure),
             tensors.mirror([memory] * count, memory, structure),
             self.controller.start(theta, num_steps, dtype),
         )
+        # What is donated must not have an array twice, nor one of theta or params.
+        return jax.tree.map(jnp.copy, state)
 
     @override
     def update(
@@ -187,7 +189,10 @@ class Tensorwise(AbstractLearnedOptimizer):
         told, shared = self.controller.prepare(
             wide, [slope[i].astype(dtype) for i in order], state.shared, state.step, extra
         )
-        stacks = [_stack([(slope[i], own[i], param[i]) for i in group]) for group in groups]
+        stacks = [
+            jax.tree.map(lambda *a: jnp.stack(a), *((slope[i], own[i], param[i]) for i in group))
+            for group in groups
+        ]
         seen = [_map(self.controller.observe, theta, stack, told) for stack in stacks]
         summaries = jnp.concatenate([summary.astype(dtype) for _, summary in seen]).T
         remembered = jax.tree.map(lambda *m: jnp.stack(m, -1), *(memory[i] for i in order))
@@ -295,7 +300,3 @@ def _by_shape(param: list[Tensor], slopes: list[Any]) -> list[list[int]]:
         if slope is not None and p.size:
             groups.setdefault((p.shape, p.dtype), []).append(i)
     return list(groups.values())
-
-
-def _stack(trees: list[Any]) -> Any:
-    return jax.tree.map(lambda *arrays: jnp.stack(arrays), *trees)

@@ -207,10 +207,6 @@ def learnable(
         >>> learned = lopt.learnable(optax.sgd, learning_rate=0.1)
         >>> learned.init(jax.random.key(0))["learning_rate"].round(3).item()
         -2.303
-        >>> decay = lopt.learned.InverseTime(0.1, power=0.5)
-        >>> learned = lopt.learnable(optax.sgd, learning_rate=decay)
-        >>> sorted(learned.init(jax.random.key(0))["learning_rate"])
-        ['initial', 'power']
     """
     if not hyperparameters:
         raise ValueError("learnable(): name at least one argument, as in learning_rate=1e-3.")

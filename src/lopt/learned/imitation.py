@@ -54,8 +54,8 @@ class Guided(AbstractCombination):
 
     @override
     def begin(self, theta: Theta, params: Params, num_steps: NumSteps = None) -> GuidedState:
-        zero = jnp.zeros((), float)
-        return GuidedState(self.begin_each(theta, params, num_steps), zero, zero)
+        zeros = jnp.zeros((), float), jnp.zeros((), float)  # two, so that they can be donated
+        return GuidedState(self.begin_each(theta, params, num_steps), *zeros)
 
     @override
     def update(

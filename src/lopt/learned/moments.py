@@ -71,11 +71,7 @@ class _Feature(NamedTuple):
 
 
 def _feature(name: str, momentum_decay: float = 0.95, rms_decay: float = 0.95) -> _Feature:
-    """Reads the name of a feature.
-
-    Raises:
-        ValueError: if there is no feature of that name.
-    """
+    """Returns the feature of that name, or refuses the name."""
     m, v = _Average("m", momentum_decay), _Average("v", rms_decay, 2.0)
     plain = {
         "gradient": _Feature((), lambda views: views.grad),
@@ -234,11 +230,7 @@ class LogAndSign(AbstractFeatures):
 
 
 def expand_names(chosen: str | tuple[str, ...]) -> tuple[str, ...]:
-    """Returns names of features, published ones (also as "mt+gt+mom5") spelled out.
-
-    Raises:
-        ValueError: if there is no feature of that name.
-    """
+    """Returns names of features, published ones (also as "mt+gt+mom5") spelled out."""
     parts = chosen.split("+") if isinstance(chosen, str) else chosen
     names = tuple(PUBLISHED.get(p, re.sub(r"\Amom([0-9]+)\Z", r"momentum_0.\1", p)) for p in parts)
     for name in names:

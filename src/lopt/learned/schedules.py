@@ -79,9 +79,6 @@ class PerStep(AbstractSchedule):
         length: the number of steps; if there are several values, their number.
             `lopt.InnerTraining` refuses longer runs, in which the last value would be held.
 
-    Raises:
-        ValueError: if the length is missing, not positive, or not that of the values.
-
     Example:
         >>> import optax, lopt
         >>> lopt.learnable(optax.sgd, learning_rate=PerStep(0.1, length=100)).max_steps
@@ -227,6 +224,7 @@ class AbstractTransition(AbstractParametric):
         steps: after how many of them the final value is reached; None for those of the run.
         final: that value; may be zero as long as it is not learned.
         power: of the share; log.
+        learn: which of "initial", "final" and "power" are learned.
     """
 
     forms: ClassVar[Forms] = {"initial": None, "final": None, "power": "log"}
@@ -258,11 +256,7 @@ class AbstractTransition(AbstractParametric):
 
 
 class Polynomial(AbstractTransition):
-    """The transition with share 1 - t / steps, as `optax.polynomial_schedule`.
-
-    Attributes:
-        learn: which of "initial", "final" and "power" are learned.
-    """
+    """The transition with share 1 - t / steps, as `optax.polynomial_schedule`."""
 
     learn: tuple[str, ...] = eqx.field(static=True, default=("initial", "power"))
 
@@ -276,9 +270,6 @@ class Cosine(AbstractTransition):
 
     As `optax.cosine_decay_schedule` with alpha = final / initial (Loshchilov & Hutter 2017,
     arXiv:1608.03983).
-
-    Attributes:
-        learn: which of "initial", "final" and "power" are learned.
     """
 
     learn: tuple[str, ...] = eqx.field(static=True, default=("initial",))
@@ -311,9 +302,7 @@ class PerTensor(eqx.Module):
 
 
 def per_tensor(values: Any, like: Params | None = None) -> PerTensor:
-    """Gives a hyperparameter of `lopt.learnable` a value for each tensor.
-
-    Each tensor then has an optimizer of its own: a global norm would be the norm of one tensor.
+    """Gives each tensor a value of a hyperparameter of `lopt.learnable`, and so its own optimizer.
 
     Args:
         values: a value or schedule for each tensor, in a pytree with the structure of the
