@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 from typing_extensions import override
 
 from lopt.core.checks import check_integer
-from lopt.core.coordinatewise import Coordinatewise, CoordinatewiseState
+from lopt.core.coordinatewise import Coordinatewise
 from lopt.core.learned import AbstractLearnedOptimizer, AbstractRule, Columns, Tensor
 from lopt.core.types import Key, NumSteps, Params, State, Theta
 from lopt.learned.hypernetwork import Memory, TensorLSTM, needed_loss
@@ -150,15 +150,13 @@ class Celo2(AbstractLearnedOptimizer):
         return self._rule().init(key)
 
     @override
-    def begin(
-        self, theta: Theta, params: Params, num_steps: NumSteps = None
-    ) -> CoordinatewiseState:
+    def begin(self, theta: Theta, params: Params, num_steps: NumSteps = None) -> State:
         return self._rule().begin(theta, params)
 
     @override
     def update(
         self, theta: Theta, grads: Params, state: State, params: Params | None = None, **extra: Any
-    ) -> tuple[Params, CoordinatewiseState]:
+    ) -> tuple[Params, State]:
         updates, new = self._rule().update(theta, grads, state, params)
 
         def finish(update: Any, momentum: Any, rms: Any) -> Any:

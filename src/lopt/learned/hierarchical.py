@@ -221,16 +221,13 @@ class NNAdam(AbstractController):
     momentum, at the same l. The logarithms of l, 1 - b1, 1 - b2 and e over 10 are what is moved.
 
     Attributes:
-        learning_rate, b1, b2, eps: at the first step; learned.
+        learning_rate: at the first step, as 0.9, 0.999 and 1e-8 of the others; learned.
         hidden: width of the LSTM.
         multiplier: of its output.
         decay: the fraction of the way back to the first hyperparameters, per step.
     """
 
     learning_rate: float = eqx.field(static=True, default=1e-4)
-    b1: float = eqx.field(static=True, default=0.9)
-    b2: float = eqx.field(static=True, default=0.999)
-    eps: float = eqx.field(static=True, default=1e-8)
     hidden: int = eqx.field(static=True, default=32)
     multiplier: float = eqx.field(static=True, default=0.01)
     decay: float = eqx.field(static=True, default=0.0)
@@ -244,7 +241,7 @@ class NNAdam(AbstractController):
     def init(self, key: Key) -> Theta:
         network = self.network.init(key)
         network["change"] = jax.tree.map(jnp.zeros_like, network["change"])
-        values = [self.learning_rate, 1 - self.b1, 1 - self.b2, self.eps]
+        values = [self.learning_rate, 0.1, 0.001, 1e-8]
         return {"network": network, "initial": jnp.log(jnp.asarray(values, float)) / 10}
 
     @override

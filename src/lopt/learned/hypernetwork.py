@@ -7,7 +7,7 @@ of one shape share a program. VeLO, the hierarchical optimizers and NNAdam are s
 import abc
 import itertools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -82,6 +82,9 @@ class AbstractController(eqx.Module):
     is written for one, without an axis of tensors.
     """
 
+    # Whether it has to be told the length of the run.
+    needs_num_steps: ClassVar[bool] = False
+
     @property
     @abc.abstractmethod
     def network(self) -> TensorLSTM:
@@ -117,11 +120,6 @@ class AbstractController(eqx.Module):
     def share(self, control: Any, shared: State) -> State:
         """Returns the shared state after the network's outputs for all tensors."""
         return shared
-
-    @property
-    def needs_num_steps(self) -> bool:
-        """Whether it has to be told the length of the run."""
-        return False
 
 
 class TensorwiseState(eqx.Module):

@@ -27,12 +27,7 @@ Value = float | AbstractSchedule | PerTensor
 
 
 class LearnableState(eqx.Module):
-    """The state of an optimizer with schedules.
-
-    Attributes:
-        time: the number of steps taken, and that of the run where it is known.
-        inner: Optax's state.
-    """
+    """The state of an optimizer with schedules: the time, and Optax's state."""
 
     time: Time
     inner: State

@@ -79,7 +79,7 @@ def _differences(one: Tensor, other: Tensor) -> tuple[Scalar, Scalar]:
 
 
 class Imitation(eqx.Module):
-    """An objective of `lopt.InnerTraining(learned=Guided(...))`: as the expert does, and as well.
+    """An objective of `lopt.InnerTraining(learned=Guided(...))`: to do as the expert does.
 
     direction (1 - cos) + magnitude (log of the ratio of norms)^2 + the rest of one times another
     objective. Both weights are arrays.

@@ -219,14 +219,8 @@ def hierarchical(largest_feature: float = 5.0, step_multiplier: float = 0.001) -
 
     Reference: Metz et al. 2020, arXiv:2009.11243.
     """
-    return Tensorwise(
-        Hierarchical(
-            step_multiplier=step_multiplier,
-            learned_clip=True,
-            largest_feature=largest_feature,
-            past=True,
-        )
-    )
+    own: Any = {"learned_clip": True, "largest_feature": largest_feature, "past": True}
+    return Tensorwise(Hierarchical(step_multiplier=step_multiplier, **own))
 
 
 def LearnableSGD(learning_rate: float = 0.01) -> Learnable:
@@ -301,9 +295,6 @@ def inverse_time_momentum(
         learn: which of "learning_rate", "momentum", "power" and "time_constant" are learned.
         effective: whether the effective rate l is learned; otherwise a, as "learning_rate".
         one_minus: whether log(1 - mu) is learned; otherwise log mu.
-
-    Raises:
-        ValueError: if a value is outside of its range, or `learn` names something else.
 
     Reference: Wu et al. 2018, arXiv:1803.02021, with both parametrisations on.
 

@@ -24,12 +24,7 @@ Forms = dict[str, Form | None]
 
 
 class Time(eqx.Module):
-    """Where a run is.
-
-    Attributes:
-        step: the number of steps taken.
-        num_steps: that of the whole run; None if it is not known.
-    """
+    """How many steps a run has taken, and how many it will have; None if that is not known."""
 
     step: Int[Array, ""]
     num_steps: Int[Array, ""] | None = None

@@ -5,7 +5,7 @@ An LSTM per tensor mixes the weights of a small perceptron out of a bank of them
 Reference: Metz et al. 2022, arXiv:2211.09760.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -170,7 +170,7 @@ class VeLO(AbstractController):
     centred: bool = eqx.field(static=True, default=False)
     loss_span: int | None = eqx.field(static=True, default=None)
     remembers: bool = eqx.field(static=True, default=True)
-    needs_num_steps = True
+    needs_num_steps: ClassVar[bool] = True
 
     def __check_init__(self) -> None:
         check_integer("VeLO", "hidden", self.hidden)

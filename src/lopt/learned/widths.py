@@ -30,12 +30,9 @@ def scale_by_width(multipliers: PerTensor) -> optax.GradientTransformation:
         ValueError: if params has a tensor without a multiplier, at `init`.
 
     Example:
-        >>> import jax, optax, lopt
-        >>> learned = lopt.small_mlp()
-        >>> optimizer = optax.chain(
-        ...     learned.optimizer(learned.init(jax.random.key(0))),
-        ...     scale_by_width(lopt.learned.per_tensor({"weight": 0.25, "bias": 1.0})),
-        ... )
+        >>> import optax, lopt
+        >>> scale = scale_by_width(lopt.learned.per_tensor({"weight": 0.25, "bias": 1.0}))
+        >>> optimizer = optax.chain(optax.adam(1e-3), scale)
     """
     known = dict(multipliers.values)
 
