@@ -29,7 +29,7 @@ def test_a_comparison_has_a_row_for_each_design_and_goes_on(tmp_path):
     assert rows["small_mlp"]["outer loss at the end"].mean == pytest.approx(end)
     # What is trained is not trained again: it took as long.
     assert compare_designs(tmp_path, settings).parts[0].rows == report.parts[0].rows
-    with pytest.raises(ValueError, match="other settings; give another folder with --out"):
+    with pytest.raises(ValueError, match="other settings; give another with --out"):
         compare_designs(tmp_path, CompareSettings(("small_mlp",), settings=SMALL[1:]))
 
 
