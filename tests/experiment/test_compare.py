@@ -37,3 +37,5 @@ def test_designs_that_there_are_not_are_named_before_anything_is_trained(tmp_pat
     with pytest.raises(ValueError, match="optimizer=velo2 must be one of adafactor_mlp, "):
         compare_designs(tmp_path, CompareSettings(("velo2", "small_mlp"), settings=SMALL))
     assert not any(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="needs the name of a design"):
+        CompareSettings(())

@@ -456,8 +456,11 @@ def test_multipliers_for_widths():
     assert dict(multipliers.values) == expected
     kept = lopt.learned.width_multipliers(wide, narrow, outputs=False)
     assert dict(kept.values) == expected | {"last": 1.0}
-    turned = lopt.learned.width_multipliers({"w": jnp.ones((3, 8))}, {"w": jnp.ones((3, 2))}, -1)
-    assert dict(turned.values) == {"w": 0.25}
+    # In PyTorch's order, where shapes do not tell an embedding from an output.
+    shapes = [{"w": (3, n), "k": (2 * n, n, 3, 3), "embedding": (5, n)} for n in (8, 2)]
+    networks = [{n: jax.ShapeDtypeStruct(s, float) for n, s in one.items()} for one in shapes]
+    turned = lopt.learned.width_multipliers(*networks, lopt.learned.MatrixAxes("out_in"))
+    assert dict(turned.values) == {"w": 0.25, "k": 0.25, "embedding": 1.0}
     scale = lopt.learned.scale_by_width(multipliers)
     updates, _ = scale.update(wide, scale.init(wide))
     for name, update in updates.items():

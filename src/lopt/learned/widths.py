@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from lopt.core.learned import AbstractLearnedOptimizer
 from lopt.core.types import Key, NumSteps, Params, State, Theta
+from lopt.learned.matrices import MatrixAxes, View
 from lopt.learned.safeguards import AbstractCombination
 from lopt.learned.schedules import PerTensor, named_tensors
 
@@ -52,7 +53,7 @@ def scale_by_width(multipliers: PerTensor) -> optax.GradientTransformation:
 
 
 def width_multipliers(
-    params: Params, base: Params, inputs_axis: int = -2, outputs: bool = True
+    params: Params, base: Params, axes: MatrixAxes | None = None, outputs: bool = True
 ) -> PerTensor:
     """Returns (fan in of base) / (fan in of params) for each tensor whose fan in is another.
 
@@ -61,7 +62,8 @@ def width_multipliers(
     Args:
         params: those of a network, or their shapes.
         base: those of the same network at the width that the rule was trained or tuned at.
-        inputs_axis: the axis that counts inputs: -2 as in Flax and Haiku, -1 as in Equinox.
+        axes: which axes count inputs: by default as in Flax and Haiku; `MatrixAxes("out_in")` as
+            in Equinox. Names tell embeddings from matrices.
         outputs: whether it also applies to the last layer, of which only the inputs grow. It does
             not where the network divides its last activations by their width itself.
 
@@ -81,15 +83,17 @@ def width_multipliers(
             "width_multipliers(params, base) must be one network at two widths, but their tensors "
             f"are {', '.join(n for n, _ in ours)}, and {', '.join(n for n, _ in theirs)}."
         )
+    structure: Any = jax.tree.structure(params)
+    numbers = structure.flatten_up_to((axes or MatrixAxes())(params))
 
-    def multiplier(wide: tuple[int, ...], narrow: tuple[int, ...]) -> float:
-        grown = sum(a != b for a, b in zip(wide, narrow, strict=True))
-        if len(wide) < 2 or not (outputs or grown > 1):
+    def multiplier(wide: Any, narrow: Any, number: Any) -> float:
+        grown = sum(a != b for a, b in zip(wide.shape, narrow.shape, strict=True))
+        if not (outputs or grown > 1):
             return 1.0
-        return narrow[inputs_axis] / wide[inputs_axis]
+        return View.of(narrow, number).fan_in / View.of(wide, number).fan_in
 
-    pairs = zip(ours, theirs, strict=True)
-    return PerTensor(tuple((name, multiplier(x.shape, y.shape)) for (name, x), (_, y) in pairs))
+    rows = zip(ours, theirs, numbers, strict=True)
+    return PerTensor(tuple((name, multiplier(x, y, number)) for (name, x), (_, y), number in rows))
 
 
 TYPES = ("vector", "matrix", "kernel")

@@ -32,8 +32,7 @@ def load_published(
 
     Args:
         path: of a file of Flax's MessagePack (`theta.state`) or of NumPy (`.npz`).
-        design: "celo2", "celo", "celo_adam", "sinv6" or "velo"; by default, what names and shapes
-            say. Files of Celo-Adam and of Sinv6 are alike.
+        design: "celo_adam" or "sinv6", whose files are alike; others are seen from the file.
 
     Raises:
         ValueError: if the file is damaged, or does not hold the weights of (that) design.
