@@ -380,7 +380,7 @@ def test_the_past_parameter_is_that_of_the_last_hundredth_step():
 )
 def test_a_first_state_can_be_donated(learned):
     params = {"a": jnp.ones(2), "b": jnp.ones(2)}
-    theta = weights(learned)
+    theta = eqx.filter_jit(learned.init)(KEY)
     leaves = jax.tree.leaves((theta, params, learned.optimizer(theta, 9).init(params)))
     places = [leaf.unsafe_buffer_pointer() for leaf in leaves]
     assert len(set(places)) == len(places)

@@ -67,12 +67,7 @@ class Averaged(AbstractFeatures):
 
     @override
     def update(
-        self,
-        theta: Theta,
-        grad: Tensor,
-        state: dict[str, Any],
-        param: Tensor,
-        step: Int[Array, ""],
+        self, theta: Theta, grad: Tensor, state: Any, param: Tensor, step: Int[Array, ""]
     ) -> tuple[Any, dict[str, State]]:
         views, inner = self.features.update(theta, grad, state["features"], param, step)
         rows = [row for stack in self.features.columns(views) for row in stack]

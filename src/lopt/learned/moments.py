@@ -153,12 +153,7 @@ class MomentFeatures(AbstractFeatures):
 
     @override
     def update(
-        self,
-        theta: Theta,
-        grad: Tensor,
-        state: dict[str, Columns],
-        param: Tensor,
-        step: Int[Array, ""],
+        self, theta: Theta, grad: Tensor, state: Any, param: Tensor, step: Int[Array, ""]
     ) -> tuple[Any, dict[str, Columns]]:
         grad = jax.lax.stop_gradient(grad) if self.first_order else grad
         averages = self._averages()
