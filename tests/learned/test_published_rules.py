@@ -458,7 +458,7 @@ def test_multipliers_for_widths():
     assert dict(kept.values) == expected | {"last": 1.0}
     # In PyTorch's order, where shapes do not tell an embedding from an output.
     shapes = [{"w": (3, n), "k": (2 * n, n, 3, 3), "embedding": (5, n)} for n in (8, 2)]
-    networks = [{n: jax.ShapeDtypeStruct(s, float) for n, s in one.items()} for one in shapes]
+    networks = [{n: jnp.ones(s) for n, s in one.items()} for one in shapes]
     turned = lopt.learned.width_multipliers(*networks, lopt.learned.MatrixAxes("out_in"))
     assert dict(turned.values) == {"w": 0.25, "k": 0.25, "embedding": 1.0}
     scale = lopt.learned.scale_by_width(multipliers)

@@ -53,7 +53,7 @@ def scale_by_width(multipliers: PerTensor) -> optax.GradientTransformation:
 
 
 def width_multipliers(
-    params: Params, base: Params, axes: MatrixAxes | None = None, outputs: bool = True
+    params: Any, base: Any, axes: MatrixAxes | None = None, outputs: bool = True
 ) -> PerTensor:
     """Returns (fan in of base) / (fan in of params) for each tensor whose fan in is another.
 
