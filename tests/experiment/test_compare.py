@@ -29,7 +29,7 @@ def test_a_comparison_has_a_row_for_each_design_and_goes_on(tmp_path):
     assert rows["small_mlp"]["outer loss at the end"].mean == pytest.approx(end)
     # What is trained is not trained again: it took as long.
     assert compare_designs(tmp_path, settings).parts[0].rows == report.parts[0].rows
-    with pytest.raises(ValueError, match="other settings; give another folder with --out"):
+    with pytest.raises(ValueError, match="other settings; give another with --out"):
         compare_designs(tmp_path, CompareSettings(("small_mlp",), settings=SMALL[1:]))
 
 
@@ -37,3 +37,5 @@ def test_designs_that_there_are_not_are_named_before_anything_is_trained(tmp_pat
     with pytest.raises(ValueError, match="optimizer=velo2 must be one of adafactor_mlp, "):
         compare_designs(tmp_path, CompareSettings(("velo2", "small_mlp"), settings=SMALL))
     assert not any(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="needs the name of a design"):
+        CompareSettings(())

@@ -79,7 +79,7 @@ def test_weights_of_the_features_are_theirs():
         (("average_0.9_nothing",), "no column 'nothing'; there are m_normalised, g_normalised"),
         (("average_0.9_time",), "no column 'time'"),
         (("average_g_normalised",), "write it as average_0.9_gradient"),
-        (("average_1_g_normalised",), r"decay 1.0 must be above 0 and below 1; try 0.9"),
+        (("average_1_g_normalised",), r"decay 1.0 must be at least 0 and below 1; try 0.9"),
         (("average_nan_g_normalised",), "write it as average_0.9_gradient"),
         (("0.9_g_normalised",), "write it as average_0.9_gradient"),
         (("average_0..9_g_normalised",), "write it as average_0.9_gradient"),
@@ -103,9 +103,9 @@ def test_a_decay_keeps_all_its_digits():
 
 def test_a_decay_that_is_none_is_refused():
     network = lopt.dm()
-    with pytest.raises(ValueError, match=r"decay 1\.5 must be above 0 and below 1"):
+    with pytest.raises(ValueError, match=r"decay 1\.5 must be at least 0 and below 1"):
         with_features(network, network.init(KEY), decays=(1.5,))
-    with pytest.raises(ValueError, match=r"decay 0\.9 is there twice"):
+    with pytest.raises(ValueError, match=r"must be different new names"):
         with_features(network, network.init(KEY), decays=(0.9, 0.5, 0.9))
 
 

@@ -3,6 +3,7 @@
 import functools
 import math
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +11,7 @@ import optax
 import pytest
 
 import lopt
-from lopt.learned import Tensorwise
+from lopt.learned import Guided, Tensorwise
 from lopt.learned.hierarchical import Hierarchical, NNAdam
 from lopt.learned.velo import VeLO
 
@@ -125,7 +126,7 @@ def test_rnn_mlp_takes_the_recorded_steps(golden):
     [
         (lopt.nn_adam(), 6856),
         (lopt.rnn_mlp(), 35799),
-        (lopt.hierarchical(), 35801),
+        (lopt.hierarchical(), 35833),
         (lopt.nominal_mlp(), 207),
         (lopt.celo2(), 347),
         (lopt.velo(), 2320385 - 31 * 512),
@@ -349,12 +350,40 @@ def test_the_last_validation_loss_counts_once():
     grads, losses = [jnp.ones(3)], [(1.0, None), (1.0, 2.0), (1.0, 2.0), (1.0, 4.0)]
     found = []
     for i, pair in enumerate(losses):
-        told = [None if x is None else jnp.asarray(x, float) for x in pair]
-        told, state = controller.prepare(theta, grads, state, jnp.asarray(i, jnp.int32), told)
+        extra = dict(zip(("value", "validation_loss"), pair, strict=True))
+        told, state = controller.prepare(theta, grads, state, jnp.asarray(i, jnp.int32), extra)
         found.append((float(state.measured), float(state.validation)))
     np.testing.assert_allclose(found, [(0, 0), (1, 0.1), (1, 0.1), (2, 0.295)])
     # The average of equal losses is that loss, which deviates by nothing.
     np.testing.assert_allclose(told["losses"][0], 0, atol=1e-6)
+
+
+def test_the_past_parameter_is_that_of_the_last_hundredth_step():
+    learned = Tensorwise(Hierarchical((2,), 2, 1, 1, 1, past=True))
+    theta, params, update = weights(learned), {"w": jnp.ones(3)}, jax.jit(learned.update)
+    state, found = learned.begin(theta, params), []
+    for count in (1, 100, 101):
+        state = eqx.tree_at(lambda s: s.step, state, jnp.asarray(count, jnp.int32))
+        now = {"w": jnp.full(3, float(count))}
+        updates, state = update(theta, params, state, now, value=jnp.asarray(1.0, float))
+        found.append((float(updates["w"][0]), float(state.own[3]["w"][0])))
+    assert [old for _, old in found] == [1, 100, 100]
+    # It is read, before it is renewed.
+    older = eqx.tree_at(lambda s: s.own[3]["w"], state, -jnp.arange(3.0))
+    changed, _ = update(theta, params, older, now, value=jnp.asarray(1.0, float))
+    kept, _ = update(theta, params, state, now, value=jnp.asarray(1.0, float))
+    assert jnp.abs(changed["w"] - kept["w"]).max() > 0
+
+
+@pytest.mark.parametrize(
+    "learned", [lopt.nn_adam(hidden=2), lopt.velo(3, 2), Guided(lopt.LearnableSGD(), optax.sgd(1))]
+)
+def test_a_first_state_can_be_donated(learned):
+    params = {"a": jnp.ones(2), "b": jnp.ones(2)}
+    theta = eqx.filter_jit(learned.init)(KEY)
+    leaves = jax.tree.leaves((theta, params, learned.optimizer(theta, 9).init(params)))
+    places = [leaf.unsafe_buffer_pointer() for leaf in leaves]
+    assert len(set(places)) == len(places)
 
 
 def test_the_nominal_term_is_added_to_the_adafactor_rule():
@@ -427,8 +456,11 @@ def test_multipliers_for_widths():
     assert dict(multipliers.values) == expected
     kept = lopt.learned.width_multipliers(wide, narrow, outputs=False)
     assert dict(kept.values) == expected | {"last": 1.0}
-    turned = lopt.learned.width_multipliers({"w": jnp.ones((3, 8))}, {"w": jnp.ones((3, 2))}, -1)
-    assert dict(turned.values) == {"w": 0.25}
+    # In PyTorch's order, where shapes do not tell an embedding from an output.
+    shapes = [{"w": (3, n), "k": (2 * n, n, 3, 3), "embedding": (5, n)} for n in (8, 2)]
+    networks = [{n: jnp.ones(s) for n, s in one.items()} for one in shapes]
+    turned = lopt.learned.width_multipliers(*networks, lopt.learned.MatrixAxes("out_in"))
+    assert dict(turned.values) == {"w": 0.25, "k": 0.25, "embedding": 1.0}
     scale = lopt.learned.scale_by_width(multipliers)
     updates, _ = scale.update(wide, scale.init(wide))
     for name, update in updates.items():
@@ -438,6 +470,18 @@ def test_multipliers_for_widths():
 
 
 BAD = {
+    "weights of another design": (
+        lambda: lopt.small_mlp().optimizer(weights(lopt.adafactor_mlp())),
+        r"theta\['features'\]\['adafactor_decays'\] has the shape \(3,\), expected None",
+    ),
+    "weights of another size": (
+        lambda: lopt.celo(8).optimizer(weights(lopt.celo(4)), 10),
+        r"\['schedule'\]\['cell'\]\['b'\] has the shape \(16,\), expected \(32,\); lopt.load",
+    ),
+    "no steps": (
+        lambda: lopt.celo(4).optimizer(weights(lopt.celo(4)), 0),
+        r"LearnedSchedule.optimizer\(num_steps=0\) must be a positive integer",
+    ),
     "no length": (lambda: lopt.velo_small().optimizer({}), "Tensorwise.*needs the length"),
     "no length of Celo": (lambda: lopt.celo().optimizer({}), "LearnedSchedule.*needs the length"),
     "rank": (

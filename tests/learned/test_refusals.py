@@ -79,7 +79,7 @@ BAD = {
     ),
     "no length": (
         lambda: lopt.learnable(optax.sgd, learning_rate=Cosine(0.1)).optimizer({}),
-        r"needs the length of the run; try learned.optimizer\(theta, num_steps=1000\)",
+        r"needs the length of the run; try num_steps=1000\.",
     ),
 }
 

@@ -10,7 +10,7 @@ import pytest
 from toys import quick_jit
 
 import lopt
-from lopt.learned import Chain, FallBack, Nominal, Odd
+from lopt.learned import Chain, FallBack, Guided, Nominal, Odd
 
 KEY = jax.random.key(0)
 PARAMS = {"a": jnp.array([[1.0, -2.0]]), "b": jnp.array([0.5])}
@@ -175,3 +175,13 @@ def test_guarded_optimizers_are_saved(tmp_path):
     assert_close(weights, theta)
     assert again.limit == 100.0
     assert again.fall_back.factory.keywords == {"learning_rate": 0.01}
+
+
+def test_a_pupil_is_saved_with_its_share(tmp_path):
+    learned = Guided(lopt.LearnableSGD(), lopt.LearnableAdam(), 0.25)
+    lopt.save(tmp_path / "weights.safetensors", learned, learned.init(KEY))
+    again, _ = lopt.load(tmp_path)
+    assert again.share == 0.25
+    closed = FallBack(lopt.dm(), optax.adam(0.1))
+    with pytest.raises(TypeError, match=r"such as functools.partial\(optax.adam"):
+        lopt.save(tmp_path / "weights.safetensors", closed, closed.init(KEY))

@@ -37,10 +37,7 @@ def validation_loss(task: AbstractTask, step: Step, num_steps: Int[Array, ""]) -
 
 
 class RampedLoss(eqx.Module):
-    """2 (t + 1) / num_steps times the training loss of step t.
-
-    The plain mean over an episode is ruled by its large first losses, this one less so.
-    """
+    """2 (t + 1) / num_steps times the loss of step t: first losses would rule their plain mean."""
 
     def __call__(self, task: AbstractTask, step: Step, num_steps: Int[Array, ""]) -> Scalar:
         """Returns the weighted loss."""

@@ -1,7 +1,6 @@
 """Learned optimizers: update rules whose weights, theta, lie beside them, trained like any network.
 
-Most published designs are features of each coordinate and a small rule from features to an update:
-`lopt.Coordinatewise` composes them.
+Most designs are features of each coordinate and a small rule; `lopt.Coordinatewise` composes them.
 """
 
 import abc
@@ -10,11 +9,13 @@ from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from lopt.core.types import Key, NumSteps, Params, Scalar, State, Theta
+from lopt.core.checks import check_integer
+from lopt.core.types import Key, NumSteps, Params, State, Theta
 
 
 class AbstractLearnedOptimizer(eqx.Module):
@@ -30,16 +31,12 @@ class AbstractLearnedOptimizer(eqx.Module):
 
     @abc.abstractmethod
     def update(
-        self,
-        theta: Theta,
-        grads: Params,
-        state: State,
-        params: Params | None = None,
-        *,
-        value: Scalar | None = None,
-        **extra: Any,
+        self, theta: Theta, grads: Params, state: State, params: Params | None = None, **extra: Any
     ) -> tuple[Params, State]:
-        """Returns updates (added to the parameters, in their dtype) and the next state."""
+        """Returns updates (added to the parameters, in their dtype) and the next state.
+
+        `value` is the training loss, as for Optax's optimizers.
+        """
 
     @property
     def max_steps(self) -> int | None:
@@ -56,14 +53,24 @@ class AbstractLearnedOptimizer(eqx.Module):
     ) -> optax.GradientTransformationExtraArgs:
         """Returns the Optax optimizer with weights `theta`, for a run of `num_steps`.
 
-        It is a pytree with the arrays of `theta` as leaves, so it can be an argument of a
-        compiled function: new weights do not compile anything again, and neither does another
-        length, if that is an array. `flax.nnx.Optimizer` takes it if Flax was imported before.
+        It is a pytree with the arrays of `theta` as leaves: as an argument of a compiled function,
+        new weights do not compile anything again, and neither does another length that is an array.
+        `flax.nnx.Optimizer` takes it if Flax was imported before.
         """
+        name = f"{type(self).__name__}.optimizer"
         if num_steps is None and self.needs_num_steps:
+            raise ValueError(f"{name}(theta) needs the length of the run; try num_steps=1000.")
+        if isinstance(num_steps, int):
+            check_integer(name, "num_steps", num_steps, hint=1000)
+        own, given = (
+            {jax.tree_util.keystr(path): jnp.shape(x) for path, x in jax.tree.leaves_with_path(t)}
+            for t in (eqx.filter_eval_shape(self.init, jax.random.key(0)), theta)
+        )
+        if wrong := sorted(own.items() ^ given.items()):
+            where = wrong[0][0]
             raise ValueError(
-                f"{type(self).__name__}.optimizer(theta) needs the length of the run; try "
-                "learned.optimizer(theta, num_steps=1000)."
+                f"{name}(theta) has weights of another design or size: theta{where} has the shape "
+                f"{given.get(where)}, expected {own.get(where)}; lopt.load returns both that fit."
             )
         length = None if num_steps is None else jnp.asarray(num_steps, jnp.int32)
         if (nnx := sys.modules.get("flax.nnx")) is not None:
@@ -106,9 +113,9 @@ class AbstractFeatures(eqx.Module):
     factored moments; `columns` is elementwise, so that it can be computed a slab at a time.
     """
 
-    @abc.abstractmethod
     def init(self, key: Key) -> Theta:
         """Returns the features' own weights, such as learned decays; `()` if there are none."""
+        return ()
 
     @abc.abstractmethod
     def begin(self, param: Tensor) -> State:
@@ -135,9 +142,9 @@ class AbstractFeatures(eqx.Module):
         what is the same along an axis of a large tensor need not be repeated along it.
         """
 
-    @abc.abstractmethod
     def shared(self, step: Int[Array, ""], dtype: Any) -> Float[Array, " shared"]:
         """Returns the features that all coordinates share, such as time, after `step` steps."""
+        return jnp.zeros((0,), dtype)
 
     @abc.abstractmethod
     def names(self) -> tuple[str, ...]:
@@ -161,9 +168,9 @@ class AbstractRule(eqx.Module):
     must treat alike and apart from one another.
     """
 
-    @abc.abstractmethod
     def init(self, key: Key) -> Theta:
-        """Returns initial weights."""
+        """Returns initial weights; `()` if there are none."""
+        return ()
 
     def begin(self, theta: Theta, shape: tuple[int, ...]) -> State:
         """Returns the memory of some coordinates: arrays of `shape` behind a bank axis, if any."""
@@ -182,9 +189,5 @@ class AbstractRule(eqx.Module):
 
     @property
     def is_elementwise(self) -> bool:
-        """Whether it is a few elementwise operations and no product of matrices.
-
-        The compiler then makes one loop of features, rule and update, so that large tensors need
-        not be worked on in slabs.
-        """
+        """Whether it is a few elementwise operations: large tensors then need no slabs."""
         return False

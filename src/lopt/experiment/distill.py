@@ -32,7 +32,7 @@ from lopt.experiment.runs.files import check_writable, digest, read_json, write_
 from lopt.experiment.runs.run import Run
 from lopt.experiment.settings import DistillSettings, RecordSettings, split_lag
 from lopt.learned import MomentFeatures
-from lopt.learned.averages import averaged_column, is_average
+from lopt.learned.concat import averaged_column, is_average
 from lopt.symbolic.expression import Expression, Variable, rename
 from lopt.symbolic.record import RAW_GRADIENT
 from lopt.symbolic.split import sample

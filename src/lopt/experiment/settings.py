@@ -163,6 +163,8 @@ class CompareSettings:
 
     def __post_init__(self) -> None:
         check(self, seeds=1)
+        if not self.designs:
+            raise ValueError("lopt compare needs the name of a design; try small_mlp.")
 
 
 @dataclasses.dataclass(frozen=True)

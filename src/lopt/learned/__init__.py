@@ -1,13 +1,12 @@
 """Learned optimizers: features, rules, published designs, learnable hyperparameters."""
 
-from lopt.learned.averages import Averaged
 from lopt.learned.celo import AdamDirection, Celo2, LearnedSchedule
-from lopt.learned.concat import Concat, SelectFeatures, with_features
+from lopt.learned.concat import Averaged, Concat, SelectFeatures, with_features
 from lopt.learned.features import AdafactorFeatures, MomentumFeatures
 from lopt.learned.hierarchical import Hierarchical, NNAdam
 from lopt.learned.hypernetwork import AbstractController, TensorLSTM, Tensorwise
 from lopt.learned.hyperparameters import Learnable, LearnableState, learnable
-from lopt.learned.imitation import Guided, GuidedState, Imitation
+from lopt.learned.imitation import Guided, Imitation
 from lopt.learned.matrices import MatrixAxes
 from lopt.learned.moments import LogAndSign, MomentFeatures
 from lopt.learned.muon import MuonMLP, muon_mlp
@@ -36,19 +35,19 @@ from lopt.learned.presets import (
 )
 from lopt.learned.recurrent import LSTM, Scaled
 from lopt.learned.rules import MLP, DirectionMagnitude
-from lopt.learned.safeguards import Chain, FallBack, FallBackState, Nominal, Odd
+from lopt.learned.safeguards import Chain, FallBack, Nominal, Odd
 from lopt.learned.schedules import (
     AbstractSchedule,
     Cosine,
     Exponential,
     InverseTime,
     PerStep,
+    PerTensor,
     Polynomial,
+    per_tensor,
 )
-from lopt.learned.tensor_types import PerTensorType
-from lopt.learned.tensors import PerTensor, per_tensor
 from lopt.learned.velo import VeLO, VeLOFeatures
-from lopt.learned.widths import scale_by_width, width_multipliers
+from lopt.learned.widths import PerTensorType, scale_by_width, width_multipliers
 
 __all__ = [
     "LSTM",
@@ -65,9 +64,7 @@ __all__ = [
     "DirectionMagnitude",
     "Exponential",
     "FallBack",
-    "FallBackState",
     "Guided",
-    "GuidedState",
     "Hierarchical",
     "Imitation",
     "InverseTime",

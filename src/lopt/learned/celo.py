@@ -14,14 +14,15 @@ from jaxtyping import Array, Float, Int
 from typing_extensions import override
 
 from lopt.core.checks import check_integer
-from lopt.core.coordinatewise import Coordinatewise, CoordinatewiseState
+from lopt.core.coordinatewise import Coordinatewise
 from lopt.core.learned import AbstractLearnedOptimizer, AbstractRule, Columns, Tensor
-from lopt.core.types import Key, NumSteps, Params, Scalar, State, Theta
+from lopt.core.types import Key, NumSteps, Params, State, Theta
 from lopt.learned.hypernetwork import Memory, TensorLSTM, needed_loss
 from lopt.learned.matrices import orthogonalised
 from lopt.learned.nominal import Normalised
 from lopt.learned.rules import MLP, DirectionMagnitude
 from lopt.learned.safe_roots import with_safe_roots
+from lopt.learned.safeguards import AbstractCombination
 from lopt.learned.velo import LARGEST, LossHistory, VeLOFeatures, root_mean_square
 
 
@@ -31,9 +32,7 @@ class AdamDirection(AbstractRule):
     Values that coordinates share, if any, are what m and v are divided by first.
     """
 
-    @override
-    def init(self, key: Key) -> Theta:
-        return ()
+    is_elementwise = True
 
     @override
     def apply(
@@ -41,11 +40,6 @@ class AdamDirection(AbstractRule):
     ) -> tuple[Columns, State]:
         m, v = columns if not len(shared) else (c / s for c, s in zip(columns, shared, strict=True))
         return (m / (jnp.sqrt(v + 1e-10) + 1e-8))[None], memory
-
-    @property
-    @override
-    def is_elementwise(self) -> bool:
-        return True
 
 
 class ScheduledState(eqx.Module):
@@ -57,7 +51,7 @@ class ScheduledState(eqx.Module):
     history: LossHistory
 
 
-class LearnedSchedule(AbstractLearnedOptimizer):
+class LearnedSchedule(AbstractCombination):
     """Another optimizer, its updates times a learned schedule of time and loss.
 
     An LSTM reads nine features of time and nine of the loss. Gradients are clipped to +-1000.
@@ -75,6 +69,7 @@ class LearnedSchedule(AbstractLearnedOptimizer):
     hidden: int = eqx.field(static=True, default=64)
     factor: Literal["exp", "clip"] = eqx.field(static=True, default="exp")
     relative: bool = eqx.field(static=True, default=True)
+    needs_num_steps = True
 
     def __check_init__(self) -> None:
         check_integer("LearnedSchedule", "hidden", self.hidden, hint=64)
@@ -83,16 +78,6 @@ class LearnedSchedule(AbstractLearnedOptimizer):
 
     def _network(self) -> TensorLSTM:
         return TensorLSTM(18, self.hidden, (("step", 1),), mix=True)
-
-    @property
-    @override
-    def max_steps(self) -> int | None:
-        return self.learned.max_steps
-
-    @property
-    @override
-    def needs_num_steps(self) -> bool:
-        return True
 
     @override
     def init(self, key: Key) -> Theta:
@@ -110,31 +95,25 @@ class LearnedSchedule(AbstractLearnedOptimizer):
 
     @override
     def update(
-        self,
-        theta: Theta,
-        grads: Params,
-        state: ScheduledState,
-        params: Params | None = None,
-        *,
-        value: Scalar | None = None,
-        **extra: Any,
+        self, theta: Theta, grads: Params, state: State, params: Params | None = None, **extra: Any
     ) -> tuple[Params, ScheduledState]:
-        loss = jnp.asarray(needed_loss("LearnedSchedule", value)).astype(state.history.means.dtype)
+        loss = needed_loss("LearnedSchedule", extra.get("value"), state.history.means.dtype)
         told, history = state.history.next(loss, state.step)
         control, memory = self._network().apply(theta["schedule"], told[:, None], state.memory)
         output = control["step"][0, 0]
         factor = 0.1 * jnp.exp(output) if self.factor == "exp" else jnp.clip(output, 1e-5, 1e3)
         grads = jax.tree.map(lambda g: jnp.clip(g, -LARGEST, LARGEST), grads)
         updates, inner = self.learned.update(
-            theta["learned"], grads, state.learned, params, value=value, **extra
+            theta["learned"], grads, state.learned, params, **extra
         )
 
-        def scaled(update: Tensor, param: Tensor) -> Tensor:
+        def scaled(param: Tensor, update: Any) -> Any:
+            if update is None:
+                return None
             own = factor.astype(update.dtype)
             return update * (own * root_mean_square(param) if self.relative else own)
 
-        like = updates if params is None else params
-        updates = jax.tree.map(lambda p, u: None if u is None else scaled(u, p), like, updates)
+        updates = jax.tree.map(scaled, updates if params is None else params, updates)
         return updates, ScheduledState(state.step + 1, inner, memory, history)
 
 
@@ -171,22 +150,13 @@ class Celo2(AbstractLearnedOptimizer):
         return self._rule().init(key)
 
     @override
-    def begin(
-        self, theta: Theta, params: Params, num_steps: NumSteps = None
-    ) -> CoordinatewiseState:
+    def begin(self, theta: Theta, params: Params, num_steps: NumSteps = None) -> State:
         return self._rule().begin(theta, params)
 
     @override
     def update(
-        self,
-        theta: Theta,
-        grads: Params,
-        state: CoordinatewiseState,
-        params: Params | None = None,
-        *,
-        value: Scalar | None = None,
-        **extra: Any,
-    ) -> tuple[Params, CoordinatewiseState]:
+        self, theta: Theta, grads: Params, state: State, params: Params | None = None, **extra: Any
+    ) -> tuple[Params, State]:
         updates, new = self._rule().update(theta, grads, state, params)
 
         def finish(update: Any, momentum: Any, rms: Any) -> Any:

@@ -50,14 +50,6 @@ def factored_axes(shape: tuple[int, ...]) -> tuple[int, int] | None:
     return second, largest
 
 
-class MomentumViews(eqx.Module):
-    """Gradient, parameter and momenta."""
-
-    grad: Tensor
-    param: Tensor
-    momentum: Bank
-
-
 class MomentumFeatures(AbstractFeatures):
     """Gradient, parameter and a bank of momenta; shared are 11 of time.
 
@@ -73,19 +65,15 @@ class MomentumFeatures(AbstractFeatures):
         check_decays("MomentumFeatures", self.decays)
 
     @override
-    def init(self, key: Key) -> Theta:
-        return ()
-
-    @override
     def begin(self, param: Tensor) -> Bank:
         return _bank(len(self.decays), param)
 
     @override
     def update(
         self, theta: Theta, grad: Tensor, state: Bank, param: Tensor, step: Int[Array, ""]
-    ) -> tuple[MomentumViews, Bank]:
+    ) -> tuple[Any, Bank]:
         momentum = accumulate(jnp.asarray(self.decays, grad.dtype), state, grad)
-        return MomentumViews(grad, param, momentum), momentum
+        return (grad[None], param[None], momentum), momentum
 
     @override
     def names(self) -> tuple[str, ...]:
@@ -96,8 +84,8 @@ class MomentumFeatures(AbstractFeatures):
         return MomentumFeatures(tuple(d for d in self.decays if f"momentum_{d:g}" in names))
 
     @override
-    def columns(self, views: MomentumViews) -> tuple[Columns, ...]:
-        return views.grad[None], views.param[None], views.momentum
+    def columns(self, views: tuple[Columns, ...]) -> tuple[Columns, ...]:
+        return views
 
     @override
     def shared(self, step: Int[Array, ""], dtype: Any) -> Float[Array, "11"]:
@@ -119,28 +107,22 @@ class AdafactorState(eqx.Module):
     col: Bank
 
 
-class Preconditioner(eqx.Module):
-    """Factored second moments and factors; all broadcast to the coordinates.
+class AdafactorViews(eqx.Module):
+    """What the 28 columns are computed from; all broadcasts to the coordinates.
 
     Gradients are multiplied by row_factor * col_factor, momenta by
     momentum_row_factor * col_factor.
     """
 
+    grad: Tensor
+    param: Tensor
+    momentum: Bank
+    rms: Bank
     row: Bank
     col: Bank
     row_factor: Bank
     momentum_row_factor: Bank
     col_factor: Bank
-
-
-class AdafactorViews(eqx.Module):
-    """What the 28 columns are computed from."""
-
-    grad: Tensor
-    param: Tensor
-    momentum: Bank
-    rms: Bank
-    preconditioner: Preconditioner
 
 
 class AdafactorFeatures(AbstractFeatures):
@@ -201,7 +183,7 @@ class AdafactorFeatures(AbstractFeatures):
         col = state.col if grad.ndim < 2 else accumulate(second, state.col, col)
         new = AdafactorState(momentum, rms, row, col)
         by = _preconditioner(new.row, new.col, grad.shape)
-        return AdafactorViews(grad, param, momentum, rms, by), new
+        return AdafactorViews(grad, param, momentum, rms, *by), new
 
     def _decays(self, theta: Theta) -> list[Decays]:
         """Returns those of momenta, which may be negative, of the RMS and of factored moments."""
@@ -235,7 +217,7 @@ class AdafactorFeatures(AbstractFeatures):
 
     @override
     def columns(self, views: AdafactorViews) -> tuple[Columns, ...]:
-        by, inverse_root = views.preconditioner, jax.lax.rsqrt(views.rms + 1e-6)
+        by, inverse_root = views, jax.lax.rsqrt(views.rms + 1e-6)
         return (
             views.grad[None],
             views.param[None],
@@ -280,17 +262,18 @@ def _row_and_column_means(tensor: Tensor) -> tuple[Tensor, Tensor]:
     return jnp.mean(tensor, largest), jnp.mean(tensor, second)
 
 
-def _preconditioner(row: Bank, col: Bank, shape: tuple[int, ...]) -> Preconditioner:
+def _preconditioner(row: Bank, col: Bank, shape: tuple[int, ...]) -> tuple[Bank, ...]:
+    """Returns the last five views."""
     axes = factored_axes(shape)
     if axes is None:
         one = jnp.ones((len(row), *(1,) * len(shape)), row.dtype)
-        return Preconditioner(row, row, _floored_rsqrt(row + 1e-9), jax.lax.rsqrt(row + 1e-6), one)
+        return row, row, _floored_rsqrt(row + 1e-9), jax.lax.rsqrt(row + 1e-6), one
     # Banks have the decays in front, and `row` lacks the largest axis.
     second, largest = axes
     relative = row / (jnp.mean(row, 1 + second - (second > largest), keepdims=True) + 1e-9)
     row, row_factor = (jnp.expand_dims(x, 1 + largest) for x in (row, _floored_rsqrt(relative)))
     col = jnp.expand_dims(col, 1 + second)
-    return Preconditioner(row, col, row_factor, row_factor, _floored_rsqrt(col))
+    return row, col, row_factor, row_factor, _floored_rsqrt(col)
 
 
 def _floored_rsqrt(x: Bank) -> Bank:

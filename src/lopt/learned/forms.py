@@ -61,11 +61,7 @@ def from_theta(raw: Raw, form: Form) -> Raw:
 
 
 def check_value(where: str, value: float, form: Form, learned: bool = True) -> None:
-    """Refuses a value outside of the form's range; its ends are refused if it is learned.
-
-    Raises:
-        ValueError: naming `where` the value was given, and its range.
-    """
+    """Refuses a value outside of the form's range; its ends are refused if it is learned."""
     least, most, inside, closed = _RANGES[form]
     fits = math.isfinite(value) and least <= value <= most
     if learned and not (fits and bool(jnp.isfinite(to_theta(value, form)))):

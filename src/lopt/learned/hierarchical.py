@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from lopt.core.learned import Columns, Tensor
 from lopt.core.types import Key, NumSteps, Scalar, State, Theta
-from lopt.learned.features import TIME_SCALES, accumulate, check_decays
+from lopt.learned.features import TIME_SCALES, accumulate
 from lopt.learned.hypernetwork import (
     AbstractController,
     TensorLSTM,
@@ -30,6 +30,10 @@ from lopt.learned.rules import MLP, DirectionMagnitude
 from lopt.learned.safe_roots import with_safe_roots
 from lopt.learned.velo import LARGEST
 
+# Decays of the momenta, and of the second moments.
+DECAYS = (0.5, 0.9, 0.99, 0.999, 0.9999)
+# After so many steps the past parameter becomes the present one.
+PAST = 100
 # Decays of averages of losses, in training and in validation; that of the size of gradients, and
 # the multiple of it to which they are clipped.
 TRAIN, VALIDATION = 0.9, 0.95
@@ -73,9 +77,9 @@ class Hierarchical(AbstractController):
         up, across, down: sizes of messages from coordinates to their tensor, from tensors to all
             tensors, and from a tensor to its coordinates.
         exp_multiplier, step_multiplier: see `DirectionMagnitude`.
-        decays: of the momenta, and of the second moments.
         learned_clip: whether the decay of the average, 0.99, and the multiple, 10, are learned.
         largest_feature: to which normalised features are clipped; None for no clipping.
+        past: whether the perceptron reads the parameter of up to 100 steps ago, too.
     """
 
     hidden: tuple[int, ...] = eqx.field(static=True, default=(32, 32))
@@ -85,12 +89,9 @@ class Hierarchical(AbstractController):
     down: int = eqx.field(static=True, default=17)
     exp_multiplier: float = eqx.field(static=True, default=0.001)
     step_multiplier: float = eqx.field(static=True, default=0.001)
-    decays: tuple[float, ...] = eqx.field(static=True, default=(0.5, 0.9, 0.99, 0.999, 0.9999))
     learned_clip: bool = eqx.field(static=True, default=False)
     largest_feature: float | None = eqx.field(static=True, default=None)
-
-    def __check_init__(self) -> None:
-        check_decays("Hierarchical", self.decays)
+    past: bool = eqx.field(static=True, default=False)
 
     @property
     @override
@@ -99,7 +100,7 @@ class Hierarchical(AbstractController):
         return TensorLSTM(18 + self.across + self.up, self.lstm, heads)
 
     def _rule(self) -> MLP:
-        inputs = 3 + 4 * len(self.decays) + len(TIME_SCALES) + 3 + self.down
+        inputs = 3 + self.past + 4 * len(DECAYS) + len(TIME_SCALES) + 3 + self.down
         return MLP(inputs, self.hidden, 2 + self.up)
 
     @override
@@ -121,8 +122,8 @@ class Hierarchical(AbstractController):
                 f"Hierarchical was given a tensor of shape {param.shape}, but knows at most four "
                 "axes; reshape it."
             )
-        bank = jnp.broadcast_to(jnp.zeros_like(param)[None], (len(self.decays), *param.shape))
-        return bank, bank, theta["up"]
+        bank = jnp.broadcast_to(jnp.zeros_like(param)[None], (len(DECAYS), *param.shape))
+        return bank, bank, theta["up"], *((param,) if self.past else ())
 
     @override
     def start(self, theta: Theta, num_steps: NumSteps, dtype: Any) -> HierarchicalState:
@@ -134,14 +135,16 @@ class Hierarchical(AbstractController):
         return (1 - jnp.exp(theta["clip"][0]), jnp.exp(theta["clip"][1])) if theta["clip"] else CLIP
 
     @override
-    def prepare(self, theta: Theta, grads: Any, shared: Any, step: Any, losses: Any) -> Any:
-        loss, old, dtype = needed_loss("Hierarchical", losses[0]), shared, shared.size.dtype
+    def prepare(self, theta: Theta, grads: Any, shared: Any, step: Any, extra: Any) -> Any:
+        old, dtype = shared, shared.size.dtype
+        loss = needed_loss("Hierarchical", extra.get("value"), dtype)
         count = (step + 1).astype(dtype)
         mean = TRAIN * old.mean + (1 - TRAIN) * loss
         square = TRAIN * old.square + (1 - TRAIN) * jnp.square(mean - loss)
-        said = old.last if losses[1] is None else losses[1]
+        told = extra.get("validation_loss")
+        said = old.last if told is None else jnp.asarray(told).astype(dtype)
         # A task repeats the last validation loss until it measures another.
-        fresh = (said != old.last) | ((old.measured == 0) & (losses[1] is not None))
+        fresh = (said != old.last) | ((old.measured == 0) & (told is not None))
         measured = old.measured + fresh.astype(dtype)
         average = VALIDATION * old.validation + (1 - VALIDATION) * said
         average = jnp.where(fresh, average, old.validation)
@@ -158,6 +161,7 @@ class Hierarchical(AbstractController):
             "bound": bound,
             "losses": jnp.clip(features, -5, 5),
             "across": old.across,
+            "renews": step % PAST == 0,
             "common": jnp.append(time, math.log(len(grads)) - 1),
         }
         state = HierarchicalState(old.across, size, mean, square, average, measured, said)
@@ -169,10 +173,10 @@ class Hierarchical(AbstractController):
 
     @override
     def observe(self, theta: Theta, grad: Tensor, own: Any, param: Tensor, told: Any) -> Any:
-        grad, decays = jnp.clip(grad, -told["bound"], told["bound"]), self.decays
-        momentum, rms, message = own
-        momentum = accumulate(jnp.asarray(decays, param.dtype), momentum, grad)
-        rms = accumulate(jnp.asarray(decays, param.dtype), rms, grad * grad)
+        grad = jnp.clip(grad, -told["bound"], told["bound"])
+        (momentum, rms, message, *past), decays = own, jnp.asarray(DECAYS, param.dtype)
+        momentum = accumulate(decays, momentum, grad)
+        rms = accumulate(decays, rms, grad * grad)
         (m, m_spread), (v, v_spread), (p, p_spread) = map(_moments, (momentum, rms, param))
         shape = [math.log(length) - 1 for length in (*param.shape, 1, 1, 1, 1)[:4]]
         summary = [
@@ -183,7 +187,7 @@ class Hierarchical(AbstractController):
             *(jnp.asarray(shape, param.dtype), told["losses"]),
             clipped_log(jnp.stack([m_spread, v_spread, p_spread])),
         ]
-        return (grad, param, momentum, rms), jnp.concatenate(summary)
+        return (grad, param, momentum, rms, *past), jnp.concatenate(summary)
 
     @override
     def act(self, theta: Theta, views: Any, control: Any, param: Tensor, told: Any) -> Any:
@@ -193,10 +197,11 @@ class Hierarchical(AbstractController):
         scale = DirectionMagnitude(self.exp_multiplier, self.step_multiplier)
 
         def columns(views: Any) -> tuple[Columns, ...]:
-            grad, param, momentum, rms = views
+            grad, param, momentum, rms, *past = views
             root = jax.lax.rsqrt(rms + 1e-6)
             logarithm = jnp.log(jnp.abs(param) + 1e-8)
-            return grad[None], param[None], logarithm[None], momentum, rms, momentum * root, root
+            first = (grad[None], param[None], logarithm[None])
+            return *first, momentum, rms, momentum * root, root, *(old[None] for old in past)
 
         def rule(weights: Theta, common: Tensor, columns: Columns) -> tuple[Tensor, list[Scalar]]:
             columns = columns if most is None else jnp.clip(columns, -most, most)
@@ -205,7 +210,8 @@ class Hierarchical(AbstractController):
 
         work = eqx.Partial(rule, theta["rule"], common)
         update, message = on_coordinates(columns, views, param, work)
-        return update, (views[2], views[3], jnp.stack(message) / param.size)
+        past = [jnp.where(told["renews"], param, old) for old in views[4:]]
+        return update, (views[2], views[3], jnp.stack(message) / param.size, *past)
 
 
 class NNAdam(AbstractController):
@@ -215,16 +221,13 @@ class NNAdam(AbstractController):
     momentum, at the same l. The logarithms of l, 1 - b1, 1 - b2 and e over 10 are what is moved.
 
     Attributes:
-        learning_rate, b1, b2, eps: at the first step; learned.
+        learning_rate: at the first step, as 0.9, 0.999 and 1e-8 of the others; learned.
         hidden: width of the LSTM.
         multiplier: of its output.
         decay: the fraction of the way back to the first hyperparameters, per step.
     """
 
     learning_rate: float = eqx.field(static=True, default=1e-4)
-    b1: float = eqx.field(static=True, default=0.9)
-    b2: float = eqx.field(static=True, default=0.999)
-    eps: float = eqx.field(static=True, default=1e-8)
     hidden: int = eqx.field(static=True, default=32)
     multiplier: float = eqx.field(static=True, default=0.01)
     decay: float = eqx.field(static=True, default=0.0)
@@ -238,7 +241,7 @@ class NNAdam(AbstractController):
     def init(self, key: Key) -> Theta:
         network = self.network.init(key)
         network["change"] = jax.tree.map(jnp.zeros_like, network["change"])
-        values = [self.learning_rate, 1 - self.b1, 1 - self.b2, self.eps]
+        values = [self.learning_rate, 0.1, 0.001, 1e-8]
         return {"network": network, "initial": jnp.log(jnp.asarray(values, float)) / 10}
 
     @override

@@ -7,7 +7,7 @@ of one shape share a program. VeLO, the hierarchical optimizers and NNAdam are s
 import abc
 import itertools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -82,6 +82,9 @@ class AbstractController(eqx.Module):
     is written for one, without an axis of tensors.
     """
 
+    # Whether it has to be told the length of the run.
+    needs_num_steps: ClassVar[bool] = False
+
     @property
     @abc.abstractmethod
     def network(self) -> TensorLSTM:
@@ -107,21 +110,16 @@ class AbstractController(eqx.Module):
         """Returns the state that tensors share before the first step."""
         return ()
 
-    def prepare(self, theta: Theta, grads: Any, shared: Any, step: Any, losses: Any) -> Any:
+    def prepare(self, theta: Theta, grads: Any, shared: Any, step: Any, extra: Any) -> Any:
         """Returns what all tensors are told at a step, and the next shared state.
 
-        `grads` is a list, and `losses` those of training and validation, or None.
+        `grads` is a list, and `extra` what `update` is given, such as the loss as its `value`.
         """
         return (), shared
 
     def share(self, control: Any, shared: State) -> State:
         """Returns the shared state after the network's outputs for all tensors."""
         return shared
-
-    @property
-    def needs_num_steps(self) -> bool:
-        """Whether it has to be told the length of the run."""
-        return False
 
 
 class TensorwiseState(eqx.Module):
@@ -159,23 +157,18 @@ class Tensorwise(AbstractLearnedOptimizer):
         some = leaves or [jnp.zeros((1,), dtype)]
         own = [self.controller.begin(cast(theta, leaf.dtype), leaf) for leaf in some]
         memory, count = theta["network"]["memory"], len(leaves)
-        return TensorwiseState(
+        state = TensorwiseState(
             jnp.zeros((), jnp.int32),
             tensors.mirror(own[:count], own[0], structure),
             tensors.mirror([memory] * count, memory, structure),
             self.controller.start(theta, num_steps, dtype),
         )
+        # What is donated must not have an array twice, nor one of theta or params.
+        return jax.tree.map(jnp.copy, state)
 
     @override
     def update(
-        self,
-        theta: Theta,
-        grads: Params,
-        state: TensorwiseState,
-        params: Params | None = None,
-        *,
-        value: Scalar | None = None,
-        **extra: Any,
+        self, theta: Theta, grads: Params, state: State, params: Params | None = None, **extra: Any
     ) -> tuple[Params, TensorwiseState]:
         if params is None:
             raise ValueError("Tensorwise.update(params=None): summaries see params; pass them.")
@@ -191,14 +184,13 @@ class Tensorwise(AbstractLearnedOptimizer):
         own, memory = (tensors.unmirror(part, structure) for part in (state.own, state.memory))
         wide = cast(theta, dtype)
         slope = {i: jnp.asarray(slopes[i]).astype(param[i].dtype) for i in order}
-        losses = [
-            None if loss is None else jnp.asarray(loss).astype(dtype)
-            for loss in (value, extra.get("validation_loss"))
-        ]
         told, shared = self.controller.prepare(
-            wide, [slope[i].astype(dtype) for i in order], state.shared, state.step, losses
+            wide, [slope[i].astype(dtype) for i in order], state.shared, state.step, extra
         )
-        stacks = [_stack([(slope[i], own[i], param[i]) for i in group]) for group in groups]
+        stacks = [
+            jax.tree.map(lambda *a: jnp.stack(a), *((slope[i], own[i], param[i]) for i in group))
+            for group in groups
+        ]
         seen = [_map(self.controller.observe, theta, stack, told) for stack in stacks]
         summaries = jnp.concatenate([summary.astype(dtype) for _, summary in seen]).T
         remembered = jax.tree.map(lambda *m: jnp.stack(m, -1), *(memory[i] for i in order))
@@ -279,14 +271,14 @@ def truncated_normal(key: Key, shape: tuple[int, ...]) -> Tensor:
     return jax.random.truncated_normal(key, -2.0, 2.0, shape) / shape[-1] ** 0.5
 
 
-def needed_loss(owner: str, value: Scalar | None) -> Scalar:
+def needed_loss(owner: str, value: Any, dtype: Any) -> Scalar:
     """Returns the training loss, or refuses a step without one."""
     if value is None:
         raise ValueError(
             f"{owner} needs the training loss; try "
             "optimizer.update(grads, state, params, value=loss)."
         )
-    return value
+    return jnp.asarray(value).astype(dtype)
 
 
 def cast(tree: Any, dtype: Any) -> Any:
@@ -306,7 +298,3 @@ def _by_shape(param: list[Tensor], slopes: list[Any]) -> list[list[int]]:
         if slope is not None and p.size:
             groups.setdefault((p.shape, p.dtype), []).append(i)
     return list(groups.values())
-
-
-def _stack(trees: list[Any]) -> Any:
-    return jax.tree.map(lambda *arrays: jnp.stack(arrays), *trees)

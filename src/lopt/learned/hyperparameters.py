@@ -18,22 +18,16 @@ from typing_extensions import override
 
 from lopt.core.learned import AbstractLearnedOptimizer
 from lopt.core.tensors import mirror, unmirror
-from lopt.core.types import Key, NumSteps, Params, Scalar, State, Theta
+from lopt.core.types import Key, NumSteps, Params, State, Theta
 from lopt.learned.forms import FORMS, Form, check_value, from_theta, to_theta
 from lopt.learned.safe_roots import with_safe_roots
-from lopt.learned.schedules import AbstractSchedule, Time
-from lopt.learned.tensors import PerTensor, named_tensors
+from lopt.learned.schedules import AbstractSchedule, PerTensor, Time, named_tensors
 
 Value = float | AbstractSchedule | PerTensor
 
 
 class LearnableState(eqx.Module):
-    """The state of an optimizer with schedules.
-
-    Attributes:
-        time: the number of steps taken, and that of the run where it is known.
-        inner: Optax's state.
-    """
+    """The state of an optimizer with schedules: the time, and Optax's state."""
 
     time: Time
     inner: State
@@ -64,10 +58,10 @@ class Learnable(AbstractLearnedOptimizer):
         self, theta: Theta, step: int | Int[Array, ""] = 0, num_steps: NumSteps = None
     ) -> dict[str, Any]:
         """Returns the values after `step` steps, by name, and by tensor where tensors differ."""
-        time = Time.of(step, num_steps)
-        return {
-            name: _at(value, theta[name], time, form, None) for name, value, form in self.initial
-        }
+        return self._values(theta, Time.of(step, num_steps))
+
+    def _values(self, theta: Theta, time: Time, tensor: str | None = None) -> dict[str, Any]:
+        return {n: _at(value, theta[n], time, form, tensor) for n, value, form in self.initial}
 
     @property
     @override
@@ -82,75 +76,66 @@ class Learnable(AbstractLearnedOptimizer):
 
     @override
     def begin(self, theta: Theta, params: Params, num_steps: NumSteps = None) -> State:
-        time, wide = Time.of(0, num_steps), _in_precision_of(theta, params)
-        named = named_tensors(wide)
+        found = {name for name, _ in named_tensors(params)}
+        apart = self._tensors()
+        # `optax.tree_map_params` begins with a tree without leaves.
+        if apart and found and found != set(apart):
+            raise ValueError(
+                f"Learnable: per_tensor(...) is for the tensors {', '.join(apart)}, but params has "
+                f"{', '.join(sorted(found))}."
+            )
+        time = Time.of(0, num_steps)
         with jax.numpy_dtype_promotion("standard"):
-            if not self._tensors():
-                state = self._bind(theta, time, None).init(wide)
-            else:
-                found = {name for name, _ in named}
-                # `optax.tree_map_params` begins with a tree without leaves.
-                if found and found != set(self._tensors()):
-                    raise ValueError(
-                        f"Learnable: per_tensor(...) is for the tensors "
-                        f"{', '.join(self._tensors())}, but params has {', '.join(sorted(found))}."
-                    )
-                states = [self._bind(theta, time, name).init(leaf) for name, leaf in named]
-                state = mirror(states, self._like(theta), jax.tree.structure(params))
+            state = self._bind(theta, time).init(_in_precision_of(theta, params))
         return LearnableState(time, state) if self._schedules() else state
 
     @override
     def update(
-        self,
-        theta: Theta,
-        grads: Params,
-        state: State,
-        params: Params | None = None,
-        *,
-        value: Scalar | None = None,
-        **extra: Any,
+        self, theta: Theta, grads: Params, state: State, params: Params | None = None, **extra: Any
     ) -> tuple[Params, State]:
         wide, params = (_in_precision_of(theta, tree) for tree in (grads, params))
         scheduled = isinstance(state, LearnableState)
         time = state.time if scheduled else Time.of(0)
+
+        def of_optax(theta: Theta, time: Time, *args: Any) -> tuple[Params, State]:
+            *given, extra = args
+            return self._bind(theta, time).update(*given, **extra)
+
         # Optax mixes dtypes where an argument is an array: decay ** count, for example.
         with jax.numpy_dtype_promotion("standard"):
-            update = with_safe_roots(self._update)
-            arguments = (theta, time, wide, state.inner if scheduled else state, params)
-            updates, inner = update(*arguments, {"value": value, **extra})
+            inner = state.inner if scheduled else state
+            updates, inner = with_safe_roots(of_optax)(theta, time, wide, inner, params, extra)
         updates = jax.tree.map(lambda u, g: u.astype(g.dtype), updates, grads)
         return updates, LearnableState(time.next(), inner) if scheduled else inner
 
-    def _update(
-        self,
-        theta: Theta,
-        time: Time,
-        grads: Params,
-        state: State,
-        params: Params | None,
-        extra: dict[str, Any],
-    ) -> tuple[Params, State]:
-        if not self._tensors():
-            return self._bind(theta, time, None).update(grads, state, params, **extra)
-        structure, like = jax.tree.structure(grads), self._like(theta)
-        named, leaves = named_tensors(grads), jax.tree.leaves(params)
-        states = unmirror(state, structure)
-        results = [
-            self._bind(theta, time, name).update(grad, one, leaf, **extra)
-            for (name, grad), one, leaf in zip(
-                named, states, leaves or [None] * len(named), strict=True
-            )
-        ]
-        updates = jax.tree.unflatten(structure, [update for update, _ in results])
-        return updates, mirror([one for _, one in results], like, structure)
+    def _bind(self, theta: Theta, time: Time) -> optax.GradientTransformationExtraArgs:
+        """Returns Optax's optimizer with the values at a time, or one for each tensor as one."""
 
-    def _bind(
-        self, theta: Theta, time: Time, tensor: str | None
-    ) -> optax.GradientTransformationExtraArgs:
-        values = {
-            name: _at(value, theta[name], time, form, tensor) for name, value, form in self.initial
-        }
-        return optax.with_extra_args_support(self.factory(**values))
+        def of(tensor: str | None) -> optax.GradientTransformationExtraArgs:
+            return optax.with_extra_args_support(self.factory(**self._values(theta, time, tensor)))
+
+        if not self._tensors():
+            return of(None)
+        parts = {name: of(name) for name in self._tensors()}
+        some = next(iter(parts.values()))
+        like = jax.eval_shape(some.init, jax.ShapeDtypeStruct((1, 1), jnp.float32))
+
+        def init(params: Params) -> State:
+            states = [parts[name].init(leaf) for name, leaf in named_tensors(params)]
+            return mirror(states, like, jax.tree.structure(params))
+
+        def update(
+            grads: Params, state: State, params: Params | None = None, **extra: Any
+        ) -> tuple[Params, State]:
+            structure: Any
+            named, structure = named_tensors(grads), jax.tree.structure(grads)
+            leaves = jax.tree.leaves(params) or [None] * len(named)
+            rows = zip(named, unmirror(state, structure), leaves, strict=True)
+            done = [parts[n].update(grad, old, leaf, **extra) for (n, grad), old, leaf in rows]
+            updates = structure.unflatten([update for update, _ in done])
+            return updates, mirror([new for _, new in done], like, structure)
+
+        return optax.GradientTransformationExtraArgs(init, update)
 
     def _schedules(self) -> list[AbstractSchedule]:
         return [schedule for _, value, _ in self.initial for schedule in _schedules(value)]
@@ -159,11 +144,6 @@ class Learnable(AbstractLearnedOptimizer):
         """Returns the names of the tensors that have values of their own."""
         apart = [value.values for _, value, _ in self.initial if isinstance(value, PerTensor)]
         return sorted({name for values in apart for name, _ in values})
-
-    def _like(self, theta: Theta) -> State:
-        """Returns the state of one tensor, as shapes."""
-        init = self._bind(theta, Time.of(0, 1), self._tensors()[0]).init
-        return jax.eval_shape(init, jax.ShapeDtypeStruct((1, 1), jnp.float32))
 
 
 def _schedules(value: Value) -> list[AbstractSchedule]:
@@ -222,10 +202,6 @@ def learnable(
         >>> learned = lopt.learnable(optax.sgd, learning_rate=0.1)
         >>> learned.init(jax.random.key(0))["learning_rate"].round(3).item()
         -2.303
-        >>> decay = lopt.learned.InverseTime(0.1, power=0.5)
-        >>> learned = lopt.learnable(optax.sgd, learning_rate=decay)
-        >>> sorted(learned.init(jax.random.key(0))["learning_rate"])
-        ['initial', 'power']
     """
     if not hyperparameters:
         raise ValueError("learnable(): name at least one argument, as in learning_rate=1e-3.")

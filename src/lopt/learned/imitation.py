@@ -54,8 +54,8 @@ class Guided(AbstractCombination):
 
     @override
     def begin(self, theta: Theta, params: Params, num_steps: NumSteps = None) -> GuidedState:
-        zero = jnp.zeros((), float)
-        return GuidedState(self.begin_each(theta, params, num_steps), zero, zero)
+        zeros = jnp.zeros((), float), jnp.zeros((), float)  # two, so that they can be donated
+        return GuidedState(self.begin_each(theta, params, num_steps), *zeros)
 
     @override
     def update(
@@ -79,7 +79,7 @@ def _differences(one: Tensor, other: Tensor) -> tuple[Scalar, Scalar]:
 
 
 class Imitation(eqx.Module):
-    """An objective of `lopt.InnerTraining(learned=Guided(...))`: as the expert does, and as well.
+    """An objective of `lopt.InnerTraining(learned=Guided(...))`: to do as the expert does.
 
     direction (1 - cos) + magnitude (log of the ratio of norms)^2 + the rest of one times another
     objective. Both weights are arrays.

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from typing_extensions import override
 
 from lopt.core.learned import AbstractFeatures, Columns, Tensor
-from lopt.core.types import Key, State, Theta
+from lopt.core.types import State, Theta
 from lopt.learned.features import check_decays
 
 NUMBER = r"[0-9]*\.?[0-9]+(?:e-?[0-9]+)?"
@@ -71,11 +71,7 @@ class _Feature(NamedTuple):
 
 
 def _feature(name: str, momentum_decay: float = 0.95, rms_decay: float = 0.95) -> _Feature:
-    """Reads the name of a feature.
-
-    Raises:
-        ValueError: if there is no feature of that name.
-    """
+    """Returns the feature of that name, or refuses the name."""
     m, v = _Average("m", momentum_decay), _Average("v", rms_decay, 2.0)
     plain = {
         "gradient": _Feature((), lambda views: views.grad),
@@ -152,21 +148,12 @@ class MomentFeatures(AbstractFeatures):
         return {a.name: a for feature in self._features().values() for a in feature.averages}
 
     @override
-    def init(self, key: Key) -> Theta:
-        return ()
-
-    @override
     def begin(self, param: Tensor) -> dict[str, Columns]:
         return dict.fromkeys(sorted(self._averages()), jnp.zeros_like(param)[None])
 
     @override
     def update(
-        self,
-        theta: Theta,
-        grad: Tensor,
-        state: dict[str, Columns],
-        param: Tensor,
-        step: Int[Array, ""],
+        self, theta: Theta, grad: Tensor, state: Any, param: Tensor, step: Int[Array, ""]
     ) -> tuple[Any, dict[str, Columns]]:
         grad = jax.lax.stop_gradient(grad) if self.first_order else grad
         averages = self._averages()
@@ -217,10 +204,6 @@ class LogAndSign(AbstractFeatures):
             raise ValueError(f"LogAndSign(k={self.k}) must be between 0 and 30; try 5.")
 
     @override
-    def init(self, key: Key) -> Theta:
-        return ()
-
-    @override
     def begin(self, param: Tensor) -> State:
         return ()
 
@@ -237,20 +220,12 @@ class LogAndSign(AbstractFeatures):
         return logarithm[None], jnp.clip(views * math.exp(self.k), -1, 1)[None]
 
     @override
-    def shared(self, step: Int[Array, ""], dtype: Any) -> Float[Array, "0"]:
-        return jnp.zeros((0,), dtype)
-
-    @override
     def names(self) -> tuple[str, ...]:
         return "log_magnitude", "clipped_gradient"
 
 
 def expand_names(chosen: str | tuple[str, ...]) -> tuple[str, ...]:
-    """Returns names of features, published ones (also as "mt+gt+mom5") spelled out.
-
-    Raises:
-        ValueError: if there is no feature of that name.
-    """
+    """Returns names of features, published ones (also as "mt+gt+mom5") spelled out."""
     parts = chosen.split("+") if isinstance(chosen, str) else chosen
     names = tuple(PUBLISHED.get(p, re.sub(r"\Amom([0-9]+)\Z", r"momentum_0.\1", p)) for p in parts)
     for name in names:

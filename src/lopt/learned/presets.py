@@ -11,7 +11,7 @@ from lopt.core.coordinatewise import Coordinatewise
 from lopt.core.learned import AbstractFeatures
 from lopt.core.types import Params, State
 from lopt.learned.celo import AdamDirection, Celo2, LearnedSchedule
-from lopt.learned.features import TIME_SCALES, AdafactorFeatures, MomentumFeatures
+from lopt.learned.features import AdafactorFeatures, MomentumFeatures
 from lopt.learned.forms import check_value
 from lopt.learned.hierarchical import Hierarchical, NNAdam
 from lopt.learned.hypernetwork import Tensorwise
@@ -29,17 +29,12 @@ def small_mlp(
     exp_multiplier: float = 0.001,
     step_multiplier: float = 0.001,
 ) -> Coordinatewise:
-    """The small MLP rule: 19 inputs, 1,762 weights.
-
-    Its features are gradient, parameter, six momenta and time.
+    """A perceptron that reads gradient, parameter, six momenta and time: 1,762 weights.
 
     Reference: Metz et al. 2019, arXiv:1810.10180.
     """
-    features = MomentumFeatures()
-    inputs = 2 + len(features.decays) + len(TIME_SCALES)
-    return Coordinatewise(
-        features, MLP(inputs, hidden), DirectionMagnitude(exp_multiplier, step_multiplier)
-    )
+    scale = DirectionMagnitude(exp_multiplier, step_multiplier)
+    return Coordinatewise(MomentumFeatures(), MLP(19, hidden), scale)
 
 
 def adafactor_mlp(
@@ -50,15 +45,13 @@ def adafactor_mlp(
     rms_decays: tuple[float, ...] = (0.999,),
     adafactor_decays: tuple[float, ...] = (0.9, 0.99, 0.999),
 ) -> Coordinatewise:
-    """The Adafactor-features rule: 39 inputs, 197 weights, seven of them decays.
+    """A perceptron that reads the features of Adafactor: 197 weights, seven of them decays.
 
     Reference: Metz et al. 2022, arXiv:2203.11860.
     """
     features = AdafactorFeatures(momentum_decays, rms_decays, adafactor_decays)
-    inputs = 2 + 8 * len(momentum_decays) + 2 * len(rms_decays) + len(TIME_SCALES)
-    return Coordinatewise(
-        features, MLP(inputs, hidden), DirectionMagnitude(exp_multiplier, step_multiplier)
-    )
+    scale = DirectionMagnitude(exp_multiplier, step_multiplier)
+    return Coordinatewise(features, MLP(len(features.names()), hidden), scale)
 
 
 _ESTIMATES = {
@@ -77,15 +70,10 @@ def nominal_mlp(
     controls_nominal: bool = False,
     controls_decay: bool = False,
 ) -> Coordinatewise:
-    """The Adafactor-features rule beside a nominal step and weight decay: 207 weights.
+    """The rule of `adafactor_mlp` with the other terms of `lopt.learned.NominalRule`: 207 weights.
 
-    Args:
-        nominal: size of the nominal step; see `lopt.learned.NominalRule`.
-        weight_decay: per step.
-        estimate: the direction of the nominal step; "aggmo" is the mean of three momenta, "adam"
-            and "adam_aggmo" are momenta over the root of the second moment.
-        controls_nominal: whether the network scales the nominal step.
-        controls_decay: whether it scales the weight decay.
+    The nominal step is along the `estimate`: "aggmo" is the mean of three momenta, "adam" and
+    "adam_aggmo" are momenta over the root of the second moment.
 
     Reference: Harrison et al. 2022, arXiv:2209.11208.
     """
@@ -100,24 +88,19 @@ def dm(
     hidden: tuple[int, ...] = (20, 20),
     k: float | None = 5.0,
     multiplier: float = 0.01,
-    first_order: bool = True,
     biases: int = 1,
 ) -> Coordinatewise:
     """The LSTM optimizer: two cells of 20 that read the gradient, 5,141 weights.
 
     Args:
         hidden: width of each cell.
-        k: of the logarithm-and-sign input, see `lopt.learned.LogAndSign`; None for the gradient
-            itself.
+        k: of `lopt.learned.LogAndSign`; None for the gradient itself.
         multiplier: of the output, which is not bounded.
-        first_order: whether gradients count as constants when training is differentiated.
         biases: 1 or 2 for each cell.
 
     Reference: Andrychowicz et al. 2016, arXiv:1606.04474.
     """
-    features: AbstractFeatures = MomentFeatures(("gradient",), first_order=first_order)
-    if k is not None:
-        features = LogAndSign(k, first_order)
+    features: AbstractFeatures = LogAndSign(k) if k is not None else MomentFeatures(("gradient",))
     rule = LSTM(len(features.names()), hidden, biases=biases)
     return Coordinatewise(features, rule, Scaled(multiplier), normalise=False)
 
@@ -133,17 +116,9 @@ def rnnprop(
 ) -> Coordinatewise:
     """RNNProp: an LSTM that reads normalised momentum and gradient, 6,641 weights.
 
-    The update is `multiplier` times the tanh of the network's output.
-
-    Args:
-        features: names, see `lopt.learned.MomentFeatures`; also the published ones, such as
-            "mt+gt+mom5+mom99".
-        hidden: width of each cell.
-        dense: width of the ELU layer in front.
-        multiplier: the largest step of a coordinate.
-        decay: of both moments.
-        first_order: whether gradients count as constants when training is differentiated.
-        biases: 1 or 2 for each cell.
+    The update is `multiplier` times the tanh of the network's output. `features` (names, also the
+    published ones such as "mt+gt+mom5"), `decay` and `first_order` are those of
+    `lopt.learned.MomentFeatures`; `hidden`, `dense` and `biases` those of `lopt.learned.LSTM`.
 
     Reference: Lv et al. 2017, arXiv:1703.03633.
     """
@@ -155,9 +130,7 @@ def rnnprop(
 def small_rnnprop(
     features: str | tuple[str, ...] = "mt+gt+mom5+mom99", dense: int = 9, hidden: int = 12
 ) -> Coordinatewise:
-    """The simplified RNNProp with a choice of features and one small LSTM.
-
-    With ("mt+gt", dense 6, hidden 7) it has 446 weights, and with (five features, 9, 12) 1,171.
+    """RNNProp with a choice of features and one small LSTM: 1,171 weights with five features.
 
     Reference: Zheng et al. 2022, arXiv:2203.06578, RP_s and RP_si.
     """
@@ -167,8 +140,7 @@ def small_rnnprop(
 def celo(hidden: int = 64) -> LearnedSchedule:
     """Celo: a perceptron of 171 weights and an LSTM that schedules it; 35,808 weights.
 
-    It needs the loss and the length of the run, and has no learning rate. Published weights have
-    1,281 more, which are of no effect.
+    It needs the loss and the length of the run, and has no learning rate.
 
     Reference: Moudgil et al. 2025, arXiv:2501.12670.
     """
@@ -226,7 +198,7 @@ def velo_small(hidden: int = 32, bank: int = 16) -> Tensorwise:
 
 
 def nn_adam(learning_rate: float = 1e-4, hidden: int = 32) -> Tensorwise:
-    """NNAdam: an LSTM that moves the hyperparameters of Adam for each tensor, 6,856 weights."""
+    """NNAdam: an LSTM that moves the hyperparameters of Adam of each tensor, 6,856 weights."""
     return Tensorwise(NNAdam(learning_rate, hidden=hidden))
 
 
@@ -240,14 +212,15 @@ def rnn_mlp() -> Tensorwise:
     return Tensorwise(Hierarchical())
 
 
-def hierarchical(largest_feature: float = 5.0) -> Tensorwise:
-    """The hierarchical optimizer with a learned clip of gradients and clipped features.
+def hierarchical(largest_feature: float = 5.0, step_multiplier: float = 0.001) -> Tensorwise:
+    """The hierarchical optimizer with learned clip, clipped features and past parameter.
 
-    The paper has both, but does not say to what features are clipped.
+    The paper has all three, but does not say to what features are clipped. 35,833 weights.
 
     Reference: Metz et al. 2020, arXiv:2009.11243.
     """
-    return Tensorwise(Hierarchical(learned_clip=True, largest_feature=largest_feature))
+    own: Any = {"learned_clip": True, "largest_feature": largest_feature, "past": True}
+    return Tensorwise(Hierarchical(step_multiplier=step_multiplier, **own))
 
 
 def LearnableSGD(learning_rate: float = 0.01) -> Learnable:
@@ -322,9 +295,6 @@ def inverse_time_momentum(
         learn: which of "learning_rate", "momentum", "power" and "time_constant" are learned.
         effective: whether the effective rate l is learned; otherwise a, as "learning_rate".
         one_minus: whether log(1 - mu) is learned; otherwise log mu.
-
-    Raises:
-        ValueError: if a value is outside of its range, or `learn` names something else.
 
     Reference: Wu et al. 2018, arXiv:1803.02021, with both parametrisations on.
 

@@ -89,26 +89,15 @@ def _finite(slope: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return jnp.where(fine, slope(jnp.where(fine, x, jnp.ones_like(x))), jnp.zeros_like(x))
 
 
-@jax.custom_jvp
-def _sqrt(x: Tensor) -> Tensor:
-    return jax.lax.sqrt(x)
+def _safe(root: Callable[[Tensor], Tensor], slope: Callable[[Tensor], Tensor]) -> Any:
+    """Returns a root with this slope where that is finite."""
+    safe = jax.custom_jvp(root)
+    safe.defjvp(lambda x, tangent: (safe(*x), tangent[0] * _finite(slope, *x)))
+    return safe
 
 
-@_sqrt.defjvp
-def _sqrt_jvp(primals: Any, tangents: Any) -> tuple[Tensor, Tensor]:
-    (x,), (tangent,) = primals, tangents
-    return _sqrt(x), tangent * _finite(lambda x: 0.5 / _sqrt(x), x)
-
-
-@jax.custom_jvp
-def _rsqrt(x: Tensor) -> Tensor:
-    return jax.lax.rsqrt(x)
-
-
-@_rsqrt.defjvp
-def _rsqrt_jvp(primals: Any, tangents: Any) -> tuple[Tensor, Tensor]:
-    (x,), (tangent,) = primals, tangents
-    return _rsqrt(x), tangent * _finite(lambda x: -0.5 * _rsqrt(x) / x, x)
+_sqrt: Callable[[Tensor], Tensor] = _safe(jax.lax.sqrt, lambda x: 0.5 / _sqrt(x))
+_rsqrt: Callable[[Tensor], Tensor] = _safe(jax.lax.rsqrt, lambda x: -0.5 * _rsqrt(x) / x)
 
 
 @jax.custom_jvp

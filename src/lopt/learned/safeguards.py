@@ -57,6 +57,10 @@ class AbstractCombination(AbstractLearnedOptimizer):
         keys = jax.random.split(key, len(parts))
         return tuple(part.init(key) for part, key in zip(parts, keys, strict=True))
 
+    @override
+    def begin(self, theta: Theta, params: Params, num_steps: NumSteps = None) -> State:
+        return self.begin_each(theta, params, num_steps)
+
     def begin_each(self, theta: Theta, params: Params, num_steps: NumSteps) -> tuple[State, ...]:
         """Returns the state of each optimizer."""
         pairs = zip(self.optimizers(), theta, strict=True)
@@ -90,10 +94,6 @@ class Chain(AbstractCombination):
             raise ValueError("Chain(parts=()) must have parts; try (optax.clip(1.0), learned).")
 
     @override
-    def begin(self, theta: Theta, params: Params, num_steps: NumSteps = None) -> State:
-        return self.begin_each(theta, params, num_steps)
-
-    @override
     def update(
         self, theta: Theta, grads: Params, state: State, params: Params | None = None, **extra: Any
     ) -> tuple[Params, State]:
@@ -116,10 +116,6 @@ class Nominal(AbstractCombination):
 
     learned: AbstractLearnedOptimizer = eqx.field(converter=as_learned)
     nominal: AbstractLearnedOptimizer = eqx.field(converter=as_learned)
-
-    @override
-    def begin(self, theta: Theta, params: Params, num_steps: NumSteps = None) -> State:
-        return self.begin_each(theta, params, num_steps)
 
     @override
     def update(

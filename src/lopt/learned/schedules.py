@@ -1,4 +1,4 @@
-"""Schedules: hyperparameters that change from step to step, and whose constants are theta.
+"""Hyperparameters that change from step to step, or differ between tensors, and are theta.
 
 A vector over time (Maclaurin et al. 2015, arXiv:1502.03492), or inverse-time decay (Wu et al. 2018,
 arXiv:1803.02021), polynomial, cosine and exponential ones as in Optax. Values of the hyperparameter
@@ -7,7 +7,7 @@ are learned in its own form, powers, factors and time constants by their logarit
 
 import abc
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -17,17 +17,14 @@ from jaxtyping import Array, Float, Int
 from typing_extensions import override
 
 from lopt.core.checks import check_integer
-from lopt.core.types import NumSteps, Scalar, Theta
+from lopt.core.types import NumSteps, Params, Scalar, Theta
 from lopt.learned.forms import Form, check_value, from_theta, to_theta
+
+Forms = dict[str, Form | None]
 
 
 class Time(eqx.Module):
-    """Where a run is.
-
-    Attributes:
-        step: the number of steps taken.
-        num_steps: that of the whole run; None if it is not known.
-    """
+    """How many steps a run has taken, and how many it will have; None if that is not known."""
 
     step: Int[Array, ""]
     num_steps: Int[Array, ""] | None = None
@@ -77,9 +74,6 @@ class PerStep(AbstractSchedule):
         length: the number of steps; if there are several values, their number.
             `lopt.InnerTraining` refuses longer runs, in which the last value would be held.
 
-    Raises:
-        ValueError: if the length is missing, not positive, or not that of the values.
-
     Example:
         >>> import optax, lopt
         >>> lopt.learnable(optax.sgd, learning_rate=PerStep(0.1, length=100)).max_steps
@@ -124,14 +118,13 @@ class AbstractParametric(AbstractSchedule):
     Theta is `{constant: scalar}`, each in its form.
     """
 
+    # The form of each constant; None is that of the hyperparameter.
+    forms: ClassVar[Forms]
+
     @property
     @abc.abstractmethod
     def learn(self) -> tuple[str, ...]:
         """Which constants are learned; a field of each schedule."""
-
-    @abc.abstractmethod
-    def constants(self) -> dict[str, tuple[float, Form | None]]:
-        """Returns value and form of each constant; None is the form of the hyperparameter."""
 
     @abc.abstractmethod
     def formula(self, constants: dict[str, Any], step: Scalar, num_steps: Any) -> Scalar:
@@ -139,12 +132,13 @@ class AbstractParametric(AbstractSchedule):
 
     @override
     def check(self, where: str, form: Form) -> None:
-        known, name = self.constants(), type(self).__name__
+        known, name = self.forms, type(self).__name__
         if unknown := [constant for constant in self.learn if constant not in known]:
             raise ValueError(
                 f"{name}(learn={self.learn}) has no {unknown[0]!r}; there are {', '.join(known)}."
             )
-        for constant, (value, own) in known.items():
+        for constant, own in known.items():
+            value = getattr(self, constant)
             # A constant that is not learned may be zero, such as a final rate; but the formulas
             # divide by the time constant, and take the logarithm of the factor.
             inside = constant in self.learn or constant in ("time_constant", "factor")
@@ -152,16 +146,17 @@ class AbstractParametric(AbstractSchedule):
 
     @override
     def init(self, form: Form) -> Theta:
-        known = self.constants()
-        return {name: to_theta(known[name][0], known[name][1] or form) for name in self.learn}
+        return {n: to_theta(getattr(self, n), self.forms[n] or form) for n in self.learn}
 
     @override
     def at(self, theta: Theta, time: Time, form: Form) -> Scalar:
         leaves = jax.tree.leaves(theta)
         dtype = leaves[0].dtype if leaves else jnp.result_type(float)
         constants = {
-            name: from_theta(theta[name], own or form) if name in self.learn else value
-            for name, (value, own) in self.constants().items()
+            name: from_theta(theta[name], own or form)
+            if name in self.learn
+            else getattr(self, name)
+            for name, own in self.forms.items()
         }
         step, num_steps = jax.tree.map(lambda n: n.astype(dtype), (time.step, time.num_steps))
         return jnp.asarray(self.formula(constants, step, num_steps), dtype)
@@ -179,18 +174,11 @@ class InverseTime(AbstractParametric):
     Reference: Wu et al. 2018, arXiv:1803.02021.
     """
 
+    forms: ClassVar[Forms] = {"initial": None, "power": "log", "time_constant": "log"}
     initial: float = eqx.field(static=True)
     power: float = eqx.field(static=True, default=1.0)
     time_constant: float = eqx.field(static=True, default=5000.0)
     learn: tuple[str, ...] = eqx.field(static=True, default=("initial", "power"))
-
-    @override
-    def constants(self) -> dict[str, tuple[float, Form | None]]:
-        return {
-            "initial": (self.initial, None),
-            "power": (self.power, "log"),
-            "time_constant": (self.time_constant, "log"),
-        }
 
     @override
     def formula(self, constants: dict[str, Any], step: Scalar, num_steps: Any) -> Scalar:
@@ -208,6 +196,7 @@ class Exponential(AbstractParametric):
         learn: "initial", "factor", or both.
     """
 
+    forms: ClassVar[Forms] = {"initial": None, "factor": "log"}
     initial: float = eqx.field(static=True)
     factor: float = eqx.field(static=True)
     steps: int = eqx.field(static=True, default=1)
@@ -215,10 +204,6 @@ class Exponential(AbstractParametric):
 
     def __check_init__(self) -> None:
         check_integer("Exponential", "steps", self.steps, hint=100)
-
-    @override
-    def constants(self) -> dict[str, tuple[float, Form | None]]:
-        return {"initial": (self.initial, None), "factor": (self.factor, "log")}
 
     @override
     def formula(self, constants: dict[str, Any], step: Scalar, num_steps: Any) -> Scalar:
@@ -234,8 +219,10 @@ class AbstractTransition(AbstractParametric):
         steps: after how many of them the final value is reached; None for those of the run.
         final: that value; may be zero as long as it is not learned.
         power: of the share; log.
+        learn: which of "initial", "final" and "power" are learned.
     """
 
+    forms: ClassVar[Forms] = {"initial": None, "final": None, "power": "log"}
     initial: float = eqx.field(static=True)
     steps: int | None = eqx.field(static=True, default=None)
     final: float = eqx.field(static=True, default=0.0)
@@ -255,14 +242,6 @@ class AbstractTransition(AbstractParametric):
         return self.steps is None
 
     @override
-    def constants(self) -> dict[str, tuple[float, Form | None]]:
-        return {
-            "initial": (self.initial, None),
-            "final": (self.final, None),
-            "power": (self.power, "log"),
-        }
-
-    @override
     def formula(self, constants: dict[str, Any], step: Scalar, num_steps: Any) -> Scalar:
         share = self.share(jnp.minimum(step / (self.steps or num_steps), 1))
         # Where the share is zero, its derivatives are zero.
@@ -272,11 +251,7 @@ class AbstractTransition(AbstractParametric):
 
 
 class Polynomial(AbstractTransition):
-    """The transition with share 1 - t / steps, as `optax.polynomial_schedule`.
-
-    Attributes:
-        learn: which of "initial", "final" and "power" are learned.
-    """
+    """The transition with share 1 - t / steps, as `optax.polynomial_schedule`."""
 
     learn: tuple[str, ...] = eqx.field(static=True, default=("initial", "power"))
 
@@ -290,9 +265,6 @@ class Cosine(AbstractTransition):
 
     As `optax.cosine_decay_schedule` with alpha = final / initial (Loshchilov & Hutter 2017,
     arXiv:1608.03983).
-
-    Attributes:
-        learn: which of "initial", "final" and "power" are learned.
     """
 
     learn: tuple[str, ...] = eqx.field(static=True, default=("initial",))
@@ -300,3 +272,61 @@ class Cosine(AbstractTransition):
     @override
     def share(self, progress: Float[Array, ""]) -> Float[Array, ""]:
         return (1 + jnp.cos(progress * math.pi)) / 2
+
+
+class PerTensor(eqx.Module):
+    """A value or schedule for each tensor; made by `per_tensor`.
+
+    Attributes:
+        values: (name, value or schedule) of each tensor, in tree order.
+
+    Theta is `{name of the tensor: ...}`.
+    """
+
+    values: tuple[tuple[str, float | AbstractSchedule], ...] = eqx.field(static=True)
+
+    def __check_init__(self) -> None:
+        names = [name for name, _ in self.values]
+        if not names:
+            raise ValueError("per_tensor(): there is no tensor; give the pytree of parameters.")
+        if len(set(names)) < len(names):
+            raise ValueError(
+                f"per_tensor(): two tensors have one name among {', '.join(names)}; "
+                "rename keys that contain dots."
+            )
+
+
+def per_tensor(values: Any, like: Params | None = None) -> PerTensor:
+    """Gives each tensor a value of a hyperparameter of `lopt.learnable`, and so its own optimizer.
+
+    Args:
+        values: a value or schedule for each tensor, in a pytree with the structure of the
+            parameters; or with `like`, one for all tensors.
+        like: the parameters.
+
+    Raises:
+        ValueError: if there is no tensor, or names are not unique.
+
+    Example:
+        >>> import jax, optax, lopt
+        >>> rates = per_tensor({"weight": 0.1, "bias": 0.01})
+        >>> learned = lopt.learnable(optax.sgd, learning_rate=rates)
+        >>> sorted(learned.init(jax.random.key(0))["learning_rate"])
+        ['bias', 'weight']
+    """
+    tensors = named_tensors(values if like is None else like)
+    given = ((name, leaf if like is None else values) for name, leaf in tensors)
+    return PerTensor(
+        tuple((n, v if isinstance(v, AbstractSchedule) else float(v)) for n, v in given)
+    )
+
+
+def named_tensors(tree: Any) -> list[tuple[str, Any]]:
+    """Returns name and leaf, in tree order; a name is the path, such as `layers.0.weight`."""
+    leaves = jax.tree_util.tree_leaves_with_path(
+        tree, is_leaf=lambda leaf: isinstance(leaf, AbstractSchedule)
+    )
+    return [
+        (jax.tree_util.keystr(path, simple=True, separator=".") or "params", leaf)
+        for path, leaf in leaves
+    ]

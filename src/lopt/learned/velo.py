@@ -5,7 +5,7 @@ An LSTM per tensor mixes the weights of a small perceptron out of a bank of them
 Reference: Metz et al. 2022, arXiv:2211.09760.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -51,10 +51,6 @@ class VeLOFeatures(AbstractFeatures):
     def __check_init__(self) -> None:
         check_decays("VeLOFeatures", (self.rms_decay,))
 
-    @override
-    def init(self, key: Key) -> Theta:
-        return ()
-
     def _inner(self) -> AdafactorFeatures:
         return AdafactorFeatures(rms_decays=(self.rms_decay,))
 
@@ -73,12 +69,12 @@ class VeLOFeatures(AbstractFeatures):
         if grad.ndim < 2:
             # Without the 1e-6 of the Adafactor rule: zero over 1e-15 where no gradient ever was.
             root = with_safe_roots(jax.lax.rsqrt)(new.row)
-            views = eqx.tree_at(lambda v: v.preconditioner.momentum_row_factor, views, root)
+            views = eqx.tree_at(lambda v: v.momentum_row_factor, views, root)
         return views, new
 
     @override
     def columns(self, views: AdafactorViews) -> tuple[Columns, ...]:
-        by, grad = views.preconditioner, views.grad[None]
+        by, grad = views, views.grad[None]
         inverse_root = jax.lax.rsqrt(views.rms + self.epsilon)
         factored: tuple[Columns, ...] = (
             by.row,
@@ -101,10 +97,6 @@ class VeLOFeatures(AbstractFeatures):
             grad * inverse_root,
             *factored,
         )
-
-    @override
-    def shared(self, step: Int[Array, ""], dtype: Any) -> Float[Array, "0"]:
-        return jnp.zeros((0,), dtype)
 
     @override
     def names(self) -> tuple[str, ...]:
@@ -178,6 +170,7 @@ class VeLO(AbstractController):
     centred: bool = eqx.field(static=True, default=False)
     loss_span: int | None = eqx.field(static=True, default=None)
     remembers: bool = eqx.field(static=True, default=True)
+    needs_num_steps: ClassVar[bool] = True
 
     def __check_init__(self) -> None:
         check_integer("VeLO", "hidden", self.hidden)
@@ -191,11 +184,6 @@ class VeLO(AbstractController):
         heads = (("mixture", self.bank), ("step", 1))
         inputs = 28 if self.centred else 30
         return TensorLSTM(inputs, self.hidden, heads, mix=True, remembers=self.remembers)
-
-    @property
-    @override
-    def needs_num_steps(self) -> bool:
-        return True
 
     @override
     def init(self, key: Key) -> Theta:
@@ -217,8 +205,8 @@ class VeLO(AbstractController):
         return LossHistory.start(num_steps, self.loss_span or num_steps, dtype)
 
     @override
-    def prepare(self, theta: Theta, grads: Any, shared: Any, step: Any, losses: Any) -> Any:
-        return shared.next(needed_loss("VeLO", losses[0]), step)
+    def prepare(self, theta: Theta, grads: Any, shared: Any, step: Any, extra: Any) -> Any:
+        return shared.next(needed_loss("VeLO", extra.get("value"), shared.means.dtype), step)
 
     @override
     def observe(self, theta: Theta, grad: Tensor, own: Any, param: Tensor, told: Any) -> Any:

@@ -12,9 +12,7 @@ DESIGNS: dict[str, Callable[[], lopt.AbstractLearnedOptimizer]] = {
     "dm": lopt.dm,
     "rnnprop": lopt.rnnprop,
     "nominal_mlp": lambda: learned.nominal_mlp(0.01),
-    "hierarchical": lambda: learned.Tensorwise(
-        learned.Hierarchical(step_multiplier=0.01, learned_clip=True, largest_feature=5.0)
-    ),
+    "hierarchical": lambda: learned.hierarchical(step_multiplier=0.01),
     "nn_adam": lambda: learned.nn_adam(1e-3),
     "celo": learned.celo,
     "celo2": lambda: learned.celo2(step_multiplier=0.01, vector_multiplier=1.0),

@@ -72,7 +72,5 @@ def _run(folder: Path, recipe: str, settings: Sequence[str]) -> Run:
         return Run.create(folder, recipe, settings)
     run, made = Run(folder), make(recipe, parsed(settings))[0]
     if run.config["settings"] != json.loads(json.dumps(vars(made), default=str)):
-        raise ValueError(
-            f"{folder} holds a run with other settings; give another folder with --out."
-        )
+        raise ValueError(f"{folder} holds a run with other settings; give another with --out.")
     return run

@@ -10,6 +10,8 @@ import importlib
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+import jax
+
 # Where named things may come from: classes of lopt, functions of these modules.
 _CLASSES = ("lopt.core", "lopt.learned", "lopt.symbolic")
 _FUNCTIONS = ("optax", "jax.nn", "lopt.learned")
@@ -42,6 +44,8 @@ def describe(thing: Any) -> Any:
     """Returns a JSON description of a learned optimizer; a TypeError names what has no name."""
     if thing is None or isinstance(thing, bool | int | float | str):
         return thing
+    if isinstance(thing, jax.Array) and not thing.shape:
+        return thing.item()
     if isinstance(thing, tuple | list):
         return [describe(item) for item in thing]
     if isinstance(thing, functools.partial) and not thing.args:
@@ -59,8 +63,8 @@ def describe(thing: Any) -> Any:
             return {"function": f"{module}.{name}"}
     raise TypeError(
         f"{thing!r} cannot be saved: only classes of {', '.join(_CLASSES)}, functions of "
-        f"{', '.join(_FUNCTIONS)}, with arguments given by name, and what is registered with "
-        "@lopt.register can be found again."
+        f"{', '.join(_FUNCTIONS)}, such as functools.partial(optax.adam, learning_rate=1e-3), and "
+        "what is registered with @lopt.register can be found again."
     )
 
 

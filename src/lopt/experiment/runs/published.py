@@ -28,15 +28,11 @@ _MIXTURE = {f"rnn_params/rnn_to_controls/{n}" for n in "bw"}
 def load_published(
     path: str | Path, design: str | None = None
 ) -> tuple[AbstractLearnedOptimizer, Theta]:
-    """Loads weights that the authors of Celo2, Celo, Celo-Adam, Sinv6 or VeLO published.
+    """Returns the learned optimizer and published weights of Celo2, Celo, Celo-Adam, Sinv6 or VeLO.
 
     Args:
         path: of a file of Flax's MessagePack (`theta.state`) or of NumPy (`.npz`).
-        design: "celo2", "celo", "celo_adam", "sinv6" or "velo"; by default, what names and shapes
-            say. Files of Celo-Adam and of Sinv6 are alike.
-
-    Returns:
-        The learned optimizer, of the width that the weights have, and its theta.
+        design: "celo_adam" or "sinv6", whose files are alike; others are seen from the file.
 
     Raises:
         ValueError: if the file is damaged, or does not hold the weights of (that) design.
