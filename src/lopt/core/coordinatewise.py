@@ -135,7 +135,7 @@ class Coordinatewise(AbstractLearnedOptimizer):
         for i, stack in enumerate(stacks):
             if stack.grad is not None and stack.param.size:
                 kind: Any = stack.param.dtype, stack.param.shape[1:]
-                if jax.tree.leaves(stack.memory) and _size(stack) > SMALL:
+                if jax.tree.leaves(stack.memory) and not stack.is_small():
                     kind += (i,)  # a stack would be a copy of all memory
                 if is_sharded(stack.param):
                     # What is stacked already may be sharded along that axis, and stays as it is.
@@ -172,13 +172,15 @@ class Coordinatewise(AbstractLearnedOptimizer):
         done: dict[int, tuple[Tensor, State, State]] = {}
         small: dict[Any, list[int]] = {}
         for i, group in enumerate(groups):
-            if is_sharded(group.param) or _size(group) > SMALL:
-                done[i] = self._alone(theta, step, group)
-            else:
+            if group.is_small() and not is_sharded(group.param):
                 small.setdefault(group.param.dtype, []).append(i)
+            else:  # one after another
+                count, work = len(group.param), eqx.Partial(self._stack, theta, step)
+                cut = 0, count, count if is_sharded(group.param) else 1
+                update, state = tensors.in_slabs(work, group[:2], group[2:], *cut)
+                done[i] = update, *state
         for same in small.values():
-            found = self._together(theta, step, [groups[i] for i in same])
-            done |= zip(same, found, strict=True)
+            done |= zip(same, self._together(theta, step, [groups[i] for i in same]), strict=True)
         return [done[i] for i in range(len(groups))]
 
     def _together(
@@ -189,31 +191,19 @@ class Coordinatewise(AbstractLearnedOptimizer):
         memory = _join([_behind(group.memory) for group in groups])
         columns = _join([one.columns() for one, _ in seen])
         found = self._over(eqx.Partial(self._apply, theta, step), columns, memory, columns[0])
-        structure: Any
-        leaves, structure = jax.tree.flatten(found)
-        shapes = [group.param.shape for group in groups]
-        parts = zip(*(tensors.split(leaf, shapes) for leaf in leaves), strict=True)
-        own = [structure.unflatten(part) for part in parts]
+        parts = jax.tree.map(lambda a: tensors.split(a, [g.param.shape for g in groups]), found)
+        own = jax.tree.transpose(jax.tree.structure(found), None, parts)
         return [(u, new, _behind(m)) for (u, m), (_, new) in zip(own, seen, strict=True)]
-
-    def _alone(
-        self, theta: Theta, step: Int[Array, ""], group: "_Stack"
-    ) -> tuple[Tensor, State, State]:
-        """Returns updates and states of large tensors, which are worked on one after another."""
-        (grad, features, param, memory), work = group, eqx.Partial(self._stack, theta, step)
-        cut = 0, len(param), len(param) if is_sharded(param) else 1
-        update, state = tensors.in_slabs(work, (grad, param), (features, memory), *cut)
-        return update, *state
 
     def _stack(
         self, theta: Theta, step: Int[Array, ""], given: tuple[Tensor, Tensor], kept: State
     ) -> tuple[Tensor, State]:
         """Returns updates and states of tensors of one shape."""
-        group = _Stack(given[0], kept[0], given[1], kept[1])
+        group = _Stack(*given, *kept)
         seen, new = self._see(theta, step, group)
-        work = eqx.Partial(self._slab, theta, step)
-        update, memory = self._over(work, seen, group.memory, group.param[0])
-        return update, (new, memory)
+        work, memory = eqx.Partial(self._apply, theta, step), _behind(group.memory)
+        update, memory = self._over(work, seen, memory, group.param[0])
+        return update, (new, _behind(memory))
 
     def _over(self, function: Any, arrays: Any, kept: State, param: Tensor) -> Any:
         """Returns what a function makes of a tensor, in slabs if it is large."""
@@ -223,16 +213,11 @@ class Coordinatewise(AbstractLearnedOptimizer):
         cut = tensors.slabs_of(param.shape, param.size if whole else size)
         return tensors.in_slabs(function, arrays, kept, *cut)
 
-    def _slab(
-        self, theta: Theta, step: Int[Array, ""], seen: "_Seen", memory: State
-    ) -> tuple[Tensor, State]:
-        update, memory = self._apply(theta, step, seen.columns(), _behind(memory))
-        return update, _behind(memory)
-
     def _apply(
-        self, theta: Theta, step: Int[Array, ""], columns: Columns, memory: State
+        self, theta: Theta, step: Int[Array, ""], seen: "_Seen | Columns", memory: State
     ) -> tuple[Tensor, State]:
         """Returns the update and the next memory of some coordinates."""
+        columns = seen.columns() if isinstance(seen, _Seen) else seen
         shared = self.features.shared(step, columns.dtype)
         outputs, memory = self.rule.apply(_cast(theta["rule"], columns), columns, shared, memory)
         return self.scale(outputs), memory
@@ -241,19 +226,16 @@ class Coordinatewise(AbstractLearnedOptimizer):
         """Returns what the rule sees of a stack of tensors, and next accumulators."""
         weights = _cast(theta["features"], group.param)
 
-        def one(grad: Tensor, old: State, param: Tensor) -> tuple[Any, ...]:
+        def one(grad: Tensor, param: Tensor, old: State) -> tuple[Any, ...]:
             view, new = self.features.update(weights, grad, old, param, step)
             sums = eqx.Partial(_sums, self.features)
             squares, _ = self._over(sums, (view, param), (), param)
-            factors = [self._factor(square / param.size) for square in squares]
+            scale = jax.lax.rsqrt if self.normalise else jnp.ones_like
+            factors = [scale(1e-5 + square / param.size) for square in squares]
             return view, [factor.reshape(-1, *(1,) * param.ndim) for factor in factors], new
 
         view, factors, new = tensors.map_stack(one, group[:3])
         return _Seen(self.features, view, factors, group.param), new
-
-    def _factor(self, moments: Tensor) -> Tensor:
-        """Returns what gives features of these second moments unit ones, or ones."""
-        return jax.lax.rsqrt(1e-5 + moments) if self.normalise else jnp.ones_like(moments)
 
     def _flatten(self, params: Params) -> tuple[list[Tensor], list[tensors.Stacking], Any]:
         """Returns params as tensors, how each is stacked, and their structure."""
@@ -295,7 +277,7 @@ class Coordinatewise(AbstractLearnedOptimizer):
                 )
             grad = None if slope is None else how.stack(tensors.as_tensor(slope).astype(leaf.dtype))
             features, memory = jax.tree.map(lambda array, how=how: how.stack(array, 1), old)
-            stacks.append(_Stack(grad, features, how.stack(leaf), memory))
+            stacks.append(_Stack(grad, how.stack(leaf), features, memory))
         return stacks, hows, structure
 
     def _state(
@@ -318,13 +300,12 @@ class _Stack(NamedTuple):
     """What belongs to a stack of tensors of one shape, which are on the first axis of all."""
 
     grad: Tensor | None
-    features: State
     param: Tensor
+    features: State
     memory: State
 
-
-def _size(stack: _Stack) -> int:
-    return math.prod(stack.param.shape[1:])
+    def is_small(self) -> bool:
+        return math.prod(self.param.shape[1:]) <= SMALL
 
 
 class _Seen(eqx.Module):

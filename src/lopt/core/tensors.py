@@ -5,6 +5,7 @@ of one shape are stacked and share a program; rules see them end to end. Large o
 slabs, so that the dozens of features of their coordinates never exist at once.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -13,8 +14,10 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, PyTree
 
+from lopt.core.devices import is_sharded
 from lopt.core.types import State
 
 # 28 float32 features of this many coordinates take 3.7 MB, about what caches hold: slabs of a
@@ -103,10 +106,31 @@ def concatenate(stacks: Sequence[PyTree]) -> PyTree:
 
 def divide(stack: PyTree, counts: Sequence[int]) -> list[PyTree]:
     """Undoes `concatenate`: returns stacks of so many tensors each."""
-    if len(counts) == 1:
-        return [stack]
-    ends = itertools.pairwise([0, *itertools.accumulate(counts)])
-    return [jax.tree.map(lambda a, i=i, j=j: a[i:j], stack) for i, j in ends]
+    ends = tuple(itertools.pairwise([0, *itertools.accumulate(counts)]))
+    return [stack] if len(ends) == 1 else _rows(stack, ends)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _rows(stack: PyTree, ends: tuple[tuple[int, int], ...]) -> list[PyTree]:
+    """Returns stack[i:j]. Every slice would be compiled, but parts of one shape share a gather."""
+
+    def part(array: Array, i: int, j: int) -> Array:
+        if is_sharded(array):
+            return array[i:j]
+        # The compiler would make a slice of a gather of one row.
+        rows = array.reshape(-1, array.shape[-1] if math.prod(array.shape[1:-1]) > 1 else 1)
+        indices = np.arange(len(rows), dtype=np.int32).reshape(len(array), -1)[i:j].reshape(-1, 1)
+        how = jax.lax.GatherDimensionNumbers((1,), (0,), (0,)), (1, rows.shape[1])
+        return jax.lax.gather(rows, indices, *how, mode="clip").reshape(-1, *array.shape[1:])
+
+    return [jax.tree.map(eqx.Partial(part, i=i, j=j), stack) for i, j in ends]
+
+
+@_rows.defjvp
+def _(ends: tuple[tuple[int, int], ...], primals: Any, tangents: Any) -> tuple[Any, Any]:
+    # Slices have a short transpose.
+    slices = [jax.tree.map(lambda a, s=slice(i, j): a[s], *tangents) for i, j in ends]
+    return _rows(*primals, ends), slices
 
 
 def map_stack(
@@ -135,43 +159,38 @@ def in_slabs(
 ) -> tuple[PyTree, PyTree]:
     """Returns `function(arrays, kept)`, computed over slabs of an axis, kept replaced in place.
 
-    Derivatives are those of the function of everything at once.
-
-    Args:
-        function: treats what lies along the axis alike and apart; returns what is like `kept` last.
-        arrays: those whose `axis` has this `length` are cut.
-        kept: is cut like them, and results are.
-        axis: where it is, from the end for arrays of different ranks.
-        length: how long it is.
-        rows: how much of it is in a slab; the last may have less.
+    The function treats what lies along the axis alike and apart, and returns what is like `kept`
+    last. Cut are arrays and results whose `axis`, counted from the end, has this `length`, into
+    slabs of so many `rows`; the last may have less. Derivatives are those of everything at once.
     """
+    call = functools.partial(eqx.filter_jit(function))  # traced once for all of the same shapes
     if rows >= length:
-        return function(arrays, kept)
+        return call(arrays, kept)
 
     def varies(array: Array) -> bool:
         return array.ndim >= -axis and array.shape[axis] == length
 
-    def slab(carry: Any, first: Array, rows: int) -> Any:
+    def slab(carry: Any, first: Array, rows: int = rows) -> tuple[Any, None]:
         def cut(a: Array) -> Array:
             return jax.lax.dynamic_slice_in_dim(a, first, rows, axis) if varies(a) else a
 
         def put(a: Array, part: Array) -> Array:
             put = jax.lax.dynamic_update_slice_in_dim
+            part = jnp.where(first >= 0, part, jnp.zeros((), a.dtype))
             return put(a, part, first, axis) if varies(a) else a + part
 
-        # A branch, always taken: fused with what puts it in place, a slab is not vectorised.
+        # A branch, always taken: fused with what puts it in place, a slab is not vectorised. That
+        # is fused with a selection: alone, it would be compiled for each tensor.
         slabs = jax.tree.map(cut, (arrays, carry[1]))
-        done = jax.lax.cond(first >= 0, lambda *a: function(*a), lambda *a: zeros(*a), *slabs)
-        return jax.tree.map(put, carry, done)
+        done = jax.lax.cond(first >= 0, call, lambda *a: (zeros(*a), a[1]), *slabs)
+        return jax.tree.map(put, carry, done), None
 
-    def zeros(arrays: PyTree, kept: PyTree) -> tuple[PyTree, PyTree]:
-        like = jax.eval_shape(function, arrays, kept)
-        return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), like)
+    def zeros(*given: PyTree) -> PyTree:
+        return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(call, *given)[0])
 
     firsts, rest = jnp.arange(length // rows, dtype=jnp.int32) * rows, length % rows
-    carry = zeros(arrays, kept)[0], kept
-    carry, _ = jax.lax.scan(lambda carry, first: (slab(carry, first, rows), None), carry, firsts)
-    return slab(carry, jnp.asarray(length - rest, jnp.int32), rest) if rest else carry
+    carry, _ = jax.lax.scan(slab, (zeros(arrays, kept), kept), firsts)
+    return slab(carry, jnp.asarray(length - rest, jnp.int32), rest)[0] if rest else carry
 
 
 @in_slabs.def_jvp

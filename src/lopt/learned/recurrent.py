@@ -90,7 +90,9 @@ class LSTM(AbstractRule):
         for i, old in enumerate(memory):
             layer, cell = lstm_cell(theta[f"cell{i}"], layer, old)
             new.append((layer, cell))
-        layer = affine(theta["output"], layer)
+        # Fused with what follows; as a product it would be compiled for each tensor.
+        weights, bias = (theta["output"][name].reshape(-1, *(1,) * len(shape)) for name in "wb")
+        layer = (weights * layer).sum(axis=0, keepdims=True) + bias
         return (jnp.tanh(layer) if self.squash else layer), tuple(new)
 
 
@@ -110,10 +112,8 @@ def lstm_cell(
 ) -> tuple[Columns, Columns]:
     """Returns the next output and state of an LSTM cell, features first in all arrays."""
     output, cell = memory
-    gates = affine(theta, jnp.concatenate([layer, output]))
-    into, forget, candidate, out = jnp.split(gates, 4)
-    kept = jax.nn.sigmoid(forget) * cell
-    cell = kept + jax.nn.sigmoid(into) * jnp.tanh(candidate)
+    into, forget, candidate, out = jnp.split(affine(theta, jnp.concatenate([layer, output])), 4)
+    cell = jax.nn.sigmoid(forget) * cell + jax.nn.sigmoid(into) * jnp.tanh(candidate)
     return jax.nn.sigmoid(out) * jnp.tanh(cell), cell
 
 
