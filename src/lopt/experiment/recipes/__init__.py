@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+import optax
+
 import lopt
 from lopt import learned
 
@@ -40,3 +42,12 @@ def named_estimator(
     if name not in estimators:
         raise ValueError(f"--set estimator={name} must be one of {', '.join(estimators)}.")
     return estimators[name]()
+
+
+def falling_adam(
+    rate: float, steps: int, clip: float, weight_decay: float = 0.0
+) -> optax.GradientTransformation:
+    """Returns AdamW of gradients of a norm of at most `clip`, whose rate falls along a cosine."""
+    schedule = optax.cosine_decay_schedule(rate, steps)
+    adam = optax.adamw(schedule, weight_decay=weight_decay)
+    return optax.chain(optax.clip_by_global_norm(clip), adam)

@@ -5,12 +5,10 @@ Where their files are found, MNIST and Fashion-MNIST at 8x8 are trained on as we
 
 import dataclasses
 
-import optax
-
 import lopt
 from lopt.experiment.data.datasets import available, load_images
 from lopt.experiment.evaluation.suites import quick
-from lopt.experiment.recipes import named_estimator, named_learned
+from lopt.experiment.recipes import falling_adam, named_estimator, named_learned
 from lopt.experiment.settings import FIELD, POSITIVE, check
 from lopt.tasks import Mixture, mlp_classification
 
@@ -55,11 +53,8 @@ class Recipe:
         )
         one = named_estimator(self.estimator, inner, self.truncation, self.sigma)
         meta = lopt.Mean(one, self.particles)
-        schedule = optax.cosine_decay_schedule(self.learning_rate, self.outer_steps)
-        outer = optax.chain(
-            optax.clip_by_global_norm(self.gradient_clip),
-            optax.adamw(schedule, weight_decay=self.weight_decay),
-        )
+        rate, steps = self.learning_rate, self.outer_steps
+        outer = falling_adam(rate, steps, self.gradient_clip, self.weight_decay)
         sizes = self.horizon, self.hidden, self.batch_size, self.seeds
         evaluations = tuple(quick(data["digits"], *sizes)) + tuple(
             lopt.Evaluation(

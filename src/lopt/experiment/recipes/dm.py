@@ -9,11 +9,11 @@ arXiv:1606.04474). Images are 8x8; those published had 28x28. Compare what comes
 import dataclasses
 
 import jax
-import optax
 
 import lopt
 from lopt.core.task import AbstractTaskFamily
 from lopt.experiment.data.datasets import load_images, mnist_or_digits
+from lopt.experiment.recipes import falling_adam
 from lopt.experiment.settings import FIELD, POSITIVE, check
 from lopt.tasks import LeastSquaresFamily, mlp_classification
 
@@ -45,8 +45,7 @@ class Recipe:
         learned = lopt.dm(k=10.0, multiplier=self.multiplier)
         inner = lopt.InnerTraining(tasks, learned, self.horizon)
         meta = lopt.Mean(lopt.TruncatedBackprop(inner, self.truncation), self.particles)
-        schedule = optax.cosine_decay_schedule(self.learning_rate, self.outer_steps)
-        outer = optax.chain(optax.clip_by_global_norm(self.gradient_clip), optax.adam(schedule))
+        outer = falling_adam(self.learning_rate, self.outer_steps, self.gradient_clip)
         evaluations = (
             lopt.Evaluation(self.task, tasks, self.horizon, self.seeds, True),
             lopt.Evaluation(f"{self.task}, twice as long", tasks, 2 * self.horizon, self.seeds),

@@ -9,12 +9,10 @@ program. Episodes have log-uniform lengths, so that steps become smaller where r
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Int
 
 import lopt
@@ -25,15 +23,14 @@ from lopt.core.unroll import Step
 from lopt.estimators import Clipped, LogUniformHorizon
 from lopt.experiment.data.datasets import load_images
 from lopt.experiment.data.text import load_text
+from lopt.experiment.recipes import falling_adam
 from lopt.experiment.recipes.digits import found_here
 from lopt.experiment.runs.storage import load
 from lopt.experiment.settings import FIELD, POSITIVE, check
 from lopt.learned import MatrixAxes, muon_mlp
 
 STEPS_PER_MINUTE = 120  # of meta-training, on two cores, with the defaults below
-PERSISTENT = {"nres": lopt.NRES, "pes": lopt.PES}
-# The norms of gradients of single episodes that begin to count less: exact ones, and estimates.
-EXPLODING, OUTLYING = 10.0, 200.0
+OUTLYING = 200.0  # the norm of single estimates that begin to count less
 ACTIVATIONS = (jax.nn.relu, jnp.tanh, jax.nn.gelu)
 
 
@@ -57,10 +54,8 @@ class RampedLogLoss(eqx.Module):
             loss = jnp.where(jnp.isfinite(loss), loss, math.e)
             return jnp.minimum(jnp.log(jnp.maximum(loss, 0) + 0.005), 1)
 
-        share, value = self.held_out, log(step.loss)
-        if share:
-            fresh = log(lopt.validation_loss(task, step, num_steps))
-            value = (1 - share) * value + share * fresh
+        fresh = log(lopt.validation_loss(task, step, num_steps))
+        value = (1 - self.held_out) * log(step.loss) + self.held_out * fresh
         length = num_steps.astype(value.dtype)
         done = (step.step + 1).astype(value.dtype) / length
         return 1500 / length * done**2 * value
@@ -77,12 +72,10 @@ class Recipe:
     truncation: int = 50  # inner steps per outer step; divides the longest.
     # a run, or weights of this rule, to begin with; by default Muon.
     start: Path = Path()
-    # of the meta-gradient: nres, pes, or backprop through whole episodes, all of the longest.
-    estimator: str = "nres"
+    estimator: str = "nres"  # of the meta-gradient: nres or pes.
     sigma: float = 0.02  # perturbation of theta.
     particles: int = 20  # pairs of episodes side by side, shared equally among architectures.
     learning_rate: float = 0.005  # of the outer Adam; falls to zero along a cosine.
-    gradient_clip: float = 1.0  # the largest norm of a meta-gradient.
     depths: tuple[int, ...] = (1, 2, 4)  # hidden layers of the perceptrons.
     width: int = 32  # units of each at most, with one layer twice as many; as few as half.
     batch_size: int = 64  # images per inner step at most; as few as an eighth.
@@ -94,8 +87,9 @@ class Recipe:
     seed: int = 0  # of everything random.
 
     def build(self) -> lopt.Experiment:
-        check(self, FIELD, budget=POSITIVE, width=4, unit="[1, inf)", hidden=1)
-        check(self, FIELD, learning_rate=POSITIVE, gradient_clip=POSITIVE)
+        check(
+            self, FIELD, budget=POSITIVE, learning_rate=POSITIVE, width=4, unit="[1, inf)", hidden=1
+        )
         data = {name: load_images(name, size=8) for name in ("digits", *self.datasets)}
         learned = muon_mlp(self.hidden, axes=MatrixAxes("out_in"))
         families: list[AbstractTaskFamily] = []
@@ -116,36 +110,22 @@ class Recipe:
             [tasks.Reparameterization(one, 1 / self.unit, self.unit, "task") for one in families]
         )
         inner = lopt.InnerTraining(drawn, learned, self.longest, RampedLogLoss(self.held_out))
-        one: lopt.AbstractGradientEstimator
-        if self.estimator == "backprop":
-            segments = math.gcd(self.longest, 10)
-            one = Clipped(lopt.MetaTask(inner, segments), EXPLODING)
-        else:
-            lengths = LogUniformHorizon(self.shortest, self.longest)
-            persistent = PERSISTENT[self.estimator]
-            found = persistent(inner, self.truncation, self.sigma, schedule=lengths)
-            one = Clipped(found, OUTLYING)
-        meta = lopt.Mean(one, self.particles)
+        lengths = LogUniformHorizon(self.shortest, self.longest)
+        persistent = {"nres": lopt.NRES, "pes": lopt.PES}[self.estimator]
+        one = persistent(inner, self.truncation, self.sigma, schedule=lengths)
+        meta = lopt.Mean(Clipped(one, OUTLYING), self.particles)
         steps = max(1, round(self.budget * STEPS_PER_MINUTE))
-        outer = optax.chain(
-            optax.clip_by_global_norm(self.gradient_clip),
-            optax.adam(optax.cosine_decay_schedule(self.learning_rate, steps)),
-        )
+        outer = falling_adam(self.learning_rate, steps, 1.0)
         name, images = list(data.items())[-1]
-        evaluations = [
-            lopt.Evaluation(
-                f"{name}, {depth} hidden layers, {horizon} steps",
-                tasks.mlp_classification(images, (self.width,) * depth, batch_size=self.batch_size),
-                horizon,
-                self.seeds,
-            )
-            for depth in (self.depths[0], self.depths[-1] + 2)
+        deep = tasks.mlp_classification(images, (self.width,) * 6, batch_size=self.batch_size)
+        evaluations = tuple(
+            lopt.Evaluation(f"{name}, 6 hidden layers, {horizon} steps", deep, horizon, self.seeds)
             for horizon in (200, 1000)
             if self.seeds
-        ]
+        )
         initial = None if self.start == Path() else load(self.start)[1]
-        known: Any = {"seed": self.seed, "initial": initial}
-        return lopt.Experiment(learned, meta, outer, steps, tuple(evaluations), **known)
+        parts = learned, meta, outer, steps, evaluations, self.seed
+        return lopt.Experiment(*parts, initial=initial)
 
 
 def _of_one(family: AbstractTaskFamily, initial: float) -> AbstractTaskFamily:

@@ -7,12 +7,11 @@ diverge count no more than others. Every architecture is a program: few tasks co
 
 import dataclasses
 
-import optax
-
 import lopt
 from lopt.core.task import AbstractTaskFamily
 from lopt.experiment.data.catalogue import cost, draw_tasks
 from lopt.experiment.data.named_tasks import named_task
+from lopt.experiment.recipes import falling_adam
 from lopt.experiment.settings import FIELD, POSITIVE, check
 from lopt.tasks import LossScale, Mixture, NormalizedLoss
 
@@ -66,8 +65,7 @@ class Recipe:
             tasks, learned, self.horizon, NormalizedLoss(best=0.0, initial=1.0)
         )
         meta = lopt.Mean(lopt.PES(inner, self.truncation, self.sigma), self.particles)
-        schedule = optax.cosine_decay_schedule(self.learning_rate, self.outer_steps)
-        outer = optax.chain(optax.clip_by_global_norm(self.gradient_clip), optax.adam(schedule))
+        outer = falling_adam(self.learning_rate, self.outer_steps, self.gradient_clip)
         evaluations = tuple(
             lopt.Evaluation(name, named_task(name), self.horizon, self.seeds, name in names)
             for name in dict.fromkeys((*names[:1], *self.held_out))

@@ -10,11 +10,9 @@ backpropagation see `lopt.tasks.resnet_classification`. Both are estimates.
 import dataclasses
 from pathlib import Path
 
-import optax
-
 import lopt
 from lopt.experiment.data.named_tasks import named_task
-from lopt.experiment.recipes import named_estimator
+from lopt.experiment.recipes import falling_adam, named_estimator
 from lopt.experiment.runs.storage import load
 from lopt.experiment.settings import FIELD, POSITIVE, check
 from lopt.learned import PerTensorType
@@ -60,10 +58,7 @@ class Recipe:
         inner = lopt.InnerTraining(task, learned, self.horizon)
         one = named_estimator(self.estimator, inner, self.truncation, self.sigma)
         meta = lopt.Mean(one, self.particles)
-        outer = optax.chain(
-            optax.clip_by_global_norm(self.gradient_clip),
-            optax.adam(optax.cosine_decay_schedule(self.learning_rate, self.outer_steps)),
-        )
+        outer = falling_adam(self.learning_rate, self.outer_steps, self.gradient_clip)
         title = f"{self.task}, new initialisations"
         evaluations = (lopt.Evaluation(title, task, self.horizon, seeds, True),) if seeds else ()
         return lopt.Experiment(
