@@ -73,7 +73,7 @@ class Run:
         fields = {field.name: getattr(made, field.name) for field in dataclasses.fields(made)}
         paths = {name: value for name, value in fields.items() if isinstance(value, Path)}
         weights = {name: path for name, path in paths.items() if path.name}
-        fields |= dict.fromkeys(paths, "")
+        fields |= dict.fromkeys(paths, ".")  # of what is empty
         code = Path(recipe) if Path(recipe).suffix == ".py" else None
         config = {
             "format": FORMAT,
