@@ -1,7 +1,7 @@
 """Makes weights what `lopt.pretrained` gives under a name, with a card: for maintainers.
 
-    lopt evaluate runs/lopt1 --suite standard --out runs/lopt1-judged
-    python tools/ship.py lopt-1 runs/lopt1 --evaluation runs/lopt1-judged --verdict "..."
+    lopt evaluate runs/lopt-1 --suite standard --out runs/lopt-1-judged
+    python tools/ship.py lopt-1 runs/lopt-1 --evaluation runs/lopt-1-judged --verdict "..."
 
 Both files go into src/lopt/weights, to be committed.
 """

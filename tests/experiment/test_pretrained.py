@@ -185,7 +185,7 @@ def test_steps_that_explode_or_are_not_finite_are_replaced(shipped, theta):
     ("call", "said"),
     [
         (lambda: lopt.pretrained("mimi", 10), "no pretrained optimizer 'mimi'; try 'mini'"),
-        (lambda: lopt.pretrained("mini"), "num_steps=1000, or learning_rate=0.02"),
+        (lambda: lopt.pretrained("mini"), "num_steps=1000, or learning_rate=0.05"),
         (lambda: lopt.pretrained("mini", 10, axes="io"), "must be in_out or out_in"),
         (
             lambda: lopt.pretrained("mini", 10).init({"n": jnp.ones((), jnp.int32)}),

@@ -13,7 +13,7 @@ from lopt.experiment.runs.storage import load, pretrained_file
 from lopt.learned import FallBack, MatrixAxes
 
 # The rate of AdamW in rates of the rule, and that of the rule where it has a schedule of its own.
-SHARE, RATE = 0.05, 0.02
+SHARE, RATE = 0.02, 0.05
 LIMIT = 300.0
 
 
@@ -37,7 +37,7 @@ def pretrained(
         name: of the optimizer.
         num_steps: the length of the run, which its learned schedule is for; nothing has to be
             tuned.
-        learning_rate: in place of that schedule: a number, such as 0.02, or an Optax schedule.
+        learning_rate: in place of that schedule: a number, such as 0.05, or an Optax schedule.
         axes: "in_out" for params of Flax, Haiku and Keras, "out_in" for those of Equinox; or a
             function from params to a tree of `optax.contrib.MuonDimensionNumbers`, None for no
             matrix.

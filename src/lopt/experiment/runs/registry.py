@@ -150,8 +150,8 @@ def load_recipe(recipe: str) -> Any:
             raise FileNotFoundError(f"There is no recipe file {path}.")
         with _naming(recipe):
             module = run_file(path, "recipe")
-    elif recipe in recipe_names():
-        module = importlib.import_module(f"{_PACKAGE}.{recipe}")
+    elif (name := recipe.replace("-", "_")) in recipe_names():
+        module = importlib.import_module(f"{_PACKAGE}.{name}")
     else:
         raise FileNotFoundError(
             f"There is no recipe {recipe!r}; known are {', '.join(recipe_names())}, "
