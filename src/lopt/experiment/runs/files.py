@@ -6,6 +6,7 @@ integers of 64 bits, and text that can be printed.
 
 import array
 import contextlib
+import functools
 import hashlib
 import io
 import itertools
@@ -143,31 +144,28 @@ def _parsed(text: bytes) -> Any:
     return content
 
 
-def scan_lines(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
+def scan_lines(path: Path) -> Iterator[tuple[bytes, int]]:
     """Yields the lines of a log one by one, each with how long the log is up to its end.
 
     It ends before the first line that is not whole: torn, as a killed writer may leave it, wrongly
     numbered, or of anything but finite numbers, None and lists of them. There may be no log yet.
     """
-    end = 0
+    step = end = 0
     with path.open("rb") if path.exists() else io.BytesIO() as file:
-        for step in itertools.count():
-            text = file.readline(LONGEST_LINE)
-            try:
-                line = _parsed(text)
-                whole = line["step"] == step and all(map(_is_numeric, line.values()))
-            except (ValueError, RecursionError, AttributeError, KeyError, TypeError):
-                return
-            if not (whole and text.endswith(b"\n")):
-                return
-            end += len(text)
+        while _is_whole(line := file.readline(LONGEST_LINE), step):
+            step, end = step + 1, end + len(line)
             yield line, end
 
 
-def number_in(line: dict[str, Any], name: str) -> float:
+def number_in(line: bytes, name: str) -> float:
     """Returns a number of a line of a log; NaN if it is None there, or not there."""
-    found = line.get(name)
-    return float(found) if isinstance(found, int | float) else math.nan
+    found = _number(name).search(line)
+    return float(found[1]) if found else math.nan
+
+
+@functools.cache
+def _number(name: str) -> re.Pattern[bytes]:
+    return re.compile(rb'"%s"\s*:\s*([-+.eE\d]+)' % name.encode())
 
 
 def read_columns(path: Path, names: Sequence[str]) -> Float[np.ndarray, "name line"]:
@@ -180,7 +178,7 @@ def read_columns(path: Path, names: Sequence[str]) -> Float[np.ndarray, "name li
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Reads the lines of a log, as far as they are whole; see `scan_lines`."""
-    return [line for line, _ in scan_lines(path)]
+    return [json.loads(line) for line, _ in scan_lines(path)]
 
 
 def to_line(content: dict[str, Any]) -> str:
@@ -197,6 +195,23 @@ def _finite(content: Any, infinite: str | None = None) -> Any:
     if isinstance(content, list | tuple):
         return [_finite(value, infinite) for value in content]
     return content
+
+
+# A line of numbers only, and the usual sizes: seen thrice as fast as JSON is read.
+_PLAIN = re.compile(
+    rb'\{"step": (\d+)(?:, "\w++": -?(?:0|[1-9]\d{0,17}+)(?:\.\d++)?+(?:e[-+]\d\d)?+)*+\}\n'
+)
+
+
+def _is_whole(line: bytes, step: int) -> bool:
+    if plain := _PLAIN.fullmatch(line):
+        return plain[1] == b"%d" % step
+    try:
+        content = _parsed(line)
+        numeric = all(map(_is_numeric, content.values()))
+    except (ValueError, RecursionError, AttributeError):
+        return False
+    return numeric and line.endswith(b"\n") and content.get("step") == step
 
 
 def _is_numeric(value: Any) -> bool:
