@@ -201,9 +201,9 @@ class Coordinatewise(AbstractLearnedOptimizer):
         """Returns updates and states of tensors of one shape."""
         group = _Stack(*given, *kept)
         seen, new = self._see(theta, step, group)
-        work, memory = eqx.Partial(self._apply, theta, step), _behind(group.memory)
-        update, memory = self._over(work, seen, memory, group.param[0])
-        return update, (new, _behind(memory))
+        work = eqx.Partial(self._slab, theta, step)  # memory is turned slab by slab: no copy of it
+        update, memory = self._over(work, seen, group.memory, group.param[0])
+        return update, (new, memory)
 
     def _over(self, function: Any, arrays: Any, kept: State, param: Tensor) -> Any:
         """Returns what a function makes of a tensor, in slabs if it is large."""
@@ -213,11 +213,14 @@ class Coordinatewise(AbstractLearnedOptimizer):
         cut = tensors.slabs_of(param.shape, param.size if whole else size)
         return tensors.in_slabs(function, arrays, kept, *cut)
 
+    def _slab(self, theta: Theta, step: Array, seen: Any, memory: State) -> tuple[Tensor, State]:
+        update, memory = self._apply(theta, step, seen.columns(), _behind(memory))
+        return update, _behind(memory)
+
     def _apply(
-        self, theta: Theta, step: Int[Array, ""], seen: "_Seen | Columns", memory: State
+        self, theta: Theta, step: Int[Array, ""], columns: Columns, memory: State
     ) -> tuple[Tensor, State]:
         """Returns the update and the next memory of some coordinates."""
-        columns = seen.columns() if isinstance(seen, _Seen) else seen
         shared = self.features.shared(step, columns.dtype)
         outputs, memory = self.rule.apply(_cast(theta["rule"], columns), columns, shared, memory)
         return self.scale(outputs), memory

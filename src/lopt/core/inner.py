@@ -54,10 +54,7 @@ class FinalLoss(eqx.Module):
     def __check_init__(self) -> None:
         check_integer("FinalLoss", "batches", self.batches, hint=10)
         if self.split not in ("train", "valid_inner"):
-            raise ValueError(
-                f'FinalLoss(split={self.split!r}) must be "train" or "valid_inner": the other two '
-                "never reach an update of theta."
-            )
+            raise ValueError(f'FinalLoss(split={self.split!r}) must be "train" or "valid_inner".')
 
     def __call__(self, task: AbstractTask, step: Step, num_steps: Int[Array, ""]) -> Scalar:
         """Returns the loss after this step if it is the last, and zero otherwise."""

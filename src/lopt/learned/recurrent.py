@@ -90,9 +90,7 @@ class LSTM(AbstractRule):
         for i, old in enumerate(memory):
             layer, cell = lstm_cell(theta[f"cell{i}"], layer, old)
             new.append((layer, cell))
-        # Fused with what follows; as a product it would be compiled for each tensor.
-        weights, bias = (theta["output"][name].reshape(-1, *(1,) * len(shape)) for name in "wb")
-        layer = (weights * layer).sum(axis=0, keepdims=True) + bias
+        layer = affine(theta["output"], layer)
         return (jnp.tanh(layer) if self.squash else layer), tuple(new)
 
 
