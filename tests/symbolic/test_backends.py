@@ -8,16 +8,10 @@ import numpy as np
 import pytest
 
 from lopt.symbolic.expression import Variable, make_expression
-from lopt.symbolic.gplearn_search import GplearnSearch
-from lopt.symbolic.gplearn_search import translate as translate_program
 from lopt.symbolic.operators import OPERATORS
 from lopt.symbolic.pysr_search import PysrSearch, operator_options
 from lopt.symbolic.pysr_search import translate as translate_form
-from lopt.symbolic.sanity import lag_table
-from lopt.symbolic.search import judge, make_front, predict
-from lopt.symbolic.select import r_squared
-from lopt.symbolic.signs import is_odd
-from lopt.symbolic.split import sample
+from lopt.symbolic.search import predict
 from lopt.symbolic.table import Table
 
 F, G = Variable("f"), Variable("g", 3)
@@ -32,75 +26,17 @@ def table() -> Table:
     return Table((F, G), values, output, ids, ids, ids, ids, ids)
 
 
-def function(name: str) -> types.SimpleNamespace:
-    return types.SimpleNamespace(name=name)
-
-
-@pytest.mark.parametrize("name", OPERATORS)
-def test_every_gplearn_program_means_what_gplearn_computes(table, name):
-    pytest.importorskip("gplearn")
-    from gplearn._program import _Program
-    from sklearn.utils import check_random_state
-
-    from lopt.symbolic.gplearn_search import _function, _gplearn
-
-    _, make_function = _gplearn()
-    node = _function(name, make_function)
-    minus = _function("subtract", make_function)
-    # f - g * 0.3 would be a term that never changes sign together with one that does.
-    inner = [minus, 0, 0.3]
-    program = [node, *inner] if node.arity == 1 else [node, *inner, minus, 1, 0]
-    made = _Program(
-        [node], [1], (2, 3), "half and half", 2, (-1.0, 1.0), None, 0.0, 0.0,
-        check_random_state(0), program=program,
-    )  # fmt: skip
-    expression = translate_program(program, table).expression()
-    wanted = made.execute(table.values / table.scale)
-    assert np.allclose(predict(expression, table), wanted, rtol=1e-9, atol=1e-12)
-
-
-def test_gplearn_programs_are_read_to_their_end(table):
-    add = function("add")
-    with pytest.raises(ValueError, match="ends before"):
-        translate_program([add, 0], table)
-    with pytest.raises(ValueError, match="after its end"):
-        translate_program([add, 0, 1, 1], table)
-    with pytest.raises(ValueError, match="'cosine'"):
-        translate_program([function("cosine"), 0], table)
-
-
-def test_gplearn_finds_a_short_rule_and_repeats_itself():
-    pytest.importorskip("gplearn")
-    table, unseen = sample(lag_table("sgd", 0), 300, 0), lag_table("sgd", 1)
-    search = GplearnSearch(("add", "multiply", "tanh"), population=60, generations=3)
-    found = search.search(table, 0)
-    best = make_front(judge(found, {"train": table})).candidates[-1].expression
-    assert r_squared(best, unseen) > 1 - 1e-12
-    again = search.search(table, 0)
-    assert [one.root for one in found] == [one.root for one in again]
-
-
-def test_gplearn_without_intercept_is_odd_over_odd_operators():
-    pytest.importorskip("gplearn")
-    table = sample(lag_table("momentum 0.6", 0), 200, 0)
-    search = GplearnSearch(("tanh", "asinh"), population=60, generations=2, intercept=False)
-    found = search.search(table, 0)
-    assert found
-    assert all(is_odd(one, odd=["gradient"]) for one in found)
-
-
-@pytest.mark.parametrize(("search", "extra"), [(GplearnSearch, "gplearn"), (PysrSearch, "pysr")])
-def test_a_missing_package_names_its_extra(monkeypatch, table, search, extra):
+def test_a_missing_package_names_its_extra(monkeypatch, table):
     real = builtins.__import__
 
     def without(name, *rest, **more):
-        if name.split(".")[0] == extra:
+        if name.split(".")[0] == "pysr":
             raise ImportError(f"No module named {name!r}")
         return real(name, *rest, **more)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ImportError, match=rf"lopt\[{extra}\]"):
-        search().search(table, 0)
+    with pytest.raises(ImportError, match=r"lopt\[pysr\]"):
+        PysrSearch().search(table, 0)
 
 
 def test_pysr_says_that_it_needs_julia(monkeypatch, table):
@@ -110,14 +46,13 @@ def test_pysr_says_that_it_needs_julia(monkeypatch, table):
     assert "Julia" in PysrSearch.__doc__
 
 
-@pytest.mark.parametrize("search", [GplearnSearch, PysrSearch])
 @pytest.mark.parametrize(
     "wrong",
     [{"operators": ("cosine",)}, {"operators": ()}, {"length": 0}, {"population": 3}],
 )
-def test_wrong_options_are_named(search, wrong):
-    with pytest.raises(ValueError, match=rf"{search.__name__}\({next(iter(wrong))}"):
-        search(**wrong)
+def test_wrong_options_are_named(wrong):
+    with pytest.raises(ValueError, match=rf"PysrSearch\({next(iter(wrong))}"):
+        PysrSearch(**wrong)
 
 
 def read(text: str, operators: tuple[str, ...] = tuple(OPERATORS)):

@@ -31,8 +31,9 @@ from lopt.experiment.runs.environment import stoppable
 from lopt.experiment.runs.files import check_writable, digest, read_json, write_bytes, write_json
 from lopt.experiment.runs.run import Run
 from lopt.experiment.settings import DistillSettings, RecordSettings, split_lag
-from lopt.learned import MomentFeatures
+from lopt.learned import MomentFeatures, MuonMLP
 from lopt.learned.concat import averaged_column, is_average
+from lopt.learned.muon import FACTORS, FEATURES
 from lopt.symbolic.expression import Expression, Variable, rename
 from lopt.symbolic.record import RAW_GRADIENT
 from lopt.symbolic.split import sample
@@ -41,7 +42,6 @@ from lopt.symbolic.table import Table, named
 BACKENDS: dict[str, type[symbolic.AbstractSearch]] = {
     "template": symbolic.TemplateSearch,
     "operon": symbolic.OperonSearch,
-    "gplearn": symbolic.GplearnSearch,
     "pysr": symbolic.PysrSearch,
 }
 DEFAULT = ("template", "operon")
@@ -90,6 +90,8 @@ def distill_run(
 
     Table and what was found are kept in the folder, and found again.
     """
+    if isinstance(run.learned, MuonMLP):
+        return _distill_mixture(run, folder, settings)
     searches = searches_of(settings, folder)
     asked, inner, theta = _recording(run, settings)
     check_writable(folder / SETTINGS)
@@ -149,6 +151,20 @@ def distill_run(
     report.text(f'optimizer = lopt.load_optimizer("{folder}")', code=True, detail=True)
     report.text(symbolic.to_numpy_source(expression), code=True, detail=True)
     report.text(symbolic.to_torch_source(expression), code=True, detail=True)
+    return report
+
+
+def _distill_mixture(run: Run, folder: Path, settings: DistillSettings) -> Report:
+    """Distils a rule that mixes features, see `symbolic.distill_mixture`."""
+    key, horizons = jax.random.key(settings.seed), (settings.steps, 5 * settings.steps)
+    asked = run.inner.tasks, run.learned, run.theta, key
+    found = symbolic.distill_mixture(*asked, horizons=horizons, longest=settings.longest)
+    storage.save(folder / "weights.safetensors", found.learned, found.theta)
+    report = Report(f"Distilled from {run.name}", dataclasses.asdict(settings))
+    for kind, mix in found.linear.items():
+        text = symbolic.mixture_to_text(mix, FEATURES, FACTORS, settings.digits)
+        report.text(f"{kind}: {text} (R2 {found.r_squared[kind]:.3f})")
+    report.text(f"Judge it by: lopt evaluate {folder} {run.folder}", code=True)
     return report
 
 

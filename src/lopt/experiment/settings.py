@@ -36,7 +36,7 @@ def help_of(settings: Any) -> tuple[str, dict[str, str]]:
 
 
 # Backends of `lopt distill`.
-SEARCHES = ("template", "operon", "gplearn", "pysr")
+SEARCHES = ("template", "operon", "pysr")
 
 
 # For `check`: how fields of recipes are given, and a range.
@@ -285,7 +285,7 @@ class DistillSettings:
     # what the equation may be made of, as m for a feature with its past, or m[t-1] for one step of
     # it; by default all that is recorded.
     columns: tuple[str, ...] | None = None
-    # a backend: template, operon, gplearn or pysr; may be repeated; by default template, and operon
+    # a backend: template, operon or pysr; may be repeated; by default template, and operon
     # where it is installed.
     search: Repeated = ()
     seeds: int = 2  # of each search.

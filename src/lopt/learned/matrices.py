@@ -89,7 +89,7 @@ class View(eqx.Module):
         first, last = (written, read) if min(written) < min(read) else (read, written)
         order = batch + first + last
         sizes = tuple(math.prod(leaf.shape[a] for a in axes) for axes in (batch, first, last))
-        fans = (math.prod(leaf.shape[axis] for axis in axes) for axes in (read, written))
+        fans = (max(1, math.prod(leaf.shape[a] for a in axes)) for axes in (read, written))
         shape = tuple(leaf.shape[axis] for axis in order)
         return cls("kernel" if len(read) > 1 else "matrix", order, shape, sizes, *fans)
 

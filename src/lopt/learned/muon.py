@@ -5,6 +5,7 @@ momenta; vectors and embeddings along a direction that starts at Adam's. Whateve
 with the gradient enters linearly or through odd units; whatever does not, only as a factor.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -129,21 +130,12 @@ class MuonMLP(AbstractLearnedOptimizer):
     ) -> tuple[Params, State]:
         if params is None:
             raise ValueError("MuonMLP.update(params=None): steps depend on params; pass them.")
-        structure: Any
-        leaves, structure = jax.tree.flatten(params)
-        axes = structure.flatten_up_to(self.axes(params))
-        views = [View.of(leaf, numbers) for leaf, numbers in zip(leaves, axes, strict=True)]
+        structure, views, depth, stacks = self._stacks(grads, state, params)
+        leaves = jax.tree.leaves(params)
         decays = [view.order != () for view in views]
         if self.weight_decay_mask is not None:
             decays = structure.flatten_up_to(self.weight_decay_mask(params))
-        depth = max(1, sum(view.sizes[0] for view in views if view.order))
         rate = self.rate(theta, state.time, depth)
-        trees = grads, params, state.fast, state.slow, state.squares
-        columns = [structure.flatten_up_to(tree) for tree in trees]
-        stacks = [
-            tuple(view.stack(tensors.as_tensor(array)) for array in row)
-            for view, *row in zip(views, *columns, strict=True)
-        ]
         groups: dict[Any, list[int]] = {}
         for i, (view, stack) in enumerate(zip(views, stacks, strict=True)):
             key = view.kind, view.sizes[1:], view.fan_in, stack[1].dtype, bool(decays[i])
@@ -161,6 +153,45 @@ class MuonMLP(AbstractLearnedOptimizer):
         updates = [one[0].astype(leaf.dtype) for one, leaf in zip(done, leaves, strict=True)]
         accumulators = (structure.unflatten([one[i] for one in done]) for i in (1, 2, 3))
         return structure.unflatten(updates), MuonMLPState(state.time.next(), *accumulators)
+
+    def mixtures(
+        self, theta: Theta, grads: Params, state: MuonMLPState, params: Params
+    ) -> list[tuple[str, tuple[Tensor, Array, list[Tensor]]]]:
+        """Returns the kind of each tensor, "matrix" or "vector", and what a step mixes for it.
+
+        That is the mix, the `FACTORS` and the `FEATURES`, of vectors without the last; all for each
+        in the stack.
+        """
+        _, views, depth, stacks = self._stacks(grads, state, params)
+        found = []
+        for view, stack in zip(views, stacks, strict=True):
+            one = _Tensor(theta, state.time, depth, view, jnp.zeros(()), 0.0)
+            kind = "matrix" if view.order else "vector"
+            found.append((kind, jax.vmap(one.mixed)(*stack)[0]))
+        return found
+
+    def without_network(self, theta: Theta, linear: dict[str, Array]) -> tuple["MuonMLP", Theta]:
+        """Returns the rule that mixes features linearly alone, by these matrices A, and theta."""
+        short, found = dataclasses.replace(self, hidden=0), dict(theta)
+        for kind, mix in linear.items():
+            inputs, factors = mix.shape
+            network = {"odd": jnp.zeros((0, inputs)), "gates": jnp.zeros((0, factors))}
+            found[kind] = {**theta[kind], **network, "linear": mix}
+        return short, found
+
+    def _stacks(self, grads: Params, state: MuonMLPState, params: Params) -> tuple[Any, ...]:
+        structure: Any
+        leaves, structure = jax.tree.flatten(params)
+        axes = structure.flatten_up_to(self.axes(params))
+        views = [View.of(leaf, numbers) for leaf, numbers in zip(leaves, axes, strict=True)]
+        depth = max(1, sum(view.sizes[0] for view in views if view.order))
+        trees = grads, params, state.fast, state.slow, state.squares
+        columns = [structure.flatten_up_to(tree) for tree in trees]
+        stacks = [
+            tuple(view.stack(tensors.as_tensor(array)) for array in row)
+            for view, *row in zip(views, *columns, strict=True)
+        ]
+        return structure, views, depth, stacks
 
     def rate(self, theta: Theta, time: Time, depth: int = 1) -> Scalar:
         """Returns the size of the step at a time, for a network of `depth` matrices."""
@@ -191,15 +222,30 @@ class _Tensor(eqx.Module):
     decay: float | Scalar
 
     def __call__(
-        self, grad: Tensor, param: Tensor, fast: Tensor, slow: Tensor, squares: Tensor
+        self, grad: Tensor, param: Tensor, *averages: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        matrix, dtype = self.view.order != (), grad.dtype
-        theta = jax.tree.map(lambda weight: weight.astype(dtype), self.theta)
-        rule = theta["matrix" if matrix else "vector"]
+        (direction, factors, _), averages = self.mixed(grad, param, *averages)
+        theta, dtype = self._theta(grad.dtype), grad.dtype
+        size = jnp.exp(PER_SIZE * jnp.dot(theta["sizes"][self.view.kind], factors))
+        if self.view.order:
+            growth = math.log(self.view.fan_out / self.view.fan_in)
+            size = size * jnp.exp(theta["fans"][0 if growth > 0 else 1] * growth)
+            coefficients = jnp.asarray(COEFFICIENTS, dtype)
+            coefficients = coefficients * (1 + PER_COEFFICIENT * theta["coefficients"])
+            direction = orthogonalised(direction, coefficients)
+        else:
+            size = size * ADAM
+        update = size * direction + jnp.asarray(self.decay, dtype) * param
+        return -self.rate.astype(dtype) * update, *averages
+
+    def mixed(
+        self, grad: Tensor, param: Tensor, *averages: Tensor
+    ) -> tuple[tuple[Tensor, Array, list[Tensor]], tuple[Tensor, Tensor, Tensor]]:
+        """Returns the mix of features, the factors and the features; and the next averages."""
+        rule = self._theta(grad.dtype)["matrix" if self.view.order else "vector"]
         logs = rule["log_one_minus_decays"]
-        count = (self.time.step + 1).astype(dtype)
+        count = (self.time.step + 1).astype(grad.dtype)
         old, seen = jnp.exp(logs), (grad, grad, grad * grad)
-        averages = (fast, slow, squares)
         fast, slow, squares = (a + o * (g - a) for a, o, g in zip(averages, old, seen, strict=True))
 
         def corrected(average: Tensor, i: int, count: Scalar = count) -> Tensor:
@@ -211,7 +257,7 @@ class _Tensor(eqx.Module):
         over_root = jax.lax.rsqrt(variance + TINY)
         plain = [_unit(x) for x in (grad, nesterov, late)]
         scaled = [x * over_root for x in (grad, nesterov, late)]
-        if matrix:
+        if self.view.order:
             rows, columns = (jnp.mean(variance, axis, keepdims=True) for axis in (1, 0))
             rows = rows / (jnp.mean(rows) + TINY)
             over_factored = jax.lax.rsqrt(rows + TINY) * jax.lax.rsqrt(columns + TINY)
@@ -220,17 +266,10 @@ class _Tensor(eqx.Module):
         factors = self._factors(plain, nesterov, variance, param)
         linear, gates = (rule[name] @ factors for name in ("linear", "gates"))
         direction = _as_sums(linear, gates, rule["odd"], features)
-        size = jnp.exp(PER_SIZE * jnp.dot(theta["sizes"][self.view.kind], factors))
-        if matrix:
-            growth = math.log(self.view.fan_out / self.view.fan_in)
-            size = size * jnp.exp(theta["fans"][0 if growth > 0 else 1] * growth)
-            coefficients = jnp.asarray(COEFFICIENTS, dtype)
-            coefficients = coefficients * (1 + PER_COEFFICIENT * theta["coefficients"])
-            direction = orthogonalised(direction, coefficients)
-        else:
-            size = size * ADAM
-        update = size * direction + jnp.asarray(self.decay, dtype) * param
-        return -self.rate.astype(dtype) * update, fast, slow, squares
+        return (direction, factors, features), (fast, slow, squares)
+
+    def _theta(self, dtype: Any) -> Theta:
+        return jax.tree.map(lambda weight: weight.astype(dtype), self.theta)
 
     def _factors(
         self, plain: list[Tensor], nesterov: Tensor, variance: Tensor, param: Tensor
@@ -264,7 +303,8 @@ def _as_sums(linear: Array, gates: Array, odd: Array, features: list[Tensor]) ->
         return sum(weight * term for weight, term in zip(weights, terms, strict=False))
 
     units = [jnp.tanh(weighted(weights, features)) for weights in odd]
-    return weighted(linear, features) + weighted(gates, units)
+    mix = weighted(linear, features)
+    return mix + weighted(gates, units) if units else mix
 
 
 @_as_sums.defjvp

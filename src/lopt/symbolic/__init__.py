@@ -3,8 +3,8 @@
 from lopt.symbolic.distill import Distillation, distill
 from lopt.symbolic.export import to_latex, to_numpy_source, to_sympy, to_text, to_torch_source
 from lopt.symbolic.expression import Call, Constant, Expression, Variable, make_expression
-from lopt.symbolic.gplearn_search import GplearnSearch
 from lopt.symbolic.metrics import Perception, perception_of_expression, perception_of_network
+from lopt.symbolic.mixture import Mixture, distill_mixture, mixture_to_text
 from lopt.symbolic.operon import OperonSearch
 from lopt.symbolic.pysr_search import PysrSearch
 from lopt.symbolic.record import Recorder, record_episode
@@ -30,7 +30,7 @@ __all__ = [
     "Distillation",
     "Expression",
     "Front",
-    "GplearnSearch",
+    "Mixture",
     "OperonSearch",
     "Output",
     "Perception",
@@ -44,11 +44,13 @@ __all__ = [
     "ablate",
     "ceiling",
     "distill",
+    "distill_mixture",
     "from_json",
     "in_place_of",
     "is_odd",
     "make_expression",
     "make_table",
+    "mixture_to_text",
     "partial_dependence",
     "perception_of_expression",
     "perception_of_network",

@@ -7,16 +7,20 @@ program. Episodes have log-uniform lengths, so that steps become smaller where r
 """
 
 import dataclasses
+import functools
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Int
 
 import lopt
 from lopt import tasks
+from lopt.core.estimator import AbstractGradientEstimator
 from lopt.core.task import AbstractTask, AbstractTaskFamily
 from lopt.core.types import Scalar
 from lopt.core.unroll import Step
@@ -29,8 +33,15 @@ from lopt.experiment.runs.storage import load
 from lopt.experiment.settings import FIELD, POSITIVE, check
 from lopt.learned import MatrixAxes, muon_mlp
 
-STEPS_PER_MINUTE = 120  # of meta-training, on two cores, with the defaults below
-OUTLYING = 200.0  # the norm of single estimates that begin to count less
+# Of each estimator: outer steps a minute, on two cores, with the defaults below, and the norm of
+# single estimates that begin to count less.
+PACES = {
+    "exact": (10.0, 10.0),
+    "truncated": (40.0, 10.0),
+    "nres": (120.0, 200.0),
+    "pes": (120.0, 200.0),
+}
+PARTS = ("matrix", "vector", "sizes", "fans", "coefficients", "schedule")
 ACTIVATIONS = (jax.nn.relu, jnp.tanh, jax.nn.gelu)
 
 
@@ -68,14 +79,17 @@ class Recipe:
     budget: float = 30.0  # minutes of meta-training, about, on two cores.
     hidden: int = 4  # odd units of the rule.
     shortest: int = 100  # inner steps of the shortest episode.
-    longest: int = 2000  # of the longest; lengths are log-uniform between the two.
-    truncation: int = 50  # inner steps per outer step; divides the longest.
+    longest: int = 200  # of the longest; lengths are log-uniform between the two.
+    truncation: int = 50  # inner steps per outer step of nres and pes; divides the longest.
     # a run, or weights of this rule, to begin with; by default Muon.
     start: Path = Path()
-    estimator: str = "nres"  # of the meta-gradient: nres or pes.
-    sigma: float = 0.02  # perturbation of theta.
-    particles: int = 20  # pairs of episodes side by side, shared equally among architectures.
-    learning_rate: float = 0.005  # of the outer Adam; falls to zero along a cosine.
+    # of the meta-gradient: exact, through runs that all have the longest length; or nres or pes.
+    estimator: str = "exact"
+    sigma: float = 0.02  # perturbation of theta by nres and pes.
+    # episodes side by side, or pairs of them, shared equally among architectures.
+    particles: int = 20
+    learning_rate: float = 0.01  # of the outer Adam; falls to zero along a cosine.
+    only: tuple[str, ...] = PARTS  # of theta, which are trained.
     depths: tuple[int, ...] = (1, 2, 4)  # hidden layers of the perceptrons.
     width: int = 32  # units of each at most, with one layer twice as many; as few as half.
     batch_size: int = 64  # images per inner step at most; as few as an eighth.
@@ -90,6 +104,7 @@ class Recipe:
         check(
             self, FIELD, budget=POSITIVE, learning_rate=POSITIVE, width=4, unit="[1, inf)", hidden=1
         )
+        check(self, FIELD, estimator=tuple(PACES), only=PARTS)
         data = {name: load_images(name, size=8) for name in ("digits", *self.datasets)}
         learned = muon_mlp(self.hidden, axes=MatrixAxes("out_in"))
         families: list[AbstractTaskFamily] = []
@@ -111,11 +126,20 @@ class Recipe:
         )
         inner = lopt.InnerTraining(drawn, learned, self.longest, RampedLogLoss(self.held_out))
         lengths = LogUniformHorizon(self.shortest, self.longest)
-        persistent = {"nres": lopt.NRES, "pes": lopt.PES}[self.estimator]
-        one = persistent(inner, self.truncation, self.sigma, schedule=lengths)
-        meta = lopt.Mean(Clipped(one, OUTLYING), self.particles)
-        steps = max(1, round(self.budget * STEPS_PER_MINUTE))
+        pace, outlying = PACES[self.estimator]
+        one: AbstractGradientEstimator = lopt.MetaTask(inner)
+        if self.estimator != "exact":
+            windows: dict[str, Callable[..., AbstractGradientEstimator]] = {
+                "truncated": lopt.TruncatedBackprop,
+                "nres": functools.partial(lopt.NRES, sigma=self.sigma),
+                "pes": functools.partial(lopt.PES, sigma=self.sigma),
+            }
+            one = windows[self.estimator](inner, self.truncation, schedule=lengths)
+        meta = lopt.Mean(Clipped(one, outlying), self.particles)
+        steps = max(1, round(self.budget * pace))
         outer = falling_adam(self.learning_rate, steps, 1.0)
+        fixed = {part: part not in self.only for part in PARTS}
+        outer = optax.chain(outer, optax.masked(optax.set_to_zero(), fixed))
         name, images = list(data.items())[-1]
         deep = tasks.mlp_classification(images, (self.width,) * 6, batch_size=self.batch_size)
         evaluations = tuple(
