@@ -18,16 +18,11 @@ from random_trees import (
     well_posed,
 )
 
-from lopt.symbolic.export import (
-    from_sympy,
-    to_latex,
-    to_numpy_source,
-    to_sympy,
-    to_text,
-    to_torch_source,
-)
+from lopt.symbolic.algebra import from_sympy, to_sympy
 from lopt.symbolic.expression import Variable, make_expression
 from lopt.symbolic.operators import OPERATORS
+from lopt.symbolic.source import to_numpy_source, to_torch_source
+from lopt.symbolic.typeset import to_latex, to_text
 
 G, M, V = Variable("gradient"), Variable("m", 1), Variable("v")
 ADAM = make_expression(("divide", ("multiply", -0.001234, M), ("add", ("sqrt", V), 1e-8)))

@@ -1,7 +1,7 @@
 """Symbolic rules: record what a learned optimizer does, and distil it into a short equation."""
 
+from lopt.symbolic.algebra import to_sympy
 from lopt.symbolic.distill import Distillation, distill
-from lopt.symbolic.export import to_latex, to_numpy_source, to_sympy, to_text, to_torch_source
 from lopt.symbolic.expression import Call, Constant, Expression, Variable, make_expression
 from lopt.symbolic.metrics import Perception, perception_of_expression, perception_of_network
 from lopt.symbolic.mixture import Mixture, distill_mixture, mixture_to_text
@@ -17,9 +17,11 @@ from lopt.symbolic.select import r_squared, select
 from lopt.symbolic.serial import from_json, to_json
 from lopt.symbolic.series import make_table, to_series
 from lopt.symbolic.simplify import is_odd, rounded, simplify
+from lopt.symbolic.source import to_numpy_source, to_torch_source
 from lopt.symbolic.split import Splits, split_table
 from lopt.symbolic.table import Table
 from lopt.symbolic.template import TemplateSearch
+from lopt.symbolic.typeset import to_latex, to_text
 
 __all__ = [
     "AbstractSearch",

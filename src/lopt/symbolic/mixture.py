@@ -4,6 +4,7 @@ A term is a feature times a factor. Least squares need only the mean products of
 summed up while the rule trains networks; nothing is recorded.
 """
 
+import functools
 import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -38,20 +39,21 @@ class _Products(eqx.Module):
     def __call__(self, step: Step) -> dict[str, Float[Array, "term term"]]:
         """Returns the products of a step, summed over tensors; the mix is last."""
         sums: dict[str, Any] = {}
-        for kind, mixed in self.learned.mixtures(
-            self.theta, step.grads, step.opt_state, step.params
-        ):
-            inputs, factors = self.theta[kind]["linear"].shape
-
-            def products(mix: Array, seen: Array, features: list[Array]) -> Array:
-                rows = jnp.stack([feature.ravel() for feature in features])
-                rows = jnp.pad(rows, ((0, inputs - len(rows)), (0, 0)))  # noqa: B023
-                terms = jnp.einsum("in,k->ikn", rows, seen).reshape(inputs * factors, -1)  # noqa: B023
-                every = jnp.concatenate([terms, mix.reshape(1, -1)])
-                return every @ every.T / mix.size
-
-            sums[kind] = sums.get(kind, 0) + jnp.sum(jax.vmap(products)(*mixed), 0)
+        seen = step.grads, step.opt_state, step.params
+        for kind, mixed in self.learned.mixtures(self.theta, *seen):
+            inputs = len(self.theta[kind]["linear"])
+            products = jax.vmap(functools.partial(_products, inputs))(*mixed)
+            sums[kind] = sums.get(kind, 0) + jnp.sum(products, 0)
         return sums
+
+
+def _products(inputs: int, mix: Array, factors: Array, features: list[Array]) -> Array:
+    features = [*features, *[jnp.zeros_like(mix)] * (inputs - len(features)), mix]
+    rows = jnp.stack(features).reshape(len(features), -1)
+    own = rows @ rows.T / mix.size
+    terms, side = jnp.kron(own[:-1, :-1], jnp.outer(factors, factors)), jnp.kron(own[-1], factors)
+    side = side[: len(terms), None]
+    return jnp.block([[terms, side], [side.T, own[-1:, -1:]]])
 
 
 def distill_mixture(

@@ -17,6 +17,7 @@ DESIGNS: dict[str, Callable[[], lopt.AbstractLearnedOptimizer]] = {
     "hierarchical": lambda: learned.hierarchical(step_multiplier=0.01),
     "nn_adam": lambda: learned.nn_adam(1e-3),
     "celo": learned.celo,
+    "muon_mlp": lambda: learned.muon_mlp(4, axes=learned.MatrixAxes("out_in")),
     "celo2": lambda: learned.celo2(step_multiplier=0.01, vector_multiplier=1.0),
     "velo_small": learned.velo_small,
 }
