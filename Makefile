@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed-$(VERSION)
 .PHONY: demo test slow check docs clean
 
 demo: $(STAMP)
-	$(BIN)/lopt train digits
+	$(BIN)/lopt train demo
 
 test: $(STAMP) check
 	$(BIN)/python -m pytest -m "not slow" --numprocesses $(WORKERS) --dist worksteal
