@@ -21,7 +21,7 @@ IDS = [page.stem for page in PAGES]
 LONG = ("concepts", "estimators", "extending", "horizon", "symbolic", "symmetry")
 WORDS = {word for name in COMMANDS for word in name.split()[:1]} | {"--help"}
 
-# A run like that of `make demo`, but tiny.
+# A tiny run of the recipe digits.
 TINY_RUN = """
 from pathlib import Path
 from lopt.experiment.runs.environment import use_compilation_cache

@@ -173,7 +173,8 @@ class MuonMLP(AbstractLearnedOptimizer):
     def without_network(self, theta: Theta, linear: dict[str, Array]) -> tuple["MuonMLP", Theta]:
         """Returns the rule that mixes features linearly alone, by these matrices A, and theta."""
         short, found = dataclasses.replace(self, hidden=0), dict(theta)
-        for kind, mix in linear.items():
+        for kind in ("matrix", "vector"):
+            mix = linear.get(kind, theta[kind]["linear"])
             inputs, factors = mix.shape
             network = {"odd": jnp.zeros((0, inputs)), "gates": jnp.zeros((0, factors))}
             found[kind] = {**theta[kind], **network, "linear": mix}

@@ -90,6 +90,8 @@ def distill_mixture(
         _, seen = unroll(task, optimizer, state, steps, record=_Products(learned, theta))
         for kind, products in seen.items():
             sums[kind] = sums.get(kind, 0) + np.asarray(products, float).sum(0)
+    if not all(np.isfinite(total).all() for total in sums.values()):
+        raise ValueError(f"The rule diverges within {max(horizons)} steps; try fewer.")
     linear, explained = {}, {}
     for kind, total in sums.items():
         mix, explained[kind] = _fewest(total, loss, longest or len(total))

@@ -1,4 +1,4 @@
-"""The main job: a small rule, meta-trained on perceptrons over 8x8 digits.
+"""A small rule, meta-trained on perceptrons over 8x8 digits.
 
 Where their files are found, MNIST and Fashion-MNIST at 8x8 are trained on as well.
 """
@@ -20,7 +20,7 @@ def found_here() -> tuple[str, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """The main job: a small rule, meta-trained on perceptrons over 8x8 digits."""
+    """A small rule, meta-trained on perceptrons over 8x8 digits."""
 
     optimizer: str = "adafactor_mlp"  # the design; any of lopt.experiment.recipes.DESIGNS.
     horizon: int = 200  # inner steps per episode, and per evaluation.
@@ -39,6 +39,10 @@ class Recipe:
     seeds: int = 5  # initialisations per evaluation.
     seed: int = 0  # of everything random.
 
+    def one(self, inner: lopt.InnerTraining) -> lopt.AbstractGradientEstimator:
+        """Returns the estimator of one particle."""
+        return named_estimator(self.estimator, inner, self.truncation, self.sigma)
+
     def build(self) -> lopt.Experiment:
         check(self, FIELD, horizon=1, outer_steps=1, seeds=5, weight_decay="[0, inf)")
         check(self, FIELD, learning_rate=POSITIVE, gradient_clip=POSITIVE)
@@ -51,8 +55,7 @@ class Recipe:
         inner = lopt.InnerTraining(
             Mixture(tuple(tasks.values())), learned, self.horizon, lopt.RampedLoss()
         )
-        one = named_estimator(self.estimator, inner, self.truncation, self.sigma)
-        meta = lopt.Mean(one, self.particles)
+        meta = lopt.Mean(self.one(inner), self.particles)
         rate, steps = self.learning_rate, self.outer_steps
         outer = falling_adam(rate, steps, self.gradient_clip, self.weight_decay)
         sizes = self.horizon, self.hidden, self.batch_size, self.seeds

@@ -4,8 +4,8 @@ Perceptrons of several depths, with drawn widths and activation, classify 8x8 im
 MNIST and Fashion-MNIST where their files are found. An autoencoder and a small language model are
 trained beside them. Parameters are in units drawn anew for each task. Every architecture is a
 program. Gradients are exact, through runs of 200 steps, for as long as they do not explode: that
-takes about a hundred outer steps. Then truncated ones, and evolution strategies for what sizes of
-steps depend on, with episodes of log-uniform lengths, make more of it: `lopt-1` has had all three.
+takes about a hundred outer steps. Then truncated ones, in episodes of log-uniform lengths, make
+more of it: `lopt-1` has had both.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ from lopt.experiment.recipes import falling_adam
 from lopt.experiment.recipes.digits import found_here
 from lopt.experiment.runs.storage import load
 from lopt.experiment.settings import FIELD, POSITIVE, check
-from lopt.learned import MatrixAxes, muon_mlp
+from lopt.learned import MatrixAxes, MuonMLP, muon_mlp
 
 # Of each estimator: outer steps a minute, on two cores, with the defaults below, and the norm of
 # single estimates that begin to count less.
@@ -78,14 +78,14 @@ class RampedLogLoss(eqx.Module):
 class Recipe:
     """The rule that starts at Muon, meta-trained on many kinds of networks and lengths."""
 
-    budget: float = 30.0  # minutes of meta-training, about, on two cores.
+    budget: float = 10.0  # minutes of meta-training, about, on two cores.
     hidden: int = 4  # odd units of the rule.
-    shortest: int = 100  # inner steps of the shortest episode.
+    shortest: int = 100  # inner steps of the shortest episode, unless gradients are exact.
     longest: int = 200  # of the longest; lengths are log-uniform between the two.
-    truncation: int = 50  # inner steps per outer step of nres and pes; divides the longest.
+    truncation: int = 50  # per outer step, unless gradients are exact; divides the longest.
     # a run, or weights of this rule, to begin with; by default Muon.
     start: Path = Path()
-    # of the meta-gradient: exact, through runs that all have the longest length; or nres or pes.
+    # of the meta-gradient: exact, through runs of the longest length; or truncated, nres or pes.
     estimator: str = "exact"
     sigma: float = 0.02  # perturbation of theta by nres and pes.
     # episodes side by side, or pairs of them, shared equally among architectures.
@@ -126,7 +126,6 @@ class Recipe:
             [tasks.Reparameterization(one, 1 / self.unit, self.unit, "task") for one in families]
         )
         inner = lopt.InnerTraining(drawn, learned, self.longest, RampedLogLoss(self.held_out))
-        lengths = LogUniformHorizon(self.shortest, self.longest)
         pace, outlying = PACES[self.estimator]
         one: AbstractGradientEstimator = lopt.MetaTask(inner)
         if self.estimator != "exact":
@@ -135,13 +134,18 @@ class Recipe:
                 "nres": functools.partial(lopt.NRES, sigma=self.sigma),
                 "pes": functools.partial(lopt.PES, sigma=self.sigma),
             }
+            lengths = LogUniformHorizon(self.shortest, self.longest)
             one = windows[self.estimator](inner, self.truncation, schedule=lengths)
         meta = lopt.Mean(Clipped(one, outlying), self.particles)
         steps = max(1, round(self.budget * pace))
         outer = falling_adam(self.learning_rate, steps, 1.0)
         fixed = {part: part not in self.only for part in PARTS}
         outer = optax.chain(outer, optax.masked(optax.set_to_zero(), fixed))
-        initial = None if self.start == Path() else load(self.start)[1]
+        initial = None
+        if self.start != Path():
+            found, initial = load(self.start)
+            if not isinstance(found, MuonMLP) or found.hidden != self.hidden:
+                raise ValueError(f"--set start={self.start} is no rule of {self.hidden} odd units.")
         return lopt.Experiment(learned, meta, outer, steps, seed=self.seed, initial=initial)
 
 
