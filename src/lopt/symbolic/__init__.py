@@ -4,7 +4,7 @@ from lopt.symbolic.algebra import to_sympy
 from lopt.symbolic.distill import Distillation, distill
 from lopt.symbolic.expression import Call, Constant, Expression, Variable, make_expression
 from lopt.symbolic.metrics import Perception, perception_of_expression, perception_of_network
-from lopt.symbolic.mixture import Mixture, distill_mixture, mixture_to_text
+from lopt.symbolic.mixture import distill_mixture, mixture_to_text
 from lopt.symbolic.operon import OperonSearch
 from lopt.symbolic.pysr_search import PysrSearch
 from lopt.symbolic.record import Recorder, record_episode
@@ -32,7 +32,6 @@ __all__ = [
     "Distillation",
     "Expression",
     "Front",
-    "Mixture",
     "OperonSearch",
     "Output",
     "Perception",

@@ -6,6 +6,7 @@ summed up while the rule trains networks; nothing is recorded.
 
 import functools
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from lopt.core.types import Key, Theta
 from lopt.core.unroll import Step, start, unroll
 
 
-class Mixture(NamedTuple):
+class LinearMix(NamedTuple):
     """A rule without a network, its theta, and of each kind the mix, and its R2."""
 
     learned: AbstractLearnedOptimizer
@@ -65,7 +66,7 @@ def distill_mixture(
     horizons: tuple[int, ...] = (200, 1000),
     loss: float = 0.03,
     longest: int | None = None,
-) -> Mixture:
+) -> LinearMix:
     """Returns a rule without a network, which mixes nearly what `learned` does.
 
     One task of each architecture is trained by `learned`, for each of the lengths. Terms are left
@@ -83,13 +84,15 @@ def distill_mixture(
     """
     sums: dict[str, Any] = {}
     runs = itertools.product(tasks.architectures(), horizons)
+    part = math.gcd(*horizons)  # runs of all lengths share a program
     for i, (family, steps) in enumerate(runs):
         keys = jax.random.split(jax.random.fold_in(key, i), 3)
-        task, optimizer = family.draw(keys[0]), learned.optimizer(theta, steps)
+        task, optimizer = family.draw(keys[0]), learned.optimizer(theta, jnp.asarray(steps))
         state = start(task, optimizer, task.init(keys[1]), keys[2])
-        _, seen = unroll(task, optimizer, state, steps, record=_Products(learned, theta))
-        for kind, products in seen.items():
-            sums[kind] = sums.get(kind, 0) + np.asarray(products, float).sum(0)
+        for _ in range(steps // part):
+            state, seen = unroll(task, optimizer, state, part, record=_Products(learned, theta))
+            for kind, products in seen.items():
+                sums[kind] = sums.get(kind, 0) + np.asarray(products, float).sum(0)
     if not all(np.isfinite(total).all() for total in sums.values()):
         raise ValueError(f"The rule diverges within {max(horizons)} steps; try fewer.")
     linear, explained = {}, {}
@@ -97,7 +100,7 @@ def distill_mixture(
         mix, explained[kind] = _fewest(total, loss, longest or len(total))
         linear[kind] = jnp.asarray(mix.reshape(theta[kind]["linear"].shape), jnp.float32)
     short, found = learned.without_network(theta, linear)
-    return Mixture(short, found, linear, explained)
+    return LinearMix(short, found, linear, explained)
 
 
 def _fewest(

@@ -78,7 +78,7 @@ class RampedLogLoss(eqx.Module):
 class Recipe:
     """The rule that starts at Muon, meta-trained on many kinds of networks and lengths."""
 
-    budget: float = 10.0  # minutes of meta-training, about, on two cores.
+    budget: float = 30.0  # minutes of meta-training, about, on two cores.
     hidden: int = 4  # odd units of the rule.
     shortest: int = 100  # inner steps of the shortest episode, unless gradients are exact.
     longest: int = 200  # of the longest; lengths are log-uniform between the two.
