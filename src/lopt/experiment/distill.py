@@ -159,16 +159,17 @@ def _distill_mixture(run: Run, folder: Path, settings: DistillSettings) -> Repor
     used = {name: getattr(settings, name) for name in ("steps", "longest", "digits", "seed")}
     if settings != DistillSettings(**used):
         raise ValueError(f"Of {run.folder}, a mix of features, only --{', --'.join(used)} count.")
-    check_writable(folder / "weights.safetensors")
+    weights = folder / "weights.safetensors"
+    check_writable(weights)
     key, horizons = jax.random.key(settings.seed), (settings.steps, 5 * settings.steps)
     asked = run.inner.tasks, run.learned, run.theta, key
     found = symbolic.distill_mixture(*asked, horizons=horizons, longest=settings.longest)
-    storage.save(folder / "weights.safetensors", found.learned, found.theta)
+    storage.save(weights, found.learned, found.theta)
     report = Report(f"Distilled from {run.name}", used)
     for kind, mix in found.linear.items():
         text = symbolic.mixture_to_text(mix, FEATURES, FACTORS, settings.digits)
         report.text(f"{kind}: {text} (R2 {found.r_squared[kind]:.3f})")
-    report.text(f"Judge it by: lopt evaluate {folder} {run.folder}", code=True)
+    report.text(f"Judge it by: lopt evaluate {weights} {run.folder}", code=True)
     return report
 
 
