@@ -26,11 +26,11 @@ def equivariances(
 ) -> dict[str, float]:
     """Returns by how much a rule, with updates u(g, p), misses each symmetry that it may have.
 
-        "odd": u(-g, -p) = -u(g, p)
-        "row permutation", "column permutation", "left rotation", "right rotation",
-        "square transpose", "oblong transpose": u(T g, T p) = T u(g, p)
-        "scale-free": u(c g, p) = u(g, p), "scale-proportional": u(c g, p) = c u(g, p),
-            where c is 1/1000 and 1000, and the loss is multiplied by it too
+    - "odd": u(-g, -p) = -u(g, p)
+    - "row permutation", "column permutation", "left rotation", "right rotation",
+      "square transpose", "oblong transpose": u(T g, T p) = T u(g, p)
+    - "scale-free": u(c g, p) = u(g, p), "scale-proportional": u(c g, p) = c u(g, p),
+      where c is 1/1000 and 1000, and the loss is multiplied by it too
 
     Rows and columns are the last two axes, also of kernels; a vector has columns only. Matrices
     alone are transposed. What is returned is the distance of both sides over the root mean square

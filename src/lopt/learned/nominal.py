@@ -23,7 +23,7 @@ class Normalised(AbstractFeatures):
 
     Attributes:
         features: the other features.
-        plain: names of columns that are repeated as they are, as "plain_" and the name.
+        plain: names of columns that are repeated as they are, as `plain_NAME`.
         axes: the number of last axes that means are over; None for all.
         epsilon: added to mean squares.
     """

@@ -78,8 +78,8 @@ class AbstractCombination(AbstractLearnedOptimizer):
 class Chain(AbstractCombination):
     """An `optax.chain` with learned parts: each is given the updates of the one before.
 
-    Example: gradients are clipped at a learned bound, and no tensor's update has a root mean square
-    above 0.01.
+    Example:
+        Gradients are clipped at a learned bound, no update has a root mean square above 0.01.
         >>> import optax, lopt
         >>> clip = lopt.learnable(optax.clip, max_delta=(1.0, "log"))
         >>> learned = lopt.learned.Chain((clip, lopt.small_mlp(), optax.clip_by_block_rms(0.01)))
