@@ -135,7 +135,7 @@ def test_weights_decay_apart_from_gradients_where_they_are_to():
     params = {"weight": jnp.full((3, 3), 2.0), "bias": jnp.ones(3)}
     grads, theta = gradients(params, 1), muon_mlp(1).init(KEY)
 
-    def update(**options):
+    def update(theta=theta, **options):
         return steps(muon_mlp(1, 0.5, **options).optimizer(theta), params, grads)
 
     plain, by_default = update(), update(weight_decay=0.1)
@@ -146,6 +146,8 @@ def test_weights_decay_apart_from_gradients_where_they_are_to():
     np.testing.assert_allclose(by_default["bias"], plain["bias"])
     np.testing.assert_allclose(masked["weight"], plain["weight"])
     np.testing.assert_allclose(masked["bias"], plain["bias"] - 0.5 * 0.1)
+    more = update(theta | {"decay": theta["decay"].at[0].set(math.log(3) / 3)}, weight_decay=0.1)
+    np.testing.assert_allclose(more["weight"], plain["weight"] - 3 * 0.5 * 0.1 * 2, rtol=1e-6)
 
 
 def test_it_is_small_and_layers_of_one_shape_share_a_program():

@@ -58,6 +58,18 @@ def test_data_subset_is_a_window_that_moves():
     assert drawn.data.test.count == task.data.test.count
 
 
+def test_data_subsets_have_sizes_of_their_own():
+    family = DataSubset(make_task(), 60, smallest=10)
+    window = jax.vmap(lambda key: (lambda t: (t.first, t.count))(family.draw(key).data.train))
+    first, count = window(jax.random.split(KEY, 2000))
+    assert (count.min(), count.max()) == (10, 60)
+    assert np.all(first + count <= 70)
+    logs = np.log(np.asarray(count) / 10) / np.log(6)
+    np.testing.assert_allclose(logs.mean(), 0.5, atol=4 * 12**-0.5 * 2000**-0.5)
+    with pytest.raises(ValueError, match=r"smallest=61\) must be at most 60"):
+        DataSubset(make_task(), 60, smallest=61)
+
+
 def test_data_subset_of_a_subset_lies_within_it():
     outer = DataSubset(make_task(), 20)
     for key in KEYS[:5]:

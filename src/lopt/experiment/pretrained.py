@@ -23,7 +23,7 @@ def pretrained(
     *,
     learning_rate: float | Scalar | Callable[[Any], Any] | None = None,
     axes: str | Callable[[Params], Any] = "in_out",
-    weight_decay: float = 0.0,
+    weight_decay: float | None = None,
     weight_decay_mask: Callable[[Params], Any] | None = None,
     guard: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
@@ -41,7 +41,7 @@ def pretrained(
         axes: "in_out" for params of Flax, Haiku and Keras, "out_in" for those of Equinox; or a
             function from params to a tree of `optax.contrib.MuonDimensionNumbers`, None for no
             matrix.
-        weight_decay: decoupled, per step and unit of the rate.
+        weight_decay: decoupled, per step and unit of the rate; None for what it was trained with.
         weight_decay_mask: from params to a tree of booleans, what decays; by default matrices do.
         guard: whether a step that is not finite, or has more than 300 times the norm of AdamW's, is
             replaced by AdamW's. The state counts them, as `state.count`, and has another 8 bytes
@@ -63,7 +63,7 @@ def pretrained(
         learned,
         learning_rate=learning_rate,
         axes=MatrixAxes(axes) if isinstance(axes, str) else axes,
-        weight_decay=weight_decay,
+        weight_decay=learned.weight_decay if weight_decay is None else weight_decay,
         weight_decay_mask=weight_decay_mask,
     )
     if guard:

@@ -51,7 +51,7 @@ class MuonMLP(AbstractLearnedOptimizer):
     n = b m + (1 - b) g, the features f of a tensor are g, n and s, the same over the root of v, and
     n over that of the factored v; each over its root mean square. The factors c of a tensor are
     even in g: progress and length of the run, depth, agreement of g and s, signal over noise, and
-    the size of the weights. The update is -rate (exp(S c) D(d) + decay p), with
+    the size of the weights. The update is -rate (exp(S c) D(d) + decay exp(E c) p), with
 
         d = sum_i (A c)_i f_i + sum_j (G c)_j tanh((W f)_j).
 
@@ -105,6 +105,7 @@ class MuonMLP(AbstractLearnedOptimizer):
             "matrix": rule(keys[0], "n", (0.95, 0.99, 0.95)),
             "vector": rule(keys[1], "n/root", (0.9, 0.99, 0.999)),
             "sizes": sizes,
+            "decay": jnp.zeros(len(FACTORS)),
             "fans": jnp.asarray([0.5, 0.0], float),
             "coefficients": jnp.zeros(3),
             "schedule": jnp.zeros(9),
@@ -236,7 +237,8 @@ class _Tensor(eqx.Module):
             direction = orthogonalised(direction, coefficients)
         else:
             size = size * ADAM
-        update = size * direction + jnp.asarray(self.decay, dtype) * param
+        decay = self.decay * jnp.exp(PER_SIZE * jnp.dot(theta["decay"], factors))
+        update = size * direction + decay.astype(dtype) * param
         return -self.rate.astype(dtype) * update, *averages
 
     def mixed(

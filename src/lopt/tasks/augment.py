@@ -66,35 +66,38 @@ class DataSubset(AbstractAugmentation):
     Attributes:
         family: any family of tasks on `Data`.
         size: the number of training examples that each task may draw; of a text, tokens.
+        smallest: if given, each task has its own number, log-uniform from this to `size`.
     """
 
     size: int = eqx.field(static=True)
+    smallest: int | None = eqx.field(static=True, default=None)
 
     def __check_init__(self) -> None:
         check_integer("DataSubset", "size", self.size, hint="size=100")
+        least = self.size if self.smallest is None else self.smallest
+        check_integer("DataSubset", "smallest", least, most=self.size)
         found = [leaf for leaf in jax.tree.leaves(self.family, is_leaf=_is_data) if _is_data(leaf)]
         if not found:
             kind = type(self.family).__name__
             raise ValueError(f"DataSubset(family={kind}(...)) has no data; try mlp_classification.")
         for data in found:
-            if self.size < (data.train.length or 1):
-                raise ValueError(
-                    f"DataSubset(size={self.size}) is shorter than an example, of "
-                    f"{data.train.length} tokens; try size={100 * data.train.length}."
-                )
+            length = data.train.length or 1  # of an example, in tokens
+            check_integer("DataSubset", "size", least, length, hint=100 * length)
             # Inside a compiled function the count may be unknown; `draw` then keeps to it.
-            if not isinstance(data.train.count, jax.core.Tracer) and self.size > data.train.count:
-                raise ValueError(
-                    f"DataSubset(size={self.size}) must not exceed the {data.train.count} examples "
-                    f"of the training split; try size={data.train.count}."
-                )
+            if not isinstance(data.train.count, jax.core.Tracer):
+                check_integer("DataSubset", "size", self.size, most=int(data.train.count))
 
     @override
     def change(self, task: AbstractTask, key: Key) -> AbstractTask:
+        wanted = jnp.asarray(self.size)
+        if self.smallest is not None:
+            ends = float(self.smallest), float(self.size)
+            wanted = jnp.round(log_uniform(jax.random.fold_in(key, 1), *ends))
+
         def narrow(leaf: Any) -> Any:
             if not _is_data(leaf):
                 return leaf
-            size = jnp.minimum(jnp.asarray(self.size, jnp.int32), leaf.train.count)
+            size = jnp.minimum(wanted.astype(jnp.int32), leaf.train.count)
             first = leaf.train.first + random_index(key, leaf.train.count - size + 1)
             return eqx.tree_at(lambda d: (d.train.first, d.train.count), leaf, (first, size))
 

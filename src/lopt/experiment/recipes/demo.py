@@ -10,7 +10,7 @@ import jax
 import lopt
 from lopt.estimators import Clipped
 from lopt.experiment.recipes import digits
-from lopt.experiment.recipes.lopt_1 import PACES, RampedLogLoss
+from lopt.experiment.recipes.lopt_1 import ESTIMATORS, RampedLogLoss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Recipe(digits.Recipe):
     def one(self, inner: lopt.InnerTraining) -> lopt.AbstractGradientEstimator:
         """Returns exact gradients of log losses, half of them held-out."""
         inner = dataclasses.replace(inner, objective=RampedLogLoss())
-        return Clipped(lopt.MetaTask(inner), PACES["exact"][1])
+        return Clipped(lopt.MetaTask(inner), ESTIMATORS["exact"][-1])
 
     def build(self) -> lopt.Experiment:
         made = super().build()

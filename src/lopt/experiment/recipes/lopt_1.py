@@ -9,10 +9,9 @@ more of it: `lopt-1` has had both.
 """
 
 import dataclasses
-import functools
 import math
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -22,7 +21,6 @@ from jaxtyping import Array, Int
 
 import lopt
 from lopt import tasks
-from lopt.core.estimator import AbstractGradientEstimator
 from lopt.core.task import AbstractTask, AbstractTaskFamily
 from lopt.core.types import Scalar
 from lopt.core.unroll import Step
@@ -35,15 +33,15 @@ from lopt.experiment.runs.storage import load
 from lopt.experiment.settings import FIELD, POSITIVE, check
 from lopt.learned import MatrixAxes, MuonMLP, muon_mlp
 
-# Of each estimator: outer steps a minute, on two cores, with the defaults below, and the norm of
-# single estimates that begin to count less.
-PACES = {
-    "exact": (10.0, 10.0),
-    "truncated": (40.0, 10.0),
-    "nres": (120.0, 200.0),
-    "pes": (120.0, 200.0),
+# And of each outer steps a minute, on two cores, with the defaults below, and the norm of single
+# estimates that begin to count less.
+ESTIMATORS: dict[str, tuple[Any, float, float]] = {
+    "exact": (lopt.MetaTask, 10.0, 10.0),
+    "truncated": (lopt.TruncatedBackprop, 40.0, 10.0),
+    "nres": (lopt.NRES, 120.0, 200.0),
+    "pes": (lopt.PES, 120.0, 200.0),
 }
-PARTS = ("matrix", "vector", "sizes", "fans", "coefficients", "schedule")
+PARTS = ("matrix", "vector", "sizes", "decay", "fans", "coefficients", "schedule")
 ACTIVATIONS = (jax.nn.relu, jnp.tanh, jax.nn.gelu)
 
 
@@ -95,7 +93,9 @@ class Recipe:
     depths: tuple[int, ...] = (1, 2, 4)  # hidden layers of the perceptrons.
     width: int = 32  # units of each at most, with one layer twice as many; as few as half.
     batch_size: int = 64  # images per inner step at most; as few as an eighth.
+    examples: int = 100  # for training, in the smallest of the image tasks; as many as there are.
     held_out: float = 0.5  # share of the objective that is of held-out examples.
+    weight_decay: float = 0.03  # of the rule, for matrices, per step and unit of the rate.
     unit: float = 1.5  # parameters are in units drawn between one over this and this.
     # besides digits; by default those of mnist and fashion_mnist whose files are found.
     datasets: tuple[str, ...] = dataclasses.field(default_factory=found_here)
@@ -105,9 +105,9 @@ class Recipe:
         check(
             self, FIELD, budget=POSITIVE, learning_rate=POSITIVE, width=4, unit="[1, inf)", hidden=1
         )
-        check(self, FIELD, estimator=tuple(PACES), only=PARTS)
+        check(self, FIELD, estimator=tuple(ESTIMATORS), only=PARTS)
         data = {name: load_images(name, size=8) for name in ("digits", *self.datasets)}
-        learned = muon_mlp(self.hidden, axes=MatrixAxes("out_in"))
+        learned = muon_mlp(self.hidden, axes=MatrixAxes("out_in"), weight_decay=self.weight_decay)
         families: list[AbstractTaskFamily] = []
         for images in data.values():
             for depth in self.depths:
@@ -115,28 +115,26 @@ class Recipe:
                 classify: AbstractTaskFamily = tasks.MLPFamily(
                     images, widths, ACTIVATIONS, widths[0] // 2, self.batch_size
                 )
+                count = int(images.train.count)
+                classify = tasks.DataSubset(classify, count, min(self.examples, count))
                 classify = tasks.ReducedBatch(classify, max(1, self.batch_size // 8))
                 families.append(_of_one(tasks.InitialScale(classify, 0.7, 1.4), math.log(10)))
-            families.append(
-                _of_one(tasks.mlp_autoencoder(images, (32, 8, 32), batch_size=32), 0.15)
-            )
+            encode = tasks.mlp_autoencoder(images, (32, 8, 32), batch_size=32)
+            families.append(_of_one(encode, 0.15))
         text = load_text("bundled", length=17)
         families.append(_of_one(tasks.char_transformer(text, 16, 1, 2, 4), math.log(256)))
         drawn = tasks.Mixture(
             [tasks.Reparameterization(one, 1 / self.unit, self.unit, "task") for one in families]
         )
         inner = lopt.InnerTraining(drawn, learned, self.longest, RampedLogLoss(self.held_out))
-        pace, outlying = PACES[self.estimator]
-        one: AbstractGradientEstimator = lopt.MetaTask(inner)
+        kind, pace, outlying = ESTIMATORS[self.estimator]
+        fields: dict[str, Any] = {}
         if self.estimator != "exact":
-            windows: dict[str, Callable[..., AbstractGradientEstimator]] = {
-                "truncated": lopt.TruncatedBackprop,
-                "nres": functools.partial(lopt.NRES, sigma=self.sigma),
-                "pes": functools.partial(lopt.PES, sigma=self.sigma),
-            }
             lengths = LogUniformHorizon(self.shortest, self.longest)
-            one = windows[self.estimator](inner, self.truncation, schedule=lengths)
-        meta = lopt.Mean(Clipped(one, outlying), self.particles)
+            fields = {"truncation": self.truncation, "schedule": lengths}
+        if self.estimator in ("nres", "pes"):
+            fields["sigma"] = self.sigma
+        meta = lopt.Mean(Clipped(kind(inner, **fields), outlying), self.particles)
         steps = max(1, round(self.budget * pace))
         outer = falling_adam(self.learning_rate, steps, 1.0)
         fixed = {part: part not in self.only for part in PARTS}
