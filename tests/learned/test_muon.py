@@ -108,6 +108,7 @@ def test_the_schedule_starts_at_warm_up_and_cosine_and_learns_length_and_depth()
     other = {**theta, "schedule": theta["schedule"].at[3].set(-1 / 3).at[4].set(-2 / 3)}
     assert rate(50, 100, 2, other) / rate(200, 400, 2, other) == pytest.approx(2)
     assert rate(50, 100, 2, other) / rate(50, 100, 6, other) == pytest.approx(3)
+    assert rate(50, 100, 12, other) == rate(50, 100, 100, other)
 
 
 def test_without_a_length_the_rate_is_the_users():

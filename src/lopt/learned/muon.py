@@ -26,7 +26,7 @@ KINDS = ("matrix", "kernel", "vector", "embedding")
 FEATURES = ("g", "n", "s", "g/root", "n/root", "s/root", "n/factored")
 FACTORS = ("one", "progress", "early", "length", "depth", "agreement", "signal", "weight")
 ADAM = 0.2  # the rate of vectors, in rates of matrices
-LARGE = 2**20
+LARGE, DEEPEST = 2**20, 12  # numbers of a tensor; matrices: deeper networks step as if so deep
 # Added to second moments: gradients far above its root, 1e-12, give updates that do not depend on
 # their scale, and the derivative of the reciprocal root is finite in float32 where they vanish.
 TINY = 1e-24
@@ -294,7 +294,7 @@ def _of_run(time: Time, depth: int, dtype: Any) -> tuple[Scalar, ...]:
     if time.num_steps is not None:
         steps = time.num_steps.astype(dtype)
         done, length = time.step.astype(dtype) / steps, jnp.log(steps / 1000) / 2
-    deep = jnp.asarray(math.log(depth / 2) / 2, dtype)
+    deep = jnp.asarray(math.log(min(depth, DEEPEST) / 2) / 2, dtype)
     return jnp.ones((), dtype), done - 0.5, jnp.exp(-10 * done), length, deep
 
 
@@ -329,5 +329,5 @@ def _unit(x: Tensor) -> Tensor:
 
 
 def muon_mlp(hidden: int = 8, learning_rate: Any = None, **fields: Any) -> MuonMLP:
-    """The rule that starts at Muon, 404 weights: see `MuonMLP` for its fields."""
+    """The rule that starts at Muon, 412 weights: see `MuonMLP` for its fields."""
     return MuonMLP(hidden, learning_rate, **fields)
