@@ -76,6 +76,8 @@ def test_texts_in_mixtures_and_subsets():
     assert len(np.unique(tokens[:, 0])) == 3
     with pytest.raises(ValueError, match="an integer of at least"):
         DataSubset(tasks[0], 3)
+    with pytest.raises(ValueError, match="smallest=3"):
+        DataSubset(tasks[0], 30, smallest=3)
     longer = rnn_language_model(text_data(np.arange(60), 5, 200), "gru", 4, 3, 50)
     assert len(Mixture([tasks[0], longer]).groups) == 2
 

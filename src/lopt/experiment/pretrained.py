@@ -41,7 +41,8 @@ def pretrained(
         axes: "in_out" for params of Flax, Haiku and Keras, "out_in" for those of Equinox; or a
             function from params to a tree of `optax.contrib.MuonDimensionNumbers`, None for no
             matrix.
-        weight_decay: decoupled, per step and unit of the rate; None for what it was trained with.
+        weight_decay: decoupled, per step and unit of the rate, times a learned factor; None for
+            what is stored with the weights, 0.06 for lopt-1.
         weight_decay_mask: from params to a tree of booleans, what decays; by default matrices do.
         guard: whether a step that is not finite, or has more than 300 times the norm of AdamW's, is
             replaced by AdamW's. The state counts them, as `state.count`, and has another 8 bytes

@@ -26,7 +26,7 @@ KINDS = ("matrix", "kernel", "vector", "embedding")
 FEATURES = ("g", "n", "s", "g/root", "n/root", "s/root", "n/factored")
 FACTORS = ("one", "progress", "early", "length", "depth", "agreement", "signal", "weight")
 ADAM = 0.2  # the rate of vectors, in rates of matrices
-LARGE, DEEPEST = 2**20, 12  # numbers of a tensor; matrices: deeper networks step as if so deep
+LARGE, DEEPEST = 2**20, 12  # numbers of a large tensor; matrices, more of which count as many
 # Added to second moments: gradients far above its root, 1e-12, give updates that do not depend on
 # their scale, and the derivative of the reciprocal root is finite in float32 where they vanish.
 TINY = 1e-24
@@ -50,8 +50,8 @@ class MuonMLP(AbstractLearnedOptimizer):
     With bias-corrected averages m and s of the gradient g and v of its square, and Nesterov's
     n = b m + (1 - b) g, the features f of a tensor are g, n and s, the same over the root of v, and
     n over that of the factored v; each over its root mean square. The factors c of a tensor are
-    even in g: progress and length of the run, depth, agreement of g and s, signal over noise, and
-    the size of the weights. The update is -rate (exp(S c) D(d) + decay exp(E c) p), with
+    even in g: progress and length of the run, depth up to 12, agreement of g and s, signal over
+    noise, and the size of the weights. The update is -rate (exp(S c) D(d) + decay exp(E c) p), with
 
         d = sum_i (A c)_i f_i + sum_j (G c)_j tanh((W f)_j).
 
@@ -66,7 +66,7 @@ class MuonMLP(AbstractLearnedOptimizer):
         hidden: the number of odd units.
         learning_rate: a number or a schedule of the step, in place of the learned one. Without it
             the length of the run is needed, and nothing has to be tuned.
-        weight_decay: of weights, decoupled, per step and unit of the rate.
+        weight_decay: decoupled, per step and unit of the rate, times a learned factor.
         weight_decay_mask: from params to a tree of booleans, what decays; by default matrices do.
         axes: from params to a tree of `optax.contrib.MuonDimensionNumbers`, None for no matrix.
         peak: the largest rate of the schedule that is learned on from.

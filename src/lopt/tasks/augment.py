@@ -74,15 +74,15 @@ class DataSubset(AbstractAugmentation):
 
     def __check_init__(self) -> None:
         check_integer("DataSubset", "size", self.size, hint="size=100")
-        least = self.size if self.smallest is None else self.smallest
-        check_integer("DataSubset", "smallest", least, most=self.size)
+        field = "size" if self.smallest is None else "smallest"
+        check_integer("DataSubset", field, least := getattr(self, field), most=self.size)
         found = [leaf for leaf in jax.tree.leaves(self.family, is_leaf=_is_data) if _is_data(leaf)]
         if not found:
             kind = type(self.family).__name__
             raise ValueError(f"DataSubset(family={kind}(...)) has no data; try mlp_classification.")
         for data in found:
             length = data.train.length or 1  # of an example, in tokens
-            check_integer("DataSubset", "size", least, length, hint=100 * length)
+            check_integer("DataSubset", field, least, length, hint=100 * length)
             # Inside a compiled function the count may be unknown; `draw` then keeps to it.
             if not isinstance(data.train.count, jax.core.Tracer):
                 check_integer("DataSubset", "size", self.size, most=int(data.train.count))

@@ -4,8 +4,8 @@ Perceptrons of several depths, with drawn widths and activation, classify 8x8 im
 MNIST and Fashion-MNIST where their files are found. An autoencoder and a small language model are
 trained beside them. Parameters are in units drawn anew for each task. Every architecture is a
 program. Gradients are exact, through runs of 200 steps, for as long as they do not explode: that
-takes about a hundred outer steps. Where few examples are learned by heart they say nothing, and
-evolution strategies do, in episodes of log-uniform lengths: `lopt-1` has had both.
+takes about a hundred outer steps. Where few examples are learned by heart they explode and are
+dropped; evolution strategies, in episodes of log-uniform lengths, help. `lopt-1` has had both.
 """
 
 import dataclasses
@@ -33,8 +33,8 @@ from lopt.experiment.runs.storage import load
 from lopt.experiment.settings import FIELD, POSITIVE, check
 from lopt.learned import MatrixAxes, MuonMLP, muon_mlp
 
-# And of each outer steps a minute, on two cores, with the defaults below, and the norm of single
-# estimates that begin to count less.
+# With outer steps a minute, on two cores with the defaults below, and the norm above which single
+# estimates count less.
 ESTIMATORS: dict[str, tuple[Any, float, float]] = {
     "exact": (lopt.MetaTask, 10.0, 10.0),
     "truncated": (lopt.TruncatedBackprop, 40.0, 10.0),
@@ -93,7 +93,7 @@ class Recipe:
     depths: tuple[int, ...] = (1, 2, 4)  # hidden layers of the perceptrons.
     width: int = 32  # units of each at most, with one layer twice as many; as few as half.
     batch_size: int = 64  # images per inner step at most; as few as an eighth.
-    examples: int = 100  # for training, in the smallest of the image tasks; as many as there are.
+    examples: int = 100  # the fewest for training a classification; log-uniform from this to all.
     held_out: float = 0.5  # share of the objective that is of held-out examples.
     weight_decay: float = 0.06  # of the rule, for matrices, per step and unit of the rate.
     unit: float = 1.5  # parameters are in units drawn between one over this and this.
@@ -102,10 +102,9 @@ class Recipe:
     seed: int = 0  # of everything random.
 
     def build(self) -> lopt.Experiment:
-        check(
-            self, FIELD, budget=POSITIVE, learning_rate=POSITIVE, width=4, unit="[1, inf)", hidden=1
-        )
-        check(self, FIELD, estimator=tuple(ESTIMATORS), only=PARTS)
+        positive = dict.fromkeys(("budget", "learning_rate"), POSITIVE)
+        check(self, FIELD, **positive, width=4, unit="[1, inf)", weight_decay="[0, inf)")
+        check(self, FIELD, estimator=(*ESTIMATORS,), only=PARTS, hidden=1, examples=1)
         data = {name: load_images(name, size=8) for name in ("digits", *self.datasets)}
         learned = muon_mlp(self.hidden, axes=MatrixAxes("out_in"), weight_decay=self.weight_decay)
         families: list[AbstractTaskFamily] = []
