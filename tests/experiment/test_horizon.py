@@ -319,7 +319,7 @@ def test_the_command_writes_a_probe(tmp_path, capsys):
     assert verdict.split()[0] in ("A", "From", "Truncations")
     assert (tmp_path / "horizon.png").stat().st_size > 10_000
     assert verdict.split()[-1] in " ".join(capsys.readouterr().out.split())
-    with pytest.raises(FileExistsError, match="already holds a probe"):
+    with pytest.raises(FileExistsError, match="already holds such a report"):
         cli._dispatch(arguments)
 
 
