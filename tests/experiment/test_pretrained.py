@@ -146,6 +146,18 @@ def test_it_is_the_rule_with_what_was_asked_for(theta):
     close(trained(lopt.pretrained("mini", 20, weight_decay=0.1))[0], trained(other)[0], rtol=1e-6)
 
 
+def test_weights_decay_as_they_were_trained_unless_it_is_said(monkeypatch):
+    monkeypatch.setattr(storage, "PRETRAINED", Path(lopt.__file__).parent / "weights")
+    stored = lopt.load("lopt-1")[0].weight_decay
+    assert stored > 0
+    by_default, said, without = (
+        trained(lopt.pretrained("lopt-1", 2000, **asked))[0]["w"]
+        for asked in ({}, {"weight_decay": stored}, {"weight_decay": 0.0})
+    )
+    np.testing.assert_array_equal(by_default, said)
+    assert np.abs(by_default - without).max() > 1e-6
+
+
 def test_a_rate_of_ones_own_may_be_a_number_a_schedule_or_injected():
     number = trained(lopt.pretrained("mini", learning_rate=0.02))[0]
     schedule = trained(lopt.pretrained("mini", learning_rate=optax.constant_schedule(0.02)))[0]

@@ -213,10 +213,10 @@ def test_draw_can_be_mapped_and_tasks_handed_on(family):
 @pytest.mark.parametrize(
     ("build", "words"),
     [
-        (lambda: DataSubset(make_task(), 71), "DataSubset.*size=71.*try 70"),
+        (lambda: DataSubset(make_task(), 71), "DataSubset.*size=71.*70 examples.*try size=70"),
         (lambda: DataSubset(make_task(), 0), "DataSubset.*size=0.*try"),
         (lambda: DataSubset(QuadraticFamily(3), 5), "DataSubset.*QuadraticFamily.*try"),
-        (lambda: DataSubset(Mixture((make_task(), make_task(50))), 36), "size=36.*try 35"),
+        (lambda: DataSubset(Mixture((make_task(), make_task(50))), 36), "the 35 examples"),
         (lambda: InputScale(make_task(), 0.0, 2.0), "InputScale.*low=0.0.*try"),
         (lambda: InitialScale(make_task(), 3.0, 2.0), "InitialScale.*low=3.0.*try"),
         (lambda: Reparameterization(make_task(), -1.0, 2.0), "Reparameterization.*low=-1.0"),

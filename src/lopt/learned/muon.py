@@ -26,7 +26,8 @@ KINDS = ("matrix", "kernel", "vector", "embedding")
 FEATURES = ("g", "n", "s", "g/root", "n/root", "s/root", "n/factored")
 FACTORS = ("one", "progress", "early", "length", "depth", "agreement", "signal", "weight")
 ADAM = 0.2  # the rate of vectors, in rates of matrices
-LARGE, DEEPEST = 2**20, 12  # numbers of a large tensor; matrices, more of which count as many
+LARGE = 2**20  # numbers in a tensor
+DEEPEST = 12  # matrices: deeper networks count as this deep
 # Added to second moments: gradients far above its root, 1e-12, give updates that do not depend on
 # their scale, and the derivative of the reciprocal root is finite in float32 where they vanish.
 TINY = 1e-24
@@ -100,11 +101,10 @@ class MuonMLP(AbstractLearnedOptimizer):
             }
 
         keys = jax.random.split(key)
-        sizes = {kind: jnp.zeros(len(FACTORS)) for kind in KINDS}
         return {
             "matrix": rule(keys[0], "n", (0.95, 0.99, 0.95)),
             "vector": rule(keys[1], "n/root", (0.9, 0.99, 0.999)),
-            "sizes": sizes,
+            "sizes": {kind: jnp.zeros(len(FACTORS)) for kind in KINDS},
             "decay": jnp.zeros(len(FACTORS)),
             "fans": jnp.asarray([0.5, 0.0], float),
             "coefficients": jnp.zeros(3),

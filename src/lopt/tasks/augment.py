@@ -76,16 +76,23 @@ class DataSubset(AbstractAugmentation):
         check_integer("DataSubset", "size", self.size, hint="size=100")
         field = "size" if self.smallest is None else "smallest"
         check_integer("DataSubset", field, least := getattr(self, field), most=self.size)
-        found = [leaf for leaf in jax.tree.leaves(self.family, is_leaf=_is_data) if _is_data(leaf)]
+        leaves = jax.tree.leaves(self.family, is_leaf=lambda leaf: isinstance(leaf, Data))
+        found = [leaf for leaf in leaves if isinstance(leaf, Data)]
         if not found:
             kind = type(self.family).__name__
             raise ValueError(f"DataSubset(family={kind}(...)) has no data; try mlp_classification.")
         for data in found:
-            length = data.train.length or 1  # of an example, in tokens
-            check_integer("DataSubset", field, least, length, hint=100 * length)
+            if least < (data.train.length or 1):
+                raise ValueError(
+                    f"DataSubset({field}={least}) is shorter than an example, of "
+                    f"{data.train.length} tokens; try {field}={100 * data.train.length}."
+                )
             # Inside a compiled function the count may be unknown; `draw` then keeps to it.
-            if not isinstance(data.train.count, jax.core.Tracer):
-                check_integer("DataSubset", "size", self.size, most=int(data.train.count))
+            if not isinstance(data.train.count, jax.core.Tracer) and self.size > data.train.count:
+                raise ValueError(
+                    f"DataSubset(size={self.size}) must not exceed the {data.train.count} examples "
+                    f"of the training split; try size={data.train.count}."
+                )
 
     @override
     def change(self, task: AbstractTask, key: Key) -> AbstractTask:
@@ -94,14 +101,12 @@ class DataSubset(AbstractAugmentation):
             ends = float(self.smallest), float(self.size)
             wanted = jnp.round(log_uniform(jax.random.fold_in(key, 1), *ends))
 
-        def narrow(leaf: Any) -> Any:
-            if not _is_data(leaf):
-                return leaf
-            size = jnp.minimum(wanted.astype(jnp.int32), leaf.train.count)
-            first = leaf.train.first + random_index(key, leaf.train.count - size + 1)
-            return eqx.tree_at(lambda d: (d.train.first, d.train.count), leaf, (first, size))
+        def narrow(data: Data) -> Data:
+            size = jnp.minimum(wanted.astype(jnp.int32), data.train.count)
+            first = data.train.first + random_index(key, data.train.count - size + 1)
+            return eqx.tree_at(lambda d: (d.train.first, d.train.count), data, (first, size))
 
-        return jax.tree.map(narrow, task, is_leaf=_is_data)
+        return _map_kind(Data, narrow, task)
 
 
 class InputScale(AbstractScaling):
@@ -291,7 +296,7 @@ class ReducedTask(AbstractWrapped):
             own = weights if rows.weights is None else rows.weights * weights
             return dataclasses.replace(rows, weights=own)
 
-        return _map_rows(reduce, self.task.batch(key, split))
+        return _map_kind(Rows, reduce, self.task.batch(key, split))
 
 
 class RandomLabels(AbstractAugmentation):
@@ -311,9 +316,7 @@ class RandomLabels(AbstractAugmentation):
     def change(self, task: AbstractTask, key: Key) -> AbstractTask:
         permutation_key, label_key, share_key = jax.random.split(key, 3)
 
-        def change(data: Any) -> Any:
-            if not _is_data(data):
-                return data
+        def change(data: Any) -> Data:
             count = jnp.asarray(data.num_classes, jnp.int32)
             permuted = jax.random.permutation(permutation_key, data.num_classes)
 
@@ -329,7 +332,7 @@ class RandomLabels(AbstractAugmentation):
             labels = [relabel(split) for split in SPLITS]
             return eqx.tree_at(lambda d: [d.split(s).arrays.labels for s in SPLITS], data, labels)
 
-        return jax.tree.map(change, task, is_leaf=_is_data)
+        return _map_kind(Data, change, task)
 
 
 class InputNoise(eqx.Module):
@@ -365,13 +368,13 @@ def _scale(factors: Any, tree: PyTree) -> PyTree:
     return jax.tree.unflatten(structure, scaled)
 
 
-def _map_rows(function: Callable[[Rows], Rows], batch: Batch) -> Batch:
-    """Returns a batch with its `Rows` changed, wherever in it they are."""
+def _map_kind(kind: type, function: Callable[[Any], Any], tree: PyTree) -> PyTree:
+    """Returns a task or batch with its `Data` or `Rows` changed, wherever in it they are."""
 
     def change(leaf: Any) -> Any:
-        return function(leaf) if isinstance(leaf, Rows) else leaf
+        return function(leaf) if isinstance(leaf, kind) else leaf
 
-    return jax.tree.map(change, batch, is_leaf=lambda leaf: isinstance(leaf, Rows))
+    return jax.tree.map(change, tree, is_leaf=lambda leaf: isinstance(leaf, kind))
 
 
 def _map_inputs(function: Callable[[PyTree], PyTree], batch: Batch) -> Batch:
@@ -381,7 +384,7 @@ def _map_inputs(function: Callable[[PyTree], PyTree], batch: Batch) -> Batch:
         floating, others = eqx.partition(rows.arrays, eqx.is_inexact_array)
         return dataclasses.replace(rows, arrays=eqx.combine(function(floating), others))
 
-    return _map_rows(change, batch)
+    return _map_kind(Rows, change, batch)
 
 
 def _scale_inputs(factor: Float[Array, ""], batch: Batch) -> Batch:
@@ -390,7 +393,3 @@ def _scale_inputs(factor: Float[Array, ""], batch: Batch) -> Batch:
 
 def _constant(params: Params, _: Params) -> Params:
     return params
-
-
-def _is_data(leaf: object) -> bool:
-    return isinstance(leaf, Data)
