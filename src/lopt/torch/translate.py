@@ -76,10 +76,12 @@ class Program(eqx.Module):
     Attributes:
         source: of `program(constants, inputs)`, in the names of the module of its language.
         constants: the arrays that it needs.
+        reads: whether it reads each of its inputs.
     """
 
     source: str
     constants: list[np.ndarray]
+    reads: list[bool]
 
     def function(self, **namespace: Any) -> Callable[[Sequence[Any], Sequence[Any]], list[Any]]:
         """Returns the function, for the modules that it names. Tracebacks show its lines."""
@@ -291,6 +293,7 @@ class _Writer:
 
     def program(self, block: Block) -> Program:
         """Returns the program of a block."""
+        reads = [value.reads > 0 for value in block.inputs]
         for value in block.inputs:
             value.text, value.variables = self.fresh("x"), (value,)
         self.block(block)
@@ -301,9 +304,8 @@ class _Writer:
         for name, names in given.items():
             head += [f"    [{', '.join(names)}] = {name}"] if names else []
         source = "\n".join([*head, *self.lines, f"    return [{results}]", ""])
-        return Program(
-            self.language.render(source), [array for _, array in self.constants.values()]
-        )
+        constants = [array for _, array in self.constants.values()]
+        return Program(self.language.render(source), constants, reads)
 
     def fresh(self, prefix: str) -> str:
         """Returns a new name."""

@@ -1,0 +1,53 @@
+"""Layout: PyTorch stores the outputs of a layer first, the rules of lopt read inputs first.
+
+A rule that treats rows and columns differently would be another rule on transposed matrices, so
+axes are exchanged at the border: learned optimizers see what Flax would show them.
+"""
+
+import torch
+from torch import nn
+
+# Axes of a tensor of PyTorch in the order in which a rule sees them.
+Axes = tuple[int, ...]
+
+
+def by_rank(name: str, tensor: torch.Tensor, layout: str) -> Axes:
+    """Returns the axes of a parameter of which only its name and rank are known.
+
+    Matrices are taken for those of `nn.Linear`, but for embeddings, which are known by name; what
+    has three to five axes is taken for a kernel of a convolution.
+    """
+    rank = tensor.ndim
+    if layout == "jax" or rank < 2 or rank > 5 or "embed" in name.lower():
+        return tuple(range(rank))
+    return (*range(2, rank), 1, 0)
+
+
+def axes_of(model: nn.Module) -> dict[str, Axes]:
+    """Returns the axes of each parameter of a model, by the type of its module.
+
+    Kernels of `nn.Linear`, of convolutions and of recurrent and attention layers are seen inputs
+    first, outputs last. Other parameters are seen as they are.
+    """
+    linear = nn.Linear, nn.Bilinear, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention
+    found: dict[str, Axes] = {}
+    for name, parameter in model.named_parameters():
+        # The original of a parametrized weight lies below its module.
+        owner = model.get_submodule(name.partition("parametrizations.")[0].rpartition(".")[0])
+        rank = parameter.ndim
+        axes = tuple(range(rank))
+        if isinstance(owner, nn.modules.conv._ConvNd) and rank > 2:
+            inputs, outputs = (0, 1) if owner.transposed else (1, 0)
+            axes = (*range(2, rank), inputs, outputs)
+        elif isinstance(owner, linear) and rank == 2:
+            axes = (1, 0)
+        found[name] = axes
+    return found
+
+
+def key_of(name: str, model: nn.Module | None = None) -> str:
+    """Returns the name under which a rule sees a parameter; embeddings are known by theirs."""
+    if model is not None and "embed" not in name.lower():
+        owner = model.get_submodule(name.rpartition(".")[0])
+        return f"{name}: embedding" if isinstance(owner, nn.Embedding | nn.EmbeddingBag) else name
+    return name
