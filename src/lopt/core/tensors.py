@@ -9,6 +9,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -23,6 +24,8 @@ from lopt.core.types import State
 # 28 float32 features of this many coordinates take 3.7 MB, about what caches hold: slabs of a
 # quarter of a million coordinates are bounded in memory too, but take nearly twice as long.
 BLOCK_SIZE = 2**15
+# What slabs are multiplied by, where a program is to be run by others than XLA.
+SLABS: ContextVar[float] = ContextVar("SLABS", default=1.0)
 
 
 def as_tensor(leaf: Array) -> Array:
@@ -198,7 +201,7 @@ def _(primals: Any, tangents: Any) -> Any:
     return eqx.filter_jvp(lambda f, arrays, kept: f(arrays, kept), primals[:3], tangents[:3])
 
 
-def slabs_of(shape: tuple[int, ...], block_size: int) -> tuple[int, int, int]:
+def slabs_of(shape: tuple[int, ...], block_size: float) -> tuple[int, int, int]:
     """Returns an axis, its length, and how much of it makes a slab of about `block_size`.
 
     The first axis that is long enough, so that slabs are contiguous; equally long slabs if they
@@ -207,9 +210,10 @@ def slabs_of(shape: tuple[int, ...], block_size: int) -> tuple[int, int, int]:
     if not shape:
         return -1, 1, 1
     size = max(1, math.prod(shape))
+    block_size *= SLABS.get()
     enough = 4 * math.ceil(size / block_size)
     axis = max(range(len(shape)), key=lambda axis: min(shape[axis], enough))
     length = shape[axis]
-    most = min(length, max(1, block_size * length // size))
+    most = min(length, max(1, int(block_size * length / size)))
     near = [*range(most, most // 2, -1), *range(most + 1, min(length, 2 * most) + 1)]
     return axis - len(shape), length, next((rows for rows in near if not length % rows), most)

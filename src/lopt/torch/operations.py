@@ -174,6 +174,19 @@ def _divide(o: Operation) -> str:
     return f"({o.texts[0]} / {o.texts[1]})"
 
 
+def neighbours(params: dict[str, Any], operands: Any) -> range | None:
+    """Returns which rows are gathered, if they follow one another."""
+    array, indices = operands
+    if indices.known is None or indices.known.shape[1:] != (1,) or not len(indices.known):
+        return None
+    first, last = int(indices.known[0, 0]), int(indices.known[-1, 0]) + 1
+    rows = range(first, last)
+    whole = tuple(params["slice_sizes"]) == (1, *array.aval.shape[1:])
+    follow = len(rows) == len(indices.known) and (indices.known[:, 0] == np.asarray(rows)).all()
+    collapsed = params["dimension_numbers"].collapsed_slice_dims == (0,)
+    return rows if whole and follow and collapsed and last <= array.aval.shape[0] else None
+
+
 def _gather(o: Operation) -> str:
     """Indexing of one axis in front, as `array[indices]` is."""
     numbers, sizes, (array, indices) = o["dimension_numbers"], o["slice_sizes"], o.avals
@@ -215,6 +228,27 @@ def number_text(known: np.ndarray) -> str:
         return str(value.item())
     text = str(value if known.dtype.itemsize in (4, 8) else np.float32(value))
     return text.replace("inf", "math.inf").replace("nan", "math.nan")
+
+
+# What may be a view of its operand.
+VIEWS = {"broadcast_in_dim", "dynamic_slice", "gather", "reshape", "slice", "transpose"}
+# In the place of an operand that nothing else reads, if there are many numbers: half the traffic.
+IN_PLACE = {"add": "add_", "mul": "mul_", "sub": "sub_", "div": "div_", "neg": "neg_"}
+IN_PLACE |= {name: f"{name}_" for name in ("abs", "exp", "log", "rsqrt", "sqrt", "square", "tanh")}
+IN_PLACE |= {"logistic": "sigmoid_", "max": "clamp_min_", "min": "clamp_max_"}
+MANY = 4096
+
+
+def in_place(name: str, texts: Sequence[str], which: int) -> str | None:
+    """Returns an expression that writes its result into one of its operands, if there is one."""
+    if name not in IN_PLACE or (name == "div" and which) or len(texts) > 2:
+        return None
+    others = [text for i, text in enumerate(texts) if i != which]
+    if name in ("max", "min") and not is_number(others[0]):
+        return None
+    if name == "sub" and which:
+        return f"{texts[1]}.neg_().add_({others[0]})"
+    return f"{texts[which]}.{IN_PLACE[name]}({', '.join(others)})"
 
 
 RULES: dict[str, Rule] = {

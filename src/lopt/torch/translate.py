@@ -32,12 +32,14 @@ class Value:
         passes: its number in each pass of a loop, if that depends on no input.
         text, variables: its name, or an expression and the variables that this reads.
         reads: how often it is still to be read.
+        owned: whether nothing else holds its memory.
     """
 
     def __init__(self, aval: Any, known: np.ndarray | None = None) -> None:
         self.aval, self.known = aval, known
         self.passes: list[Any] | None = None
         self.text, self.variables, self.reads = "", tuple[Value, ...](), 0
+        self.owned = False
 
 
 class Step:
@@ -152,6 +154,11 @@ class _Tracer:
             return self.choice(params["branches"], *operands)
         if name == "scan":
             return self.loop(params, operands, avals)
+        if name == "gather" and (rows := operations.neighbours(params, operands)) is not None:
+            shape = first.aval.shape
+            cut = {"start_indices": [rows.start, *(0 for _ in shape[1:])], "strides": None}
+            cut["limit_indices"] = [rows.stop, *shape[1:]]
+            return self.step("slice", cut, [first], avals)
         if name == "split":
             return self.split(params, operands, avals)
         if name == "iota":
@@ -357,7 +364,8 @@ class _Writer:
         ]
         if name == "select_n" and all(map(operations.is_number, texts[1:])):
             texts[1:] = map(self.array, step.operands[1:])
-        text = step.text(texts)
+        text = self.in_place(step, texts) or step.text(texts)
+        self.own(step)
         # What lies in a loop's own array is replaced there.
         if name == "dynamic_slice" and texts[0].startswith("w"):
             text = f"{text}.clone()"
@@ -371,6 +379,27 @@ class _Writer:
         self.read(step.operands)
         result.text, result.variables = self.free.pop() if self.free else self.fresh("v"), (result,)
         self.line(f"{result.text} = {_bare(text)}")
+
+    def in_place(self, step: Step, texts: list[str]) -> str | None:
+        """Returns an expression that needs no memory for its result, if there is one."""
+        out = step.results[0].aval
+        symbolic = not all(isinstance(size, int) for size in out.shape)
+        if self.language is not operations.TORCH or symbolic or out.size < operations.MANY:
+            return None
+        for i, value in enumerate(step.operands):
+            alike = value.aval.shape == out.shape and value.aval.dtype == out.dtype
+            if alike and value.owned and value.reads == 1:
+                return operations.in_place(step.name, texts, i)
+        return None
+
+    def own(self, step: Step) -> None:
+        """Says whether nothing else holds the memory of the result."""
+        result, first = step.results[0], step.operands[0]
+        if step.name in operations.VIEWS:
+            result.owned = step.name == "reshape" and first.owned and first.reads == 1
+            first.owned = False
+        else:
+            result.owned = True
 
     def read(self, values: Iterable[Value]) -> None:
         """Says that values have been read once more."""
