@@ -346,7 +346,8 @@ class _Program:
         seen = self.seen([g.to(p.dtype) for g, p in zip(grads, params, strict=True)])
         found = self.function(self.constants, [*seen, *state, *self.seen(params), *numbers])
         updates, new = found[: len(params)], found[len(params) :]
-        torch._foreach_copy_(state, new)
+        if state:
+            torch._foreach_copy_(state, new)
         for i, update in zip(self.order, updates, strict=True):
             back = sorted(range(len(self.axes[i])), key=self.axes[i].__getitem__)
             update = update.permute(back)
