@@ -31,12 +31,17 @@ def table(head, rows):
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def code(text):
+    """Returns code, for a cell."""
+    return f"`{text}`".replace("|", "\\|") if str(text) else ""
+
+
 def row(name, kind, default, meaning):
     """Returns the row of a field."""
     missing = default in (None, (), dataclasses.MISSING)
     shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
     kind = kind.__name__ if type(kind) is type else str(kind).removeprefix("pathlib.")
-    return [f"`{name}`", plain(kind), "" if missing else f"`{shown}`", plain(meaning)]
+    return [code(name), code(kind), "" if missing else code(shown), plain(meaning)]
 
 
 def options(command):
@@ -47,9 +52,9 @@ def options(command):
         shown = next(mark for mark in marks if hasattr(mark, "help"))
         marks = [repr(mark) for mark in marks]
         if "Suppress" not in marks:
-            option = f"--{(shown.name or field.name).replace('_', '-')}"
-            name = field.name if "Positional" in marks else option
-            name = command.subject if name == "subject" else name
+            option = f"--{(shown.name or field.name).replace('_', '-')} {shown.metavar or ''}"
+            name = field.name if "Positional" in marks else option.strip()
+            name = command.subject.upper() if name == "subject" else name
             rows.append(row(name, kind, field.default, shown.help))
     return table(["argument", "type", "default", "meaning"], rows)
 
@@ -130,7 +135,8 @@ def link(app, doctree, page):
         if keys and not isinstance(node.parent, nodes.reference):
             target, anchor = known[keys[0]]
             address = app.builder.get_relative_uri(page, target) + (f"#{anchor}" if anchor else "")
-            node.replace_self(nodes.reference("", "", node.deepcopy(), refuri=address))
+            found = nodes.reference("", "", node.deepcopy(), internal=True, refuri=address)
+            node.replace_self(found)
 
 
 def setup(app):
