@@ -1,6 +1,8 @@
 """The wheel works without the repository: recipes, weights, training, plots."""
 
 import os
+import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
+RELATIVE = re.compile(r"\]\((?!https?://)[^)]*\)")
 
 TRAIN = """
 import sys
@@ -77,9 +80,25 @@ def test_the_wheel_works_without_the_repository(installed, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_wheel_says_that_it_has_types(installed):
-    find = "import importlib.resources as r; print(r.files('lopt').joinpath('py.typed').is_file())"
-    assert run(installed, "-c", find, folder=installed.parent).strip() == "True"
+def test_the_wheel_has_types_and_a_readme_whose_links_work(installed):
+    (packages,) = installed.parents[1].glob("lib/python*/site-packages")
+    assert (packages / "lopt" / "py.typed").is_file()
+    (metadata,) = packages.glob("lopt-*.dist-info/METADATA")
+    assert "# lopt" in metadata.read_text()
+    assert not RELATIVE.findall(metadata.read_text())
+
+
+def test_links_of_the_readme_lead_to_the_repository_where_it_is_known():
+    elsewhere = runpy.run_path(str(ROOT / "tools" / "readme.py"))["elsewhere"]
+    text = (ROOT / "README.md").read_text()
+    assert RELATIVE.findall(text)
+    there = elsewhere(text, "https://example.org/lopt")
+    assert not RELATIVE.findall(there)
+    assert there.count("](") == text.count("](")
+    assert "![Training loss of the learned rule" in there
+    assert "](https://example.org/lopt/raw/HEAD/docs/images/curves.png)" in there
+    assert "[LICENSE](https://example.org/lopt/blob/HEAD/LICENSE)" in there
+    assert "see LICENSE." in elsewhere(text)
 
 
 def test_the_citation_is_of_this_version():
