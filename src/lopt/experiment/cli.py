@@ -211,10 +211,8 @@ def options_of(command: Command) -> Any:
     for field in dataclasses.fields(command.settings):
         add(field.name, types[field.name], meanings.get(field.name, ""), field.default)
     if command.report:
-        where = (
-            command.folder.format(command.subject.upper(), dataset="DATASET", recipe="RECIPE")
-            or "the run's"
-        )
+        place = "probes/NAME" if command.subject == "name" else command.subject.upper()
+        where = command.folder.format(place, dataset="DATASET", recipe="RECIPE")
         add("out", Path | None, f"the folder of the results; {where} by default.", None)
     if command.subject:
         add("trust", bool, "run the recipe file that a run names, or has brought along.", False)
