@@ -36,7 +36,6 @@ napoleon_use_ivar = True
 napoleon_attr_annotations = False
 napoleon_custom_sections = ["Reference", "Returns"]  # as prose
 
-smartquotes = False  # --option is no dash
 html_theme = "furo"
 html_title = "lopt"
 

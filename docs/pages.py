@@ -21,8 +21,9 @@ WINGS = ("core", "tasks", "learned", "estimators", "analysis", "symbolic")
 
 
 def plain(text):
-    """Returns text with Markdown's signs escaped, but for code in backticks."""
-    return re.sub(r"(`[^`]*`)|([*_<\[|\\])", lambda m: m[1] or f"\\{m[2]}", text)
+    """Returns text with Markdown's signs escaped, but for code: options are."""
+    signs = r"(`[^`]*`)|(--[a-z][\w-]*)|([*_<\[|\\])"
+    return re.sub(signs, lambda m: m[1] or (f"`{m[2]}`" if m[2] else f"\\{m[3]}"), text)
 
 
 def table(head, rows):
