@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 STAMP := $(VENV)/.installed-$(VERSION)
 
-.PHONY: demo test slow check docs clean
+.PHONY: demo test slow check docs floors clean
 
 demo: $(STAMP)
 	$(BIN)/lopt train demo
@@ -26,6 +26,13 @@ check: $(STAMP)
 
 docs: $(STAMP)
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going docs docs/_build
+
+# The lowest versions that pyproject.toml allows, in an environment of their own; best with 3.11.
+floors:
+	$(PYTHON) -m venv --clear $(VENV)/floors
+	$(VENV)/floors/bin/python -m pip install --quiet uv
+	$(VENV)/floors/bin/uv pip install --quiet --python $(VENV)/floors --resolution lowest-direct --editable '.[test]'
+	$(VENV)/floors/bin/python -m pytest -m "not slow" tests/core tests/learned tests/experiment tests/test_border.py
 
 # Debian keeps ensurepip in a package of its own; without it, the pip at hand installs another.
 $(STAMP): pyproject.toml constraints.txt

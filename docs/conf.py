@@ -2,6 +2,10 @@
 
 import importlib.metadata
 import re
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 project = "lopt"
 author = "The lopt founders"
@@ -11,11 +15,18 @@ release = importlib.metadata.version("lopt")
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
+    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+    "pages",
 ]
 exclude_patterns = ["_build"]
 default_role = "literal"  # docstrings put code between single backticks
 myst_heading_anchors = 2  # links may point at headings
+myst_enable_extensions = ["dollarmath"]
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
 
 autodoc_default_options = {"members": True, "show-inheritance": True}
 autodoc_member_order = "bysource"

@@ -1,5 +1,6 @@
 """What README.md and docs/ say is true: their Python runs, their links and commands work."""
 
+import dataclasses
 import itertools
 import os
 import re
@@ -11,11 +12,14 @@ from pathlib import Path
 
 import pytest
 
+import lopt
 from lopt.experiment.cli import COMMANDS
 from lopt.experiment.runs.registry import build, recipe_names
+from lopt.experiment.settings import help_of
+from lopt.tasks import taskset
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 IDS = [page.stem for page in PAGES]
 # Their Python is checked by hand (make slow): minutes, nearly all of them to compile.
 LONG = ("concepts", "estimators", "extending", "horizon", "symbolic", "symmetry")
@@ -120,9 +124,47 @@ def test_readme_names_the_targets_of_the_makefile():
         assert target in targets, target
 
 
-@pytest.mark.slow
-def test_sphinx_builds_without_a_warning(tmp_path):
+def test_the_gallery_has_every_picture():
+    shown = re.findall(r"\(images/([^)]+)\)", (ROOT / "docs" / "gallery.md").read_text())
+    there = [path.name for path in (ROOT / "docs" / "images").iterdir()]
+    assert sorted(shown) == sorted(there)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    """The documentation, built without a warning."""
     pytest.importorskip("myst_parser")
-    command = [sys.executable, "-m", "sphinx", "--fail-on-warning", "-q", ROOT / "docs", tmp_path]
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "sphinx", "--fail-on-warning", "-q", ROOT / "docs", folder]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+@pytest.mark.slow
+def test_the_site_documents_every_public_name(site):
+    from sphinx.util.inventory import InventoryFile
+
+    inventory = InventoryFile.loads((site / "objects.inv").read_bytes(), uri="").data
+    found = {name for kind in inventory if kind.startswith("py:") for name in inventory[kind]}
+    wings = [lopt.core, lopt.tasks, lopt.learned, lopt.estimators, lopt.symbolic, lopt.analysis]
+    for module in (*wings, taskset, lopt.analysis.dynamics, lopt.analysis.symmetry):
+        public = [name for name in module.__all__ if callable(getattr(module, name))]
+        assert public
+        assert not [name for name in public if f"{module.__name__}.{name}" not in found]
+    face = {name for name in lopt.__all__ if callable(getattr(lopt, name))}
+    assert face <= {name.rpartition(".")[2] for name in found}
+
+
+@pytest.mark.slow
+def test_the_site_has_a_page_for_every_command_and_links_to_it(site):
+    for name, command in COMMANDS.items():
+        page = (site / "commands" / f"{name.replace(' ', '-')}.html").read_text()
+        about, _ = help_of(command.settings)
+        assert about.partition("\n")[0].replace("'", "\N{RIGHT SINGLE QUOTATION MARK}") in page
+        assert page.count("<tr") >= len(dataclasses.fields(command.settings)) - 2  # hidden ones
+    page = (site / "experiments.html").read_text()
+    assert re.search(r'href="commands/recipes.html"><code[^>]*><span class="pre">lopt<', page)
+    page = (site / "estimators.html").read_text()
+    assert re.search(r'href="api/estimators.html#lopt.estimators.PES"><code', page)
+    assert "_modules/lopt/estimators" in (site / "api" / "estimators.html").read_text()

@@ -148,7 +148,10 @@ def _overview(words: Sequence[str]) -> None:
 
 
 def _run(name: str, command: Command, words: Sequence[str]) -> None:
-    given = _options(name, command, words)
+    import tyro
+
+    about, options = inspect.getdoc(command.settings), options_of(command)
+    given = dict(vars(tyro.cli(options, prog=f"lopt {name}", description=about, args=list(words))))
     subject, out = given.pop("subject", None), given.pop("out", None) if command.report else None
     trust = given.pop("trust", False) if command.subject else False
     settings = command.settings(**given)
@@ -182,11 +185,11 @@ def _report(
         report.finish(folder, command.report)
 
 
-def _options(name: str, command: Command, words: Sequence[str]) -> dict[str, Any]:
-    """Returns what is given on the command line, by field."""
+def options_of(command: Command) -> Any:
+    """Returns a dataclass of what a command takes, as Tyro reads it."""
     import tyro
 
-    about, meanings = s.help_of(command.settings)
+    meanings = s.help_of(command.settings)[1]
     types = get_type_hints(command.settings, include_extras=True)
     conf: Any = tyro.conf
     known = {
@@ -208,16 +211,12 @@ def _options(name: str, command: Command, words: Sequence[str]) -> dict[str, Any
     for field in dataclasses.fields(command.settings):
         add(field.name, types[field.name], meanings.get(field.name, ""), field.default)
     if command.report:
-        where = (
-            command.folder.format(command.subject.upper(), dataset="DATASET", recipe="RECIPE")
-            or "the run's"
-        )
+        place = "probes/NAME" if command.subject == "name" else command.subject.upper()
+        where = command.folder.format(place, dataset="DATASET", recipe="RECIPE")
         add("out", Path | None, f"the folder of the results; {where} by default.", None)
     if command.subject:
         add("trust", bool, "run the recipe file that a run names, or has brought along.", False)
-    options = dataclasses.make_dataclass("Options", fields, kw_only=True)
-    given: Any = tyro.cli(options, prog=f"lopt {name}", description=about, args=list(words))
-    return dict(vars(given))
+    return dataclasses.make_dataclass("Options", fields, kw_only=True)
 
 
 def _folder(command: Command, subject: Any, settings: Any, out: Path | None) -> Path | None:
