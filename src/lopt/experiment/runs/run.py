@@ -27,6 +27,7 @@ from lopt.experiment.data.datasets import data_loaded
 from lopt.experiment.runs import files, storage
 from lopt.experiment.runs.environment import cache_folder
 from lopt.experiment.runs.experiment import Experiment
+from lopt.experiment.runs.loggers import Logger, check_installed
 from lopt.experiment.runs.registry import make, parsed
 
 FORMAT = 2
@@ -57,10 +58,13 @@ class Run:
             )
 
     @classmethod
-    def create(cls, folder: Path, recipe: str, settings: Sequence[str] = ()) -> "Run":
+    def create(
+        cls, folder: Path, recipe: str, settings: Sequence[str] = (), loggers: Sequence[str] = ()
+    ) -> "Run":
         """Makes the folder of a new run, of an experiment that is built as `build` does.
 
-        What is refused leaves nothing written.
+        What is refused leaves nothing written. Loggers are named as those of an experiment, and
+        used besides.
         """
         if holds_run(folder):
             raise FileExistsError(
@@ -70,6 +74,7 @@ class Run:
         with data_loaded() as data:
             made, experiment = make(recipe, parsed(settings))
         experiment.check_evaluations()
+        check_installed((*experiment.loggers, *loggers))
         fields = {field.name: getattr(made, field.name) for field in dataclasses.fields(made)}
         paths = {name: value for name, value in fields.items() if isinstance(value, Path)}
         weights = {name: path for name, path in paths.items() if path.name}
@@ -80,6 +85,7 @@ class Run:
             "recipe": str(code.resolve()) if code else recipe,
             "recipe_sha256": files.digest(code) if code else None,
             "settings": fields | {name: str(path.resolve()) for name, path in weights.items()},
+            "loggers": list(loggers),
             "data": data,
             "made_with": _surroundings(),
             "experiment": printed(experiment),
@@ -159,11 +165,23 @@ class Run:
         """The inner training: the first in the estimator."""
         return self.experiment.inner_training()
 
-    @functools.cached_property
+    @property
     def log(self) -> dict[str, Float[np.ndarray, " outer"]]:
         """Numbers of each outer step: "meta_loss", "finite", "dropped", "seconds"."""
         columns = files.read_columns(self.folder / "metrics.jsonl", LOGGED)
         return dict(zip(LOGGED, columns, strict=True))
+
+    @property
+    def loggers(self) -> tuple[str | Logger, ...]:
+        """Those of its experiment, and those that were added."""
+        return tuple(dict.fromkeys([*self.experiment.loggers, *self.config.get("loggers", ())]))
+
+    def add_loggers(self, names: Sequence[str]) -> None:
+        """Adds loggers by name, also in run.json."""
+        check_installed(names)
+        with files.locked(self.folder):
+            self.config["loggers"] = [*self.config.get("loggers", ()), *names]
+            files.write_json(self.folder / "run.json", self.config, sealed=True)
 
     def changes(self) -> list[str]:
         """Returns what differs from when the run began: versions and devices, in words."""
