@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import platform
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from lopt.core.inner import InnerTraining
 from lopt.core.learned import AbstractLearnedOptimizer
 from lopt.core.types import Theta
 from lopt.experiment.data.datasets import data_loaded
+from lopt.experiment.report import Report, curves, running_mean
 from lopt.experiment.runs import files, storage
 from lopt.experiment.runs.environment import cache_folder
 from lopt.experiment.runs.experiment import Experiment
@@ -183,6 +184,15 @@ class Run:
             self.config["loggers"] = [*self.config.get("loggers", ()), *names]
             files.write_json(self.folder / "run.json", self.config, sealed=True)
 
+    def _repr_html_(self) -> str:
+        """Returns the run for a notebook: how far it is, its settings, its meta-loss."""
+        report, log = Report(f"Run {self.name}"), self.log
+        report.text(f"{log['seconds'].size} outer steps of {self.config['recipe']} are logged.")
+        settings = self.config["settings"]
+        report.table("Settings", [{"field": k, "value": str(v)} for k, v in settings.items()])
+        add_log(report, log)
+        return report._repr_html_()
+
     def changes(self) -> list[str]:
         """Returns what differs from when the run began: versions and devices, in words."""
         then, now = self.config["made_with"], _surroundings()
@@ -224,6 +234,24 @@ class Run:
             longer.config["experiment"] = printed(longer.experiment)
             files.write_json(self.folder / "run.json", longer.config, sealed=True)
         return longer
+
+
+def add_log(report: Report, log: Mapping[str, Float[np.ndarray, " outer"]]) -> None:
+    """Adds to a report how long meta-training took, what was left out, and the meta-loss."""
+    report.data["outer_steps"] = len(log["seconds"])
+    report.data["seconds_of_meta_training"] = float(np.nansum(log["seconds"]))
+    if skipped := int(np.sum(log["finite"] == 0)):
+        report.text(f"Skipped outer steps: {skipped}.")
+    if dropped := int(np.nansum(log["dropped"])):
+        report.text(f"Dropped particles: {dropped}.")
+    losses = log["meta_loss"]
+    seen, width = np.flatnonzero(np.isfinite(losses)), max(1, losses.size // 50)
+    if seen.size:
+        filled = np.interp(np.arange(losses.size), seen, losses[seen])[None]
+        lines = {"each outer step": filled, "learned": running_mean(filled, width)}
+        style: Any = {"log": False, "xlabel": "outer step", "ylabel": "meta-loss"}
+        about = f"The meta-loss, and its mean over {width} outer steps."
+        report.add(curves("meta_training", {"Meta-training": lines}, about, **style))
 
 
 def holds_run(folder: Path) -> bool:
