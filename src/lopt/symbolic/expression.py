@@ -109,8 +109,7 @@ class Expression(eqx.Module):
         """The number of its nodes."""
         return sum(1 for _ in walk(self.root))
 
-    def _repr_latex_(self) -> str:
-        """Returns the formula for a notebook."""
+    def _repr_latex_(self) -> str:  # what notebooks show
         from lopt.symbolic.typeset import to_latex  # which needs this class
 
         return f"${to_latex(self)}$"
