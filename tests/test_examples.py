@@ -149,9 +149,10 @@ def printed_numbers(path: Path, folder: Path) -> dict[str, list[float]]:
 @pytest.mark.slow
 def test_the_notebook_on_a_pretrained_optimizer(tmp_path):
     found = printed_numbers(ROOT / "examples" / "use_pretrained.ipynb", tmp_path)
-    (adam,) = [numbers for name, numbers in found.items() if name.startswith("Adam")]
+    adam = [numbers[0] for name, numbers in found.items() if name.startswith("Adam")]
+    assert len(adam) == 2
     for name in ("lopt-1", "lopt-1-symbolic"):
-        assert found[name][0] < adam[0]
+        assert found[name][0] < min(adam)
         assert found[name][1] > 0.9
 
 

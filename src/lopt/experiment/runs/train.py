@@ -53,9 +53,8 @@ def train(run: Run, *, show_progress: bool = True) -> Theta:
         like = eqx.filter_eval_shape(begun)
         state = storage.load_checkpoint(kept, done, like) if done else begun()
         logged, compiled = _Log(experiment.record), 0
-        with metrics.open("a") as log:
-            # What was logged after the checkpoint will be computed, and logged, again.
-            log.truncate(length)
+        metrics.touch()
+        os.truncate(metrics, length)  # what comes after the checkpoint will be logged again
         with (
             metrics.open("a") as log,
             opened(run.loggers, folder, run.config["settings"]) as tell,
