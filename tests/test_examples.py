@@ -159,10 +159,10 @@ def test_the_notebook_on_a_pretrained_optimizer(tmp_path):
 @pytest.mark.slow
 def test_the_notebook_on_meta_training(tmp_path):
     found = printed_numbers(ROOT / "examples" / "meta_train.ipynb", tmp_path)
-    (adam,) = [numbers[0] for name, numbers in found.items() if name.startswith("Adam")]
+    adam = [numbers[0] for name, numbers in found.items() if name.startswith("Adam")]
     after = found["the rule after meta-training"][0]
-    assert after < 0.8 * found["the rule before meta-training (Muon)"][0]
-    assert after < adam
+    assert len(adam) == 2
+    assert after < 0.8 * min(*found["the rule before meta-training (Muon)"], *adam)
 
 
 @pytest.mark.slow
