@@ -1,9 +1,12 @@
 """Examples run as a user runs them: in a process of their own, with JAX as it comes."""
 
+import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -109,3 +112,60 @@ def test_tutorial_gives_the_published_figures_on_fashion_mnist(data_folder):
     assert abs(found["meta"][-500:].mean() - 1.23) < 0.03
     assert abs(found["rates"][0] - 1e-3) < 1e-6
     assert abs(found["rates"][-500:].mean() - 0.055) < 0.01
+
+
+BOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
+
+
+def test_notebooks_have_no_outputs():
+    assert {path.stem for path in BOOKS} == {"use_pretrained", "meta_train", "distil"}
+    for path in BOOKS:
+        for cell in json.loads(path.read_text())["cells"]:
+            assert not cell.get("outputs")
+            assert cell.get("execution_count") is None
+
+
+def printed_numbers(path: Path, folder: Path) -> dict[str, list[float]]:
+    """Executes a notebook as it comes; returns the numbers after what its lines begin with."""
+    nbformat = pytest.importorskip("nbformat")
+    from nbclient import NotebookClient
+
+    book = nbformat.read(path, as_version=4)
+    where = {"metadata": {"path": folder}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what runs notebooks
+        NotebookClient(book, timeout=900, resources=where, kernel_name="python3").execute()
+    outputs = [one for cell in book.cells for one in cell.get("outputs", ())]
+    assert not [one for one in outputs if one.get("name") == "stderr"]
+    lines = "".join(one["text"] for one in outputs if one.output_type == "stream").splitlines()
+    found = {}
+    for line in lines:
+        words = re.split(r"\s{2,}|:\s+", line)
+        with contextlib.suppress(ValueError):
+            found[words[0]] = [float(word) for word in words[1:]]
+    return found
+
+
+@pytest.mark.slow
+def test_the_notebook_on_a_pretrained_optimizer(tmp_path):
+    found = printed_numbers(ROOT / "examples" / "use_pretrained.ipynb", tmp_path)
+    adam = [numbers[0] for name, numbers in found.items() if name.startswith("Adam")]
+    assert len(adam) == 2
+    for name in ("lopt-1", "lopt-1-symbolic"):
+        assert found[name][0] < min(adam)
+        assert found[name][1] > 0.9
+
+
+@pytest.mark.slow
+def test_the_notebook_on_meta_training(tmp_path):
+    found = printed_numbers(ROOT / "examples" / "meta_train.ipynb", tmp_path)
+    adam = [numbers[0] for name, numbers in found.items() if name.startswith("Adam")]
+    after = found["the rule after meta-training"][0]
+    assert len(adam) == 2
+    assert after < 0.8 * min(*found["the rule before meta-training (Muon)"], *adam)
+
+
+@pytest.mark.slow
+def test_the_notebook_on_distilling(tmp_path):
+    found = printed_numbers(ROOT / "examples" / "distil.ipynb", tmp_path)
+    assert found["the equation"][0] < 1.2 * found["the network"][0]

@@ -37,6 +37,8 @@ def help_of(settings: Any) -> tuple[str, dict[str, str]]:
 
 # Backends of `lopt distill`.
 SEARCHES = ("template", "operon", "pysr")
+# Loggers of `lopt train`.
+LOGGERS = ("tensorboard", "wandb")
 
 
 # For `check`: how fields of recipes are given, and a range.
@@ -91,9 +93,13 @@ class TrainSettings:
     # the folder of the new run; runs/RECIPE, numbered if need be, by default.
     run: Path | None = None
     resume: Path | None = None  # the folder of a run to continue, instead of a recipe.
+    # where to log besides metrics.jsonl, tensorboard or wandb; may be repeated. A run to continue
+    # keeps what it has, and another gets its earlier steps, too.
+    logger: Repeated = ()
     trust: bool = False  # run the recipe file that a run to continue names, or has brought along.
 
     def __post_init__(self) -> None:
+        check(self, logger=LOGGERS)
         if sum(option is not None for option in (self.recipe, self.resume, self.start)) != 1:
             raise ValueError("lopt train takes a recipe, --from RUN or --resume RUN: one of them.")
         if self.resume is not None and self.run is not None:

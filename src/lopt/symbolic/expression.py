@@ -109,6 +109,11 @@ class Expression(eqx.Module):
         """The number of its nodes."""
         return sum(1 for _ in walk(self.root))
 
+    def _repr_latex_(self) -> str:  # what notebooks show
+        from lopt.symbolic.typeset import to_latex  # which needs this class
+
+        return f"${to_latex(self)}$"
+
 
 def walk(node: Node) -> Iterator[Node]:
     """Yields all nodes of a tree, parents first, arguments in order."""

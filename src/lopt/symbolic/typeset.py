@@ -219,16 +219,12 @@ def to_latex(
 def _print(expression: Expression, style: Style, digits: int | None) -> str:
     constants = np.asarray(expression.constants, float).tolist()
     negative, text, _ = _render(expression.root, constants, style, digits)
-    return _signed(negative, text)
+    return f"-{text}" if negative else text
 
 
 # A sign, the text of what follows it, and how tightly that binds. Signs move outwards through
 # products, so that sums can subtract.
 _Rendered = tuple[bool, str, int]
-
-
-def _signed(negative: bool, text: str) -> str:
-    return f"-{text}" if negative else text
 
 
 def _render(node: Node, constants: list[float], style: Style, digits: int | None) -> _Rendered:

@@ -380,10 +380,9 @@ def _check(name: str, tensor: torch.Tensor) -> None:
 def _place(path: Any, keys: list[str]) -> tuple[int, str]:
     """Returns the parameter that a leaf of the state belongs to, and its name there."""
     names = [jax.tree_util.keystr((key,), simple=True) for key in path]
-    for key, name in zip(path, names, strict=True):
-        if isinstance(key, jax.tree_util.DictKey) and name in keys:
-            rest = [other for other in names if other != name]
-            return keys.index(name), ".".join(rest)
+    for at, key in enumerate(path):
+        if isinstance(key, jax.tree_util.DictKey) and names[at] in keys:
+            return keys.index(names[at]), ".".join(names[:at] + names[at + 1 :])
     return 0, ".".join(["shared", *names])
 
 

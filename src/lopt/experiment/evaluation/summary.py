@@ -9,7 +9,8 @@ from jaxtyping import Float
 from lopt.experiment.evaluation import metrics
 from lopt.experiment.evaluation.compare import SAID, Comparison, curves_of
 from lopt.experiment.evaluation.trials import Entry
-from lopt.experiment.report import Cell, Figure, Interval, Report, bands, curves, running_mean
+from lopt.experiment.report import Cell, Figure, Interval, Report, bands, curves
+from lopt.experiment.runs.run import add_log
 
 # Evaluations whose tables the terminal shows, whose verdicts it shows, and that have a panel.
 SHOWN, SAID_OF, PANELS = 6, 20, 12
@@ -51,7 +52,7 @@ def evaluation_report(
         if all(one.evaluation.place is not None for one in some) and len(some) > 1:
             report.add(_sweep(group, some))
     if log is not None:
-        _add_log(report, log)
+        add_log(report, log)
     return report
 
 
@@ -178,20 +179,3 @@ def _sweep(group: str, comparisons: Sequence[Comparison]) -> Figure:
     data = {"places": places, "shaded": shaded, "means": means}
     about = f"Sweep over {group}; shaded, trained on."
     return Figure(f"sweep_{group.replace(' ', '_')}", draw, (6.4, 4.6), about, data)
-
-
-def _add_log(report: Report, log: Mapping[str, Float[np.ndarray, " outer"]]) -> None:
-    report.data["outer_steps"] = len(log["seconds"])
-    report.data["seconds_of_meta_training"] = float(np.nansum(log["seconds"]))
-    if skipped := int(np.sum(log["finite"] == 0)):
-        report.text(f"Skipped outer steps: {skipped}.")
-    if dropped := int(np.nansum(log["dropped"])):
-        report.text(f"Dropped particles: {dropped}.")
-    losses = log["meta_loss"]
-    seen, width = np.flatnonzero(np.isfinite(losses)), max(1, losses.size // 50)
-    if seen.size:
-        filled = np.interp(np.arange(losses.size), seen, losses[seen])[None]
-        lines = {"each outer step": filled, "learned": running_mean(filled, width)}
-        style: Any = {"log": False, "xlabel": "outer step", "ylabel": "meta-loss"}
-        about = f"The meta-loss, and its mean over {width} outer steps."
-        report.add(curves("meta_training", {"Meta-training": lines}, about, **style))

@@ -1,15 +1,17 @@
-"""One progress bar for all long work; without a terminal, a plain line every so often."""
+"""One progress bar for all long work, also in a notebook; elsewhere a line every so often."""
 
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator
 from time import monotonic
+from typing import Any
 
 from rich import progress as rich
 from rich.console import Console
 from rich.text import Text
 
-SECONDS = 30.0
+# Between two lines, and between two pictures of the bar in a notebook.
+SECONDS, NOTEBOOK_SECONDS = 30.0, 0.5
 At = Callable[[int, str], None]
 
 
@@ -29,14 +31,23 @@ def progress(what: str, total: int, *, done: int = 0, show: bool = True) -> Iter
         disable=not (show and console.is_terminal),
     )
     task = bar.add_task(what, total=total, completed=done, text="compiling")
+    shown: Any = None
+    if show and console.is_jupyter:
+        from IPython.display import display
+
+        shown = display(bar, display_id=True)
     last = monotonic()
 
     def at(done: int, text: str) -> None:
         nonlocal last
         bar.update(task, completed=done, text=text)
-        if show and not console.is_terminal and monotonic() - last > SECONDS:
+        due = monotonic() - last > (NOTEBOOK_SECONDS if shown else SECONDS)
+        if show and not console.is_terminal and (due or (shown and done >= total)):
             last = monotonic()
-            console.print(Text(f"{what} {done}/{total} {text}"), soft_wrap=True)
+            if shown:
+                shown.update(bar)
+            else:
+                console.print(Text(f"{what} {done}/{total} {text}"), soft_wrap=True)
 
     with bar:
         yield at

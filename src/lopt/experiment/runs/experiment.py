@@ -15,6 +15,7 @@ from lopt.core.learned import AbstractLearnedOptimizer
 from lopt.core.types import Key, Scalar, Theta
 from lopt.core.unroll import Step
 from lopt.experiment.evaluation.evaluation import Evaluation, trial
+from lopt.experiment.runs.loggers import LOGGERS, Logger
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Experiment:
             written and a checkpoint is made.
         record: what else to log of each outer step, by name.
         initial: the theta to begin with, for training on; by default the learned optimizer's.
+        loggers: where each outer step is logged besides the run's `metrics.jsonl`, which has it as
+            JSON lines: "tensorboard", "wandb", or a `loggers.Logger` of your own.
     """
 
     learned: AbstractLearnedOptimizer
@@ -43,6 +46,7 @@ class Experiment:
     steps_per_chunk: int = 20
     record: Callable[[Step], Mapping[str, Scalar]] | None = None
     initial: Theta | None = None
+    loggers: tuple[str | Logger, ...] = dataclasses.field(default=(), repr=False)
 
     def check_evaluations(self) -> None:
         """Refuses evaluations that cannot work, before anything is trained: traces them."""
@@ -76,3 +80,9 @@ class Experiment:
         limits = {"outer_steps": (1, 2**31), "steps_per_chunk": (1, 2**31), "seed": (0, 2**32)}
         for name, (least, limit) in limits.items():
             check_integer("Experiment", name, getattr(self, name), least, limit - 1)
+        for one in self.loggers:
+            if isinstance(one, str) and one not in LOGGERS:
+                raise ValueError(
+                    f"Experiment(loggers) has {one!r}, which is none of {', '.join(LOGGERS)}; give "
+                    "one of these, or a function."
+                )

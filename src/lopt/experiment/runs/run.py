@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import platform
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,11 @@ from lopt.core.inner import InnerTraining
 from lopt.core.learned import AbstractLearnedOptimizer
 from lopt.core.types import Theta
 from lopt.experiment.data.datasets import data_loaded
+from lopt.experiment.report import Report, curves, running_mean
 from lopt.experiment.runs import files, storage
 from lopt.experiment.runs.environment import cache_folder
 from lopt.experiment.runs.experiment import Experiment
+from lopt.experiment.runs.loggers import Logger, check_installed
 from lopt.experiment.runs.registry import make, parsed
 
 FORMAT = 2
@@ -57,10 +59,13 @@ class Run:
             )
 
     @classmethod
-    def create(cls, folder: Path, recipe: str, settings: Sequence[str] = ()) -> "Run":
+    def create(
+        cls, folder: Path, recipe: str, settings: Sequence[str] = (), loggers: Sequence[str] = ()
+    ) -> "Run":
         """Makes the folder of a new run, of an experiment that is built as `build` does.
 
-        What is refused leaves nothing written.
+        What is refused leaves nothing written. Loggers are named as those of an experiment, and
+        used besides.
         """
         if holds_run(folder):
             raise FileExistsError(
@@ -70,6 +75,7 @@ class Run:
         with data_loaded() as data:
             made, experiment = make(recipe, parsed(settings))
         experiment.check_evaluations()
+        check_installed((*experiment.loggers, *loggers))
         fields = {field.name: getattr(made, field.name) for field in dataclasses.fields(made)}
         paths = {name: value for name, value in fields.items() if isinstance(value, Path)}
         weights = {name: path for name, path in paths.items() if path.name}
@@ -80,6 +86,7 @@ class Run:
             "recipe": str(code.resolve()) if code else recipe,
             "recipe_sha256": files.digest(code) if code else None,
             "settings": fields | {name: str(path.resolve()) for name, path in weights.items()},
+            "loggers": list(loggers),
             "data": data,
             "made_with": _surroundings(),
             "experiment": printed(experiment),
@@ -159,11 +166,32 @@ class Run:
         """The inner training: the first in the estimator."""
         return self.experiment.inner_training()
 
-    @functools.cached_property
+    @property
     def log(self) -> dict[str, Float[np.ndarray, " outer"]]:
         """Numbers of each outer step: "meta_loss", "finite", "dropped", "seconds"."""
         columns = files.read_columns(self.folder / "metrics.jsonl", LOGGED)
         return dict(zip(LOGGED, columns, strict=True))
+
+    @property
+    def loggers(self) -> tuple[str | Logger, ...]:
+        """Those of its experiment, and those that were added."""
+        return tuple(dict.fromkeys([*self.experiment.loggers, *self.config.get("loggers", ())]))
+
+    def add_loggers(self, names: Sequence[str]) -> None:
+        """Adds loggers by name, also in run.json."""
+        check_installed(names)
+        with files.locked(self.folder):
+            self.config["loggers"] = [*self.config.get("loggers", ()), *names]
+            files.write_json(self.folder / "run.json", self.config, sealed=True)
+
+    def _repr_html_(self) -> str:
+        """Returns the run for a notebook: how far it is, its settings, its meta-loss."""
+        report, log = Report(f"Run {self.name}"), self.log
+        report.text(f"{log['seconds'].size} outer steps of {self.config['recipe']} are logged.")
+        settings = self.config["settings"]
+        report.table("Settings", [{"field": k, "value": str(v)} for k, v in settings.items()])
+        add_log(report, log)
+        return report._repr_html_()
 
     def changes(self) -> list[str]:
         """Returns what differs from when the run began: versions and devices, in words."""
@@ -206,6 +234,24 @@ class Run:
             longer.config["experiment"] = printed(longer.experiment)
             files.write_json(self.folder / "run.json", longer.config, sealed=True)
         return longer
+
+
+def add_log(report: Report, log: Mapping[str, Float[np.ndarray, " outer"]]) -> None:
+    """Adds to a report how long meta-training took, what was left out, and the meta-loss."""
+    report.data["outer_steps"] = len(log["seconds"])
+    report.data["seconds_of_meta_training"] = float(np.nansum(log["seconds"]))
+    if skipped := int(np.sum(log["finite"] == 0)):
+        report.text(f"Skipped outer steps: {skipped}.")
+    if dropped := int(np.nansum(log["dropped"])):
+        report.text(f"Dropped particles: {dropped}.")
+    losses = log["meta_loss"]
+    seen, width = np.flatnonzero(np.isfinite(losses)), max(1, losses.size // 50)
+    if seen.size:
+        filled = np.interp(np.arange(losses.size), seen, losses[seen])[None]
+        lines = {"each outer step": filled, "learned": running_mean(filled, width)}
+        style: Any = {"log": False, "xlabel": "outer step", "ylabel": "meta-loss"}
+        about = f"The meta-loss, and its mean over {width} outer steps."
+        report.add(curves("meta_training", {"Meta-training": lines}, about, **style))
 
 
 def holds_run(folder: Path) -> bool:

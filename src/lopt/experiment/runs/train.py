@@ -27,6 +27,7 @@ from lopt.experiment.report import progress
 from lopt.experiment.runs import files, storage
 from lopt.experiment.runs.environment import release_memory
 from lopt.experiment.runs.experiment import Experiment
+from lopt.experiment.runs.loggers import opened
 from lopt.experiment.runs.run import Run
 
 
@@ -52,12 +53,13 @@ def train(run: Run, *, show_progress: bool = True) -> Theta:
         like = eqx.filter_eval_shape(begun)
         state = storage.load_checkpoint(kept, done, like) if done else begun()
         logged, compiled = _Log(experiment.record), 0
+        metrics.touch()
+        os.truncate(metrics, length)  # what comes after the checkpoint will be logged again
         with (
             metrics.open("a") as log,
+            opened(run.loggers, folder, run.config["settings"]) as tell,
             progress("meta-training", experiment.outer_steps, done=done, show=show_progress) as at,
         ):
-            # What was logged after the checkpoint will be computed, and logged, again.
-            log.truncate(length)
             while done < experiment.outer_steps:
                 num_steps = min(experiment.steps_per_chunk, experiment.outer_steps - done)
                 began = time.perf_counter()
@@ -72,7 +74,9 @@ def train(run: Run, *, show_progress: bool = True) -> Theta:
                     release_memory()
                 for i in range(num_steps):
                     values = {name: float(value[i]) for name, value in record.items()}
-                    log.write(files.to_line({"step": done + i, **values, "seconds": seconds}))
+                    values["seconds"] = seconds
+                    log.write(files.to_line({"step": done + i, **values}))
+                    tell(done + i, values)
                 log.flush()
                 os.fsync(log.fileno())
                 done += num_steps
