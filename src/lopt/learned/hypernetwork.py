@@ -134,8 +134,7 @@ class TensorwiseState(eqx.Module):
 class Tensorwise(AbstractLearnedOptimizer):
     """An optimizer whose updates a network per tensor controls.
 
-    Theta is that of the controller. Arithmetic is at least float32. Leaves without a gradient
-    (None) have no update, and keep their state.
+    Theta is that of the controller. Arithmetic is at least float32.
     """
 
     controller: AbstractController
@@ -170,13 +169,11 @@ class Tensorwise(AbstractLearnedOptimizer):
     def update(
         self, theta: Theta, grads: Params, state: State, params: Params | None = None, **extra: Any
     ) -> tuple[Params, TensorwiseState]:
-        if params is None:
-            raise ValueError("Tensorwise.update(params=None): summaries see params; pass them.")
+        slopes = tensors.gradients(grads, params)
         structure: Any
         leaves, structure = jax.tree.flatten(params)
         param = [tensors.as_tensor(leaf) for leaf in leaves]
-        slopes = structure.flatten_up_to(grads)
-        dtype, groups = _widest(param), _by_shape(param, slopes)
+        dtype, groups = _widest(param), _by_shape(param)
         order = [i for group in groups for i in group]
         if not order:
             new_state = eqx.tree_at(lambda s: s.step, state, state.step + 1)
@@ -196,7 +193,7 @@ class Tensorwise(AbstractLearnedOptimizer):
         remembered = jax.tree.map(lambda *m: jnp.stack(m, -1), *(memory[i] for i in order))
         control, remembered = self.controller.network.apply(wide["network"], summaries, remembered)
         shared = self.controller.share(control, shared)
-        updates: list[Any] = [None if g is None else jnp.zeros_like(g) for g in slopes]
+        updates = [jnp.zeros_like(leaf) for leaf in leaves]
         last = itertools.accumulate(map(len, groups))
         for group, (*_, params_of), (views, _), end in zip(groups, stacks, seen, last, strict=True):
             part = slice(end - len(group), end)
@@ -291,10 +288,10 @@ def _widest(leaves: list[Tensor]) -> Any:
     return max(dtypes, key=lambda dtype: dtype.itemsize, default=jnp.dtype(jnp.float32))
 
 
-def _by_shape(param: list[Tensor], slopes: list[Any]) -> list[list[int]]:
-    """Returns the numbers of the tensors with a gradient, grouped by shape and dtype."""
+def _by_shape(param: list[Tensor]) -> list[list[int]]:
+    """Returns the numbers of the tensors that are not empty, grouped by shape and dtype."""
     groups: dict[Any, list[int]] = {}
-    for i, (p, slope) in enumerate(zip(param, slopes, strict=True)):
-        if slope is not None and p.size:
+    for i, p in enumerate(param):
+        if p.size:
             groups.setdefault((p.shape, p.dtype), []).append(i)
     return list(groups.values())

@@ -75,9 +75,7 @@ class MuonMLP(AbstractLearnedOptimizer):
     """
 
     hidden: int = eqx.field(static=True, default=8)
-    learning_rate: Any = eqx.field(
-        default=None, converter=lambda r: as_pytree(r) if callable(r) else r
-    )
+    learning_rate: Any = eqx.field(default=None, converter=as_pytree)
     weight_decay: float = 0.0
     weight_decay_mask: Callable[[Params], Any] | None = eqx.field(static=True, default=None)
     axes: Callable[[Params], Any] = eqx.field(static=True, default=MatrixAxes())
@@ -129,8 +127,6 @@ class MuonMLP(AbstractLearnedOptimizer):
         value: Scalar | None = None,
         **extra: Any,
     ) -> tuple[Params, State]:
-        if params is None:
-            raise ValueError("MuonMLP.update(params=None): steps depend on params; pass them.")
         structure, views, depth, stacks = self._stacks(grads, state, params)
         leaves = jax.tree.leaves(params)
         decays = [view.order != () for view in views]
@@ -183,15 +179,15 @@ class MuonMLP(AbstractLearnedOptimizer):
 
     def _stacks(self, grads: Params, state: MuonMLPState, params: Params) -> tuple[Any, ...]:
         structure: Any
+        slopes = tensors.gradients(grads, params)
         leaves, structure = jax.tree.flatten(params)
         axes = structure.flatten_up_to(self.axes(params))
         views = [View.of(leaf, numbers) for leaf, numbers in zip(leaves, axes, strict=True)]
         depth = max(1, sum(view.sizes[0] for view in views if view.order))
-        trees = grads, params, state.fast, state.slow, state.squares
-        columns = [structure.flatten_up_to(tree) for tree in trees]
+        averages = tensors.unmirror((state.fast, state.slow, state.squares), structure)
         stacks = [
-            tuple(view.stack(tensors.as_tensor(array)) for array in row)
-            for view, *row in zip(views, *columns, strict=True)
+            tuple(view.stack(tensors.as_tensor(array)) for array in (grad, leaf, *old))
+            for view, grad, leaf, old in zip(views, slopes, leaves, averages, strict=True)
         ]
         return structure, views, depth, stacks
 
