@@ -194,8 +194,8 @@ def specs():
 
 
 KINDS = {
-    "auto": lambda: sharded("Auto", ["rnnprop", "Adam"]),
-    "explicit": lambda: sharded("Explicit", ["adafactor_mlp"]),
+    "auto": lambda: sharded("Auto", ["rnnprop", "Adam", "guarded", "velo_small"]),
+    "explicit": lambda: sharded("Explicit", ["adafactor_mlp", "guarded", "velo_small"]),
     "auto, every rule": lambda: sharded("Auto", RULES),
     "explicit, every rule": lambda: sharded("Explicit", RULES),
     "nnx": nnx,

@@ -29,7 +29,7 @@ class Begin(eqx.Module):
     theta: Theta
     num_steps: NumSteps
 
-    def __call__(self, params: Params) -> State:
+    def __call__(self, params: Any) -> State:
         """Returns the state before the first step."""
         if (bad := not_floats(params)) is not None:
             raise ValueError(
@@ -65,7 +65,21 @@ class Update(eqx.Module):
         if not all(jax.tree.leaves(moves)):
             params = jax.tree.map(cut, params, moves)
             old = optax.tree_map_params(self.begin, cut, state, moves)
-        updates, new = learned.update(theta, grads, old, params, **extra)
+        places = jax.tree.map(lambda leaf: jax.typeof(leaf).sharding, (params, old))
+        update = learned.update
+        if meshes := [place.mesh for place in jax.tree.leaves(places[0]) if any(place.spec)]:
+            specs = jax.tree.map(lambda place: place.spec, places)
+            update = eqx.Partial(_placed, meshes[0], specs, update)
+        try:
+            updates, new = update(theta, grads, old, params, **extra)
+        except (AttributeError, TypeError, ValueError) as error:
+            own = jax.eval_shape(self.begin, params)
+            if jax.tree.map(jnp.shape, own) == jax.tree.map(jnp.shape, old):
+                raise
+            raise ValueError(
+                "update(state) has the state of another optimizer, or of other params; begin with "
+                "optimizer.init(params)."
+            ) from error
         if old is not state:
             is_cut = {"is_leaf": lambda leaf: leaf is None}
             new = jax.tree.map(lambda new, old: old if new is None else new, new, state, **is_cut)
@@ -73,6 +87,19 @@ class Update(eqx.Module):
 
     __eq__ = object.__eq__
     __hash__ = object.__hash__
+
+
+@eqx.filter_jit
+def _placed(mesh: Any, specs: Any, update: Any, *args: Any, **extra: Any) -> tuple[Params, State]:
+    """Lets the compiler choose between params and updates, where axes of a mesh are explicit."""
+    arrays, others = eqx.partition((args, extra), eqx.is_array)
+
+    def call(arrays: Any) -> tuple[Params, State]:
+        args, extra = eqx.combine(arrays, others)
+        return update(*args, **extra)
+
+    with jax.sharding.use_abstract_mesh(mesh):
+        return jax.sharding.auto_axes(call, out_sharding=specs)(arrays)
 
 
 def _as_leaf(value: Any) -> Any:

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 from typing_extensions import override
 
 from lopt.core import tensors
+from lopt.core.devices import is_sharded
 from lopt.core.learned import AbstractLearnedOptimizer, Columns, Tensor
 from lopt.core.types import Key, NumSteps, Params, Scalar, State, Theta
 from lopt.learned.recurrent import affine, lstm_cell
@@ -215,7 +216,8 @@ def _map(function: Callable[..., Any], theta: Theta, stack: Any, told: Any) -> A
         arrays = cast(arrays, stack[-1].dtype)
         return function(theta, *arrays, told)
 
-    return tensors.map_stack(one, stack, stack[-1][0].size > tensors.BLOCK_SIZE)
+    large = stack[-1][0].size > tensors.BLOCK_SIZE and not is_sharded(stack[-1])
+    return tensors.map_stack(one, stack, large)
 
 
 def on_coordinates(
@@ -229,7 +231,8 @@ def on_coordinates(
     Scalars that the rule returns are summed over coordinates. A rule that has arrays is a pytree of
     them, such as `eqx.Partial`.
     """
-    cut = tensors.slabs_of(param.shape, tensors.BLOCK_SIZE)
+    size = param.size if is_sharded(param) else tensors.BLOCK_SIZE
+    cut = tensors.slabs_of(param.shape, size)
     squares, _ = tensors.in_slabs(eqx.Partial(_squares, columns), (views, param), (), *cut)
     factors = [jax.lax.rsqrt(1e-5 + square / param.size) for square in squares]
     work = eqx.Partial(_apply, columns, factors, rule)
