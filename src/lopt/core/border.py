@@ -115,7 +115,7 @@ class Scaled(eqx.Module):
     learned: Any
     rate: Any = eqx.field(converter=_as_leaf)
     decay: Any = eqx.field(converter=_as_leaf)
-    mask: Any = eqx.field(converter=as_pytree)
+    mask: Any = eqx.field(converter=_as_leaf)
 
     def begin(
         self, theta: Theta, params: Params, num_steps: NumSteps
@@ -131,7 +131,7 @@ class Scaled(eqx.Module):
         updates, inner = self.learned.update(theta, grads, inner, params, **extra)
         if self.decay is not None:
             gradients(updates, params)  # refuses params that are None
-            decays = jax.tree.broadcast(self.mask(params), params)
+            decays = jax.tree.broadcast(True if self.mask is None else self.mask(params), params)
             updates = jax.tree.map(
                 lambda u, p, d: u - self.decay.astype(u.dtype) * p if d else u,
                 *(updates, params, decays),
@@ -139,8 +139,3 @@ class Scaled(eqx.Module):
         rate = self.rate(count) if callable(self.rate) else self.rate
         updates = jax.tree.map(lambda u: jnp.asarray(rate, u.dtype) * u, updates)
         return updates, (inner, count + 1)
-
-
-def everywhere(params: Params) -> bool:
-    """Returns a mask of `Scaled`: everything decays."""
-    return True

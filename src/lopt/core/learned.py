@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from lopt.core.border import Begin, Optimizer, Scaled, Update, everywhere
+from lopt.core.border import Begin, Optimizer, Scaled, Update
 from lopt.core.checks import check_integer
 from lopt.core.types import Key, NumSteps, Params, State, Theta
 
@@ -98,7 +98,7 @@ class AbstractLearnedOptimizer(eqx.Module):
         stays = isinstance(weight_decay, int | float) and weight_decay == 0
         if learning_rate is not None or not stays:
             rate = 1.0 if learning_rate is None else learning_rate
-            decays = everywhere if mask is None else mask if callable(mask) else lambda _: mask
+            decays = mask if mask is None or callable(mask) else lambda _: mask
             learned = Scaled(self, rate, None if stays else weight_decay, decays)
         begin = Begin(learned, theta, length)
         return Optimizer(begin, Update(begin))

@@ -26,13 +26,8 @@ BLOCK_SIZE = 2**15
 
 
 def as_tensor(leaf: Array) -> Array:
-    """Gives a half-precision array the precision of accumulators; refuses integers."""
+    """Gives a half-precision array the precision of accumulators."""
     array = jnp.asarray(leaf)
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise TypeError(
-            f"A learned optimizer was given an array of dtype {array.dtype}; params must be "
-            "floating-point, try equinox.partition(model, equinox.is_inexact_array)[0]."
-        )
     return array.astype(jnp.float32) if jnp.finfo(array.dtype).bits < 32 else array
 
 

@@ -36,7 +36,8 @@ def pretrained(
         name: of the optimizer.
         num_steps: the length of the run, which its learned schedule is for; nothing has to be
             tuned.
-        learning_rate: in place of that schedule: a number, such as 0.05, or an Optax schedule.
+        learning_rate: in place of that schedule: a number, such as 0.05, or an Optax schedule; for
+            a factor of it, chain `optax.scale(factor)`.
         axes: "in_out" for params of Flax, Haiku and Keras, "out_in" for those of Equinox; or a
             function from params to a tree of `optax.contrib.MuonDimensionNumbers`, None for no
             matrix.

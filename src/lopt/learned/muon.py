@@ -66,7 +66,8 @@ class MuonMLP(AbstractLearnedOptimizer):
     Attributes:
         hidden: the number of odd units.
         learning_rate: a number or a schedule of the step, in place of the learned one. Without it
-            the length of the run is needed, and nothing has to be tuned.
+            the length of the run is needed, and nothing has to be tuned. That of `optimizer` is a
+            factor of either.
         weight_decay: decoupled, per step and unit of the rate, times a learned factor.
         weight_decay_mask: from params to a tree of booleans, what decays; by default matrices do.
         axes: from params to a tree of `optax.contrib.MuonDimensionNumbers`, None for no matrix.
