@@ -35,7 +35,8 @@ class AbstractLearnedOptimizer(eqx.Module):
     ) -> tuple[Params, State]:
         """Returns updates (added to the parameters, in their dtype) and the next state.
 
-        `value` is the training loss, as for Optax's optimizers.
+        `value` is the training loss, as for Optax's optimizers. Every leaf has a gradient: those
+        without are left out by `optimizer`.
         """
 
     @property
