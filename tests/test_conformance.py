@@ -124,6 +124,24 @@ def test_every_learned_optimizer(name):
     assert traces == 1
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", exported(lopt.learned, AbstractLearnedOptimizer))
+def test_every_learned_optimizer_leaves_out_what_has_no_gradient(name):
+    learned = LEARNED.get(name, getattr(lopt.learned, name))()
+    optimizer = learned.optimizer(learned.init(KEY), 9)
+    params = {"a": [jnp.ones((2, 3)), jnp.ones(())], "b": jnp.ones((2, 3)), "c": {"d": jnp.ones(4)}}
+    grads = {"a": [None, jnp.ones(())], "b": jnp.full((2, 3), 0.5), "c": None}
+    moving = {"a": [None, params["a"][1]], "b": params["b"], "c": {"d": None}}
+    state, value = optimizer.init(params), jnp.full((), 1.0, float)
+    updates, new = quick_jit(optimizer.update)(grads, state, params, value=value)
+    assert_like(new, state)
+    slopes = {**moving, "b": grads["b"]}
+    alone, _ = optimizer.update(slopes, optimizer.init(moving), moving, value=value)
+    assert jax.tree.structure(updates) == jax.tree.structure(moving)
+    for a, b in zip(jax.tree.leaves(updates), jax.tree.leaves(alone), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
 @pytest.mark.parametrize("name", exported(lopt.learned, AbstractLearnedOptimizer))
 def test_every_learned_optimizer_has_a_meta_gradient(name):
     learned = LEARNED.get(name, getattr(lopt.learned, name))()

@@ -13,7 +13,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import lopt
-from lopt.learned import MomentFeatures, PerTensorType
+from lopt.learned import FallBack, MomentFeatures, PerTensorType
 from lopt.symbolic import Variable, make_expression, symbolic_optimizer
 
 KEY = jax.random.key(0)
@@ -27,6 +27,10 @@ RULES = {
     "symbolic": symbolic_optimizer(SYMBOLIC, MomentFeatures()),
     "per tensor type": PerTensorType(lopt.adafactor_mlp()),
     "Adam": lopt.LearnableAdam(),
+    "muon_mlp": lopt.learned.muon_mlp(2),
+    "guarded": FallBack(lopt.learned.muon_mlp(2), limit=1e9),
+    "velo_small": lopt.velo_small(),
+    "hierarchical": lopt.learned.hierarchical(),
 }
 SPECS = {
     "w": P("x", None),
@@ -51,10 +55,11 @@ def values(index):
 
 def run(optimizer, params, grads):
     state = optimizer.init(params)
-    step = jax.jit(optimizer.update).lower(grads, state, params).compile()
+    value = jnp.ones(())
+    step = jax.jit(optimizer.update).lower(grads, state, params, value=value).compile()
     for i in range(2):
         bent = jax.tree.map(lambda g, i=i: jnp.sin((i + 1) * g), grads)
-        updates, state = step(bent, state, params)
+        updates, state = step(bent, state, params, value=value)
         params = jax.tree.map(jnp.add, params, updates)
     return params, state, step.as_text()
 
@@ -91,7 +96,7 @@ def sharded(kind, names):
     for name in names:
         learned = RULES[name]
         theta = jax.tree.map(lambda w: w * 1.01, learned.init(KEY))
-        optimizer = learned.optimizer(theta)
+        optimizer = learned.optimizer(theta, 10)
         params, grads = values(0), values(1)
         expected, state, _ = run(optimizer, params, grads)
         ours, placed, program = run(optimizer, place(params, mesh), place(grads, mesh))
@@ -189,8 +194,8 @@ def specs():
 
 
 KINDS = {
-    "auto": lambda: sharded("Auto", ["rnnprop", "Adam"]),
-    "explicit": lambda: sharded("Explicit", ["adafactor_mlp"]),
+    "auto": lambda: sharded("Auto", ["rnnprop", "Adam", "guarded", "velo_small"]),
+    "explicit": lambda: sharded("Explicit", ["adafactor_mlp", "guarded", "velo_small"]),
     "auto, every rule": lambda: sharded("Auto", RULES),
     "explicit, every rule": lambda: sharded("Explicit", RULES),
     "nnx": nnx,

@@ -14,6 +14,9 @@ FLAGS = (
 )
 
 
+MOST = {"muon_mlp": 160 * 160, "guarded": 160 * 160, "hierarchical": 256 * 160}
+
+
 def run(*what):
     environment = os.environ | {"XLA_FLAGS": FLAGS}
     command = [sys.executable, str(Path(__file__).with_name("placed.py")), *what]
@@ -23,15 +26,19 @@ def run(*what):
 
 
 def check_sharded(found):
-    """No collective moves more than the statistics of a tensor, a number for each feature."""
+    """No collective moves more than the statistics of a tensor, a number for each feature.
+
+    But Newton and Schulz's products need whole matrices, and a memory of params their rows.
+    """
     for name, one in found.items():
         assert one["params"] < 1e-5, name
         assert one["state"] < 1e-5, name
-        assert one["largest"] <= 160, name
+        assert one["largest"] <= MOST.get(name, 160), name
         if name in ("dm", "rnnprop", "symbolic", "Adam"):
             assert one["largest"] == 0, name
         # What is factored may have lost the axis that is sharded.
-        assert one["spread"] >= (0.7 if "ada" in name or "type" in name else 1), name
+        factored = any(word in name for word in ("ada", "type", "velo"))
+        assert one["spread"] >= (0.7 if factored else 1), name
 
 
 def test_sharded_params_nnx_and_orbax():
@@ -39,6 +46,7 @@ def test_sharded_params_nnx_and_orbax():
     found = run("auto", "explicit", "nnx", "orbax", "specs")
     check_sharded(found["auto"])
     check_sharded(found["explicit"])
+    assert {"guarded", "velo_small"} <= set(found["auto"]) & set(found["explicit"])
     for name, one in found["nnx"].items():
         first, last = one["losses"]
         assert last < first, name

@@ -49,6 +49,15 @@ def check_key(owner: str, key: Any) -> None:
         raise TypeError(f"{owner}(key={key!r}) needs a single typed key; try jax.random.key(0).")
 
 
+def not_floats(params: Any) -> str | None:
+    """Returns path and type of the first leaf that is no float, such as "['n'] is int32"."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        kind = getattr(leaf, "dtype", type(leaf))
+        if not jnp.issubdtype(kind, jnp.floating):
+            return f"{jax.tree_util.keystr(path)} is {getattr(kind, '__name__', kind)}"
+    return None
+
+
 def is_real(value: Any) -> bool:
     """Returns whether something is a real number and not a boolean."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)

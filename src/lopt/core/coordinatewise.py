@@ -74,8 +74,7 @@ class Coordinatewise(AbstractLearnedOptimizer):
             what lies below them holds tensors of its own along a first axis, one more for each name
             on the path, as layers do that are stacked for a scan.
 
-    Theta is `{"features": ..., "rule": ...}`. Arithmetic is at least float32. Leaves without a
-    gradient (None) have no update, and keep their state.
+    Theta is `{"features": ..., "rule": ...}`. Arithmetic is at least float32.
     """
 
     features: AbstractFeatures
@@ -129,11 +128,11 @@ class Coordinatewise(AbstractLearnedOptimizer):
         **extra: Any,
     ) -> tuple[Params, CoordinatewiseState]:
         stacks, hows, structure = self._stacks(theta, grads, state, params)
-        # Without a gradient there is no update, and without coordinates nothing to compute.
+        # Without coordinates there is nothing to compute.
         done: list[Any] = [(stack.grad, stack.features, stack.memory) for stack in stacks]
         alike: dict[Any, list[int]] = {}
         for i, stack in enumerate(stacks):
-            if stack.grad is not None and stack.param.size:
+            if stack.param.size:
                 kind: Any = stack.param.dtype, stack.param.shape[1:]
                 if jax.tree.leaves(stack.memory) and not stack.is_small():
                     kind += (i,)  # a stack would be a copy of all memory
@@ -147,7 +146,7 @@ class Coordinatewise(AbstractLearnedOptimizer):
             for i, part in zip(same, parts, strict=True):
                 done[i] = part
         updates = [
-            None if one is None else how.unstack(one).astype(jnp.result_type(leaf))
+            how.unstack(one).astype(jnp.result_type(leaf))
             for (one, *_), how, leaf in zip(done, hows, jax.tree.leaves(params), strict=True)
         ]
         new = self._state(theta, state.step + 1, [one[1:] for one in done], hows, structure)
@@ -260,25 +259,12 @@ class Coordinatewise(AbstractLearnedOptimizer):
         self, theta: Theta, grads: Params, state: CoordinatewiseState, params: Params | None
     ) -> tuple[list["_Stack"], list[tensors.Stacking], Any]:
         """Returns what belongs to each leaf of params, as a stack of tensors."""
-        if params is None:
-            raise ValueError("Coordinatewise.update(params=None): features see params; pass them.")
+        slopes = tensors.gradients(grads, params)
         leaves, hows, structure = self._flatten(params)
-        try:
-            slopes = structure.flatten_up_to(grads)
-        except ValueError as error:
-            raise ValueError(
-                "Coordinatewise.update(grads) has another structure than params; differentiate "
-                f"with respect to the same pytree. {error}"
-            ) from error
         states = tensors.unmirror((state.features, state.memory), structure)
         stacks = []
         for leaf, how, slope, old in zip(leaves, hows, slopes, states, strict=True):
-            if slope is not None and jnp.shape(slope) != leaf.shape:
-                raise ValueError(
-                    f"Coordinatewise.update(grads) has an array of shape {jnp.shape(slope)} where "
-                    f"params has {leaf.shape}; pass the gradient at these params."
-                )
-            grad = None if slope is None else how.stack(tensors.as_tensor(slope).astype(leaf.dtype))
+            grad = how.stack(tensors.as_tensor(slope).astype(leaf.dtype))
             features, memory = jax.tree.map(lambda array, how=how: how.stack(array, 1), old)
             stacks.append(_Stack(grad, how.stack(leaf), features, memory))
         return stacks, hows, structure
@@ -302,7 +288,7 @@ class Coordinatewise(AbstractLearnedOptimizer):
 class _Stack(NamedTuple):
     """What belongs to a stack of tensors of one shape, which are on the first axis of all."""
 
-    grad: Tensor | None
+    grad: Tensor
     param: Tensor
     features: State
     memory: State

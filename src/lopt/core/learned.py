@@ -5,7 +5,6 @@ Most designs are features of each coordinate and a small rule; `lopt.Coordinatew
 
 import abc
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from lopt.core.border import Begin, Optimizer, Scaled, Update
 from lopt.core.checks import check_integer
 from lopt.core.types import Key, NumSteps, Params, State, Theta
 
@@ -35,7 +35,8 @@ class AbstractLearnedOptimizer(eqx.Module):
     ) -> tuple[Params, State]:
         """Returns updates (added to the parameters, in their dtype) and the next state.
 
-        `value` is the training loss, as for Optax's optimizers.
+        `value` is the training loss, as for Optax's optimizers. Every leaf has a gradient: those
+        without are left out by `optimizer`.
         """
 
     @property
@@ -49,13 +50,32 @@ class AbstractLearnedOptimizer(eqx.Module):
         return False
 
     def optimizer(
-        self, theta: Theta, num_steps: NumSteps = None
+        self,
+        theta: Theta,
+        num_steps: NumSteps = None,
+        learning_rate: Any = None,
+        weight_decay: Any = 0.0,
+        mask: Any = None,
     ) -> optax.GradientTransformationExtraArgs:
-        """Returns the Optax optimizer with weights `theta`, for a run of `num_steps`.
+        """Returns the Optax optimizer with weights `theta`.
 
         It is a pytree with the arrays of `theta` as leaves: as an argument of a compiled function,
-        new weights do not compile anything again, and neither does another length that is an array.
+        new weights do not compile anything again, and neither does another length or rate that is
+        an array. Leaves whose gradient is None have no update, and keep their state.
         `flax.nnx.Optimizer` takes it if Flax was imported before.
+
+        Args:
+            theta: the weights.
+            num_steps: the length of the run, for designs that use it.
+            learning_rate: a factor of all updates: a number or an Optax schedule.
+            weight_decay: updates u of params p become learning_rate (u - weight_decay p), as in
+                `optax.adamw`.
+            mask: what decays, by default everything: a tree of booleans, or a function from params
+                to one.
+
+        Raises:
+            ValueError: if `theta` is another design's, or `num_steps` is missing; by `init`, if
+                params are not floats; by `update`, if gradients are not those of params.
         """
         name = f"{type(self).__name__}.optimizer"
         if num_steps is None and self.needs_num_steps:
@@ -74,32 +94,15 @@ class AbstractLearnedOptimizer(eqx.Module):
             )
         length = None if num_steps is None else jnp.asarray(num_steps, jnp.int32)
         if (nnx := sys.modules.get("flax.nnx")) is not None:
-            nnx.register_data_type(_Optimizer)
-        return _Optimizer(Bound(self.begin, theta, (length,)), Bound(self.update, theta))
-
-
-class _Optimizer(optax.GradientTransformationExtraArgs):
-    """A type of our own, for Flax to know as data; a pytree like every named tuple."""
-
-    __slots__ = ()
-
-
-class Bound(eqx.Module):
-    """A method with its theta, and any last arguments, in place.
-
-    Like any function it is equal to itself only and can be hashed: `jax.jit(optimizer.update)`.
-    """
-
-    method: Callable[..., Any]
-    theta: Theta
-    last: tuple[NumSteps, ...] = ()
-
-    def __call__(self, *args: Any, **keywords: Any) -> Any:
-        """Calls the method."""
-        return self.method(self.theta, *args, *self.last, **keywords)
-
-    __eq__ = object.__eq__
-    __hash__ = object.__hash__
+            nnx.register_data_type(Optimizer)
+        learned: Any = self
+        stays = isinstance(weight_decay, int | float) and weight_decay == 0
+        if learning_rate is not None or not stays:
+            rate = 1.0 if learning_rate is None else learning_rate
+            decays = mask if mask is None or callable(mask) else lambda _: mask
+            learned = Scaled(self, rate, None if stays else weight_decay, decays)
+        begin = Begin(learned, theta, length)
+        return Optimizer(begin, Update(begin))
 
 
 Tensor = Float[Array, "..."]

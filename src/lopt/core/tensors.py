@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from lopt.core.devices import is_sharded
-from lopt.core.types import State
+from lopt.core.types import Params, State
 
 # 28 float32 features of this many coordinates take 3.7 MB, about what caches hold: slabs of a
 # quarter of a million coordinates are bounded in memory too, but take nearly twice as long.
@@ -29,13 +29,8 @@ SLABS: ContextVar[float] = ContextVar("SLABS", default=1.0)
 
 
 def as_tensor(leaf: Array) -> Array:
-    """Gives a half-precision array the precision of accumulators; refuses integers."""
+    """Gives a half-precision array the precision of accumulators."""
     array = jnp.asarray(leaf)
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise TypeError(
-            f"A learned optimizer was given an array of dtype {array.dtype}; params must be "
-            "floating-point, try equinox.partition(model, equinox.is_inexact_array)[0]."
-        )
     return array.astype(jnp.float32) if jnp.finfo(array.dtype).bits < 32 else array
 
 
@@ -50,6 +45,31 @@ def split(array: Array, shapes: Sequence[tuple[int, ...]]) -> list[Array]:
     ends = itertools.accumulate(math.prod(shape) for shape in shapes)
     parts = [array] if len(shapes) == 1 else jnp.split(array, list(ends)[:-1], axis=-1)
     return [p.reshape(*array.shape[:-1], *shape) for p, shape in zip(parts, shapes, strict=True)]
+
+
+def gradients(grads: Params, params: Params | None) -> list[Any]:
+    """Returns the gradient of each leaf of params, None where it, or a tree around it, is None.
+
+    Refuses gradients of other params, and names the first path that differs.
+    """
+    if params is None:
+        raise ValueError("update(params=None): updates depend on params; pass them.")
+    leaves = dict(jax.tree_util.tree_leaves_with_path(params))
+    found = dict(jax.tree_util.tree_leaves_with_path(grads, is_leaf=lambda leaf: leaf is None))
+    slopes = {path: slope for path, slope in found.items() if slope is not None}
+    frozen = found.keys() - slopes.keys()
+    for path in [*leaves, *slopes]:
+        ours, theirs = (
+            f"{jnp.shape(t[path])}" if path in t else "not there" for t in (leaves, slopes)
+        )
+        above = [path[:i] for i in range(len(path) + 1)] if path in leaves else []
+        if ours != theirs and frozen.isdisjoint(above):
+            where = jax.tree_util.keystr(path)
+            raise ValueError(
+                f"update(grads) has another structure than params: grads{where} is {theirs}, "
+                f"params{where} is {ours}; differentiate with respect to the same pytree."
+            )
+    return [slopes.get(path) for path in leaves]
 
 
 def mirror(states: Sequence[State], like: State, structure: Any) -> State:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PyTree
 
-from lopt.core.checks import check_integer, check_key
+from lopt.core.checks import check_integer, check_key, not_floats
 from lopt.core.estimator import AbstractGradientEstimator, Estimate
 from lopt.core.types import Key, Params, Record, Scalar, State
 
@@ -78,13 +78,11 @@ def start(
         key: the key of the whole run, from `jax.random.key`.
     """
     check_key("start", key)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            raise TypeError(
-                f"start(params): the leaf {jax.tree_util.keystr(path) or 'params'} has dtype "
-                f"{jnp.result_type(leaf)}; params must be floating-point arrays, try "
-                "equinox.partition(model, equinox.is_inexact_array)[0]."
-            )
+    if (bad := not_floats(params)) is not None:
+        raise TypeError(
+            f"start(params): params{bad}; they must be floating-point arrays, try "
+            "equinox.partition(model, equinox.is_inexact_array)[0]."
+        )
     # A weakly typed leaf would become strongly typed after one step and be traced twice.
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), params)
     # Steps fold 0, 1, 2, ... into the key; this is none of them, and free if it is not used.

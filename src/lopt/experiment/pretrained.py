@@ -5,10 +5,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
-from lopt.core.types import NumSteps, Params, Scalar, State, Theta
+from lopt.core.types import NumSteps, Params, Scalar
 from lopt.experiment.runs.storage import load, pretrained_file
 from lopt.learned import FallBack, MatrixAxes
 
@@ -37,7 +36,8 @@ def pretrained(
         name: of the optimizer.
         num_steps: the length of the run, which its learned schedule is for; nothing has to be
             tuned.
-        learning_rate: in place of that schedule: a number, such as 0.05, or an Optax schedule.
+        learning_rate: in place of that schedule: a number, such as 0.05, or an Optax schedule; for
+            a factor of it, chain `optax.scale(factor)`.
         axes: "in_out" for params of Flax, Haiku and Keras, "out_in" for those of Equinox; or a
             function from params to a tree of `optax.contrib.MuonDimensionNumbers`, None for no
             matrix.
@@ -75,17 +75,4 @@ def pretrained(
         adamw = optax.adamw(own, b2=0.9)
         learned = FallBack(learned, adamw, LIMIT)
         theta = (theta, learned.fall_back.init(jax.random.key(0)))
-    made: Any = learned.optimizer(theta, num_steps)
-    begun = jax.tree_util.Partial(_begun, made.init.method)
-    return made._replace(init=dataclasses.replace(made.init, method=begun))
-
-
-def _begun(begin: Any, theta: Theta, params: Any, *last: Any) -> State:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            raise ValueError(
-                f"init(params): params{jax.tree_util.keystr(path)} is {jnp.result_type(leaf)}, and "
-                "only floats are trained; leave it out, as eqx.filter(params, "
-                "eqx.is_inexact_array) does, or use optax.masked."
-            )
-    return begin(theta, params, *last)
+    return learned.optimizer(theta, num_steps)

@@ -108,8 +108,6 @@ class LearnedSchedule(AbstractCombination):
         )
 
         def scaled(param: Tensor, update: Any) -> Any:
-            if update is None:
-                return None
             own = factor.astype(update.dtype)
             return update * (own * root_mean_square(param) if self.relative else own)
 
@@ -160,8 +158,6 @@ class Celo2(AbstractLearnedOptimizer):
         updates, new = self._rule().update(theta, grads, state, params)
 
         def finish(update: Any, momentum: Any, rms: Any) -> Any:
-            if update is None:
-                return None
             wide = update.astype(momentum.dtype)
             if update.ndim < 2 and self.vector_multiplier is not None:
                 m, v = (
@@ -176,4 +172,4 @@ class Celo2(AbstractLearnedOptimizer):
             return (self.step_multiplier * step).astype(update.dtype)
 
         banks = new.features.momentum, new.features.rms
-        return jax.tree.map(finish, updates, *banks, is_leaf=lambda leaf: leaf is None), new
+        return jax.tree.map(finish, updates, *banks), new

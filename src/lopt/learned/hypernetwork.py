@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 from typing_extensions import override
 
 from lopt.core import tensors
+from lopt.core.devices import is_sharded
 from lopt.core.learned import AbstractLearnedOptimizer, Columns, Tensor
 from lopt.core.types import Key, NumSteps, Params, Scalar, State, Theta
 from lopt.learned.recurrent import affine, lstm_cell
@@ -134,8 +135,7 @@ class TensorwiseState(eqx.Module):
 class Tensorwise(AbstractLearnedOptimizer):
     """An optimizer whose updates a network per tensor controls.
 
-    Theta is that of the controller. Arithmetic is at least float32. Leaves without a gradient
-    (None) have no update, and keep their state.
+    Theta is that of the controller. Arithmetic is at least float32.
     """
 
     controller: AbstractController
@@ -170,13 +170,11 @@ class Tensorwise(AbstractLearnedOptimizer):
     def update(
         self, theta: Theta, grads: Params, state: State, params: Params | None = None, **extra: Any
     ) -> tuple[Params, TensorwiseState]:
-        if params is None:
-            raise ValueError("Tensorwise.update(params=None): summaries see params; pass them.")
+        slopes = tensors.gradients(grads, params)
         structure: Any
         leaves, structure = jax.tree.flatten(params)
         param = [tensors.as_tensor(leaf) for leaf in leaves]
-        slopes = structure.flatten_up_to(grads)
-        dtype, groups = _widest(param), _by_shape(param, slopes)
+        dtype, groups = _widest(param), _by_shape(param)
         order = [i for group in groups for i in group]
         if not order:
             new_state = eqx.tree_at(lambda s: s.step, state, state.step + 1)
@@ -196,7 +194,7 @@ class Tensorwise(AbstractLearnedOptimizer):
         remembered = jax.tree.map(lambda *m: jnp.stack(m, -1), *(memory[i] for i in order))
         control, remembered = self.controller.network.apply(wide["network"], summaries, remembered)
         shared = self.controller.share(control, shared)
-        updates: list[Any] = [None if g is None else jnp.zeros_like(g) for g in slopes]
+        updates = [jnp.zeros_like(leaf) for leaf in leaves]
         last = itertools.accumulate(map(len, groups))
         for group, (*_, params_of), (views, _), end in zip(groups, stacks, seen, last, strict=True):
             part = slice(end - len(group), end)
@@ -218,7 +216,8 @@ def _map(function: Callable[..., Any], theta: Theta, stack: Any, told: Any) -> A
         arrays = cast(arrays, stack[-1].dtype)
         return function(theta, *arrays, told)
 
-    return tensors.map_stack(one, stack, stack[-1][0].size > tensors.BLOCK_SIZE)
+    large = stack[-1][0].size > tensors.BLOCK_SIZE and not is_sharded(stack[-1])
+    return tensors.map_stack(one, stack, large)
 
 
 def on_coordinates(
@@ -232,7 +231,8 @@ def on_coordinates(
     Scalars that the rule returns are summed over coordinates. A rule that has arrays is a pytree of
     them, such as `eqx.Partial`.
     """
-    cut = tensors.slabs_of(param.shape, tensors.BLOCK_SIZE)
+    size = param.size if is_sharded(param) else tensors.BLOCK_SIZE
+    cut = tensors.slabs_of(param.shape, size)
     squares, _ = tensors.in_slabs(eqx.Partial(_squares, columns), (views, param), (), *cut)
     factors = [jax.lax.rsqrt(1e-5 + square / param.size) for square in squares]
     work = eqx.Partial(_apply, columns, factors, rule)
@@ -291,10 +291,10 @@ def _widest(leaves: list[Tensor]) -> Any:
     return max(dtypes, key=lambda dtype: dtype.itemsize, default=jnp.dtype(jnp.float32))
 
 
-def _by_shape(param: list[Tensor], slopes: list[Any]) -> list[list[int]]:
-    """Returns the numbers of the tensors with a gradient, grouped by shape and dtype."""
+def _by_shape(param: list[Tensor]) -> list[list[int]]:
+    """Returns the numbers of the tensors that are not empty, grouped by shape and dtype."""
     groups: dict[Any, list[int]] = {}
-    for i, (p, slope) in enumerate(zip(param, slopes, strict=True)):
-        if slope is not None and p.size:
+    for i, p in enumerate(param):
+        if p.size:
             groups.setdefault((p.shape, p.dtype), []).append(i)
     return list(groups.values())

@@ -43,8 +43,8 @@ class Learnable(AbstractLearnedOptimizer):
 
     Theta is `{name: scalar}`, each in its form. A schedule has a vector or `{constant: scalar}` in
     place of the scalar, an argument for each tensor `{tensor: ...}`. State and arithmetic have at
-    least the precision of theta; updates have the dtypes of the gradients. Roots have safe
-    derivatives, see `lopt.learned.safe_roots`.
+    least the precision of theta, and float32; updates have the dtypes of the gradients. Roots have
+    safe derivatives, see `lopt.learned.safe_roots`.
     """
 
     factory: Callable[..., optax.GradientTransformation] = eqx.field(static=True)
@@ -169,12 +169,12 @@ def _at(value: Value, theta: Theta, time: Time, form: Form, tensor: str | None) 
 
 
 def _in_precision_of(theta: Theta, tree: Params | None) -> Params | None:
-    """Gives arrays at least the precision of theta: in bfloat16 a decay of 0.999 is one."""
+    """Gives arrays at least the precision of theta, and single: in half a decay of 0.999 is one."""
 
     def bits(dtype: Any) -> int:
         return jnp.finfo(dtype).bits
 
-    theirs = [leaf.dtype for leaf in jax.tree.leaves(theta)]
+    theirs = [jnp.dtype(jnp.float32), *(leaf.dtype for leaf in jax.tree.leaves(theta))]
     return jax.tree.map(lambda leaf: leaf.astype(max([leaf.dtype, *theirs], key=bits)), tree)
 
 

@@ -66,7 +66,8 @@ class MuonMLP(AbstractLearnedOptimizer):
     Attributes:
         hidden: the number of odd units.
         learning_rate: a number or a schedule of the step, in place of the learned one. Without it
-            the length of the run is needed, and nothing has to be tuned.
+            the length of the run is needed, and nothing has to be tuned. That of `optimizer` is a
+            factor of either.
         weight_decay: decoupled, per step and unit of the rate, times a learned factor.
         weight_decay_mask: from params to a tree of booleans, what decays; by default matrices do.
         axes: from params to a tree of `optax.contrib.MuonDimensionNumbers`, None for no matrix.
@@ -75,9 +76,7 @@ class MuonMLP(AbstractLearnedOptimizer):
     """
 
     hidden: int = eqx.field(static=True, default=8)
-    learning_rate: Any = eqx.field(
-        default=None, converter=lambda r: as_pytree(r) if callable(r) else r
-    )
+    learning_rate: Any = eqx.field(default=None, converter=as_pytree)
     weight_decay: float = 0.0
     weight_decay_mask: Callable[[Params], Any] | None = eqx.field(static=True, default=None)
     axes: Callable[[Params], Any] = eqx.field(static=True, default=MatrixAxes())
@@ -129,9 +128,7 @@ class MuonMLP(AbstractLearnedOptimizer):
         value: Scalar | None = None,
         **extra: Any,
     ) -> tuple[Params, State]:
-        if params is None:
-            raise ValueError("MuonMLP.update(params=None): steps depend on params; pass them.")
-        structure, views, depth, stacks = self._stacks(grads, state, params)
+        structure, views, depth, stacks, averages = self._stacks(theta, grads, state, params)
         leaves = jax.tree.leaves(params)
         decays = [view.order != () for view in views]
         if self.weight_decay_mask is not None:
@@ -150,10 +147,8 @@ class MuonMLP(AbstractLearnedOptimizer):
             moved = tensors.map_stack(one, group, math.prod(views[same[0]].sizes[1:]) > LARGE)
             parts = tensors.divide(moved, [views[i].sizes[0] for i in same])
             for i, part in zip(same, parts, strict=True):
-                done[i] = [views[i].unstack(array) for array in part]
-        updates = [one[0].astype(leaf.dtype) for one, leaf in zip(done, leaves, strict=True)]
-        accumulators = (structure.unflatten([one[i] for one in done]) for i in (1, 2, 3))
-        return structure.unflatten(updates), MuonMLPState(state.time.next(), *accumulators)
+                done[i] = views[i].unstack(part).astype(leaves[i].dtype)
+        return structure.unflatten(done), MuonMLPState(state.time.next(), *averages)
 
     def mixtures(
         self, theta: Theta, grads: Params, state: MuonMLPState, params: Params
@@ -163,12 +158,12 @@ class MuonMLP(AbstractLearnedOptimizer):
         That is the mix, the `FACTORS` and the `FEATURES`, of vectors without the last; all for each
         in the stack.
         """
-        _, views, depth, stacks = self._stacks(grads, state, params)
+        _, views, depth, stacks, _ = self._stacks(theta, grads, state, params)
         found = []
         for view, stack in zip(views, stacks, strict=True):
             one = _Tensor(theta, state.time, depth, view, jnp.zeros(()), 0.0)
             kind = "matrix" if view.order else "vector"
-            found.append((kind, jax.vmap(one.mixed)(*stack)[0]))
+            found.append((kind, jax.vmap(one.mixed)(*stack)))
         return found
 
     def without_network(self, theta: Theta, linear: dict[str, Array]) -> tuple["MuonMLP", Theta]:
@@ -181,19 +176,29 @@ class MuonMLP(AbstractLearnedOptimizer):
             found[kind] = {**theta[kind], **network, "linear": mix}
         return short, found
 
-    def _stacks(self, grads: Params, state: MuonMLPState, params: Params) -> tuple[Any, ...]:
+    def _stacks(
+        self, theta: Theta, grads: Params, state: MuonMLPState, params: Params
+    ) -> tuple[Any, ...]:
+        """Returns what belongs to each leaf, as a stack of tensors, and the next averages."""
         structure: Any
+        slopes = tensors.gradients(grads, params)
         leaves, structure = jax.tree.flatten(params)
         axes = structure.flatten_up_to(self.axes(params))
         views = [View.of(leaf, numbers) for leaf, numbers in zip(leaves, axes, strict=True)]
         depth = max(1, sum(view.sizes[0] for view in views if view.order))
-        trees = grads, params, state.fast, state.slow, state.squares
-        columns = [structure.flatten_up_to(tree) for tree in trees]
-        stacks = [
-            tuple(view.stack(tensors.as_tensor(array)) for array in row)
-            for view, *row in zip(views, *columns, strict=True)
-        ]
-        return structure, views, depth, stacks
+        olds = tensors.unmirror((state.fast, state.slow, state.squares), structure)
+        stacks, news = [], []
+        for view, leaf, slope, old in zip(views, leaves, slopes, olds, strict=True):
+            grad = tensors.as_tensor(slope)
+            # Not in stacks: a sharded leaf has averages that are sharded as it is.
+            logs = theta["matrix" if view.order else "vector"]["log_one_minus_decays"]
+            rows = zip(
+                jnp.exp(logs.astype(grad.dtype)), old, (grad, grad, grad * grad), strict=True
+            )
+            news.append(tuple(a + share * (x - a) for share, a, x in rows))
+            stacks.append(tuple(map(view.stack, (grad, tensors.as_tensor(leaf), *news[-1]))))
+        averages = tensors.mirror(news, (0, 0, 0), structure)
+        return structure, views, depth, stacks, averages
 
     def rate(self, theta: Theta, time: Time, depth: int = 1) -> Scalar:
         """Returns the size of the step at a time, for a network of `depth` matrices."""
@@ -214,7 +219,7 @@ class MuonMLP(AbstractLearnedOptimizer):
 
 
 class _Tensor(eqx.Module):
-    """The update of one tensor of a kind, with its next accumulators."""
+    """The update of one tensor of a kind."""
 
     theta: Theta
     time: Time
@@ -223,10 +228,8 @@ class _Tensor(eqx.Module):
     rate: Scalar
     decay: float | Scalar
 
-    def __call__(
-        self, grad: Tensor, param: Tensor, *averages: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        (direction, factors, _), averages = self.mixed(grad, param, *averages)
+    def __call__(self, grad: Tensor, param: Tensor, *averages: Tensor) -> Tensor:
+        direction, factors, _ = self.mixed(grad, param, *averages)
         theta, dtype = self._theta(grad.dtype), grad.dtype
         size = jnp.exp(PER_SIZE * jnp.dot(theta["sizes"][self.view.kind], factors))
         if self.view.order:
@@ -239,17 +242,16 @@ class _Tensor(eqx.Module):
             size = size * ADAM
         decay = self.decay * jnp.exp(PER_SIZE * jnp.dot(theta["decay"], factors))
         update = size * direction + decay.astype(dtype) * param
-        return -self.rate.astype(dtype) * update, *averages
+        return -self.rate.astype(dtype) * update
 
     def mixed(
-        self, grad: Tensor, param: Tensor, *averages: Tensor
-    ) -> tuple[tuple[Tensor, Array, list[Tensor]], tuple[Tensor, Tensor, Tensor]]:
-        """Returns the mix of features, the factors and the features; and the next averages."""
+        self, grad: Tensor, param: Tensor, fast: Tensor, slow: Tensor, squares: Tensor
+    ) -> tuple[Tensor, Array, list[Tensor]]:
+        """Returns the mix of features, the factors and the features."""
         rule = self._theta(grad.dtype)["matrix" if self.view.order else "vector"]
         logs = rule["log_one_minus_decays"]
         count = (self.time.step + 1).astype(grad.dtype)
-        old, seen = jnp.exp(logs), (grad, grad, grad * grad)
-        fast, slow, squares = (a + o * (g - a) for a, o, g in zip(averages, old, seen, strict=True))
+        old = jnp.exp(logs)
 
         def corrected(average: Tensor, i: int, count: Scalar = count) -> Tensor:
             # 1 - decay^count, without the loss of digits of a decay close to one.
@@ -269,7 +271,7 @@ class _Tensor(eqx.Module):
         factors = self._factors(plain, nesterov, variance, param)
         linear, gates = (rule[name] @ factors for name in ("linear", "gates"))
         direction = _as_sums(linear, gates, rule["odd"], features)
-        return (direction, factors, features), (fast, slow, squares)
+        return direction, factors, features
 
     def _theta(self, dtype: Any) -> Theta:
         return jax.tree.map(lambda weight: weight.astype(dtype), self.theta)

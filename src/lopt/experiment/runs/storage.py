@@ -126,14 +126,18 @@ def pretrained_file(name: str) -> Path:
 
 
 def load_optimizer(
-    path: str | Path, learned: AbstractLearnedOptimizer | None = None, num_steps: int | None = None
+    path: str | Path,
+    learned: AbstractLearnedOptimizer | None = None,
+    num_steps: int | None = None,
+    **options: Any,
 ) -> optax.GradientTransformationExtraArgs:
     """Loads saved weights, as `load` does, as an Optax optimizer, to be used wherever Optax is.
 
-    Designs that use the length of a run are told it by `num_steps`.
+    Designs that use the length of a run are told it by `num_steps`. Options are those of
+    `learned.optimizer`: learning_rate, weight_decay and mask.
     """
     learned, theta = load(path, learned)
-    return learned.optimizer(theta, num_steps)
+    return learned.optimizer(theta, num_steps, **options)
 
 
 def save_checkpoint(folder: Path, step: int, state: Any) -> None:
