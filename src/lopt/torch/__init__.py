@@ -1,6 +1,6 @@
 """PyTorch: any learned optimizer of lopt, and any of Optax, as a `torch.optim.Optimizer`.
 
-    pip install "lopt[torch]"
+pip install "lopt[torch]"
 """
 
 try:

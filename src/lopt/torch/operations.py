@@ -22,9 +22,7 @@ class Language:
 
     def render(self, text: str) -> str:
         """Returns a text with the module in place of `@`."""
-        return re.sub(
-            r"@\.(\w+)", lambda m: self.others.get(m[1], f"{self.module}.{m[1]}"), text
-        )
+        return re.sub(r"@\.(\w+)", lambda m: self.others.get(m[1], f"{self.module}.{m[1]}"), text)
 
 
 JAX_NAMES = {"amax": "max", "amin": "min", "permute": "permute_dims"}
@@ -90,8 +88,10 @@ def _bound(name: str, side: str) -> Rule:
         if not any(numbers):
             return f"@.{name}({o.texts[0]}, {o.texts[1]})"
         array, number = o.texts[:: -1 if numbers[0] else 1]
-        return f"@.clip({array}, {number}, None)" if side == "min" else (
-            f"@.clip({array}, None, {number})"
+        return (
+            f"@.clip({array}, {number}, None)"
+            if side == "min"
+            else (f"@.clip({array}, None, {number})")
         )
 
     return rule
@@ -160,6 +160,14 @@ def _dot(o: Operation) -> str:
 def _select(o: Operation) -> str:
     which, no, yes = o.texts
     return f"@.where({which}, {yes}, {no})"
+
+
+def _power_of(o: Operation) -> str:
+    """Returns a power, whose exponent may be an integer, in the precision of the base."""
+    base, exponent = o.texts
+    if o.avals[1].dtype != o.out.dtype and not is_number(exponent):
+        exponent = f"@.astype({exponent}, {dtype_text(o.out.dtype)})"
+    return f"({base} ** {exponent})"
 
 
 def _power(o: Operation) -> str:
@@ -263,15 +271,29 @@ RULES: dict[str, Rule] = {
     **{
         name: _infix(symbol)
         for name, symbol in {
-            **{"add": "+", "sub": "-", "mul": "*", "pow": "**", "rem": "%"},
-            **{"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="},
-            **{"and": "&", "or": "|", "xor": "^"},
+            "add": "+",
+            "sub": "-",
+            "mul": "*",
+            "rem": "%",
+            "lt": "<",
+            "le": "<=",
+            "gt": ">",
+            "ge": ">=",
+            "eq": "==",
+            "ne": "!=",
+            "and": "&",
+            "or": "|",
+            "xor": "^",
         }.items()
     },
     **{
         f"reduce_{name}": _reduction(other)
         for name, other in {
-            **{"sum": "sum", "max": "amax", "min": "amin", "and": "all", "or": "any"},
+            "sum": "sum",
+            "max": "amax",
+            "min": "amin",
+            "and": "all",
+            "or": "any",
             "prod": "prod",
         }.items()
     },
@@ -291,6 +313,7 @@ RULES: dict[str, Rule] = {
     "logistic": _call("sigmoid"),
     "max": _bound("maximum", "min"),
     "min": _bound("minimum", "max"),
+    "pow": _power_of,
     "neg": lambda o: f"(-{o.texts[0]})",
     "not": lambda o: f"(~{o.texts[0]})",
     "select_n": _select,

@@ -105,9 +105,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             self.state[parameter] = state
 
     @torch.no_grad()
-    def step(  # type: ignore[override]
-        self, closure: Callable[[], Any] | None = None, *, loss: Any = None
-    ) -> Any:
+    def step(self, closure: Callable[[], Any] | None = None, *, loss: Any = None) -> Any:
         """Takes a step.
 
         Args:
@@ -215,7 +213,7 @@ class _Rule:
                 self.theta = optimizer.init(jax.random.key(0))
         self.own_decay = hasattr(self.learned, "weight_decay")
         if self.decay is None:
-            self.decay = float(self.learned.weight_decay) if self.own_decay else 0.0
+            self.decay = float(getattr(self.learned, "weight_decay", 0.0))
         scheduled = hasattr(self.learned, "learning_rate") and self.learned.learning_rate is None
         if scheduled and self.num_steps is None and self.rate is None:
             raise ValueError(
@@ -231,10 +229,11 @@ class _Rule:
 
     def transformation(self, decay: Any) -> optax.GradientTransformationExtraArgs:
         """Returns the Optax optimizer, whose rate is one where ours stands for it."""
-        rate = {"learning_rate": 1.0} if self.constant else {}
+        rate: dict[str, Any] = {"learning_rate": 1.0} if self.constant else {}
         with jax.ensure_compile_time_eval():  # files are read, also while it is traced
             if self.named:
-                return pretrained(self.optimizer, self.num_steps, weight_decay=decay, **rate)
+                options = {**rate, "weight_decay": decay}
+                return pretrained(self.optimizer, self.num_steps, **options)
             if not isinstance(self.learned, AbstractLearnedOptimizer):
                 return optax.with_extra_args_support(self.learned)
             changes = rate | ({"weight_decay": decay} if self.own_decay else {})
@@ -334,7 +333,7 @@ class _Program:
                 f"{group['design']} needs the loss; try optimizer.step(loss=loss), or a closure "
                 "that returns it."
             )
-        grads = [p.grad for p in params]
+        grads: list[Any] = [p.grad for p in params]
         for p, grad in zip(params, grads, strict=True):
             if grad.is_sparse:
                 raise ValueError(

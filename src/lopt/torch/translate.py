@@ -143,7 +143,7 @@ class _Tracer:
         self, name: str, params: dict[str, Any], operands: list[Value], avals: list[Any]
     ) -> list[Value]:
         """Adds what a primitive does; returns its results."""
-        first = operands[0] if operands else None
+        first: Any = operands[0] if operands else None
         if name in operations.IDENTITIES or params.get("axes") == ():
             return operands
         if name == "convert_element_type" and first.aval.dtype == avals[0].dtype:
@@ -191,9 +191,7 @@ class _Tracer:
                     self.sources[step.results[0]] = operands[0]
         return self.seen[key].results
 
-    def split(
-        self, params: dict[str, Any], operands: list[Value], avals: list[Any]
-    ) -> list[Value]:
+    def split(self, params: dict[str, Any], operands: list[Value], avals: list[Any]) -> list[Value]:
         """Adds slices."""
         axis, results, first = params["axis"], list[Value](), 0
         for aval in avals:
@@ -271,8 +269,9 @@ def _is_splat(array: np.ndarray) -> bool:
 
 def _identity(value: Value) -> Any:
     """Returns what values that are the same have in common."""
-    scalar = value.known is not None and value.known.size == 1
-    return (value.aval.shape, value.aval.dtype, value.known.tobytes()) if scalar else value
+    if value.known is None or value.known.size > 1:
+        return value
+    return value.aval.shape, value.aval.dtype, value.known.tobytes()
 
 
 def _evaluate(step: Step, operands: Sequence[np.ndarray]) -> np.ndarray:
@@ -340,8 +339,9 @@ class _Writer:
 
     def operand(self, value: Value) -> str:
         """Returns a value as a number, if it is known to be one, or as an array."""
-        splat = value.known is not None and _is_splat(value.known)
-        return operations.number_text(value.known) if splat else self.array(value)
+        if value.known is not None and _is_splat(value.known):
+            return operations.number_text(value.known)
+        return self.array(value)
 
     def block(self, block: Block) -> None:
         """Writes all steps."""
@@ -431,7 +431,9 @@ class _Writer:
         carries, rows = body.inputs[:count], body.inputs[count:]
         for carry, start in zip(carries, starts, strict=True):
             carry.text = self.fresh("w")
-            self.line(f"{carry.text} = {_bare(self.array(start))}" + ".clone()" * bool(start.aval.shape))
+            self.line(
+                f"{carry.text} = {_bare(self.array(start))}" + ".clone()" * bool(start.aval.shape)
+            )
         variable, known = self.fresh("i"), [row for row in rows if row.passes is not None]
         for row, stack in zip(rows, stacks, strict=True):
             row.text = self.fresh("k") if row in known else f"{self.array(stack)}[{variable}]"
