@@ -125,7 +125,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 rule.step(group, present, params, [self.state[p] for p in params], loss)
         return loss
 
-    @torch._disable_dynamo  # type: ignore[untyped-decorator]
+    @torch._disable_dynamo
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads what `state_dict` returned, in the precision of the state.
 
@@ -246,7 +246,7 @@ class _Rule:
             self.programs[present] = self.translated(present, params)
         return self.programs[present]
 
-    @torch._disable_dynamo  # type: ignore[untyped-decorator]
+    @torch._disable_dynamo
     def translated(self, present: tuple[bool, ...], params: list[torch.Tensor]) -> "_Program":
         """Returns the translation of an update."""
         rows = [i for i, there in enumerate(present) if there]

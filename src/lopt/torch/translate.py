@@ -1,8 +1,7 @@
 """From a JAX function to the source of one that needs no JAX.
 
-The function is traced, calls in it are opened, what depends on no input is computed here, and what
-it computes twice, once. The rest is written down as Python, one line for each result that is read
-more than once or is long. Loops over slabs stay loops.
+The steps of the function are written down as Python, one line for each result that is read more
+than once or is long. Loops over slabs stay loops.
 """
 
 import itertools
@@ -13,63 +12,12 @@ from typing import Any
 import equinox as eqx
 import jax
 import numpy as np
-from jax.extend import core
 
 from lopt.torch import operations
-from lopt.torch.operations import NUMPY, Language, Operation
+from lopt.torch.operations import Language
+from lopt.torch.trace import Block, Step, Tracer, Value, is_splat
 
-# What has more numbers is not computed here, but by the program, from smaller constants.
-LARGEST_CONSTANT = 2**16
 LONGEST_EXPRESSION = 72
-
-
-class Value:
-    """A result.
-
-    Attributes:
-        aval: its shape and dtype.
-        known: its numbers, if they depend on no input.
-        passes: its number in each pass of a loop, if that depends on no input.
-        text, variables: its name, or an expression and the variables that this reads.
-        reads: how often it is still to be read.
-        owned: whether nothing else holds its memory.
-    """
-
-    def __init__(self, aval: Any, known: np.ndarray | None = None) -> None:
-        self.aval, self.known = aval, known
-        self.passes: list[Any] | None = None
-        self.text, self.variables, self.reads = "", tuple[Value, ...](), 0
-        self.owned = False
-
-
-class Step:
-    """A primitive with its operands and results; a loop has a body."""
-
-    def __init__(self, name: str, params: dict[str, Any], operands: Any, results: Any) -> None:
-        self.name, self.params, self.operands, self.results = name, params, operands, results
-        self.body: Block | None = None
-
-    def text(self, operands: Sequence[str]) -> str:
-        """Returns its result as an expression."""
-        avals = [value.aval for value in self.operands]
-        return operations.RULES[self.name](
-            Operation(self.params, operands, avals, self.results[0].aval)
-        )
-
-
-class Block:
-    """Steps in order. What nothing reads is left out."""
-
-    def __init__(self, inputs: list[Value], steps: list[Step], results: list[Value]) -> None:
-        self.inputs, self.results, kept = inputs, results, []
-        for value in results:
-            value.reads += 1
-        for step in reversed(steps):
-            if any(value.reads for value in step.results):
-                kept.append(step)
-                for value in step.operands:
-                    value.reads += 1
-        self.steps = kept[::-1]
 
 
 class Program(eqx.Module):
@@ -107,182 +55,10 @@ def translate(
         NotImplementedError: if the function uses a primitive that has no translation.
     """
     closed, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
-    tracer = _Tracer()
+    tracer = Tracer()
     inputs = [Value(variable.aval) for variable in closed.jaxpr.invars]
     results = tracer.run(closed, inputs)
     return _Writer(language).program(Block(inputs, tracer.steps, results)), shapes
-
-
-class _Tracer:
-    """The steps of a function, as they are found; of the body of a loop of so many passes."""
-
-    def __init__(self, passes: int = 0) -> None:
-        self.steps: list[Step] = []
-        self.passes = passes
-        self.seen: dict[Any, Step] = {}
-        self.sources: dict[Value, Value] = {}  # of what is reshaped
-
-    def run(self, jaxpr: Any, inputs: Sequence[Value]) -> list[Value]:
-        """Adds the steps of a jaxpr, closed or without constants; returns its results."""
-        consts = [_constant(value) for value in getattr(jaxpr, "consts", ())]
-        jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
-        found = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *inputs], strict=True))
-
-        def read(atom: Any) -> Value:
-            literal = isinstance(atom, core.Literal)
-            return _constant(np.asarray(atom.val, atom.aval.dtype)) if literal else found[atom]
-
-        for equation in jaxpr.eqns:
-            operands = [read(atom) for atom in equation.invars]
-            avals = [variable.aval for variable in equation.outvars]
-            results = self.step(equation.primitive.name, equation.params, operands, avals)
-            found.update(zip(equation.outvars, results, strict=True))
-        return [read(atom) for atom in jaxpr.outvars]
-
-    def step(
-        self, name: str, params: dict[str, Any], operands: list[Value], avals: list[Any]
-    ) -> list[Value]:
-        """Adds what a primitive does; returns its results."""
-        first: Any = operands[0] if operands else None
-        if name in operations.IDENTITIES or params.get("axes") == ():
-            return operands
-        if name == "convert_element_type" and first.aval.dtype == avals[0].dtype:
-            return operands
-        if name == "select_n" and first.known is not None and _is_splat(first.known):
-            return [operands[1 + int(first.known.flat[0])]]
-        if name == "cond":
-            return self.choice(params["branches"], *operands)
-        if name == "scan":
-            return self.loop(params, operands, avals)
-        if name == "gather" and (rows := operations.neighbours(params, operands)) is not None:
-            shape = first.aval.shape
-            cut = {"start_indices": [rows.start, *(0 for _ in shape[1:])], "strides": None}
-            cut["limit_indices"] = [rows.stop, *shape[1:]]
-            return self.step("slice", cut, [first], avals)
-        if name == "split":
-            return self.split(params, operands, avals)
-        if name == "iota":
-            numbers = np.arange(params["shape"][params["dimension"]]).astype(params["dtype"])
-            axes = {"broadcast_dimensions": (params["dimension"],)}
-            return self.step("broadcast_in_dim", axes, [_constant(numbers)], avals)
-        for call in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
-            if call in params:
-                return self.run(params[call], operands)
-        if name in ("mul", "div") and first.aval.shape == avals[0].shape:
-            by = operands[1].known
-            if by is not None and _is_splat(by) and by.flat[0] == 1:
-                return [first]
-        if first is not None and operations.is_reshape(name, first.aval, avals[0]):
-            name, params = "reshape", {"shape": avals[0].shape}
-            operands = [self.sources.get(first, first)]
-            if operands[0].aval.shape == avals[0].shape:
-                return operands
-        if name not in operations.RULES and name != "dynamic_update_slice":
-            raise NotImplementedError(
-                f"The primitive {name!r} of JAX has no translation; lopt.torch.operations.RULES "
-                "may be given one."
-            )
-        key = name, repr(sorted(params.items(), key=str)), tuple(map(_identity, operands))
-        if key not in self.seen:
-            step = self.seen[key] = Step(name, params, operands, [Value(aval) for aval in avals])
-            if not self.is_known(step):
-                self.steps.append(step)
-                if name == "reshape":
-                    self.sources[step.results[0]] = operands[0]
-        return self.seen[key].results
-
-    def split(self, params: dict[str, Any], operands: list[Value], avals: list[Any]) -> list[Value]:
-        """Adds slices."""
-        axis, results, first = params["axis"], list[Value](), 0
-        for aval in avals:
-            starts, limits = [0] * len(aval.shape), list(aval.shape)
-            starts[axis], limits[axis] = first, first + aval.shape[axis]
-            cut = {"start_indices": starts, "limit_indices": limits, "strides": None}
-            results += self.step("slice", cut, operands, [aval])
-            first = limits[axis]
-        return results
-
-    def choice(self, branches: Sequence[Any], index: Value, *rest: Value) -> list[Value]:
-        """Adds the branch that is taken, or, if that is not known, all of them and selections."""
-        if index.known is not None:
-            return self.run(branches[int(index.known)], rest)
-        results = self.run(branches[0], rest)
-        for number, branch in enumerate(branches[1:], 1):
-            wanted = _constant(np.asarray(number, index.aval.dtype))
-            bits = [jax.ShapeDtypeStruct((), bool)]
-            (taken,) = self.step("eq", {}, [index, wanted], bits)
-            pairs = zip(results, self.run(branch, rest), strict=True)
-            results = [self.step("select_n", {}, [taken, a, b], [a.aval])[0] for a, b in pairs]
-        return results
-
-    def loop(self, params: dict[str, Any], operands: list[Value], avals: list[Any]) -> list[Value]:
-        """Adds a scan. What is known of each of its passes, its body knows."""
-        if params["reverse"]:
-            raise NotImplementedError("scan(reverse=True) of JAX has no translation.")
-        fixed, body, jaxpr = params["num_consts"], _Tracer(params["length"]), params["jaxpr"]
-        rows = [Value(variable.aval) for variable in jaxpr.jaxpr.invars[fixed:]]
-        for row, stack in zip(rows, operands[fixed:], strict=True):
-            if stack.known is not None and row.aval.shape == () and stack.known.ndim == 1:
-                row.passes = stack.known.tolist()
-        results = body.run(jaxpr, [*operands[:fixed], *rows])
-        step = Step("scan", params, operands, [Value(aval) for aval in avals])
-        step.body = Block(rows, body.steps, results)
-        self.steps.append(step)
-        return step.results
-
-    def is_known(self, step: Step) -> bool:
-        """Computes the result of a step, if it is known or is for each pass; returns whether."""
-        (result,), known = step.results, [value.known for value in step.operands]
-        shape = result.aval.shape
-        if step.name == "dynamic_update_slice":
-            return False
-        if all(one is not None for one in known):
-            if not all(isinstance(size, int) for size in shape):  # a number in all places
-                splat = step.name == "broadcast_in_dim" and _is_splat(known[0])
-                result.known = known[0].reshape(-1)[0] if splat else None
-                return splat
-            views = step.name in ("broadcast_in_dim", "slice", "squeeze")
-            if not views and np.prod(shape, dtype=int) > LARGEST_CONSTANT:
-                return False
-            result.known = _evaluate(step, known)
-        elif shape == () and all(v.passes or v.known is not None for v in step.operands):
-            columns = [v.passes or [v.known] * self.passes for v in step.operands]
-            dtypes = [value.aval.dtype for value in step.operands]
-            found = [
-                _evaluate(step, [np.asarray(x, d) for x, d in zip(row, dtypes, strict=True)])
-                for row in zip(*columns, strict=True)
-            ]
-            result.passes = [one.item() for one in found]
-            result.known = found[0] if len(set(result.passes)) == 1 else None
-        return result.known is not None or result.passes is not None
-
-
-def _constant(value: Any) -> Value:
-    array = np.asarray(value)
-    return Value(jax.ShapeDtypeStruct(array.shape, array.dtype), array)
-
-
-def _is_splat(array: np.ndarray) -> bool:
-    """Whether an array has one number in all places, as its size or its strides tell."""
-    return array.size == 1 or (array.size > 0 and not any(array.strides))
-
-
-def _identity(value: Value) -> Any:
-    """Returns what values that are the same have in common."""
-    if value.known is None or value.known.size > 1:
-        return value
-    return value.aval.shape, value.aval.dtype, value.known.tobytes()
-
-
-def _evaluate(step: Step, operands: Sequence[np.ndarray]) -> np.ndarray:
-    names = {f"x{i}": operand for i, operand in enumerate(operands)}
-    numbers = step.name == "dynamic_slice"  # begins at numbers
-    texts = [str(int(x)) if numbers and i else f"x{i}" for i, x in enumerate(operands)]
-    with np.errstate(all="ignore"):
-        found = eval(NUMPY.render(step.text(texts)), {**operations.NUMPY_SCOPE, **names})
-    array = np.asanyarray(found)
-    dtype = step.results[0].aval.dtype
-    return array if array.dtype == dtype else array.astype(dtype)
 
 
 class _Writer:
@@ -329,7 +105,7 @@ class _Writer:
         known, shape = value.known, value.aval.shape
         # Of what is the same along an axis, one is stored.
         base = known[tuple(slice(None) if stride else slice(1) for stride in known.strides)]
-        base = base.reshape(()) if _is_splat(known) else base
+        base = base.reshape(()) if is_splat(known) else base
         key = base.dtype, base.shape, base.tobytes()
         if key not in self.constants:
             self.constants[key] = self.fresh("c"), base
@@ -339,7 +115,7 @@ class _Writer:
 
     def operand(self, value: Value) -> str:
         """Returns a value as a number, if it is known to be one, or as an array."""
-        if value.known is not None and _is_splat(value.known):
+        if value.known is not None and is_splat(value.known):
             return operations.number_text(value.known)
         return self.array(value)
 
@@ -356,7 +132,7 @@ class _Writer:
     def step(self, step: Step) -> None:
         """Writes a step, or puts it into the one that reads it."""
         (result,), name = step.results, step.name
-        shapes = {v.aval.shape for v in step.operands if v.known is None or not _is_splat(v.known)}
+        shapes = {v.aval.shape for v in step.operands if v.known is None or not is_splat(v.known)}
         numbers = name in operations.ELEMENTWISE and result.aval.shape in shapes
         texts = [
             self.operand(v) if numbers or (i and name == "dynamic_slice") else self.array(v)
