@@ -20,7 +20,7 @@ from lopt.core.types import Theta
 from lopt.experiment.pretrained import RATE, pretrained
 from lopt.experiment.runs.storage import load, pretrained_file, pretrained_names
 from lopt.torch import layout as layouts
-from lopt.torch.translate import translate
+from lopt.torch.translate import Program, translate
 
 OWN = ("optimizer", "theta", "num_steps", "layout", "keys", "axes")
 
@@ -96,13 +96,13 @@ class LearnedOptimizer(torch.optim.Optimizer):
         group = self.param_groups[-1]
         try:
             rule = _Rule(group, **own)
+            states = rule.begin(group["params"])
         except BaseException:
             self.param_groups.pop()
             raise
         group |= {"lr": rule.rate, "weight_decay": rule.decay, "design": rule.design}
         self._rules.append(rule)
-        for parameter, state in zip(group["params"], rule.begin(group["params"]), strict=True):
-            self.state[parameter] = state
+        self.state.update(zip(group["params"], states, strict=True))
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None, *, loss: Any = None) -> Any:
@@ -119,10 +119,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group, rule in zip(self.param_groups, self._rules, strict=True):
-            params = [p for p in group["params"] if p.grad is not None]
-            if params:
-                present = tuple(p.grad is not None for p in group["params"])
-                rule.step(group, present, params, [self.state[p] for p in params], loss)
+            rows = tuple(i for i, p in enumerate(group["params"]) if p.grad is not None)
+            if rows:
+                rule.program(rows).step(group, self.state, loss)
         return loss
 
     @torch._disable_dynamo
@@ -132,8 +131,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
         Raises:
             ValueError: if it is of another design, layout or shape.
         """
-        own = [self.state[p] for group in self.param_groups for p in group["params"]]
-        groups = state_dict["param_groups"]
+        params = [p for group in self.param_groups for p in group["params"]]
+        own, groups = [self.state[p] for p in params], state_dict["param_groups"]
         for rule, group in zip(self._rules, groups, strict=False):
             if group.get("design") != rule.design:
                 raise ValueError(
@@ -148,11 +147,14 @@ class LearnedOptimizer(torch.optim.Optimizer):
                     f"expected {shapes(mine)}; load it into an optimizer of the same parameters."
                 )
         super().load_state_dict(state_dict)
+        # Which has rounded it to the precision of the parameters.
         for mine, other in zip(own, saved, strict=True):
             for name, tensor in mine.items():
                 tensor.copy_(other[name])
-        params = [p for group in self.param_groups for p in group["params"]]
         self.state.update(zip(params, own, strict=True))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"_given": self._given, "_rules": self._rules}
 
 
 def shapes(state: dict[str, torch.Tensor]) -> dict[str, list[int]]:
@@ -181,114 +183,94 @@ class _Rule:
             raise ValueError(
                 "LearnedOptimizer was given a group on several devices; make a group for each."
             )
-        self.layout, self.keys = layout, keys or names
         by_rank = [layouts.by_rank(*row, layout) for row in zip(names, params, strict=True)]
         self.axes = by_rank if axes is None or layout == "jax" else axes
-        self.optimizer, self.theta, self.num_steps = optimizer, theta, num_steps
+        self.keys, self.optimizer, self.num_steps = keys or names, optimizer, num_steps
         self.precise = any(parameter.dtype == torch.float64 for parameter in params)
-        self.rate, self.decay = group["lr"], group["weight_decay"]
+        self.device = params[0].device if params else torch.device("cpu")
+        self.shapes = [
+            jax.ShapeDtypeStruct([p.shape[axis] for axis in axes], _name(p.dtype))
+            for p, axes in zip(params, self.axes, strict=True)
+        ]
+        self.named = isinstance(optimizer, str) and optimizer in pretrained_names()
+        self.programs: dict[tuple[int, ...], _Program] = {}
         with self.jax():
-            self.read()
-        self.programs: dict[tuple[bool, ...], _Program] = {}
-        everything = self.program((True,) * len(params), params)
-        self.needs = {"loss"} if everything.reads_loss else set()
-        if isinstance(self.learned, AbstractLearnedOptimizer) and self.learned.needs_num_steps:
-            self.needs |= {"num_steps"}
+            self.learned, self.theta = optimizer, theta
+            if isinstance(optimizer, str | Path):
+                path = pretrained_file(optimizer) if self.named else optimizer
+                self.learned, self.theta = load(path)
+            elif theta is None and isinstance(optimizer, AbstractLearnedOptimizer):
+                self.theta = optimizer.init(jax.random.key(0))
+            rate, decay = group["lr"], group["weight_decay"]
+            self.own_decay = hasattr(self.learned, "weight_decay")
+            self.decay = float(getattr(self.learned, "weight_decay", 0)) if decay is None else decay
+            # Our rate then stands for the learned schedule.
+            self.constant = num_steps is None and getattr(self.learned, "learning_rate", 0) is None
+            if self.constant and rate is None:
+                raise ValueError(
+                    f"LearnedOptimizer({optimizer!r:.60}) needs the length of the run or a rate; "
+                    f"try num_steps=1000, or lr={RATE}."
+                )
+            self.rate = 1.0 if rate is None else rate
+            weights = b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(self.theta))
+            digest = hashlib.sha256(weights + repr(self.axes).encode()).hexdigest()[:8]
+            name = optimizer if self.named else type(self.learned).__name__
+            self.design = f"{name} ({digest}, layout={layout!r})"
+
+    @property
+    def needs(self) -> set[str]:
+        """What has to be given."""
+        needs = {"loss"} if any(p.reads_loss for p in self.programs.values()) else set()
+        timed = getattr(self.learned, "needs_num_steps", False) and not self.constant
+        return needs | ({"num_steps"} if timed else set())
 
     def jax(self) -> Any:
         """Returns the context in which JAX has the precision of the parameters."""
         return jax.enable_x64(True) if self.precise else contextlib.nullcontext()
 
-    def read(self) -> None:
-        """Finds out what the optimizer is, its rate and decay."""
-        optimizer, theta = self.optimizer, self.theta
-        self.named = isinstance(optimizer, str) and optimizer in pretrained_names()
-        if self.named:
-            self.learned, self.theta = load(pretrained_file(optimizer))
-        elif isinstance(optimizer, str | Path):
-            self.learned, self.theta = load(optimizer)
-        else:
-            self.learned = optimizer
-            if theta is None and isinstance(optimizer, AbstractLearnedOptimizer):
-                self.theta = optimizer.init(jax.random.key(0))
-        self.own_decay = hasattr(self.learned, "weight_decay")
-        if self.decay is None:
-            self.decay = float(getattr(self.learned, "weight_decay", 0.0))
-        scheduled = hasattr(self.learned, "learning_rate") and self.learned.learning_rate is None
-        if scheduled and self.num_steps is None and self.rate is None:
-            raise ValueError(
-                f"LearnedOptimizer({optimizer!r:.60}) needs the length of the run or a rate; try "
-                f"num_steps=1000, or lr={RATE}."
-            )
-        self.constant = scheduled and self.num_steps is None
-        self.rate = 1.0 if self.rate is None else self.rate
-        weights = b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(self.theta))
-        digest = hashlib.sha256(weights + repr(self.axes).encode()).hexdigest()[:8]
-        name = optimizer if self.named else type(self.learned).__name__
-        self.design = f"{name} ({digest}, layout={self.layout!r})"
-
     def transformation(self, decay: Any) -> optax.GradientTransformationExtraArgs:
         """Returns the Optax optimizer, whose rate is one where ours stands for it."""
-        rate: dict[str, Any] = {"learning_rate": 1.0} if self.constant else {}
+        changes: dict[str, Any] = {"learning_rate": 1.0} if self.constant else {}
+        changes |= {"weight_decay": decay} if self.own_decay else {}
         with jax.ensure_compile_time_eval():  # files are read, also while it is traced
             if self.named:
-                options = {**rate, "weight_decay": decay}
-                return pretrained(self.optimizer, self.num_steps, **options)
+                return pretrained(self.optimizer, self.num_steps, **changes)
             if not isinstance(self.learned, AbstractLearnedOptimizer):
                 return optax.with_extra_args_support(self.learned)
-            changes = rate | ({"weight_decay": decay} if self.own_decay else {})
             learned = dataclasses.replace(self.learned, **changes)
             return learned.optimizer(self.theta, self.num_steps)
 
-    def program(self, present: tuple[bool, ...], params: list[torch.Tensor]) -> "_Program":
-        """Returns the program for these parameters."""
-        if present not in self.programs:
-            self.programs[present] = self.translated(present, params)
-        return self.programs[present]
-
-    @torch._disable_dynamo
-    def translated(self, present: tuple[bool, ...], params: list[torch.Tensor]) -> "_Program":
-        """Returns the translation of an update."""
-        rows = [i for i, there in enumerate(present) if there]
-        axes = [self.axes[i] for i in rows]
-        with self.jax():
-            tree = {
-                self.keys[i]: jax.ShapeDtypeStruct(
-                    [tensor.shape[axis] for axis in order],
-                    str(tensor.dtype).removeprefix("torch."),
-                )
-                for i, order, tensor in zip(rows, axes, params, strict=True)
-            }
-            return _Program(self, tree, [self.keys[i] for i in rows], axes, params[0].device)
-
     def begin(self, params: list[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
         """Returns the state of each parameter before the first step."""
-        return self.programs[(True,) * len(params)].begin(params)
+        return self.program(tuple(range(len(params)))).begin(params) if params else []
 
-    def step(
-        self,
-        group: dict[str, Any],
-        present: tuple[bool, ...],
-        params: list[torch.Tensor],
-        states: list[dict[str, torch.Tensor]],
-        loss: Any,
-    ) -> None:
-        """Changes parameters and states in place."""
-        self.program(present, params).step(group, params, states, loss)
+    def program(self, rows: tuple[int, ...]) -> "_Program":
+        """Returns the program for some of the parameters of the group."""
+        self.translate(rows)
+        return self.programs[rows]
+
+    # JAX runs while `torch.compile` traces, and leaves nothing in what it compiles.
+    @torch.compiler.assume_constant_result
+    def translate(self, rows: tuple[int, ...]) -> bool:
+        """Makes the program, unless there is one; returns whether there was."""
+        known = rows in self.programs
+        if not known:
+            with self.jax():
+                self.programs[rows] = _Program(self, rows)
+        return known
 
 
 class _Program:
-    """An update of some parameters, with the names of what it keeps of them."""
+    """An update of some parameters of a group, with the names of what it keeps of each."""
 
-    def __init__(
-        self, rule: _Rule, tree: Any, keys: list[str], axes: list[layouts.Axes], device: Any
-    ) -> None:
+    def __init__(self, rule: _Rule, rows: tuple[int, ...]) -> None:
         # A dict is flattened in the order of its keys.
-        self.order = sorted(range(len(keys)), key=keys.__getitem__)
-        self.axes, self.own_decay = axes, rule.own_decay
-        dtype = jnp.promote_types(jnp.float32, jnp.result_type(*jax.tree.leaves(tree)))
+        self.rows = sorted(rows, key=rule.keys.__getitem__)
+        self.axes, self.own_decay = [rule.axes[i] for i in self.rows], rule.own_decay
+        self.device, tree = rule.device, {rule.keys[i]: rule.shapes[i] for i in rows}
+        dtype = jnp.promote_types(jnp.float32, jnp.result_type(*tree.values()))
         number = jax.ShapeDtypeStruct((), dtype)
-        state = jax.eval_shape(lambda params: rule.transformation(0.0).init(params), tree)
+        self.number = getattr(torch, dtype.name)
 
         def init(params: Any) -> Any:
             return rule.transformation(0.0).init(params)
@@ -296,69 +278,77 @@ class _Program:
         def update(grads: Any, state: Any, params: Any, loss: Any, decay: Any) -> Any:
             return rule.transformation(decay).update(grads, state, params, value=loss)
 
-        begin, _ = translate(init, tree)
-        step, _ = translate(update, tree, state, tree, number, number)
-        self.reads_loss, self.reads_decay = step.reads[-2:]
+        program, state = translate(init, tree)
+        self.init = _Function(program, self.device)
+        program, _ = translate(update, tree, state, tree, number, number)
+        self.update = _Function(program, self.device)
+        self.reads_loss = program.reads[-2]
         paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(state)]
-        # State that all parameters share is kept with the first.
-        self.places = [_place(path, keys) for path in paths]
-        self.number = getattr(torch, np.dtype(dtype).name)
-        self.device = device
-        self.begun, self.begun_with = _function(begin), _tensors(begin.constants, device)
-        self.function, self.constants = _function(step), _tensors(step.constants, device)
+        self.places = [_place(path, rule.keys) for path in paths]
 
+    def seen(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Returns tensors with the axes that the rule sees."""
+        return [tensor.permute(axes) for tensor, axes in zip(tensors, self.axes, strict=True)]
+
+    @torch.no_grad()
     def begin(self, params: list[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
         """Returns initial states."""
         states: list[dict[str, torch.Tensor]] = [{} for _ in params]
-        with torch.no_grad():
-            found = self.begun(self.begun_with, self.seen(params))
+        found = self.init(self.seen([params[i] for i in self.rows]))
         for (i, name), tensor in zip(self.places, found, strict=True):
-            states[i][name] = torch.as_tensor(tensor).clone()
+            states[i][name] = tensor.clone()
         return states
 
-    def seen(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Returns tensors as the rule sees them: in its order, and with its axes."""
-        return [tensors[i].permute(self.axes[i]) for i in self.order]
-
-    def step(
-        self,
-        group: dict[str, Any],
-        params: list[torch.Tensor],
-        states: list[dict[str, torch.Tensor]],
-        loss: Any,
-    ) -> None:
+    def step(self, group: dict[str, Any], states: Any, loss: Any) -> None:
         """Changes parameters and states in place."""
         if self.reads_loss and loss is None:
             raise ValueError(
                 f"{group['design']} needs the loss; try optimizer.step(loss=loss), or a closure "
                 "that returns it."
             )
-        grads: list[Any] = [p.grad for p in params]
-        for p, grad in zip(params, grads, strict=True):
-            if grad.is_sparse:
+        params = [group["params"][i] for i in self.rows]
+        for p in params:
+            if p.grad.is_sparse:
                 raise ValueError(
                     f"LearnedOptimizer.step: the gradient of a parameter of shape {list(p.shape)} "
                     "is sparse; make it dense, as nn.Embedding(sparse=False) does."
                 )
-        state = [states[i][name] for i, name in self.places]
-        numbers = [self.scalar(x) for x in (loss, group["weight_decay"])]
-        seen = self.seen([g.to(p.dtype) for g, p in zip(grads, params, strict=True)])
-        found = self.function(self.constants, [*seen, *state, *self.seen(params), *numbers])
-        updates, new = found[: len(params)], found[len(params) :]
+        grads = [p.grad.to(p.dtype) for p in params]
+        state = [states[group["params"][i]][name] for i, name in self.places]
+        numbers = 0.0 if loss is None else loss, group["weight_decay"], group["lr"]
+        loss, decay, rate = map(self.scalar, numbers)
+        found = self.update([*self.seen(grads), *state, *self.seen(params), loss, decay])
         if state:
-            torch._foreach_copy_(state, new)
-        for i, update in zip(self.order, updates, strict=True):
-            back = sorted(range(len(self.axes[i])), key=self.axes[i].__getitem__)
-            update = update.permute(back)
-            if not self.own_decay and group["weight_decay"]:
-                update = update - group["weight_decay"] * params[i]
-            params[i].add_(update * group["lr"])
+            torch._foreach_copy_(state, found[len(params) :])
+        updates = [
+            update.permute(sorted(range(len(axes)), key=axes.__getitem__))
+            for update, axes in zip(found, self.axes, strict=False)
+        ]
+        if not self.own_decay and group["weight_decay"]:
+            updates = torch._foreach_sub(updates, torch._foreach_mul(params, decay))
+        torch._foreach_add_(params, torch._foreach_mul(updates, rate))
 
     def scalar(self, number: Any) -> torch.Tensor:
         """Returns a number as an input."""
         if isinstance(number, torch.Tensor):
             return number.detach().reshape(()).to(self.device, self.number)
-        return torch.full((), 0.0 if number is None else number, dtype=self.number).to(self.device)
+        # Unlike torch.full, a product is not compiled again for every number.
+        return torch.ones((), dtype=self.number, device=self.device) * number
+
+
+class _Function:
+    """What a program computes on a device. It is pickled as its source."""
+
+    def __init__(self, program: Program, device: torch.device) -> None:
+        self.program, self.device = program, device
+        self.function = program.function(torch=torch, math=math)
+        self.constants = [_tensor(array).to(device) for array in program.constants]
+
+    def __call__(self, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+        return self.function(self.constants, inputs)
+
+    def __reduce__(self) -> Any:
+        return _Function, (self.program, self.device)
 
 
 def _check(name: str, tensor: torch.Tensor) -> None:
@@ -377,7 +367,10 @@ def _check(name: str, tensor: torch.Tensor) -> None:
 
 
 def _place(path: Any, keys: list[str]) -> tuple[int, str]:
-    """Returns the parameter that a leaf of the state belongs to, and its name there."""
+    """Returns the parameter that a leaf of the state belongs to, and its name there.
+
+    State that all parameters of the group share is kept with the first.
+    """
     names = [jax.tree_util.keystr((key,), simple=True) for key in path]
     for at, key in enumerate(path):
         if isinstance(key, jax.tree_util.DictKey) and names[at] in keys:
@@ -385,15 +378,12 @@ def _place(path: Any, keys: list[str]) -> tuple[int, str]:
     return 0, ".".join(["shared", *names])
 
 
-def _function(program: Any) -> Any:
-    return program.function(torch=torch, math=math)
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
-def _tensors(arrays: list[np.ndarray], device: Any) -> list[torch.Tensor]:
-    """Returns arrays as tensors of a device."""
-    return [
-        torch.tensor(array.astype(np.float32)).to(device, torch.bfloat16)
-        if array.dtype.name == "bfloat16"
-        else torch.tensor(array).to(device)
-        for array in arrays
-    ]
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    """Returns an array as a tensor; NumPy's bfloat16 is unknown to PyTorch."""
+    if array.dtype.name == "bfloat16":
+        return torch.tensor(array.astype(np.float32)).to(torch.bfloat16)
+    return torch.tensor(array)
