@@ -22,7 +22,7 @@ def pretrained(
     *,
     learning_rate: float | Scalar | Callable[[Any], Any] | None = None,
     axes: str | Callable[[Params], Any] = "in_out",
-    weight_decay: float | None = None,
+    weight_decay: float | Scalar | None = None,
     weight_decay_mask: Callable[[Params], Any] | None = None,
     guard: bool = True,
 ) -> optax.GradientTransformationExtraArgs:

@@ -77,7 +77,7 @@ class MuonMLP(AbstractLearnedOptimizer):
 
     hidden: int = eqx.field(static=True, default=8)
     learning_rate: Any = eqx.field(default=None, converter=as_pytree)
-    weight_decay: float = 0.0
+    weight_decay: float | Scalar = 0.0
     weight_decay_mask: Callable[[Params], Any] | None = eqx.field(static=True, default=None)
     axes: Callable[[Params], Any] = eqx.field(static=True, default=MatrixAxes())
     peak: float = eqx.field(static=True, default=0.05)

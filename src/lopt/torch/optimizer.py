@@ -19,6 +19,7 @@ from lopt.core.learned import AbstractLearnedOptimizer
 from lopt.core.types import Theta
 from lopt.experiment.pretrained import RATE, pretrained
 from lopt.experiment.runs.storage import load, pretrained_file, pretrained_names
+from lopt.learned import MuonMLP
 from lopt.torch import layout as layouts
 from lopt.torch.translate import Program, translate
 
@@ -202,10 +203,11 @@ class _Rule:
             elif theta is None and isinstance(optimizer, AbstractLearnedOptimizer):
                 self.theta = optimizer.init(jax.random.key(0))
             rate, decay = group["lr"], group["weight_decay"]
-            self.own_decay = hasattr(self.learned, "weight_decay")
-            self.decay = float(getattr(self.learned, "weight_decay", 0)) if decay is None else decay
+            own = self.learned if isinstance(self.learned, MuonMLP) else None
+            self.own_decay = own is not None
+            self.decay = (float(own.weight_decay) if own else 0.0) if decay is None else decay
             # Our rate then stands for the learned schedule.
-            self.constant = num_steps is None and getattr(self.learned, "learning_rate", 0) is None
+            self.constant = bool(own) and own.learning_rate is None and num_steps is None
             if self.constant and rate is None:
                 raise ValueError(
                     f"LearnedOptimizer({optimizer!r:.60}) needs the length of the run or a rate; "
