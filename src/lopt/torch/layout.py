@@ -14,11 +14,12 @@ Axes = tuple[int, ...]
 def by_rank(name: str, tensor: torch.Tensor, layout: str) -> Axes:
     """Returns the axes of a parameter of which only its name and rank are known.
 
-    Matrices are taken for those of `nn.Linear`, but for embeddings, which are known by name; what
-    has three to five axes is taken for a kernel of a convolution.
+    Matrices are taken for those of `nn.Linear`, but for tables of embeddings and positions, which
+    are known by name; what has three to five axes is taken for a kernel of a convolution.
     """
     rank = tensor.ndim
-    if layout == "jax" or rank < 2 or rank > 5 or "embed" in name.lower():
+    table = any(word in name.lower() for word in ("embed", "position"))
+    if layout == "jax" or rank < 2 or rank > 5 or table:
         return tuple(range(rank))
     return (*range(2, rank), 1, 0)
 
@@ -32,9 +33,7 @@ def axes_of(model: nn.Module) -> dict[str, Axes]:
     linear = nn.Linear, nn.Bilinear, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention
     found: dict[str, Axes] = {}
     for name, parameter in model.named_parameters():
-        # The original of a parametrized weight lies below its module.
-        owner = model.get_submodule(name.partition("parametrizations.")[0].rpartition(".")[0])
-        rank = parameter.ndim
+        owner, rank = owner_of(name, model), parameter.ndim
         axes = tuple(range(rank))
         if isinstance(owner, nn.modules.conv._ConvNd) and rank > 2:
             inputs, outputs = (0, 1) if owner.transposed else (1, 0)
@@ -45,9 +44,12 @@ def axes_of(model: nn.Module) -> dict[str, Axes]:
     return found
 
 
-def key_of(name: str, model: nn.Module | None = None) -> str:
+def key_of(name: str, model: nn.Module) -> str:
     """Returns the name under which a rule sees a parameter; embeddings are known by theirs."""
-    if model is not None and "embed" not in name.lower():
-        owner = model.get_submodule(name.rpartition(".")[0])
-        return f"{name}: embedding" if isinstance(owner, nn.Embedding | nn.EmbeddingBag) else name
-    return name
+    table = isinstance(owner_of(name, model), nn.Embedding | nn.EmbeddingBag)
+    return f"{name}: embedding" if table and "embed" not in name.lower() else name
+
+
+def owner_of(name: str, model: nn.Module) -> nn.Module:
+    """Returns the module of a parameter; the original of a parametrized one lies below it."""
+    return model.get_submodule(name.partition("parametrizations.")[0].rpartition(".")[0])

@@ -23,6 +23,8 @@ from lopt.learned import MuonMLP
 from lopt.torch import layout as layouts
 from lopt.torch.translate import Program, translate
 
+FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
+# Arguments that a group may have of its own, besides those that schedulers see.
 OWN = ("optimizer", "theta", "num_steps", "layout", "keys", "axes")
 
 
@@ -70,8 +72,6 @@ class LearnedOptimizer(torch.optim.Optimizer):
         num_steps: int | None = None,
         layout: str = "torch",
     ) -> None:
-        if layout not in ("torch", "jax"):
-            raise ValueError(f"LearnedOptimizer(layout={layout!r}) must be 'torch' or 'jax'.")
         self._given = {"optimizer": optimizer, "theta": theta, "num_steps": num_steps}
         self._given |= {"layout": layout, "keys": None, "axes": None}
         self._rules: list[_Rule] = []
@@ -176,7 +176,16 @@ class _Rule:
         keys: list[str] | None,
         axes: list[layouts.Axes] | None,
     ) -> None:
-        params = group["params"]
+        params, rate, decay = group["params"], group["lr"], group["weight_decay"]
+        if layout not in ("torch", "jax"):
+            raise ValueError(f"LearnedOptimizer(layout={layout!r}) must be 'torch' or 'jax'.")
+        if rate is not None and not rate >= 0:
+            raise ValueError(f"LearnedOptimizer(lr={rate}) must not be negative; try 1.0.")
+        if theta is not None and isinstance(optimizer, str | Path):
+            raise ValueError(
+                f"LearnedOptimizer({optimizer!r}, theta) has weights already; leave theta out, or "
+                "give the learned optimizer that lopt.load returns."
+            )
         names = group.get("param_names") or [str(i) for i in range(len(params))]
         for name, parameter in zip(names, params, strict=True):
             _check(name, parameter)
@@ -202,7 +211,6 @@ class _Rule:
                 self.learned, self.theta = load(path)
             elif theta is None and isinstance(optimizer, AbstractLearnedOptimizer):
                 self.theta = optimizer.init(jax.random.key(0))
-            rate, decay = group["lr"], group["weight_decay"]
             own = self.learned if isinstance(self.learned, MuonMLP) else None
             self.own_decay = own is not None
             self.decay = (float(own.weight_decay) if own else 0.0) if decay is None else decay
@@ -356,9 +364,10 @@ class _Function:
 def _check(name: str, tensor: torch.Tensor) -> None:
     """Refuses what no learned optimizer trains."""
     kinds = {
-        str(tensor.dtype): not tensor.is_floating_point(),
+        str(tensor.dtype): tensor.dtype not in FLOATS,
         "sparse": tensor.layout != torch.strided,
         "on the meta device": tensor.is_meta,
+        "sharded": hasattr(tensor, "device_mesh"),
     }
     for kind, wrong in kinds.items():
         if wrong:
