@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import math
 from collections.abc import Callable, Iterable
@@ -23,7 +24,7 @@ from lopt.learned import MuonMLP
 from lopt.torch import layout as layouts
 from lopt.torch.translate import Program, translate
 
-FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
+FLOATS = {getattr(torch, n): n for n in ("float64", "float32", "float16", "bfloat16")}
 # Arguments that a group may have of its own, besides those that schedulers see.
 OWN = ("optimizer", "theta", "num_steps", "layout", "keys", "axes")
 
@@ -67,7 +68,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         optimizer: str | Path | AbstractLearnedOptimizer | optax.GradientTransformation = "lopt-1",
         theta: Theta | None = None,
         *,
-        lr: float | None = None,
+        lr: float | torch.Tensor | None = None,
         weight_decay: float | None = None,
         num_steps: int | None = None,
         layout: str = "torch",
@@ -97,7 +98,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
         group = self.param_groups[-1]
         try:
             rule = _Rule(group, **own)
-            states = rule.begin(group["params"])
+            rows = tuple(range(len(group["params"])))
+            states = rule.program(rows).begin(group["params"]) if rows else []
         except BaseException:
             self.param_groups.pop()
             raise
@@ -196,10 +198,12 @@ class _Rule:
         by_rank = [layouts.by_rank(*row, layout) for row in zip(names, params, strict=True)]
         self.axes = by_rank if axes is None or layout == "jax" else axes
         self.keys, self.optimizer, self.num_steps = keys or names, optimizer, num_steps
-        self.precise = any(parameter.dtype == torch.float64 for parameter in params)
+        # JAX has the precision of the parameters.
+        precise = any(parameter.dtype == torch.float64 for parameter in params)
+        self.jax = functools.partial(jax.enable_x64, True) if precise else contextlib.nullcontext
         self.device = params[0].device if params else torch.device("cpu")
         self.shapes = [
-            jax.ShapeDtypeStruct([p.shape[axis] for axis in axes], _name(p.dtype))
+            jax.ShapeDtypeStruct([p.shape[axis] for axis in axes], FLOATS[p.dtype])
             for p, axes in zip(params, self.axes, strict=True)
         ]
         self.named = isinstance(optimizer, str) and optimizer in pretrained_names()
@@ -207,15 +211,16 @@ class _Rule:
         with self.jax():
             self.learned, self.theta = optimizer, theta
             if isinstance(optimizer, str | Path):
-                path = pretrained_file(optimizer) if self.named else optimizer
+                path = pretrained_file(str(optimizer)) if self.named else optimizer
                 self.learned, self.theta = load(path)
             elif theta is None and isinstance(optimizer, AbstractLearnedOptimizer):
                 self.theta = optimizer.init(jax.random.key(0))
-            own = self.learned if isinstance(self.learned, MuonMLP) else None
-            self.own_decay = own is not None
-            self.decay = (float(own.weight_decay) if own else 0.0) if decay is None else decay
+            self.own_decay = isinstance(self.learned, MuonMLP)
+            own = float(self.learned.weight_decay) if self.own_decay else 0.0
+            self.decay = own if decay is None else decay
             # Our rate then stands for the learned schedule.
-            self.constant = bool(own) and own.learning_rate is None and num_steps is None
+            scheduled = self.own_decay and self.learned.learning_rate is None
+            self.constant = scheduled and num_steps is None
             if self.constant and rate is None:
                 raise ValueError(
                     f"LearnedOptimizer({optimizer!r:.60}) needs the length of the run or a rate; "
@@ -234,10 +239,6 @@ class _Rule:
         timed = getattr(self.learned, "needs_num_steps", False) and not self.constant
         return needs | ({"num_steps"} if timed else set())
 
-    def jax(self) -> Any:
-        """Returns the context in which JAX has the precision of the parameters."""
-        return jax.enable_x64(True) if self.precise else contextlib.nullcontext()
-
     def transformation(self, decay: Any) -> optax.GradientTransformationExtraArgs:
         """Returns the Optax optimizer, whose rate is one where ours stands for it."""
         changes: dict[str, Any] = {"learning_rate": 1.0} if self.constant else {}
@@ -249,10 +250,6 @@ class _Rule:
                 return optax.with_extra_args_support(self.learned)
             learned = dataclasses.replace(self.learned, **changes)
             return learned.optimizer(self.theta, self.num_steps)
-
-    def begin(self, params: list[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
-        """Returns the state of each parameter before the first step."""
-        return self.program(tuple(range(len(params)))).begin(params) if params else []
 
     def program(self, rows: tuple[int, ...]) -> "_Program":
         """Returns the program for some of the parameters of the group."""
@@ -328,15 +325,17 @@ class _Program:
         numbers = 0.0 if loss is None else loss, group["weight_decay"], group["lr"]
         loss, decay, rate = map(self.scalar, numbers)
         found = self.update([*self.seen(grads), *state, *self.seen(params), loss, decay])
-        if state:
-            torch._foreach_copy_(state, found[len(params) :])
-        updates = [
+        steps: Any = [
             update.permute(sorted(range(len(axes)), key=axes.__getitem__))
             for update, axes in zip(found, self.axes, strict=False)
         ]
         if not self.own_decay and group["weight_decay"]:
-            updates = torch._foreach_sub(updates, torch._foreach_mul(params, decay))
-        torch._foreach_add_(params, torch._foreach_mul(updates, rate))
+            steps = torch._foreach_sub(steps, torch._foreach_mul(params, decay))
+        # An update may be what the state was, and the state what parameters were.
+        steps = torch._foreach_mul(steps, rate)
+        if state:
+            torch._foreach_copy_(state, found[len(params) :])
+        torch._foreach_add_(params, steps)
 
     def scalar(self, number: Any) -> torch.Tensor:
         """Returns a number as an input."""
@@ -387,10 +386,6 @@ def _place(path: Any, keys: list[str]) -> tuple[int, str]:
         if isinstance(key, jax.tree_util.DictKey) and names[at] in keys:
             return keys.index(names[at]), ".".join(names[:at] + names[at + 1 :])
     return 0, ".".join(["shared", *names])
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:
