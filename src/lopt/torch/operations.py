@@ -31,17 +31,19 @@ JAX = Language(
     "jnp",
     {name: f"jnp.{other}" for name, other in JAX_NAMES.items()}
     | {"rsqrt": "jax.lax.rsqrt", "sigmoid": "jax.nn.sigmoid"}
-    | {name: f"jax.lax.{name}" for name in ("erf", "erfc")},
+    | {name: f"jax.lax.{name}" for name in ("erf", "erfc")}
+    | {"lerp": "lerp"},
 )
 NUMPY = Language(
     "np",
     {name: f"np.{other}" for name, other in JAX_NAMES.items()}
-    | {name: name for name in ("rsqrt", "sigmoid", "erf", "erfc")},
+    | {name: name for name in ("rsqrt", "sigmoid", "erf", "erfc", "lerp")},
 )
 # In which source in the words of NumPy is evaluated. JAX has few functions that NumPy lacks.
 NUMPY_SCOPE: dict[str, Any] = {
     "np": np,
     "math": math,
+    "lerp": lambda a, b, w: a + w * (b - a),
     "rsqrt": lambda x: 1 / np.sqrt(x),
     "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
     "erf": np.vectorize(math.erf),
@@ -310,6 +312,7 @@ RULES: dict[str, Rule] = {
     "integer_pow": _power,
     "iota": lambda o: f"@.arange({o.out.shape[0]}, dtype={dtype_text(o.out.dtype)})",
     "is_finite": _call("isfinite"),
+    "lerp": _call("lerp"),
     "logistic": _call("sigmoid"),
     "max": _bound("maximum", "min"),
     "min": _bound("minimum", "max"),
@@ -326,4 +329,6 @@ IDENTITIES = {"copy", "copy_p", "device_put", "optimization_barrier", "reduce_pr
 IDENTITIES |= {"sharding_constraint", "stop_gradient"}
 # Elementwise: a number may stand for an array that is the same everywhere.
 ELEMENTWISE = {"add", "sub", "mul", "div", "pow", "rem", "max", "min", "lt", "le", "gt", "ge", "eq"}
+# Operands that may be numbers: where slices begin, and the weight of an average.
+NUMBERS = {("dynamic_slice", i) for i in range(1, 9)} | {("lerp", 2)}
 ELEMENTWISE |= {"ne", "select_n", "clamp", "and", "or", "xor", "add_any"}

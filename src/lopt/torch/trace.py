@@ -1,5 +1,6 @@
-"""What a JAX function does, step by step: calls in it are opened, what depends on no input is
-computed, and what it computes twice, once.
+"""What a JAX function does, step by step.
+
+Calls in it are opened, what depends on no input is computed, and what it computes twice, once.
 """
 
 from collections.abc import Sequence
@@ -72,7 +73,7 @@ class Tracer:
         self.steps: list[Step] = []
         self.passes = passes
         self.seen: dict[Any, Step] = {}
-        self.sources: dict[Value, Value] = {}  # of what is reshaped
+        self.made: dict[Value, Step] = {}
 
     def run(self, jaxpr: Any, inputs: Sequence[Value]) -> list[Value]:
         """Adds the steps of a jaxpr, closed or without constants; returns its results."""
@@ -126,7 +127,8 @@ class Tracer:
                 return [first]
         if first is not None and operations.is_reshape(name, first.aval, avals[0]):
             name, params = "reshape", {"shape": avals[0].shape}
-            operands = [self.sources.get(first, first)]
+            made = self.made.get(first)
+            operands = made.operands if made and made.name == "reshape" else [first]
             if operands[0].aval.shape == avals[0].shape:
                 return operands
         if name not in operations.RULES and name != "dynamic_update_slice":
@@ -136,12 +138,26 @@ class Tracer:
             )
         key = name, repr(sorted(params.items(), key=str)), tuple(map(_identity, operands))
         if key not in self.seen:
-            step = self.seen[key] = Step(name, params, operands, [Value(aval) for aval in avals])
+            step = Step(name, params, operands, [Value(aval) for aval in avals])
+            step = self.seen[key] = self.average(step) or step
             if not self.is_known(step):
                 self.steps.append(step)
-                if name == "reshape":
-                    self.sources[step.results[0]] = operands[0]
+                self.made[step.results[0]] = step
         return self.seen[key].results
+
+    def average(self, step: Step) -> Step | None:
+        """Returns a + w (b - a), the step of a moving average, as one step."""
+        if step.name != "add":
+            return None
+        for old, change in (step.operands, step.operands[::-1]):
+            product = self.made.get(change)
+            if product is None or product.name != "mul" or old.aval.shape != change.aval.shape:
+                continue
+            for weight, way in (product.operands, product.operands[::-1]):
+                made = self.made.get(way)
+                if made is not None and made.name == "sub" and made.operands[1] is old:
+                    return Step("lerp", {}, [old, made.operands[0], weight], step.results)
+        return None
 
     def split(self, params: dict[str, Any], operands: list[Value], avals: list[Any]) -> list[Value]:
         """Adds slices."""

@@ -135,7 +135,7 @@ class _Writer:
         shapes = {v.aval.shape for v in step.operands if v.known is None or not is_splat(v.known)}
         numbers = name in operations.ELEMENTWISE and result.aval.shape in shapes
         texts = [
-            self.operand(v) if numbers or (i and name == "dynamic_slice") else self.array(v)
+            self.operand(v) if numbers or (name, i) in operations.NUMBERS else self.array(v)
             for i, v in enumerate(step.operands)
         ]
         if name == "select_n" and all(map(operations.is_number, texts[1:])):
