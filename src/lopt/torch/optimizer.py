@@ -15,12 +15,12 @@ import optax
 import torch
 from torch import nn
 
+from lopt.bridges.translate import translate
 from lopt.core.learned import AbstractLearnedOptimizer
 from lopt.core.types import Theta
 from lopt.experiment.pretrained import RATE, pretrained
 from lopt.experiment.runs.storage import load, pretrained_file, pretrained_names
 from lopt.torch import layout as layouts
-from lopt.torch.translate import translate
 
 OWN = ("optimizer", "theta", "num_steps", "layout", "keys", "axes")
 

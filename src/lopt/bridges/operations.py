@@ -185,16 +185,16 @@ def _divide(o: Operation) -> str:
 
 
 def neighbours(params: dict[str, Any], operands: Any) -> range | None:
-    """Returns which rows are gathered, if they follow one another."""
+    """Returns which rows are gathered, if they are known and follow one another."""
     array, indices = operands
-    if indices.known is None or indices.known.shape[1:] != (1,) or not len(indices.known):
+    known = indices.known
+    if known is None or known.shape[-1:] != (1,) or not known.size or known.ndim > 2:
         return None
-    first, last = int(indices.known[0, 0]), int(indices.known[-1, 0]) + 1
-    rows = range(first, last)
+    rows = range(int(known.flat[0]), int(known.flat[-1]) + 1)
     whole = tuple(params["slice_sizes"]) == (1, *array.aval.shape[1:])
-    follow = len(rows) == len(indices.known) and (indices.known[:, 0] == np.asarray(rows)).all()
+    follow = len(rows) == known.size and (known[..., 0] == np.asarray(rows)).all()
     collapsed = params["dimension_numbers"].collapsed_slice_dims == (0,)
-    return rows if whole and follow and collapsed and last <= array.aval.shape[0] else None
+    return rows if whole and follow and collapsed and rows.stop <= array.aval.shape[0] else None
 
 
 def _gather(o: Operation) -> str:
@@ -296,7 +296,6 @@ RULES: dict[str, Rule] = {
             "min": "amin",
             "and": "all",
             "or": "any",
-            "prod": "prod",
         }.items()
     },
     "reshape": lambda o: f"{o.texts[0]}.reshape({shape_text(o.out.shape)})",
