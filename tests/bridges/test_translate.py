@@ -49,7 +49,7 @@ FUNCTIONS = {
     "integers": lambda x: (
         x.astype(jnp.int32) + 1,
         0.9 ** jnp.asarray(3),
-        jnp.arange(4)[None] + 0 * x.astype(int),
+        jnp.arange(x.size) * 2 + x.astype(int).ravel(),
     ),
     "averages": lambda x: (x + 0.1 * (x[:1] - x), 0.1 * (x - x[:1]) + x[:1], x - 0.2 * (x - 1.0)),
     "own memory": lambda x: (jnp.exp(-(x * x)) + x, (x + 1) * (x + 1) - (x + 1)),
