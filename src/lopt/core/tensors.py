@@ -221,19 +221,20 @@ def _(primals: Any, tangents: Any) -> Any:
     return eqx.filter_jvp(lambda f, arrays, kept: f(arrays, kept), primals[:3], tangents[:3])
 
 
-def slabs_of(shape: tuple[int, ...], block_size: float) -> tuple[int, int, int]:
+def slabs_of(shape: tuple[int, ...], block_size: int) -> tuple[int, int, int]:
     """Returns an axis, its length, and how much of it makes a slab of about `block_size`.
 
     The first axis that is long enough, so that slabs are contiguous; equally long slabs if they
     can be, as their program is compiled once.
     """
-    if not shape:
-        return -1, 1, 1
+    if not shape or math.isinf(SLABS.get()):
+        length = shape[-1] if shape else 1
+        return -1, length, length
     size = max(1, math.prod(shape))
-    block_size *= SLABS.get()
-    enough = 4 * math.ceil(size / block_size)
+    coordinates = block_size * SLABS.get()
+    enough = 4 * math.ceil(size / coordinates)
     axis = max(range(len(shape)), key=lambda axis: min(shape[axis], enough))
     length = shape[axis]
-    most = min(length, max(1, int(block_size * length / size)))
+    most = min(length, max(1, int(coordinates * length / size)))
     near = [*range(most, most // 2, -1), *range(most + 1, min(length, 2 * most) + 1)]
     return axis - len(shape), length, next((rows for rows in near if not length % rows), most)

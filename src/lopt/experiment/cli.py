@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
 
 from lopt.experiment import settings as s
+from lopt.experiment.export import ExportSettings
 from lopt.experiment.studies import settings as h
 
 
@@ -48,6 +49,7 @@ COMMANDS = {
     "train": Command(s.TrainSettings, "runs.command:train_command"),
     "tune": Command(s.TuneSettings, "runs.command:tune_command"),
     "pretrained": Command(s.PretrainedSettings, "runs.registry:list_pretrained"),
+    "export": Command(ExportSettings, "export:export_command"),
     "recipes": Command(s.RecipesSettings, "runs.registry:list_recipes"),
     "tasks show": Command(s.ShowTaskSettings, "data.catalogue:show_task"),
     "tasks": Command(s.TasksSettings, "data.catalogue:list_tasks"),

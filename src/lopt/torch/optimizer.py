@@ -16,13 +16,13 @@ import optax
 import torch
 from torch import nn
 
+from lopt.bridges import Program, translate
 from lopt.core.learned import AbstractLearnedOptimizer
 from lopt.core.types import Theta
 from lopt.experiment.pretrained import RATE, pretrained
 from lopt.experiment.runs.storage import load, pretrained_file, pretrained_names
 from lopt.learned import MuonMLP
 from lopt.torch import layout as layouts
-from lopt.torch.translate import Program, translate
 
 FLOATS = {getattr(torch, n): n for n in ("float64", "float32", "float16", "bfloat16")}
 # Arguments that a group may have of its own, besides those that schedulers see.

@@ -13,9 +13,9 @@ import equinox as eqx
 import jax
 import numpy as np
 
-from lopt.torch import operations
-from lopt.torch.operations import Language
-from lopt.torch.trace import Block, Step, Tracer, Value, is_splat
+from lopt.bridges import operations
+from lopt.bridges.operations import Language
+from lopt.bridges.trace import Block, Step, Tracer, Value, is_splat
 
 LONGEST_EXPRESSION = 72
 
@@ -35,7 +35,7 @@ class Program(eqx.Module):
 
     def function(self, **namespace: Any) -> Callable[[Sequence[Any], Sequence[Any]], list[Any]]:
         """Returns the function, for the modules that it names. Tracebacks show its lines."""
-        file = f"<lopt.torch {id(self)}>"
+        file = f"<lopt.bridges {id(self)}>"
         linecache.cache[file] = len(self.source), None, self.source.splitlines(True), file
         exec(compile(self.source, file, "exec"), namespace)
         return namespace["program"]
@@ -104,7 +104,7 @@ class _Writer:
             return value.text
         known, shape = value.known, value.aval.shape
         # Of what is the same along an axis, one is stored.
-        base = known[tuple(slice(None) if stride else slice(1) for stride in known.strides)]
+        base = np.asarray(known[tuple(slice(None if x else 1) for x in known.strides)])
         base = base.reshape(()) if is_splat(known) else base
         key = base.dtype, base.shape, base.tobytes()
         if key not in self.constants:
@@ -135,7 +135,7 @@ class _Writer:
         shapes = {v.aval.shape for v in step.operands if v.known is None or not is_splat(v.known)}
         numbers = name in operations.ELEMENTWISE and result.aval.shape in shapes
         texts = [
-            self.operand(v) if numbers or (i and name == "dynamic_slice") else self.array(v)
+            self.operand(v) if numbers or (name, i) in operations.NUMBERS else self.array(v)
             for i, v in enumerate(step.operands)
         ]
         if name == "select_n" and all(map(operations.is_number, texts[1:])):

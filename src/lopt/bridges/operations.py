@@ -31,17 +31,19 @@ JAX = Language(
     "jnp",
     {name: f"jnp.{other}" for name, other in JAX_NAMES.items()}
     | {"rsqrt": "jax.lax.rsqrt", "sigmoid": "jax.nn.sigmoid"}
-    | {name: f"jax.lax.{name}" for name in ("erf", "erfc")},
+    | {name: f"jax.lax.{name}" for name in ("erf", "erfc")}
+    | {"lerp": "lerp"},
 )
 NUMPY = Language(
     "np",
     {name: f"np.{other}" for name, other in JAX_NAMES.items()}
-    | {name: name for name in ("rsqrt", "sigmoid", "erf", "erfc")},
+    | {name: name for name in ("rsqrt", "sigmoid", "erf", "erfc", "lerp")},
 )
 # In which source in the words of NumPy is evaluated. JAX has few functions that NumPy lacks.
 NUMPY_SCOPE: dict[str, Any] = {
     "np": np,
     "math": math,
+    "lerp": lambda a, b, w: a + w * (b - a),
     "rsqrt": lambda x: 1 / np.sqrt(x),
     "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
     "erf": np.vectorize(math.erf),
@@ -183,16 +185,16 @@ def _divide(o: Operation) -> str:
 
 
 def neighbours(params: dict[str, Any], operands: Any) -> range | None:
-    """Returns which rows are gathered, if they follow one another."""
+    """Returns which rows are gathered, if they are known and follow one another."""
     array, indices = operands
-    if indices.known is None or indices.known.shape[1:] != (1,) or not len(indices.known):
+    known = indices.known
+    if known is None or known.shape[-1:] != (1,) or not known.size or known.ndim > 2:
         return None
-    first, last = int(indices.known[0, 0]), int(indices.known[-1, 0]) + 1
-    rows = range(first, last)
+    rows = range(int(known.flat[0]), int(known.flat[-1]) + 1)
     whole = tuple(params["slice_sizes"]) == (1, *array.aval.shape[1:])
-    follow = len(rows) == len(indices.known) and (indices.known[:, 0] == np.asarray(rows)).all()
+    follow = len(rows) == known.size and (known[..., 0] == np.asarray(rows)).all()
     collapsed = params["dimension_numbers"].collapsed_slice_dims == (0,)
-    return rows if whole and follow and collapsed and last <= array.aval.shape[0] else None
+    return rows if whole and follow and collapsed and rows.stop <= array.aval.shape[0] else None
 
 
 def _gather(o: Operation) -> str:
@@ -294,7 +296,6 @@ RULES: dict[str, Rule] = {
             "min": "amin",
             "and": "all",
             "or": "any",
-            "prod": "prod",
         }.items()
     },
     "reshape": lambda o: f"{o.texts[0]}.reshape({shape_text(o.out.shape)})",
@@ -310,6 +311,7 @@ RULES: dict[str, Rule] = {
     "integer_pow": _power,
     "iota": lambda o: f"@.arange({o.out.shape[0]}, dtype={dtype_text(o.out.dtype)})",
     "is_finite": _call("isfinite"),
+    "lerp": _call("lerp"),
     "logistic": _call("sigmoid"),
     "max": _bound("maximum", "min"),
     "min": _bound("minimum", "max"),
@@ -326,4 +328,6 @@ IDENTITIES = {"copy", "copy_p", "device_put", "optimization_barrier", "reduce_pr
 IDENTITIES |= {"sharding_constraint", "stop_gradient"}
 # Elementwise: a number may stand for an array that is the same everywhere.
 ELEMENTWISE = {"add", "sub", "mul", "div", "pow", "rem", "max", "min", "lt", "le", "gt", "ge", "eq"}
+# Operands that may be numbers: where slices begin, and the weight of an average.
+NUMBERS = {("dynamic_slice", i) for i in range(1, 9)} | {("lerp", 2)}
 ELEMENTWISE |= {"ne", "select_n", "clamp", "and", "or", "xor", "add_any"}

@@ -1,5 +1,6 @@
-"""What a JAX function does, step by step: calls in it are opened, what depends on no input is
-computed, and what it computes twice, once.
+"""What a JAX function does, step by step.
+
+Calls in it are opened, what depends on no input is computed, and what it computes twice, once.
 """
 
 from collections.abc import Sequence
@@ -9,8 +10,8 @@ import jax
 import numpy as np
 from jax.extend import core
 
-from lopt.torch import operations
-from lopt.torch.operations import NUMPY, Operation
+from lopt.bridges import operations
+from lopt.bridges.operations import NUMPY, Operation
 
 # What has more numbers is not computed here, but by the program, from smaller constants.
 LARGEST_CONSTANT = 2**16
@@ -26,13 +27,14 @@ class Value:
         text, variables: its name, or an expression and the variables that this reads.
         reads: how often it is still to be read.
         owned: whether nothing else holds its memory.
+        is_size: whether it is a size of an array that is not known, a number.
     """
 
     def __init__(self, aval: Any, known: np.ndarray | None = None) -> None:
         self.aval, self.known = aval, known
         self.passes: list[Any] | None = None
         self.text, self.variables, self.reads = "", tuple[Value, ...](), 0
-        self.owned = False
+        self.owned = self.is_size = False
 
 
 class Step:
@@ -72,7 +74,7 @@ class Tracer:
         self.steps: list[Step] = []
         self.passes = passes
         self.seen: dict[Any, Step] = {}
-        self.sources: dict[Value, Value] = {}  # of what is reshaped
+        self.made: dict[Value, Step] = {}
 
     def run(self, jaxpr: Any, inputs: Sequence[Value]) -> list[Value]:
         """Adds the steps of a jaxpr, closed or without constants; returns its results."""
@@ -100,6 +102,14 @@ class Tracer:
             return operands
         if name == "convert_element_type" and first.aval.dtype == avals[0].dtype:
             return operands
+        if name == "dim_as_value":
+            size = Value(avals[0])
+            size.text, size.is_size = f"({params['dim']})", True
+            return [size]
+        if name in ("convert_element_type", "broadcast_in_dim") and first.is_size:
+            size = Value(avals[0])
+            size.text, size.is_size = first.text, True
+            return [size]
         if name == "select_n" and first.known is not None and is_splat(first.known):
             return [operands[1 + int(first.known.flat[0])]]
         if name == "cond":
@@ -107,10 +117,11 @@ class Tracer:
         if name == "scan":
             return self.loop(params, operands, avals)
         if name == "gather" and (rows := operations.neighbours(params, operands)) is not None:
-            shape = first.aval.shape
+            shape, (out,) = (len(rows), *first.aval.shape[1:]), avals
             cut = {"start_indices": [rows.start, *(0 for _ in shape[1:])], "strides": None}
             cut["limit_indices"] = [rows.stop, *shape[1:]]
-            return self.step("slice", cut, [first], avals)
+            (found,) = self.step("slice", cut, [first], [out.update(shape=shape)])
+            return self.step("reshape", {}, [found], avals)
         if name == "split":
             return self.split(params, operands, avals)
         if name == "iota":
@@ -120,28 +131,47 @@ class Tracer:
         for call in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
             if call in params:
                 return self.run(params[call], operands)
+        if name == "slice" and first.aval.shape == avals[0].shape:
+            return [first]
+        if name == "div" and first.is_size and operands[1].text == first.text:
+            return [_constant(np.ones((), avals[0].dtype))]
         if name in ("mul", "div") and first.aval.shape == avals[0].shape:
             by = operands[1].known
             if by is not None and is_splat(by) and by.flat[0] == 1:
                 return [first]
         if first is not None and operations.is_reshape(name, first.aval, avals[0]):
             name, params = "reshape", {"shape": avals[0].shape}
-            operands = [self.sources.get(first, first)]
+            made = self.made.get(first)
+            operands = made.operands if made and made.name == "reshape" else [first]
             if operands[0].aval.shape == avals[0].shape:
                 return operands
         if name not in operations.RULES and name != "dynamic_update_slice":
             raise NotImplementedError(
-                f"The primitive {name!r} of JAX has no translation; lopt.torch.operations.RULES "
+                f"The primitive {name!r} of JAX has no translation; lopt.bridges.operations.RULES "
                 "may be given one."
             )
         key = name, repr(sorted(params.items(), key=str)), tuple(map(_identity, operands))
         if key not in self.seen:
-            step = self.seen[key] = Step(name, params, operands, [Value(aval) for aval in avals])
+            step = Step(name, params, operands, [Value(aval) for aval in avals])
+            step = self.seen[key] = self.average(step) or step
             if not self.is_known(step):
                 self.steps.append(step)
-                if name == "reshape":
-                    self.sources[step.results[0]] = operands[0]
+                self.made[step.results[0]] = step
         return self.seen[key].results
+
+    def average(self, step: Step) -> Step | None:
+        """Returns a + w (b - a), the step of a moving average, as one step."""
+        if step.name != "add":
+            return None
+        for old, change in (step.operands, step.operands[::-1]):
+            product = self.made.get(change)
+            if product is None or product.name != "mul" or old.aval.shape != change.aval.shape:
+                continue
+            for weight, way in (product.operands, product.operands[::-1]):
+                made = self.made.get(way)
+                if made is not None and made.name == "sub" and made.operands[1] is old:
+                    return Step("lerp", {}, [old, made.operands[0], weight], step.results)
+        return None
 
     def split(self, params: dict[str, Any], operands: list[Value], avals: list[Any]) -> list[Value]:
         """Adds slices."""
@@ -191,8 +221,10 @@ class Tracer:
         if all(one is not None for one in known):
             if not all(isinstance(size, int) for size in shape):  # a number in all places
                 splat = step.name == "broadcast_in_dim" and is_splat(known[0])
-                result.known = known[0].reshape(-1)[0] if splat else None
+                result.known = np.asarray(known[0].reshape(-1)[0]) if splat else None
                 return splat
+            if any(value.known.shape != value.aval.shape for value in step.operands):
+                return False
             views = step.name in ("broadcast_in_dim", "slice", "squeeze")
             if not views and np.prod(shape, dtype=int) > LARGEST_CONSTANT:
                 return False
@@ -232,6 +264,4 @@ def _evaluate(step: Step, operands: Sequence[np.ndarray]) -> np.ndarray:
     texts = [str(int(x)) if numbers and i else f"x{i}" for i, x in enumerate(operands)]
     with np.errstate(all="ignore"):
         found = eval(NUMPY.render(step.text(texts)), {**operations.NUMPY_SCOPE, **names})
-    array = np.asanyarray(found)
-    dtype = step.results[0].aval.dtype
-    return array if array.dtype == dtype else array.astype(dtype)
+    return np.asarray(found, step.results[0].aval.dtype)
