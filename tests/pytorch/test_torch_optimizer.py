@@ -507,7 +507,7 @@ for compiled in (True, False):
         loss.backward()
         if count == 4:
             model[0].weight.grad = None
-        step(loss=loss)
+        step(loss=loss.detach())
     ends.append([p.detach() for p in model.parameters()])
 # Once for a number, once for any, and for another set of gradients.
 assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 3
