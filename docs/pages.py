@@ -17,7 +17,7 @@ from lopt.experiment.cli import ABOUT, COMMANDS, options_of
 from lopt.experiment.runs.registry import load_recipe, recipe_names
 from lopt.experiment.settings import help_of
 
-WINGS = ("core", "tasks", "learned", "estimators", "analysis", "symbolic")
+WINGS = ("core", "tasks", "learned", "estimators", "analysis", "symbolic", "torch")
 
 
 def plain(text):
