@@ -333,9 +333,11 @@ class _Program:
             steps = torch._foreach_sub(steps, torch._foreach_mul(params, decay))
         # An update may be what the state was, and the state what parameters were.
         steps = torch._foreach_mul(steps, rate)
-        if state:
-            torch._foreach_copy_(state, found[len(params) :])
-        torch._foreach_add_(params, steps)
+        # One by one: compiled by PyTorch 2.13, torch._foreach_copy_ writes before all is read.
+        for old, new in zip(state, found[len(params) :], strict=True):
+            old.copy_(new)
+        for parameter, change in zip(params, steps, strict=True):
+            parameter.add_(change)
 
     def scalar(self, number: Any) -> torch.Tensor:
         """Returns a number as an input."""
