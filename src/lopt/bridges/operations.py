@@ -340,6 +340,8 @@ IDENTITIES = {"copy", "copy_p", "device_put", "optimization_barrier", "reduce_pr
 IDENTITIES |= {"sharding_constraint", "stop_gradient"}
 # Elementwise: a number may stand for an array that is the same everywhere.
 ELEMENTWISE = {"add", "sub", "mul", "div", "pow", "rem", "max", "min", "lt", "le", "gt", "ge", "eq"}
+# Which numbers change nothing.
+NEUTRAL = {"add": 0, "sub": 0, "mul": 1, "div": 1}
 # Operands that may be numbers: where slices begin, the weight of an average, factors.
 NUMBERS = {("dynamic_slice", i) for i in range(1, 9)}
 NUMBERS |= {("lerp", 2), ("addcmul", 1), ("addcmul", 2)}
