@@ -251,6 +251,8 @@ MANY = 4096
 
 def in_place(name: str, texts: Sequence[str], which: int) -> str | None:
     """Returns an expression that writes its result into one of its operands, if there is one."""
+    if name == "addcmul" and not which:
+        return _add_product(f"{texts[0]}.add_(", f"{texts[0]}.addcmul_(", *texts[1:])
     if name not in IN_PLACE or (name == "div" and which) or len(texts) > 2:
         return None
     others = [text for i, text in enumerate(texts) if i != which]
@@ -261,7 +263,17 @@ def in_place(name: str, texts: Sequence[str], which: int) -> str | None:
     return f"{texts[which]}.{IN_PLACE[name]}({', '.join(others)})"
 
 
+def _add_product(scaled: str, general: str, x: str, y: str) -> str:
+    """Returns a call that adds a product in one pass over memory."""
+    x, y = (y, x) if is_number(x) else (x, y)
+    return f"{scaled}{x}, alpha={y})" if is_number(y) else f"{general}{x}, {y})"
+
+
 RULES: dict[str, Rule] = {
+    # Of PyTorch alone.
+    "addcmul": lambda o: _add_product(
+        f"@.add({o.texts[0]}, ", f"@.addcmul({o.texts[0]}, ", *o.texts[1:]
+    ),
     **{
         name: _call(name)
         for name in (
@@ -328,6 +340,9 @@ IDENTITIES = {"copy", "copy_p", "device_put", "optimization_barrier", "reduce_pr
 IDENTITIES |= {"sharding_constraint", "stop_gradient"}
 # Elementwise: a number may stand for an array that is the same everywhere.
 ELEMENTWISE = {"add", "sub", "mul", "div", "pow", "rem", "max", "min", "lt", "le", "gt", "ge", "eq"}
-# Operands that may be numbers: where slices begin, and the weight of an average.
-NUMBERS = {("dynamic_slice", i) for i in range(1, 9)} | {("lerp", 2)}
+# Which numbers change nothing.
+NEUTRAL = {"add": 0, "sub": 0, "mul": 1, "div": 1}
+# Operands that may be numbers: where slices begin, the weight of an average, factors.
+NUMBERS = {("dynamic_slice", i) for i in range(1, 9)}
+NUMBERS |= {("lerp", 2), ("addcmul", 1), ("addcmul", 2)}
 ELEMENTWISE |= {"ne", "select_n", "clamp", "and", "or", "xor", "add_any"}

@@ -135,10 +135,18 @@ class Tracer:
             return [first]
         if name == "div" and first.is_size and operands[1].text == first.text:
             return [_constant(np.ones((), avals[0].dtype))]
-        if name in ("mul", "div") and first.aval.shape == avals[0].shape:
-            by = operands[1].known
-            if by is not None and is_splat(by) and by.flat[0] == 1:
-                return [first]
+        if name == "integer_pow" and params["y"] in (1, 2):
+            return operands if params["y"] == 1 else self.step("square", {}, operands, avals)
+        if name in operations.NEUTRAL:
+            for value, other in (operands, operands[::-1])[: 1 + (name in ("add", "mul"))]:
+                by, same = other.known, value.aval.shape == avals[0].shape
+                if (
+                    same
+                    and by is not None
+                    and is_splat(by)
+                    and by.flat[0] == operations.NEUTRAL[name]
+                ):
+                    return [value]
         if first is not None and operations.is_reshape(name, first.aval, avals[0]):
             name, params = "reshape", {"shape": avals[0].shape}
             made = self.made.get(first)

@@ -65,7 +65,7 @@ class _Writer:
     """Source, line by line. The names of variables that nothing reads any more are used again."""
 
     def __init__(self, language: Language) -> None:
-        self.language = language
+        self.language, self.in_torch = language, language is operations.TORCH
         self.lines: list[str] = []
         self.indent = "    "
         self.constants: dict[Any, tuple[str, np.ndarray]] = {}
@@ -121,7 +121,7 @@ class _Writer:
 
     def block(self, block: Block) -> None:
         """Writes all steps."""
-        for step in block.steps:
+        for step in _with_products(block.steps) if self.in_torch else block.steps:
             if step.name == "scan":
                 self.loop(step)
             elif step.name == "dynamic_update_slice":
@@ -159,8 +159,7 @@ class _Writer:
     def in_place(self, step: Step, texts: list[str]) -> str | None:
         """Returns an expression that needs no memory for its result, if there is one."""
         out = step.results[0].aval
-        symbolic = not all(isinstance(size, int) for size in out.shape)
-        if self.language is not operations.TORCH or symbolic or out.size < operations.MANY:
+        if not self.in_torch or not _is_large(out):
             return None
         for i, value in enumerate(step.operands):
             alike = value.aval.shape == out.shape and value.aval.dtype == out.dtype
@@ -237,6 +236,28 @@ class _Writer:
             value.text = name
             self.line(f"{name} = @.stack({name})")
         self.read(step.operands)
+
+
+def _is_large(aval: Any) -> bool:
+    """Whether passes over an array cost more than calls."""
+    known = all(isinstance(size, int) for size in aval.shape)
+    return known and aval.size >= operations.MANY
+
+
+def _with_products(steps: list[Step]) -> list[Step]:
+    """Returns steps in which a large product that is only added to something is no step."""
+    made = {result: step for step in steps for result in step.results}
+    for step in steps:
+        if step.name != "add" or not _is_large(step.results[0].aval):
+            continue
+        for other, value in (step.operands, step.operands[::-1]):
+            product, shape = made.get(value), step.results[0].aval.shape
+            single = value.reads == 1 and other.aval.shape == value.aval.shape == shape
+            if product is not None and product.name == "mul" and single and other.known is None:
+                step.name, step.operands = "addcmul", [other, *product.operands]
+                value.reads = 0
+                break
+    return [step for step in steps if any(result.reads for result in step.results)]
 
 
 def _bare(text: str) -> str:
