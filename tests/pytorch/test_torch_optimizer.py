@@ -495,7 +495,10 @@ x = torch.randn(16, 3)
 ends = []
 for compiled in (True, False):
     torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Tanh(), torch.nn.Linear(5, 2))
+    # Wide: a matrix that an eager step works on in slabs.
+    width = 200 if name == "small_mlp" else 5
+    last = torch.nn.Linear(width, width)
+    model = torch.nn.Sequential(torch.nn.Linear(3, width), torch.nn.Tanh(), last)
     optimizer = LearnedOptimizer.for_module(model, rule, **options)
     step = optimizer.step
     if compiled:

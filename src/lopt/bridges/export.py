@@ -19,7 +19,6 @@ from jax.export import symbolic_shape
 
 from lopt.bridges import operations
 from lopt.bridges.translate import Program, translate
-from lopt.core import tensors
 from lopt.core.coordinatewise import Coordinatewise
 from lopt.core.learned import AbstractLearnedOptimizer
 
@@ -187,13 +186,9 @@ def export(
     made = optax.with_extra_args_support(made)
     flips = to == "torch" and bool(shapes)
     file = _File(operations.TORCH if to == "torch" else operations.JAX)
-    token = tensors.SLABS.set(math.inf)
-    try:
-        with jax.enable_x64(False):
-            for key, tree, sizes in _cases(shapes, flips):
-                file.add(key, made, tree, sizes)
-    finally:
-        tensors.SLABS.reset(token)
+    with jax.enable_x64(False):
+        for key, tree, sizes in _cases(shapes, flips):
+            file.add(key, made, tree, sizes)
     serves, axes = (
         f"tensors of up to {RANKS[-1]} axes",
         "sorted(range(x.ndim), key=x.shape.__getitem__)",
@@ -255,6 +250,7 @@ class _File:
             lambda grads, state, params, loss: made.update(grads, state, params, value=loss),
             *(tree, state, tree, loss),
             language=self.language,
+            slabs=math.inf,
         )
         if step.reads[-1]:
             raise ValueError("A rule that needs the loss cannot be exported as a file.")

@@ -16,6 +16,7 @@ import numpy as np
 from lopt.bridges import operations
 from lopt.bridges.operations import Language
 from lopt.bridges.trace import Block, Step, Tracer, Value, is_splat
+from lopt.core import tensors
 
 LONGEST_EXPRESSION = 72
 
@@ -42,7 +43,10 @@ class Program(eqx.Module):
 
 
 def translate(
-    function: Callable[..., Any], *arguments: Any, language: Language = operations.TORCH
+    function: Callable[..., Any],
+    *arguments: Any,
+    language: Language = operations.TORCH,
+    slabs: float = 1.0,
 ) -> tuple[Program, Any]:
     """Returns the program of a function of pytrees, and its results as a pytree of shapes.
 
@@ -50,11 +54,16 @@ def translate(
         function: traceable by JAX.
         *arguments: pytrees of arrays or shapes, whose leaves are the program's inputs, in order.
         language: in which the program is written.
+        slabs: how many times larger than XLA's the slabs are in which large tensors are worked on.
 
     Raises:
         NotImplementedError: if the function uses a primitive that has no translation.
     """
-    closed, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
+    token = tensors.SLABS.set(slabs)
+    try:
+        closed, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
+    finally:
+        tensors.SLABS.reset(token)
     tracer = Tracer()
     inputs = [Value(variable.aval) for variable in closed.jaxpr.invars]
     results = tracer.run(closed, inputs)
