@@ -86,6 +86,23 @@ def test_what_depends_on_no_input_is_computed_once():
     assert sum(array.size for array in program.constants) <= big + 1
 
 
+def test_no_result_is_an_input():
+    x = torch.ones(3)
+    program, _ = translate(lambda x, y: (y, x[None], x + y), jnp.ones(3), jnp.ones(3))
+    y, row, _ = program.function(torch=torch, math=math)([], [x, 2 * x])
+    x.zero_()
+    assert y.tolist() == [2.0] * 3
+    assert row.tolist() == [[1.0] * 3]
+
+
+def test_numbers_are_those_of_their_precision():
+    largest = float(jnp.finfo(jnp.float32).max)
+    agree(lambda x: jnp.where(x > 0, x, -largest), X.astype(jnp.float32))
+    half = X.astype(jnp.bfloat16)
+    program, _ = translate(lambda x: x * jnp.asarray([0.1, 0.2], jnp.bfloat16).sum(), half)
+    assert "0.30" in program.source
+
+
 def test_inputs_that_are_not_read_are_known():
     assert translate(lambda x, y, z: x + z, 1.0, 2.0, 3.0)[0].reads == [True, False, True]
 

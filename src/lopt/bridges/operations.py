@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -37,12 +38,13 @@ JAX = Language(
 NUMPY = Language(
     "np",
     {name: f"np.{other}" for name, other in JAX_NAMES.items()}
-    | {name: name for name in ("rsqrt", "sigmoid", "erf", "erfc", "lerp")},
+    | {name: name for name in ("rsqrt", "sigmoid", "erf", "erfc", "lerp", "bfloat16")},
 )
 # In which source in the words of NumPy is evaluated. JAX has few functions that NumPy lacks.
 NUMPY_SCOPE: dict[str, Any] = {
     "np": np,
     "math": math,
+    "bfloat16": jnp.bfloat16,
     "lerp": lambda a, b, w: a + w * (b - a),
     "rsqrt": lambda x: 1 / np.sqrt(x),
     "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
@@ -236,7 +238,9 @@ def number_text(known: np.ndarray) -> str:
     value = known.flat[0]
     if known.dtype.kind in "biu":
         return str(value.item())
-    text = str(value if known.dtype.itemsize in (4, 8) else np.float32(value))
+    # The largest number of a precision, in its few digits, would be more than that.
+    short = known.dtype.itemsize in (4, 8) and abs(value) < 1e38
+    text = str(value if short else float(value))
     return text.replace("inf", "math.inf").replace("nan", "math.nan")
 
 

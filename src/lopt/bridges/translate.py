@@ -88,7 +88,7 @@ class _Writer:
         for value in block.inputs:
             value.text, value.variables = self.fresh("x"), (value,)
         self.block(block)
-        results = ", ".join(_bare(self.array(value)) for value in block.results)
+        results = ", ".join(map(self.result, block.results))
         head = ["def program(constants, inputs):"]
         given = {"constants": [name for name, _ in self.constants.values()]}
         given["inputs"] = [value.text for value in block.inputs]
@@ -97,6 +97,12 @@ class _Writer:
         source = "\n".join([*head, *self.lines, f"    return [{results}]", ""])
         constants = [array for _, array in self.constants.values()]
         return Program(self.language.render(source), constants, reads)
+
+    def result(self, value: Value) -> str:
+        """Returns a result; of PyTorch, whose caller may write into inputs, none is one of them."""
+        text, of_input = _bare(self.array(value)), [v.text[0] == "x" for v in value.variables]
+        is_input = self.in_torch and not value.owned and of_input and all(of_input)
+        return f"{text}.clone()" if is_input else text
 
     def fresh(self, prefix: str) -> str:
         """Returns a new name."""
