@@ -20,7 +20,7 @@ CORE_MAY_IMPORT |= {"typing_extensions"}  # the standard library of later versio
 LONGEST_FILE = 400
 # Lines per room: a capability that does not fit is first made room for.
 BUDGETS = {"core": 1705, "tasks": 5370, "learned": 4315, "estimators": 1970}
-BUDGETS |= {"bridges": 1210, "torch": 485}
+BUDGETS |= {"bridges": 1260, "torch": 485}
 # These are to shrink: experiment by a third, and then the other two by half.
 BUDGETS |= {"experiment": 9460, "symbolic": 6160, "analysis": 7930}
 

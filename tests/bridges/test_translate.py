@@ -53,6 +53,10 @@ FUNCTIONS = {
     ),
     "averages": lambda x: (x + 0.1 * (x[:1] - x), 0.1 * (x - x[:1]) + x[:1], x - 0.2 * (x - 1.0)),
     "own memory": lambda x: (jnp.exp(-(x * x)) + x, (x + 1) * (x + 1) - (x + 1)),
+    "remainders": lambda x: (jnp.fmod(x, 0.3), jnp.round(10 * x), jnp.power(-1.0, 3 * jnp.sign(x))),
+    "sums": lambda x: (jnp.cumsum(x, 1), jnp.cumprod(x, 0), (x > 0).astype(jnp.int32).sum()),
+    "whole numbers": lambda x: (lambda i: i + 3 * (i[:1] - i))(x.astype(jnp.int32)),
+    "slices": lambda x: jax.lax.dynamic_slice_in_dim(x, 4, 3),
     "branches": lambda x: jax.lax.cond(x[0, 0] > 0, jnp.sin, jnp.cos, x),
     "map": lambda x: jax.lax.map(lambda row: row @ x.T, x),
     "scan": lambda x: jax.lax.scan(lambda c, r: (c * r + 1.0, c.sum()), x[0], x),
@@ -74,6 +78,23 @@ def test_a_loop_over_slabs_writes_them_in_place():
         return jax.lax.dynamic_update_slice_in_dim(total, part, first, 0), None
 
     agree(lambda x: (jax.lax.scan(put, x, jnp.arange(3) * 4)[0], x), jnp.ones((12, 3)))
+
+
+def test_a_part_is_written_into_a_copy_of_what_is_still_read():
+    def function(x):
+        first = jax.lax.dynamic_update_slice_in_dim(x, x[:2] * 9, 0, 0)
+        return first, jax.lax.dynamic_update_slice_in_dim(first, x[:2] * 7, 3, 0), x
+
+    agree(function, X)
+
+
+def test_what_a_loop_goes_over_is_computed_once():
+    def function(x):
+        y = jnp.tanh(x) * 2
+        a = jnp.sum(y * y * y, 0) / (1 + jnp.sum(y * y, 0))
+        return jax.lax.scan(lambda c, row: (c + row * a, row.sum()), x[0], jnp.exp(y))
+
+    agree(function, jnp.tile(X, (1, 1024)))
 
 
 def test_what_depends_on_no_input_is_computed_once():

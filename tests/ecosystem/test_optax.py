@@ -95,6 +95,9 @@ def test_a_rule_that_is_adam_takes_what_adamw_takes():
     for mask in (None, matrices, tree, {"hidden": True, "last": False}):
         ours = learned.optimizer(theta, learning_rate=0.01, weight_decay=0.1, mask=mask)
         close(train(ours)[0], train(optax.adamw(0.01, weight_decay=0.1, mask=mask))[0], 1e-6)
+    decay = optax.linear_schedule(0.5, 0.1, STEPS)
+    ours = learned.optimizer(theta, learning_rate=0.01, weight_decay=decay)
+    close(train(ours)[0], train(optax.adamw(0.01, weight_decay=decay))[0], 1e-6)
 
 
 def test_another_rate_decay_or_theta_is_not_compiled_again():

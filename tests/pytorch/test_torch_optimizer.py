@@ -134,6 +134,13 @@ def test_a_group_has_a_rate_a_decay_and_a_rule_of_its_own():
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
+def test_groups_may_be_used_again():
+    groups = [{"params": list(network().parameters()), "optimizer": optax.sgd(0.1)}]
+    first, second = LearnedOptimizer(groups), LearnedOptimizer(groups)
+    assert [*groups[0]] == ["params", "optimizer"]
+    assert first.param_groups[0]["design"] == second.param_groups[0]["design"]
+
+
 def test_a_group_is_a_run_of_its_own():
     model, alone = network(), network()
     groups = [{"params": layer.named_parameters()} for layer in (model[0], model[2])]

@@ -189,16 +189,13 @@ def export(
     with jax.enable_x64(False):
         for key, tree, sizes in _cases(shapes, flips):
             file.add(key, made, tree, sizes)
-    serves, axes = (
-        f"tensors of up to {RANKS[-1]} axes",
-        "sorted(range(x.ndim), key=x.shape.__getitem__)",
-    )
-    if shapes:
-        serves = f"parameters of the shapes {[*map(tuple, shapes)]}"
-        axes = "[*range(x.ndim)]"
-    if flips:
-        serves += ", outputs first as in torch.nn"
+    serves, axes = f"tensors of up to {RANKS[-1]} axes", "[*range(x.ndim)]"
+    if to == "torch":  # outputs are first in torch.nn
         axes = "[*range(2, x.ndim), 1, 0] if x.ndim > 1 else [*range(x.ndim)]"
+    if shapes:
+        serves = f"one group of parameters, all with gradients, of {[*map(tuple, shapes)]}"
+    else:
+        axes = f"sorted({axes}, key=x.shape.__getitem__)"
     return file.text(
         to,
         title=title or type(optimizer).__name__,

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -107,7 +108,13 @@ def is_number(text: str) -> bool:
 
 
 def _reduction(name: str) -> Rule:
-    return lambda o: f"@.{name}({o.texts[0]}, {shape_text(o['axes'])})"
+    def rule(o: Operation) -> str:
+        text = f"@.{name}({o.texts[0]}, {shape_text(o['axes'])})"
+        # PyTorch and NumPy sum small integers in 64 bits.
+        whole = name == "sum" and np.issubdtype(o.out.dtype, np.integer)
+        return f"@.astype({text}, {dtype_text(o.out.dtype)})" if whole else text
+
+    return rule
 
 
 def is_reshape(name: str, old: Any, new: Any) -> bool:
@@ -169,6 +176,7 @@ def _select(o: Operation) -> str:
 def _power_of(o: Operation) -> str:
     """Returns a power, whose exponent may be an integer, in the precision of the base."""
     base, exponent = o.texts
+    base = f"({base})" if base.startswith("-") else base
     if o.avals[1].dtype != o.out.dtype and not is_number(exponent):
         exponent = f"@.astype({exponent}, {dtype_text(o.out.dtype)})"
     return f"({base} ** {exponent})"
@@ -178,6 +186,21 @@ def _power(o: Operation) -> str:
     if o["y"] >= 0:
         return f"({o.texts[0]} ** {o['y']})"
     return f"(1 / {o.texts[0]} ** {-o['y']})"
+
+
+def _round(o: Operation) -> str:
+    if o["rounding_method"] != jax.lax.RoundingMethod.TO_NEAREST_EVEN:
+        raise NotImplementedError("round of 0.5 away from zero has no translation.")
+    return f"@.round({o.texts[0]})"
+
+
+def _cumulated(name: str) -> Rule:
+    def rule(o: Operation) -> str:
+        if o["reverse"]:
+            raise NotImplementedError(f"{name}(reverse=True) has no translation.")
+        return f"@.{name}({o.texts[0]}, {o['axis']})"
+
+    return rule
 
 
 def _divide(o: Operation) -> str:
@@ -222,7 +245,10 @@ def _dynamic_slice(o: Operation) -> str:
     for first, size, whole in zip(o.texts[1:], o["slice_sizes"], o.avals[0].shape, strict=True):
         if size == whole:
             cuts.append(":")
-        elif is_number(first) or first.startswith("k"):
+        elif is_number(first):
+            start = min(max(int(first), 0), whole - size)
+            cuts.append(f"{start}:{start + size}")
+        elif first.startswith("k"):
             cuts.append(f"{first}:{first} + {size}")
         elif size == 1:
             cuts.append(f"@.clip({first}, 0, {whole - 1}).reshape((1,))")
@@ -282,7 +308,7 @@ RULES: dict[str, Rule] = {
         name: _call(name)
         for name in (
             *("abs", "acos", "acosh", "asin", "asinh", "atan", "atanh", "ceil", "cos", "cosh"),
-            *("erf", "erfc", "exp", "exp2", "expm1", "floor", "log", "log1p", "rsqrt", "round"),
+            *("erf", "erfc", "exp", "exp2", "expm1", "floor", "log", "log1p", "rsqrt"),
             *("sign", "sin", "sinh", "sqrt", "square", "tan", "tanh"),
         )
     },
@@ -292,7 +318,6 @@ RULES: dict[str, Rule] = {
             "add": "+",
             "sub": "-",
             "mul": "*",
-            "rem": "%",
             "lt": "<",
             "le": "<=",
             "gt": ">",
@@ -325,13 +350,15 @@ RULES: dict[str, Rule] = {
     "dynamic_slice": _dynamic_slice,
     "gather": _gather,
     "integer_pow": _power,
-    "iota": lambda o: f"@.arange({o.out.shape[0]}, dtype={dtype_text(o.out.dtype)})",
     "is_finite": _call("isfinite"),
     "lerp": _call("lerp"),
     "logistic": _call("sigmoid"),
     "max": _bound("maximum", "min"),
     "min": _bound("minimum", "max"),
     "pow": _power_of,
+    "rem": _call("fmod"),
+    "round": _round,
+    **{name: _cumulated(name) for name in ("cumprod", "cumsum")},
     "neg": lambda o: f"(-{o.texts[0]})",
     "not": lambda o: f"(~{o.texts[0]})",
     "select_n": _select,
@@ -340,7 +367,7 @@ RULES: dict[str, Rule] = {
     "transpose": lambda o: f"@.permute({o.texts[0]}, {shape_text(o['permutation'])})",
 }
 # What only hands on its operands.
-IDENTITIES = {"copy", "copy_p", "device_put", "optimization_barrier", "reduce_precision"}
+IDENTITIES = {"copy", "device_put", "optimization_barrier", "reduce_precision"}
 IDENTITIES |= {"sharding_constraint", "stop_gradient"}
 # Elementwise: a number may stand for an array that is the same everywhere.
 ELEMENTWISE = {"add", "sub", "mul", "div", "pow", "rem", "max", "min", "lt", "le", "gt", "ge", "eq"}

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
@@ -169,7 +170,7 @@ class Tracer:
 
     def average(self, step: Step) -> Step | None:
         """Returns a + w (b - a), the step of a moving average, as one step."""
-        if step.name != "add":
+        if step.name != "add" or not jnp.issubdtype(step.results[0].aval.dtype, jnp.floating):
             return None
         for old, change in (step.operands, step.operands[::-1]):
             product = self.made.get(change)

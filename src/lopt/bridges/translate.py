@@ -198,19 +198,27 @@ class _Writer:
             if not leaf.reads and leaf.text[0] == "v" and leaf.text not in self.frozen:
                 self.free.append(leaf.text)
 
+    def give_name(self, value: Value) -> None:
+        """Writes an expression down."""
+        if value.known is None and not value.text.isidentifier():
+            text = _bare(value.text)
+            self.read([value])
+            value.text, value.variables = self.fresh("v"), (value,)
+            self.line(f"{value.text} = {text}")
+
     def put(self, step: Step) -> None:
         """Writes a part of an array into it, where it is a loop's own, or into a copy."""
         array, part, *firsts = step.operands
         name, result = self.array(array), step.results[0]
-        if not name.startswith("w"):
+        if not name.startswith("w") or array.reads > 1:
             copy = self.fresh("w")
             self.line(f"{copy} = {name}.clone()")
             name = copy
         rows = zip(map(self.operand, firsts), part.aval.shape, array.aval.shape, strict=True)
         cuts = [":" if size == all_ else f"{i}:{i} + {size}" for i, size, all_ in rows]
         self.line(f"{name}[{', '.join(cuts)}] = {_bare(self.array(part))}")
-        result.text = name
         self.read(step.operands)
+        result.text, result.variables = name, (result,)
 
     def loop(self, step: Step) -> None:
         """Writes a loop. What it carries has names of its own, and arrays that it may write to."""
@@ -220,10 +228,12 @@ class _Writer:
         starts, stacks = step.operands[fixed : fixed + count], step.operands[fixed + count :]
         carries, rows = body.inputs[:count], body.inputs[count:]
         for carry, start in zip(carries, starts, strict=True):
-            carry.text = self.fresh("w")
+            carry.text, carry.variables = self.fresh("w"), (carry,)
             self.line(
                 f"{carry.text} = {_bare(self.array(start))}" + ".clone()" * bool(start.aval.shape)
             )
+        for stack in stacks:  # read in every pass
+            self.give_name(stack)
         variable, known = self.fresh("i"), [row for row in rows if row.passes is not None]
         for row, stack in zip(rows, stacks, strict=True):
             row.text = self.fresh("k") if row in known else f"{self.array(stack)}[{variable}]"
@@ -246,7 +256,7 @@ class _Writer:
             self.line(" = ".join(", ".join(column) for column in zip(*new, strict=True)))
         self.free, self.frozen, self.indent = outside
         for value, carry in zip(step.results, carries, strict=False):
-            value.text = carry.text
+            value.text, value.variables = carry.text, (value,)
         for value, name in zip(step.results[count:], lists, strict=True):
             value.text = name
             self.line(f"{name} = @.stack({name})")

@@ -132,8 +132,9 @@ class Scaled(eqx.Module):
         if self.decay is not None:
             gradients(updates, params)  # refuses params that are None
             decays = jax.tree.broadcast(True if self.mask is None else self.mask(params), params)
+            decay = self.decay(count) if callable(self.decay) else self.decay
             updates = jax.tree.map(
-                lambda u, p, d: u - self.decay.astype(u.dtype) * p if d else u,
+                lambda u, p, d: u - jnp.asarray(decay, u.dtype) * p if d else u,
                 *(updates, params, decays),
             )
         rate = self.rate(count) if callable(self.rate) else self.rate

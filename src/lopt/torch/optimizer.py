@@ -91,6 +91,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, which may have any argument of `LearnedOptimizer` of its own."""
+        param_group = dict(param_group)  # it may be used again
         own = {name: param_group.pop(name, self._given[name]) for name in OWN}
         super().add_param_group(param_group)
         group = self.param_groups[-1]
