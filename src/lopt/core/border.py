@@ -103,7 +103,8 @@ def _placed(mesh: Any, specs: Any, update: Any, *args: Any, **extra: Any) -> tup
 
 
 def _as_leaf(value: Any) -> Any:
-    return jnp.asarray(value, float) if eqx.is_array_like(value) else as_pytree(value)
+    kept = as_pytree(value) if callable(value) else value
+    return jnp.asarray(kept, float) if eqx.is_array_like(kept) else kept
 
 
 class Scaled(eqx.Module):

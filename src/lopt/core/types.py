@@ -4,6 +4,7 @@
 pytrees of floating-point arrays, which is why one loop can train either.
 """
 
+from collections.abc import Callable
 from functools import partial
 from types import FunctionType, MethodType
 from typing import Any, Literal, TypeAlias
@@ -24,7 +25,7 @@ Split: TypeAlias = Literal["train", "valid_inner", "valid_outer", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid_inner", "valid_outer", "test")
 
 
-def as_pytree(function: Any) -> Any:
-    """Returns a plain function as a pytree without arrays, and anything else as it is."""
+def as_pytree(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a plain function as a pytree without arrays, and any other callable as it is."""
     plain = type(function) in (FunctionType, MethodType, partial)
     return jax.tree_util.Partial(function) if plain else function

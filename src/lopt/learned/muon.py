@@ -76,7 +76,9 @@ class MuonMLP(AbstractLearnedOptimizer):
     """
 
     hidden: int = eqx.field(static=True, default=8)
-    learning_rate: Any = eqx.field(default=None, converter=as_pytree)
+    learning_rate: Any = eqx.field(
+        default=None, converter=lambda r: as_pytree(r) if callable(r) else r
+    )
     weight_decay: float | Scalar = 0.0
     weight_decay_mask: Callable[[Params], Any] | None = eqx.field(static=True, default=None)
     axes: Callable[[Params], Any] = eqx.field(static=True, default=MatrixAxes())

@@ -10,7 +10,7 @@ import torch
 
 from lopt.bridges import Program, translate
 
-WIDE = 128  # slabs where there is no cache to fit into
+WIDE = 128.0  # slabs where there is no cache to fit into
 
 
 class GroupProgram:
