@@ -6,11 +6,12 @@ VENV ?= .venv
 WORKERS ?= 2
 BIN := $(VENV)/bin
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+RUNS := $(VENV)/.runs-$(VERSION)
 STAMP := $(VENV)/.installed-$(VERSION)
 
 .PHONY: demo test slow check docs floors clean
 
-demo: $(STAMP)
+demo: $(RUNS)
 	$(BIN)/lopt train demo
 
 test: $(STAMP) check
@@ -35,11 +36,16 @@ floors:
 	$(VENV)/floors/bin/python -m pytest -m "not slow" tests/core tests/learned tests/experiment tests/test_border.py
 
 # Debian keeps ensurepip in a package of its own; without it, the pip at hand installs another.
-$(STAMP): pyproject.toml constraints.txt
+$(RUNS): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lopt needs Python 3.11 or newer; try make $(MAKECMDGOALS) PYTHON=python3.11")'
 	$(PYTHON) -m venv --clear $(VENV) || { \
 		$(PYTHON) -m venv --clear --without-pip $(VENV) && \
 		$(PYTHON) -m pip --python $(BIN)/python install --quiet pip; }
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+# What tests need besides is large: PyTorch, Transformers, Lightning.
+$(STAMP): $(RUNS)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	touch $@
 

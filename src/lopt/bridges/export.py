@@ -211,7 +211,7 @@ def export(
 def _cases(shapes: Sequence[tuple[int, ...]], flips: bool) -> list[tuple[int, Any, str]]:
     """Returns what is traced: a key, params, and the names of sizes that are not known."""
     if shapes:
-        axes = [_axes(len(shape), flips) for shape in shapes]
+        axes = [inputs_first(len(s)) if flips else range(len(s)) for s in shapes]
         seen = [tuple(s[a] for a in order) or (1,) for s, order in zip(shapes, axes, strict=True)]
         return [(0, [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in seen], "")]
     cases = []
@@ -224,9 +224,9 @@ def _cases(shapes: Sequence[tuple[int, ...]], flips: bool) -> list[tuple[int, An
     return cases
 
 
-def _axes(rank: int, flips: bool) -> tuple[int, ...]:
-    """Returns the axes of PyTorch's weights, outputs first, as a rule sees them."""
-    return (*range(2, rank), 1, 0) if flips and rank > 1 else tuple(range(rank))
+def inputs_first(rank: int) -> tuple[int, ...]:
+    """Returns the axes of PyTorch's weights, outputs first, in the order that rules see."""
+    return (*range(2, rank), 1, 0) if rank > 1 else tuple(range(rank))
 
 
 class _File:

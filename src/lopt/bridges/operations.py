@@ -77,6 +77,13 @@ def dtype_text(dtype: Any) -> str:
     return f"@.{np.dtype(dtype).name}"
 
 
+def untranslated(what: str) -> NotImplementedError:
+    """Returns the error of what has no rule."""
+    return NotImplementedError(
+        f"{what} of JAX has no translation; lopt.bridges.operations.RULES may be given one."
+    )
+
+
 def _call(name: str) -> Rule:
     return lambda o: f"@.{name}({', '.join(o.texts)})"
 
@@ -93,11 +100,8 @@ def _bound(name: str, side: str) -> Rule:
         if not any(numbers):
             return f"@.{name}({o.texts[0]}, {o.texts[1]})"
         array, number = o.texts[:: -1 if numbers[0] else 1]
-        return (
-            f"@.clip({array}, {number}, None)"
-            if side == "min"
-            else (f"@.clip({array}, None, {number})")
-        )
+        bounds = f"{number}, None" if side == "min" else f"None, {number}"
+        return f"@.clip({array}, {bounds})"
 
     return rule
 
@@ -190,14 +194,14 @@ def _power(o: Operation) -> str:
 
 def _round(o: Operation) -> str:
     if o["rounding_method"] != jax.lax.RoundingMethod.TO_NEAREST_EVEN:
-        raise NotImplementedError("round of 0.5 away from zero has no translation.")
+        raise untranslated("round of 0.5 away from zero")
     return f"@.round({o.texts[0]})"
 
 
 def _cumulated(name: str) -> Rule:
     def rule(o: Operation) -> str:
         if o["reverse"]:
-            raise NotImplementedError(f"{name}(reverse=True) has no translation.")
+            raise untranslated(f"{name}(reverse=True)")
         return f"@.{name}({o.texts[0]}, {o['axis']})"
 
     return rule
@@ -205,7 +209,7 @@ def _cumulated(name: str) -> Rule:
 
 def _divide(o: Operation) -> str:
     if np.issubdtype(o.out.dtype, np.integer):
-        raise NotImplementedError("div of integers")
+        raise untranslated("div of integers")
     return f"({o.texts[0]} / {o.texts[1]})"
 
 
@@ -234,7 +238,7 @@ def _gather(o: Operation) -> str:
         and tuple(sizes[1:]) == tuple(array.shape[1:])
     )
     if not plain:
-        raise NotImplementedError("gather of another kind than array[indices]")
+        raise untranslated("gather of another kind than array[indices]")
     where = f"{o.texts[1]}[..., 0]" if len(indices.shape) else o.texts[1]
     return f"{o.texts[0]}[@.clip({where}, 0, {array.shape[0] - 1})]"
 
@@ -253,9 +257,9 @@ def _dynamic_slice(o: Operation) -> str:
         elif size == 1:
             cuts.append(f"@.clip({first}, 0, {whole - 1}).reshape((1,))")
         else:
-            raise NotImplementedError("dynamic_slice of more than one")
+            raise untranslated("dynamic_slice of more than one")
     if sum("reshape" in cut for cut in cuts) > 1:
-        raise NotImplementedError("dynamic_slice along several axes")
+        raise untranslated("dynamic_slice along several axes")
     return f"{o.texts[0]}[{', '.join(cuts)}]"
 
 
@@ -371,9 +375,9 @@ IDENTITIES = {"copy", "device_put", "optimization_barrier", "reduce_precision"}
 IDENTITIES |= {"sharding_constraint", "stop_gradient"}
 # Elementwise: a number may stand for an array that is the same everywhere.
 ELEMENTWISE = {"add", "sub", "mul", "div", "pow", "rem", "max", "min", "lt", "le", "gt", "ge", "eq"}
-# Which numbers change nothing.
-NEUTRAL = {"add": 0, "sub": 0, "mul": 1, "div": 1}
-# Operands that may be numbers: where slices begin, the weight of an average, factors.
+ELEMENTWISE |= {"ne", "select_n", "clamp", "and", "or", "xor", "add_any"}
+# Other operands that may be numbers: where slices begin, the weight of an average, factors.
 NUMBERS = {("dynamic_slice", i) for i in range(1, 9)}
 NUMBERS |= {("lerp", 2), ("addcmul", 1), ("addcmul", 2)}
-ELEMENTWISE |= {"ne", "select_n", "clamp", "and", "or", "xor", "add_any"}
+# Which numbers change nothing.
+NEUTRAL = {"add": 0, "sub": 0, "mul": 1, "div": 1}

@@ -140,13 +140,8 @@ class Tracer:
             return operands if params["y"] == 1 else self.step("square", {}, operands, avals)
         if name in operations.NEUTRAL:
             for value, other in (operands, operands[::-1])[: 1 + (name in ("add", "mul"))]:
-                by, same = other.known, value.aval.shape == avals[0].shape
-                if (
-                    same
-                    and by is not None
-                    and is_splat(by)
-                    and by.flat[0] == operations.NEUTRAL[name]
-                ):
+                alike = value.aval.shape == avals[0].shape
+                if alike and _is_filled_with(operations.NEUTRAL[name], other.known):
                     return [value]
         if first is not None and operations.is_reshape(name, first.aval, avals[0]):
             name, params = "reshape", {"shape": avals[0].shape}
@@ -155,10 +150,7 @@ class Tracer:
             if operands[0].aval.shape == avals[0].shape:
                 return operands
         if name not in operations.RULES and name != "dynamic_update_slice":
-            raise NotImplementedError(
-                f"The primitive {name!r} of JAX has no translation; lopt.bridges.operations.RULES "
-                "may be given one."
-            )
+            raise operations.untranslated(f"The primitive {name!r}")
         key = name, repr(sorted(params.items(), key=str)), tuple(map(_identity, operands))
         if key not in self.seen:
             step = Step(name, params, operands, [Value(aval) for aval in avals])
@@ -209,7 +201,7 @@ class Tracer:
     def loop(self, params: dict[str, Any], operands: list[Value], avals: list[Any]) -> list[Value]:
         """Adds a scan. What is known of each of its passes, its body knows."""
         if params["reverse"]:
-            raise NotImplementedError("scan(reverse=True) of JAX has no translation.")
+            raise operations.untranslated("scan(reverse=True)")
         fixed, body, jaxpr = params["num_consts"], Tracer(params["length"]), params["jaxpr"]
         rows = [Value(variable.aval) for variable in jaxpr.jaxpr.invars[fixed:]]
         for row, stack in zip(rows, operands[fixed:], strict=True):
@@ -234,8 +226,10 @@ class Tracer:
                 return splat
             if any(value.known.shape != value.aval.shape for value in step.operands):
                 return False
-            views = step.name in ("broadcast_in_dim", "slice", "squeeze")
-            if not views and np.prod(shape, dtype=int) > LARGEST_CONSTANT:
+            if (
+                step.name not in ("broadcast_in_dim", "slice")
+                and np.prod(shape, dtype=int) > LARGEST_CONSTANT
+            ):
                 return False
             result.known = _evaluate(step, known)
         elif shape == () and all(v.passes or v.known is not None for v in step.operands):
@@ -258,6 +252,10 @@ def _constant(value: Any) -> Value:
 def is_splat(array: np.ndarray) -> bool:
     """Whether an array has one number in all places, as its size or its strides tell."""
     return array.size == 1 or (array.size > 0 and not any(array.strides))
+
+
+def _is_filled_with(number: float, array: np.ndarray | None) -> bool:
+    return array is not None and is_splat(array) and array.flat[0] == number
 
 
 def _identity(value: Value) -> Any:

@@ -7,6 +7,8 @@ axes are exchanged at the border: learned optimizers see what Flax would show th
 import torch
 from torch import nn
 
+from lopt.bridges.export import inputs_first
+
 # Axes of a tensor of PyTorch in the order in which a rule sees them.
 Axes = tuple[int, ...]
 
@@ -21,7 +23,7 @@ def by_rank(name: str, tensor: torch.Tensor, layout: str) -> Axes:
     table = any(word in name.lower() for word in ("embed", "position"))
     if layout == "jax" or rank < 2 or rank > 5 or table:
         return tuple(range(rank))
-    return (*range(2, rank), 1, 0)
+    return inputs_first(rank)
 
 
 def axes_of(model: nn.Module) -> dict[str, Axes]:

@@ -28,7 +28,7 @@ OWN = ("optimizer", "theta", "num_steps", "layout", "keys", "axes")
 
 
 class LearnedOptimizer(torch.optim.Optimizer):
-    """A learned optimizer, pretrained or one's own, or any optimizer of Optax.
+    """A learned optimizer, pretrained or one's own, or nearly any optimizer of Optax.
 
         optimizer = lopt.torch.LearnedOptimizer(model.parameters(), "lopt-1", num_steps=2_000)
         loss.backward()

@@ -20,6 +20,7 @@ class GroupProgram:
         # A dict is flattened in the order of its keys.
         self.rows = sorted(rows, key=rule.keys.__getitem__)
         self.axes, self.own_decay = [rule.axes[i] for i in self.rows], rule.own_decay
+        self.back = [sorted(range(len(axes)), key=axes.__getitem__) for axes in self.axes]
         self.device, tree = rule.device, {rule.keys[i]: rule.shapes[i] for i in rows}
         dtype = jnp.promote_types(jnp.float32, jnp.result_type(*tree.values()))
         number = jax.ShapeDtypeStruct((), dtype)
@@ -74,13 +75,9 @@ class GroupProgram:
         numbers = 0.0 if loss is None else loss, group["weight_decay"], group["lr"]
         loss, decay, rate = map(self.scalar, numbers)
         is_wide = torch.compiler.is_compiling() or self.device.type != "cpu"
-        found = (self.wide if is_wide else self.update)(
-            [*self.seen(grads), *state, *self.seen(params), loss, decay]
-        )
-        steps: Any = [
-            update.permute(sorted(range(len(axes)), key=axes.__getitem__))
-            for update, axes in zip(found, self.axes, strict=False)
-        ]
+        run = self.wide if is_wide else self.update
+        found = run([*self.seen(grads), *state, *self.seen(params), loss, decay])
+        steps: Any = [u.permute(back) for u, back in zip(found, self.back, strict=False)]
         if not self.own_decay and group["weight_decay"]:
             steps = torch._foreach_sub(steps, torch._foreach_mul(params, decay))
         # An update may be what the state was, and the state what parameters were.
