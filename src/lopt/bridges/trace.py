@@ -254,8 +254,8 @@ def is_splat(array: np.ndarray) -> bool:
     return array.size == 1 or (array.size > 0 and not any(array.strides))
 
 
-def _is_filled_with(number: float, array: np.ndarray | None) -> bool:
-    return array is not None and is_splat(array) and array.flat[0] == number
+def _is_filled_with(number: int, array: np.ndarray | None) -> bool:
+    return array is not None and is_splat(array) and bool(array.flat[0] == number)
 
 
 def _identity(value: Value) -> Any:
