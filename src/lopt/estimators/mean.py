@@ -2,17 +2,19 @@
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 from typing_extensions import override
 
 from lopt.core.checks import check_integer
-from lopt.core.devices import device_mesh, num_devices, spread
+from lopt.core.devices import AXIS, device_mesh, num_devices, round_up, spread
 from lopt.core.estimator import AbstractGradientEstimator, Estimate
 from lopt.core.inner import InnerTraining
 from lopt.core.types import Key, Params, State
@@ -41,11 +43,14 @@ class Mean(AbstractGradientEstimator):
         num: the number of particles.
         at_once: particles computed side by side on each device, a divisor of `num`; by default as
             many as is fastest. Fewer take less memory.
+        rows: which of the particles are computed here, from the first to before the second; by
+            default all. The others are computed elsewhere: the mean is over these alone.
     """
 
     one: AbstractGradientEstimator
     num: int = eqx.field(static=True)
     at_once: int | None = eqx.field(static=True, default=None)
+    rows: tuple[int, int] | None = eqx.field(static=True, default=None)
 
     def __check_init__(self) -> None:
         check_integer("Mean", "num", self.num)
@@ -53,6 +58,9 @@ class Mean(AbstractGradientEstimator):
             check_integer("Mean", "at_once", self.at_once, hint=1)
             if self.num % self.at_once:
                 raise ValueError(f"Mean(at_once={self.at_once}) must divide num={self.num}; try 1.")
+        first, stop = self.rows or (0, self.num)
+        if not 0 <= first < stop <= self.num:
+            raise ValueError(f"Mean(rows={self.rows}) must be within num={self.num}; try (0, 1).")
         count = len(_architectures(self.one))
         if self.num < count:
             raise ValueError(
@@ -70,6 +78,11 @@ class Mean(AbstractGradientEstimator):
 
     @override
     def estimate(self, params: Params, state: State, key: Key) -> tuple[Estimate, State]:
+        every, state = self.particles(params, state, key)
+        return mean_of_finite(every), state
+
+    def particles(self, params: Params, state: State, key: Key) -> tuple[Estimate, State]:
+        """Returns the estimates of all particles, by particle, and the next state."""
         keys, shares = jax.random.split(key, self.num), self.shares()
         states = state if len(shares) > 1 else (state,)
         found = [
@@ -78,13 +91,15 @@ class Mean(AbstractGradientEstimator):
         ]
         estimates, states = zip(*found, strict=True)
         every = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *estimates)
-        return mean_of_finite(every), states if len(states) > 1 else states[0]
+        return every, states if len(states) > 1 else states[0]
 
     def shares(self) -> list[tuple[AbstractGradientEstimator, slice]]:
-        """Returns the estimator of each architecture, and which of the particles it has."""
-        ones = _architectures(self.one)
+        """Returns the estimator of each architecture, and which of the particles it has here."""
+        ones, (first, stop) = _architectures(self.one), self.rows or (0, self.num)
         ends = [-(-self.num * i // len(ones)) for i in range(len(ones) + 1)]
-        return [(one, slice(*ends[i : i + 2])) for i, one in enumerate(ones)]
+        cut = np.clip(ends, first, stop).tolist()
+        rows = [slice(*cut[i : i + 2]) for i in range(len(ones))]
+        return [(one, row) for one, row in zip(ones, rows, strict=True) if row.stop > row.start]
 
     def _side_by_side(self, one: AbstractGradientEstimator, num: int) -> int:
         """Returns how many of `num` particles each device computes at once."""
@@ -112,12 +127,26 @@ def particle_mesh(estimator: AbstractGradientEstimator) -> Mesh:
     """
     shares = [share for mean in _nodes(estimator, Mean) for share in mean.shares()]
     counts = [rows.stop - rows.start for _, rows in shares] or [1]
+    if jax.process_count() > 1:
+        return _mesh_of_processes(counts)
     most = len(jax.local_devices())
     count = max(d for d in range(1, most + 1) if not any(n % d for n in counts))
     if count > 1 and jax.default_backend() == "cpu":
         costs = (n * _step_cost(one) for n, (one, _) in zip(counts, shares, strict=True))
         count = count if any(cost >= PAYS_DEVICES for cost in itertools.accumulate(costs)) else 1
     return device_mesh(count)
+
+
+def _mesh_of_processes(counts: Sequence[int]) -> Mesh:
+    """Returns a mesh of all devices of all processes."""
+    devices = jax.devices()
+    if any(count % len(devices) for count in counts):
+        raise ValueError(
+            f"{' + '.join(map(str, counts))} particles cannot be spread evenly over the "
+            f"{len(devices)} devices of {jax.process_count()} processes; try "
+            f"{sum(round_up(count, len(devices)) for count in counts)} particles in all."
+        )
+    return Mesh(np.array(devices), (AXIS,))
 
 
 @eqx.filter_jit

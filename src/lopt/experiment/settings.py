@@ -97,9 +97,27 @@ class TrainSettings:
     # keeps what it has, and another gets its earlier steps, too.
     logger: Repeated = ()
     trust: bool = False  # run the recipe file that a run to continue names, or has brought along.
+    # join other processes, started with the same command, as one mesh; Slurm, Open MPI and
+    # Kubernetes say which there are.
+    distributed: bool = False
+    coordinator: str | None = None  # HOST:PORT of process 0, where nothing else says which.
+    processes: int | None = None  # with --coordinator, how many there are.
+    process: int | None = None  # with --coordinator, which of them this one is, from 0.
 
     def __post_init__(self) -> None:
-        check(self, logger=LOGGERS)
+        check(self, logger=LOGGERS, processes=1, process=0)
+        given = [one is not None for one in (self.coordinator, self.processes, self.process)]
+        if any(given) and not all(given):
+            raise ValueError(
+                "--coordinator, --processes and --process go together; try --coordinator "
+                "127.0.0.1:7654 --processes 2 --process 0, and 1 for the other."
+            )
+        if self.process is not None and not 0 <= self.process < (self.processes or 1):
+            raise ValueError(f"--process {self.process} must be below --processes; try 0.")
+        if self.coordinator is not None and not re.fullmatch(r".+:\d{1,5}", self.coordinator):
+            raise ValueError(
+                f"--coordinator {self.coordinator} must be HOST:PORT; try :7654 at its end."
+            )
         if sum(option is not None for option in (self.recipe, self.resume, self.start)) != 1:
             raise ValueError("lopt train takes a recipe, --from RUN or --resume RUN: one of them.")
         if self.resume is not None and self.run is not None:

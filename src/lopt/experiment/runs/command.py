@@ -1,13 +1,23 @@
 """The commands that meta-train: `lopt train` and `lopt tune`."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
 from lopt.experiment.evaluation.command import evaluate_run
 from lopt.experiment.report import tell
-from lopt.experiment.runs.environment import stoppable
+from lopt.experiment.runs import files
+from lopt.experiment.runs.distributed import (
+    check_same,
+    is_first,
+    joined,
+    leave,
+    tell_each_other,
+    together,
+)
+from lopt.experiment.runs.environment import PATIENCE, asked_to_stop, stoppable
 from lopt.experiment.runs.files import free_folder
-from lopt.experiment.runs.run import Run, holds_run
+from lopt.experiment.runs.run import Run, holds_run, surroundings
 from lopt.experiment.runs.train import train
 from lopt.experiment.settings import TrainSettings, TuneSettings
 
@@ -16,6 +26,16 @@ Words = Sequence[str]
 
 def train_command(settings: TrainSettings) -> None:
     """Meta-trains a new run, or goes on with one, and evaluates it."""
+    if settings.distributed or settings.coordinator is not None:
+        with joined(settings.coordinator, settings.processes, settings.process):
+            check_same({"command": _said(settings), "version": f"{surroundings()}"})
+            _finished(_shared(settings))
+    else:
+        _finished(_run(settings))
+
+
+def _run(settings: TrainSettings) -> Run:
+    """Returns the run that settings ask for, which may be new."""
     if settings.resume is not None:
         run = Run(settings.resume, trust=settings.trust)
         if settings.settings:
@@ -24,12 +44,31 @@ def train_command(settings: TrainSettings) -> None:
             run.add_loggers(settings.logger)
         for change in run.changes():
             tell(f"Note: {change}.")
-    elif settings.start is not None:
+        return run
+    if settings.start is not None:
         fields = (f"start={settings.start}", f"task={settings.task}", *settings.settings)
-        run = _created("transfer", fields, settings.logger, settings.run)
-    else:
-        run = _created(str(settings.recipe), settings.settings, settings.logger, settings.run)
-    _finished(run)
+        return _created("transfer", fields, settings.logger, settings.run)
+    return _created(str(settings.recipe), settings.settings, settings.logger, settings.run)
+
+
+def _shared(settings: TrainSettings) -> Run:
+    """Returns the run that the first process has made or opened, in each of them."""
+    first = together(lambda: _run(settings) if is_first() else None)
+    folder = tell_each_other(f"{first.folder.resolve()}" if first else "")[0]
+    # Of a recipe that the same command named here.
+    trust = settings.trust or settings.resume is None
+    run = together(lambda: first or Run(folder, trust=trust))
+    together(lambda: run.experiment)
+    return run
+
+
+def _said(settings: TrainSettings) -> str:
+    """Returns what a command says, with the code that it names."""
+    code = Path(f"{settings.recipe}")
+    digest = files.digest(code) if code.suffix == ".py" and code.is_file() else ""
+    return (
+        f"{dataclasses.replace(settings, coordinator=None, process=None, processes=None)} {digest}"
+    )
 
 
 def tune_command(settings: TuneSettings) -> None:
@@ -40,9 +79,14 @@ def tune_command(settings: TuneSettings) -> None:
 
 def _finished(run: Run) -> None:
     found = run.experiment  # which may be refused
-    tell(f"Run {run.folder}")
-    with stoppable(f"Continue with: lopt train --resume {run.folder}"):
-        train(run)
+    if is_first():
+        tell(f"Run {run.folder}")
+    with stoppable(f"Continue with: lopt train --resume {run.folder}", PATIENCE):
+        with asked_to_stop() as stop:
+            train(run, stop=stop)
+        leave()
+        if not is_first():
+            return
         if found.evaluations:
             evaluate_run(run).finish(run.folder, "report")
         else:

@@ -6,14 +6,15 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
 
-# How long a job that is asked to end may take to.
-GRACE = 4.0
+# How long a job that is asked to end may take to; and one that is to write a checkpoint first,
+# within the 30 seconds that Slurm and Kubernetes give.
+GRACE, PATIENCE = 4.0, 25.0
 
 
 def cache_folder() -> Path:
@@ -62,11 +63,11 @@ def prepare_jax() -> None:
 
 
 @contextlib.contextmanager
-def stoppable(remedy: str) -> Iterator[None]:
+def stoppable(remedy: str, patience: float = GRACE) -> Iterator[None]:
     """Ends a job within seconds at Ctrl-C, SIGTERM or SIGHUP, and says how to go on.
 
-    Python's handlers wait for compiled programs and compilers; after a while a thread, which does
-    not, ends the process: what is on disk is whole at any moment.
+    Python's handlers wait for compiled programs and compilers; after a while, of `patience` for the
+    last two, a thread, which does not, ends the process: what is on disk is whole at any moment.
     """
 
     def tell() -> None:
@@ -74,7 +75,7 @@ def stoppable(remedy: str) -> Iterator[None]:
 
     def watch() -> None:
         numbers = os.read(reader, 1)
-        if numbers and not ended.wait(GRACE):
+        if numbers and not ended.wait(GRACE if numbers[0] == signal.SIGINT else patience):
             tell()
             os._exit(128 + numbers[0])
         os.close(reader)
@@ -93,3 +94,24 @@ def stoppable(remedy: str) -> Iterator[None]:
         ended.set()
         signal.set_wakeup_fd(before)
         os.close(writer)
+
+
+@contextlib.contextmanager
+def asked_to_stop() -> Iterator[Callable[[], int]]:
+    """Yields what returns the number of the SIGTERM or SIGHUP that came, or 0; a second one ends.
+
+    For loops that have something to finish first.
+    """
+    came: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        came.append(number)
+        signal.signal(number, before[number])
+
+    numbers = [getattr(signal, n) for n in ("SIGTERM", "SIGHUP") if hasattr(signal, n)]
+    before = {number: signal.signal(number, note) for number in numbers}
+    try:
+        yield lambda: came[0] if came else 0
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -88,7 +88,7 @@ class Run:
             "settings": fields | {name: str(path.resolve()) for name, path in weights.items()},
             "loggers": list(loggers),
             "data": data,
-            "made_with": _surroundings(),
+            "made_with": surroundings(),
             "experiment": printed(experiment),
         }
         try:
@@ -195,7 +195,7 @@ class Run:
 
     def changes(self) -> list[str]:
         """Returns what differs from when the run began: versions and devices, in words."""
-        then, now = self.config["made_with"], _surroundings()
+        then, now = self.config["made_with"], surroundings()
         return [
             f"{name} was {then.get(name)} when the run began, and is {value} now"
             for name, value in now.items()
@@ -268,7 +268,8 @@ def printed(thing: Any) -> str:
     return re.sub(r" at 0x[0-9a-f]+|wrapped ", "", text)
 
 
-def _surroundings() -> dict[str, str]:
+def surroundings() -> dict[str, str]:
+    """Returns the versions and the devices that there are."""
     devices = jax.devices()
     versions = {name: version(name) for name in ("lopt", "jax", "equinox", "optax")}
     found = f"{len(devices)} x {devices[0].device_kind}"

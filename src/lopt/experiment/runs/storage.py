@@ -4,6 +4,7 @@ import difflib
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -140,11 +141,30 @@ def load_optimizer(
     return learned.optimizer(theta, num_steps, **options)
 
 
-def save_checkpoint(folder: Path, step: int, state: Any) -> None:
-    """Saves a training state as checkpoint number `step`, and drops all but the last few."""
-    _write(_checkpoint(folder, step), {"step": step}, state)
-    for old in checkpoints(folder)[:-KEEP]:
-        _checkpoint(folder, old).unlink(missing_ok=True)
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    state: Any,
+    gather: Callable[[str], list[str]] = lambda own: [own],
+) -> None:
+    """Saves a training state as checkpoint number `step`, and drops all but the last few.
+
+    Of processes that share the state, each writes the rows that it has; the file of the first,
+    written last, names those of the others. `gather` returns what each of them says.
+    """
+    described, number = {"step": step}, jax.process_index()
+    own = ""
+    if number:
+        parts = [leaf for leaf in jax.tree.leaves_with_path(state) if _in_parts(leaf[1])]
+        rows = {_name(path): leaf for path, leaf in parts}
+        own = _write(_checkpoint(folder, step, number), described, rows)
+    every = gather(own)
+    if number == 0:
+        parts_of = {"parts": every[1:]} if every[1:] else {}
+        _write(_checkpoint(folder, step), described | parts_of, state)
+        for old in checkpoints(folder)[:-KEEP]:
+            for path in folder.glob(f"{old:08d}*.safetensors"):
+                path.unlink(missing_ok=True)
 
 
 def checkpoints(folder: Path) -> list[int]:
@@ -158,9 +178,13 @@ def load_checkpoint(folder: Path, step: int, like: Any) -> Any:
     path = _checkpoint(folder, step)
     try:
         arrays, described = _read(path)
+        parts = described.pop("parts", [])
         if described != {"step": step}:
             raise ValueError("it is that of another step")
-    except ValueError as error:
+        rows = [_read(_checkpoint(folder, step, i + 1), sum_) for i, sum_ in enumerate(parts)]
+        for name in rows[0][0] if rows else ():
+            arrays[name] = np.concatenate([arrays[name], *(part[name] for part, _ in rows)])
+    except (ValueError, FileNotFoundError, KeyError) as error:
         others = [number for number in checkpoints(folder) if number < step]
         remedy = f"to resume from step {others[-1]}" if others else "to start again"
         raise ValueError(
@@ -169,19 +193,22 @@ def load_checkpoint(folder: Path, step: int, like: Any) -> Any:
     return _fill(like, arrays, path, exact=True)
 
 
-def _checkpoint(folder: Path, step: int) -> Path:
-    return folder / f"{step:08d}.safetensors"
+def _checkpoint(folder: Path, step: int, process: int = 0) -> Path:
+    return folder / f"{step:08d}{f'-{process}' * bool(process)}.safetensors"
 
 
-def _write(path: Path, described: dict[str, Any], tree: Any) -> None:
+def _write(path: Path, described: dict[str, Any], tree: Any) -> str:
+    """Writes the arrays of a tree, and returns their checksum."""
     arrays = _arrays(tree)
-    described = described | {"checksum": _checksum(described, arrays)}
+    checksum = _checksum(described, arrays)
+    described = described | {"checksum": checksum}
     # One key, as safetensors writes several in any order, and equal weights are equal files.
     write_bytes(path, safetensors.numpy.save(arrays, {"lopt": json.dumps(described)}))
+    return checksum
 
 
-def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Returns the arrays of a file, and what it says of them."""
+def _read(path: Path, wanted: str | None = None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Returns the arrays of a file, perhaps with a known checksum, and what it says of them."""
     content = path.read_bytes()
     try:
         arrays = safetensors.numpy.load(content)
@@ -192,7 +219,7 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         raise ValueError(
             f"{path} is not a whole safetensors file ({one_line(error)}); restore it from a copy."
         ) from error
-    if checksum not in (None, expected):  # files of earlier versions have none
+    if checksum not in (None, expected) or wanted not in (None, expected):  # old files have none
         raise ValueError(f"{path} is damaged: its checksum is another; restore it from a copy.")
     return arrays, described
 
@@ -217,9 +244,26 @@ def _arrays(tree: Any) -> dict[str, np.ndarray]:
     """Returns the leaves of a tree by name."""
     return {
         # safetensors 0.8.0 scrambles arrays that are not contiguous, without a word.
-        _name(path): np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf, order="C")
+        _name(path): np.asarray(
+            _rows(jax.random.key_data(leaf) if _is_key(leaf) else leaf), order="C"
+        )
         for path, leaf in jax.tree.leaves_with_path(tree)
     }
+
+
+def _in_parts(leaf: Any) -> bool:
+    """Whether an array's rows are with several processes."""
+    return isinstance(leaf, jax.Array) and not (
+        leaf.is_fully_addressable or leaf.is_fully_replicated
+    )
+
+
+def _rows(leaf: Any) -> Any:
+    """Returns an array, or those of its rows that are with this process."""
+    if not _in_parts(leaf):
+        return leaf
+    shards = sorted(leaf.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+    return np.concatenate([np.asarray(shard.data) for shard in shards])
 
 
 def _fill(

@@ -5,8 +5,9 @@ A run's folder holds `run.json`, `metrics.jsonl` (a line per outer step), `check
 nothing had happened, bit for bit.
 """
 
+import abc
+import contextlib
 import functools
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,114 +20,165 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
+from typing_extensions import override
 
-from lopt.core.types import Record, Theta
+from lopt.core.devices import is_spread, place, replicate
+from lopt.core.types import Key, Record, Theta
 from lopt.core.unroll import Step, TrainState, start, unroll
 from lopt.estimators import particle_mesh
 from lopt.experiment.report import progress
-from lopt.experiment.runs import files, storage
+from lopt.experiment.runs import storage
+from lopt.experiment.runs.distributed import is_first, tell_each_other, together
 from lopt.experiment.runs.environment import release_memory
 from lopt.experiment.runs.experiment import Experiment
-from lopt.experiment.runs.loggers import opened
+from lopt.experiment.runs.journal import Journal
 from lopt.experiment.runs.run import Run
 
 
-def train(run: Run, *, show_progress: bool = True) -> Theta:
+class AbstractEngine(abc.ABC):
+    """How outer steps are taken, for one run or several at a time."""
+
+    # What is seen of it in the progress.
+    status = ""
+
+    @abc.abstractmethod
+    def begin(self) -> TrainState:
+        """Returns the state before the first outer step."""
+
+    @abc.abstractmethod
+    def restore(self, begun: TrainState, states: list[TrainState]) -> TrainState:
+        """Returns the state of which each run's is a part; `begun` is that of `begin`."""
+
+    @abc.abstractmethod
+    def advance(self, state: TrainState, num_steps: int) -> tuple[TrainState, Record]:
+        """Takes outer steps; returns the next state, and what is logged of each."""
+
+    def each(self, tree: Any) -> list[Any]:
+        """Returns the parts of a state, or of a record, that belong to each of the runs."""
+        return [tree]
+
+
+def train(
+    run: Run,
+    *,
+    show_progress: bool = True,
+    engine: AbstractEngine | None = None,
+    stop: Callable[[], int] = lambda: 0,
+) -> Theta:
     """Meta-trains, from the run's last checkpoint if it has one, to the end.
 
     Returns the trained theta; it is also saved as `weights.safetensors`. A run that another process
-    trains, or whose recipe or data are no longer those that it began with, is refused.
+    trains, or whose recipe or data are no longer those that it began with, is refused. Once `stop`
+    returns the number of a signal, a KeyboardInterrupt has it, after the next checkpoint.
     """
-    run.check_unchanged()
-    experiment, folder = run.experiment, run.folder
-    metrics, kept = folder / "metrics.jsonl", folder / "checkpoints"
-    weights = folder / "weights.safetensors"
-    save_weights = functools.partial(storage.save_weights, weights, experiment.learned)
-    optimizer, mesh = guarded(experiment), particle_mesh(experiment.meta)
-    # A compiled program takes arguments placed as those it was compiled for.
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    with files.locked(folder), jax.set_mesh(mesh):
-        for torn in [*files.temporary_files(folder), *files.temporary_files(kept)]:
-            torn.unlink()  # what a killed run was writing
-        done, length, dropped = _resumed_from(metrics, storage.checkpoints(kept))
-        begun = functools.partial(begin, experiment, optimizer)
-        like = eqx.filter_eval_shape(begun)
-        state = storage.load_checkpoint(kept, done, like) if done else begun()
-        logged, compiled = _Log(experiment.record), 0
-        metrics.touch()
-        os.truncate(metrics, length)  # what comes after the checkpoint will be logged again
-        with (
-            metrics.open("a") as log,
-            opened(run.loggers, folder, run.config["settings"]) as tell,
-            progress("meta-training", experiment.outer_steps, done=done, show=show_progress) as at,
-        ):
-            while done < experiment.outer_steps:
-                num_steps = min(experiment.steps_per_chunk, experiment.outer_steps - done)
-                began = time.perf_counter()
-                state = jax.device_put(state, everywhere)
-                state, record = unroll(experiment.meta, optimizer, state, num_steps, record=logged)
-                record = {name: np.asarray(value) for name, value in record.items()}
-                skipped = int(state.opt_state.total_notfinite)
-                record["finite"] = 1.0 - np.diff(record.pop("skipped"), append=skipped)
-                seconds = (time.perf_counter() - began) / num_steps
-                if num_steps != compiled:
-                    compiled = num_steps
-                    release_memory()
-                for i in range(num_steps):
-                    values = {name: float(value[i]) for name, value in record.items()}
-                    values["seconds"] = seconds
-                    log.write(files.to_line({"step": done + i, **values}))
-                    tell(done + i, values)
-                log.flush()
-                os.fsync(log.fileno())
-                done += num_steps
-                # In this order: neither what has a checkpoint nor weights are computed again.
-                save_weights(state.params)
-                storage.save_checkpoint(kept, done, state)
-                dropped += int(record["dropped"].sum())
-                text = f"meta-loss {np.mean(record['meta_loss']):.3f}, {1 / seconds:.1f} steps/s"
-                text += f", {dropped} particles dropped (not finite)" * bool(dropped)
-                at(done, text + f", {skipped} skipped (not finite)" * bool(skipped))
-        save_weights(state.params)
-        return state.params
+    return train_together([run], engine or OneProgram(run.experiment), show_progress, stop)[0]
 
 
-def _resumed_from(metrics: Path, saved: Sequence[int]) -> tuple[int, int, int]:
-    """Returns the last checkpoint that the log has all lines of, or 0 if there is none at all.
+def train_together(
+    runs: Sequence[Run],
+    engine: AbstractEngine,
+    show_progress: bool = True,
+    stop: Callable[[], int] = lambda: 0,
+) -> list[Theta]:
+    """Meta-trains runs that one engine takes the steps of, as `train` does one."""
+    for run in runs:
+        together(run.check_unchanged)
+    journals = [Journal(run) for run in runs]
+    steps, at_once = runs[0].experiment.outer_steps, runs[0].experiment.steps_per_chunk
+    with contextlib.ExitStack() as stack:
+        for one in journals:
+            together(functools.partial(stack.enter_context, one.held()))
+        points = set.intersection(*(set(together(one.points)) for one in journals))
+        done = int(tell_each_other(str(max(points, default=0)))[0])
+        state = engine.begin()
+        if done:
+            begun = engine.each(state)
+            loads = [
+                functools.partial(j.load, done, s) for j, s in zip(journals, begun, strict=True)
+            ]
+            state = engine.restore(state, [together(load) for load in loads])
+        for one in journals:
+            stack.enter_context(one.opened(done))
+        shown = progress("meta-training", steps, done=done, show=show_progress and is_first())
+        at, compiled = stack.enter_context(shown), 0
+        while done < steps:
+            num_steps, began = min(at_once, steps - done), time.perf_counter()
+            state, record = engine.advance(state, num_steps)
+            records, states = engine.each(jax.device_get(record)), engine.each(state)
+            skipped = [int(each.opt_state.total_notfinite) for each in states]
+            for each, last in zip(records, skipped, strict=True):
+                each["finite"] = 1.0 - np.diff(each.pop("skipped"), append=last)
+            seconds = (time.perf_counter() - began) / num_steps
+            if num_steps != compiled:
+                compiled = num_steps
+                release_memory()
+            for journal, each, its in zip(journals, records, states, strict=True):
+                journal.write(done, each, seconds, its)
+            done += num_steps
+            losses = [each["meta_loss"] for each in records]
+            text = f"meta-loss {np.mean(losses):.3f}, {1 / seconds:.1f} steps/s{engine.status}"
+            dropped = sum(one.counts["dropped"] for one in journals)
+            text += f", {dropped} particles dropped (not finite)" * bool(dropped)
+            at(done, text + f", {sum(skipped)} skipped (not finite)" * any(skipped))
+            if number := max(map(int, tell_each_other(str(stop())))):
+                raise KeyboardInterrupt(number)
+        states = engine.each(state)
+        for journal, its in zip(journals, states, strict=True):
+            if is_first():
+                journal.save_weights(its)
+        return [its.params for its in states]
 
-    With it, how long the log was then, and how many particles had been dropped.
+
+class OneProgram(AbstractEngine):
+    """Outer steps as one compiled program, on all devices that its particles divide among.
+
+    Those of other processes are among them, if this one was joined to others.
     """
-    found, lines, dropped = (0, 0, 0), 0, 0
-    for line, end in files.scan_lines(metrics):
-        lines, dropped = lines + 1, dropped + int(max(0, files.number_in(line, "dropped")))
-        if lines in saved:
-            found = lines, end, dropped
-    if saved and not found[0]:
-        raise ValueError(
-            f"{metrics} holds {lines} whole lines, and the first of the checkpoints was made after "
-            f"{saved[0]} outer steps; restore it from a copy, or begin a new run."
-        )
-    return found
+
+    def __init__(self, experiment: Experiment, record: Callable[[Step], Any] | None = None) -> None:
+        self._experiment, self._record = experiment, record or StepLog(experiment.record)
+        self._optimizer, self._mesh = guarded(experiment), particle_mesh(experiment.meta)
+        self._meta = replicate(experiment.meta, self._mesh)
+
+    @override
+    def begin(self) -> TrainState:
+        with jax.set_mesh(self._mesh):
+            begun = replicate(beginning(self._experiment), self._mesh)
+            return self._settled(start(self._meta, self._optimizer, *begun))
+
+    @override
+    def restore(self, begun: TrainState, states: list[TrainState]) -> TrainState:
+        return jax.tree.map(lambda leaf, old: place(leaf, old.sharding), states[0], begun)
+
+    @override
+    def advance(self, state: TrainState, num_steps: int) -> tuple[TrainState, Record]:
+        with jax.set_mesh(self._mesh):
+            state, record = unroll(
+                self._meta, self._optimizer, state, num_steps, record=self._record
+            )
+            return self._settled(state), record
+
+    def _settled(self, state: TrainState) -> TrainState:
+        # A compiled program takes arguments placed as those it was compiled for.
+        everywhere = NamedSharding(self._mesh, PartitionSpec())
+        return jax.tree.map(lambda x: x if is_spread(x) else jax.device_put(x, everywhere), state)
 
 
 def replay(
     experiment: Experiment, num_steps: int, record: Callable[[Step], Any]
 ) -> Iterator[Record]:
     """Does meta-training again, bit for bit, and yields records of so many steps without end."""
-    optimizer, mesh = guarded(experiment), particle_mesh(experiment.meta)
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    with jax.set_mesh(mesh):
-        state = begin(experiment, optimizer)
+    engine = OneProgram(experiment, record)
+    state = engine.begin()
     while True:
-        with jax.set_mesh(mesh):
-            state = jax.device_put(state, everywhere)
-            state, records = unroll(experiment.meta, optimizer, state, num_steps, record=record)
+        state, records = engine.advance(state, num_steps)
         yield jax.device_get(records)
 
 
 def kept_thetas(experiment: Experiment, folder: Path) -> dict[int, Theta]:
     """Returns the weights of a run by outer step: those it began with, and of its checkpoints."""
-    like = jax.eval_shape(lambda: begin(experiment, guarded(experiment)))
+    optimizer = guarded(experiment)
+    like = jax.eval_shape(lambda: start(experiment.meta, optimizer, *beginning(experiment)))
     folder = folder / "checkpoints"
     saved = {n: storage.load_checkpoint(folder, n, like) for n in storage.checkpoints(folder)}
     return {0: experiment.initial_theta(), **{n: state.params for n, state in saved.items()}}
@@ -161,12 +213,13 @@ def guarded(experiment: Experiment) -> optax.GradientTransformation:
     return optax.GradientTransformationExtraArgs(start, update)
 
 
-class _Log(eqx.Module):
+class StepLog(eqx.Module):
     """What is logged of each outer step. A module, as the arrays of `more` are then arguments."""
 
     more: Callable[[Step], Mapping[str, Float[Array, ""]]] | None
 
     def __call__(self, step: Step) -> dict[str, Float[Array, ""]]:
+        """Returns numbers by name."""
         norm = optax.tree.norm(step.grads)
         more = {} if self.more is None else self.more(step)
         return {
@@ -179,7 +232,7 @@ class _Log(eqx.Module):
         }
 
 
-def begin(experiment: Experiment, optimizer: optax.GradientTransformation) -> TrainState:
-    """Returns the state that meta-training begins with."""
+def beginning(experiment: Experiment) -> tuple[Theta, Key]:
+    """Returns the weights and the key that meta-training begins with."""
     run_key = jax.random.split(jax.random.key(experiment.seed))[1]
-    return start(experiment.meta, optimizer, experiment.initial_theta(), run_key)
+    return experiment.initial_theta(), run_key

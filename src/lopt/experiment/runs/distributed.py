@@ -1,0 +1,171 @@
+"""Processes that train one run together: joining, agreeing, and noticing that one is lost.
+
+The engine is JAX's own. A process alone agrees with itself, so that nobody has to ask how many.
+"""
+
+import atexit
+import contextlib
+import functools
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+# Seconds until one that cannot be reached, or is lost, is given up.
+REACH, LOST = 40, 20
+# Characters that a process tells the others.
+LONGEST = 2000
+_T = TypeVar("_T")
+
+
+@contextlib.contextmanager
+def joined(coordinator: str | None, processes: int | None, process: int | None) -> Iterator[None]:
+    """Joins this process to others; what is not given is JAX's to find out: Slurm, Open MPI, ...
+
+    A lost process ends the others. After an error nobody is waited for.
+
+    Raises:
+        ValueError: if JAX cannot find out what is not given.
+        ConnectionError: if the coordinator, or a process, is not there in time, or is lost.
+    """
+    local = coordinator is not None and coordinator.rpartition(":")[0] in ("127.0.0.1", "localhost")
+    # Two devices of a CPU in each of several processes can wait for one another without end.
+    jax.config.update("jax_num_cpu_devices", 1)
+    # It would take SIGTERM away from the commands, which stop together by themselves.
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        with _watched(local):
+            jax.distributed.initialize(
+                coordinator,
+                processes,
+                process,
+                initialization_timeout=REACH,
+                heartbeat_timeout_seconds=LOST,
+                shutdown_timeout_seconds=LOST,
+                coordinator_bind_address=coordinator if local else None,
+            )
+            jax.devices()  # waits for the devices of all
+    except jax.errors.JaxRuntimeError as error:
+        _leave_at_once()
+        raise ConnectionError(
+            f"The processes of this run did not meet within {REACH} seconds ({_short(error)}); "
+            "check that --coordinator is the address of process 0, and that --processes are there."
+        ) from error
+    except ValueError as error:
+        raise ValueError(
+            f"--distributed cannot tell how many processes there are ({error}); give --coordinator "
+            "HOST:PORT --processes N --process I."
+        ) from error
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise  # all of them stop
+    except BaseException as error:
+        _leave_at_once()
+        if isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
+            raise ConnectionError(_lost(_short(error))) from error
+        raise
+
+
+def leave() -> None:
+    """Ends being joined, together with the others."""
+    if jax.distributed.is_initialized():
+        jax.distributed.shutdown()
+
+
+def is_first() -> bool:
+    """Whether this process writes what is written once."""
+    return jax.process_index() == 0
+
+
+def tell_each_other(text: str) -> list[str]:
+    """Returns what every process says here, by process; all wait for all."""
+    if jax.process_count() == 1:
+        return [text]
+    said = np.zeros(4 * LONGEST, np.uint8)
+    content = np.frombuffer(text[:LONGEST].encode(), np.uint8)
+    said[: content.size] = content
+    every = np.asarray(multihost_utils.process_allgather(said)).astype(np.uint8)
+    return [row.tobytes().rstrip(b"\0").decode() for row in every]
+
+
+def together(function: Callable[[], _T]) -> _T:
+    """Returns what a function does; an error in one process is one in all, the same.
+
+    Raises:
+        ValueError: in processes where nothing was wrong.
+    """
+    try:
+        result = function()
+    except Exception as error:
+        tell_each_other(f"{error}" or type(error).__name__)
+        raise
+    if wrong := [(i, text) for i, text in enumerate(tell_each_other("")) if text]:
+        raise ValueError(f"Process {wrong[0][0]}: {wrong[0][1]}")
+    return result
+
+
+def check_same(what: dict[str, str]) -> None:
+    """Refuses processes that differ in what they were given or consist of."""
+    for name, own in what.items():
+        said = tell_each_other(own)
+        other = next((i for i, text in enumerate(said) if text != said[0]), None)
+        if other is not None:
+            raise ValueError(
+                f"Process {other} has another {name} than process 0: {said[other]}, not {said[0]}; "
+                "start all with the same command and the same versions."
+            )
+
+
+def _short(error: Exception) -> str:
+    return f"{error}".partition("\n")[0][:200]
+
+
+def _lost(reason: str) -> str:
+    return (
+        f"Another process of this run was lost ({reason}); its checkpoints are whole: start all "
+        "processes again, with --resume RUN."
+    )
+
+
+def _leave_at_once() -> None:
+    """At the end of this process, does not wait for others, which may be gone."""
+
+    def end() -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(2)
+
+    if jax.distributed.is_initialized():
+        atexit.register(end)
+
+
+@contextlib.contextmanager
+def _watched(local: bool) -> Iterator[None]:
+    """Has JAX call us when a process is lost, which it would end by a dump of its stack.
+
+    And, if the coordinator is on this machine, has the CPU's collectives listen only there. JAX has
+    no public option for either.
+    """
+    from jax._src.lib import _jax
+
+    def ended(status: Any) -> None:
+        print(f"lopt: {_lost(_short(status))}", file=sys.stderr, flush=True)
+        os._exit(2)
+
+    replaced: Sequence[tuple[str, dict[str, Any]]] = [
+        ("get_distributed_runtime_client", {"missed_heartbeat_callback": ended}),
+        ("make_gloo_tcp_collectives", {"hostname": "127.0.0.1"} if local else {}),
+    ]
+    before = {name: getattr(_jax, name) for name, _ in replaced}
+    try:
+        for name, options in replaced:
+            setattr(_jax, name, functools.partial(before[name], **options))
+        yield
+    finally:
+        for name, function in before.items():
+            setattr(_jax, name, function)

@@ -1,0 +1,105 @@
+"""The files of a run in training: its log, its latest weights, its checkpoints."""
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from lopt.core.unroll import TrainState
+from lopt.experiment.runs import files, storage
+from lopt.experiment.runs.distributed import is_first, tell_each_other
+from lopt.experiment.runs.loggers import Log, opened
+from lopt.experiment.runs.run import Run
+
+
+class Journal:
+    """What a run in training writes, so that it can be killed at any moment and goes on.
+
+    Of several processes that train it the first has the log and the weights.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run, self._learned = run, run.experiment.learned
+        self._metrics = run.folder / "metrics.jsonl"
+        self._kept = run.folder / "checkpoints"
+        self._tell: Log
+        self.counts: dict[str, int] = {}  # of what is logged, all steps together.
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Holds the folder against other processes, and tidies what a killed one was writing."""
+        if not is_first():
+            yield
+            return
+        with files.locked(self._run.folder):
+            for folder in (self._run.folder, self._kept):
+                for torn in files.temporary_files(folder):
+                    torn.unlink()
+            yield
+
+    def points(self) -> list[int]:
+        """Returns the checkpoints that the log has all lines of: from there the run can go on."""
+        saved = storage.checkpoints(self._kept)
+        lines = sum(1 for _ in files.scan_lines(self._metrics))
+        found = [step for step in saved if step <= lines]
+        if saved and not found:
+            raise ValueError(
+                f"{self._metrics} holds {lines} whole lines, and the first of the checkpoints was "
+                f"made after {saved[0]} outer steps; restore it from a copy, or begin a new run."
+            )
+        return found
+
+    def load(self, step: int, like: Any) -> TrainState:
+        """Returns the state after so many outer steps, in the structure of `like`."""
+        return storage.load_checkpoint(self._kept, step, like)
+
+    @contextlib.contextmanager
+    def opened(self, step: int) -> Iterator[None]:
+        """Opens the log after so many steps: what comes after them will be logged again."""
+        length = 0
+        for number, (line, end) in enumerate(files.scan_lines(self._metrics)):
+            if number == step:
+                break
+            length = end
+            for name in ("dropped", "lost", "stale"):
+                self._count(name, files.number_in(line, name))
+        if not is_first():
+            yield
+            return
+        self._metrics.touch()
+        os.truncate(self._metrics, length)
+        loggers, settings = self._run.loggers, self._run.config["settings"]
+        with (
+            self._metrics.open("a") as self._log,
+            opened(loggers, self._run.folder, settings) as self._tell,
+        ):
+            yield
+
+    def write(
+        self, first: int, record: Mapping[str, np.ndarray], seconds: float, state: TrainState
+    ) -> None:
+        """Writes the lines of some outer steps, the weights and a checkpoint after them."""
+        done = first + len(record["meta_loss"])
+        for name in ("dropped", "lost", "stale"):
+            self._count(name, float(np.sum(record.get(name, 0.0))))
+        if is_first():
+            for i in range(done - first):
+                values = {name: float(value[i]) for name, value in record.items()}
+                values["seconds"] = seconds
+                self._log.write(files.to_line({"step": first + i, **values}))
+                self._tell(first + i, values)
+            self._log.flush()
+            os.fsync(self._log.fileno())
+            self.save_weights(state)
+        # Last: what has a checkpoint is not computed again.
+        storage.save_checkpoint(self._kept, done, state, tell_each_other)
+
+    def save_weights(self, state: TrainState) -> None:
+        """Writes the weights of a state."""
+        path = self._run.folder / "weights.safetensors"
+        storage.save_weights(path, self._learned, state.params)
+
+    def _count(self, name: str, number: float) -> None:
+        self.counts[name] = self.counts.get(name, 0) + (int(number) if number > 0 else 0)
