@@ -65,7 +65,7 @@ def _shared(settings: TrainSettings) -> Run:
 def _said(settings: TrainSettings) -> str:
     """Returns what a command says, with the code that it names."""
     code = Path(f"{settings.recipe}")
-    digest = files.digest(code) if code.suffix == ".py" and code.is_file() else ""
+    digest = f" {files.digest(code)}" if code.suffix == ".py" and code.is_file() else ""
     return (
         f"{dataclasses.replace(settings, coordinator=None, process=None, processes=None)} {digest}"
     )

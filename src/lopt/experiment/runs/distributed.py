@@ -7,9 +7,10 @@ import atexit
 import contextlib
 import functools
 import os
+import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -37,8 +38,12 @@ def joined(coordinator: str | None, processes: int | None, process: int | None) 
     jax.config.update("jax_num_cpu_devices", 1)
     # It would take SIGTERM away from the commands, which stop together by themselves.
     jax.config.update("jax_enable_preemption_service", False)
+    apart = (
+        f"The processes of this run did not meet within {REACH} seconds; check that --coordinator "
+        "is the address of process 0, and that all --processes are there."
+    )
     try:
-        with _watched(local):
+        with _last_words(apart), _listening_here() if local else contextlib.nullcontext():
             jax.distributed.initialize(
                 coordinator,
                 processes,
@@ -51,22 +56,20 @@ def joined(coordinator: str | None, processes: int | None, process: int | None) 
             jax.devices()  # waits for the devices of all
     except jax.errors.JaxRuntimeError as error:
         _leave_at_once()
-        raise ConnectionError(
-            f"The processes of this run did not meet within {REACH} seconds ({_short(error)}); "
-            "check that --coordinator is the address of process 0, and that --processes are there."
-        ) from error
+        raise ConnectionError(apart) from error
     except ValueError as error:
         raise ValueError(
             f"--distributed cannot tell how many processes there are ({error}); give --coordinator "
             "HOST:PORT --processes N --process I."
         ) from error
     try:
-        yield
-    except KeyboardInterrupt:
+        with _last_words(_lost("or this one was killed")):
+            yield
+    except (KeyboardInterrupt, SystemExit):
         raise  # all of them stop
     except BaseException as error:
         _leave_at_once()
-        if isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
+        if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in f"{error}":
             raise ConnectionError(_lost(_short(error))) from error
         raise
 
@@ -121,7 +124,7 @@ def check_same(what: dict[str, str]) -> None:
             )
 
 
-def _short(error: Exception) -> str:
+def _short(error: BaseException) -> str:
     return f"{error}".partition("\n")[0][:200]
 
 
@@ -140,32 +143,34 @@ def _leave_at_once() -> None:
         sys.stderr.flush()
         os._exit(2)
 
-    if jax.distributed.is_initialized():
-        atexit.register(end)
+    atexit.register(end)
 
 
 @contextlib.contextmanager
-def _watched(local: bool) -> Iterator[None]:
-    """Has JAX call us when a process is lost, which it would end by a dump of its stack.
-
-    And, if the coordinator is on this machine, has the CPU's collectives listen only there. JAX has
-    no public option for either.
-    """
+def _listening_here() -> Iterator[None]:
+    """Has the CPU's collectives listen on this machine only, for which JAX has no option."""
     from jax._src.lib import _jax
 
-    def ended(status: Any) -> None:
-        print(f"lopt: {_lost(_short(status))}", file=sys.stderr, flush=True)
-        os._exit(2)
-
-    replaced: Sequence[tuple[str, dict[str, Any]]] = [
-        ("get_distributed_runtime_client", {"missed_heartbeat_callback": ended}),
-        ("make_gloo_tcp_collectives", {"hostname": "127.0.0.1"} if local else {}),
-    ]
-    before = {name: getattr(_jax, name) for name, _ in replaced}
+    make = _jax.make_gloo_tcp_collectives
+    _jax.make_gloo_tcp_collectives = functools.partial(make, hostname="127.0.0.1")
     try:
-        for name, options in replaced:
-            setattr(_jax, name, functools.partial(before[name], **options))
         yield
     finally:
-        for name, function in before.items():
-            setattr(_jax, name, function)
+        _jax.make_gloo_tcp_collectives = make
+
+
+# XLA ends a process without its coordinator, from a thread of its own: another process says so.
+_SPEAKER = "import sys; sys.stdin.read() or print('lopt:', sys.argv[1], file=sys.stderr)"
+
+
+@contextlib.contextmanager
+def _last_words(words: str) -> Iterator[None]:
+    """Has words said if this process is ended from outside of Python."""
+    command = [sys.executable, "-c", _SPEAKER, words]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as speaker:
+        try:
+            yield
+        finally:
+            assert speaker.stdin is not None
+            speaker.stdin.write(b".")
+            speaker.stdin.close()

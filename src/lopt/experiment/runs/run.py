@@ -23,6 +23,7 @@ from jaxtyping import Float
 from lopt.core.inner import InnerTraining
 from lopt.core.learned import AbstractLearnedOptimizer
 from lopt.core.types import Theta
+from lopt.estimators import particle_mesh
 from lopt.experiment.data.datasets import data_loaded
 from lopt.experiment.report import Report, curves, running_mean
 from lopt.experiment.runs import files, storage
@@ -75,6 +76,7 @@ class Run:
         with data_loaded() as data:
             made, experiment = make(recipe, parsed(settings))
         experiment.check_evaluations()
+        particle_mesh(experiment.meta)  # which refuses processes that particles do not divide among
         check_installed((*experiment.loggers, *loggers))
         fields = {field.name: getattr(made, field.name) for field in dataclasses.fields(made)}
         paths = {name: value for name, value in fields.items() if isinstance(value, Path)}

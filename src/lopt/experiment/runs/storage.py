@@ -155,8 +155,7 @@ def save_checkpoint(
     described, number = {"step": step}, jax.process_index()
     own = ""
     if number:
-        parts = [leaf for leaf in jax.tree.leaves_with_path(state) if _in_parts(leaf[1])]
-        rows = {_name(path): leaf for path, leaf in parts}
+        rows = jax.tree.map(lambda leaf: leaf if _in_parts(leaf) else None, state)
         own = _write(_checkpoint(folder, step, number), described, rows)
     every = gather(own)
     if number == 0:
