@@ -109,7 +109,7 @@ class Mean(AbstractGradientEstimator):
             raise ValueError(f"Mean(num={self.num}) cannot be spread evenly over {devices}")
         most = self.at_once or share
         if self.at_once is None and share > MANY and jax.default_backend() == "cpu":
-            cost = _step_cost(one)
+            cost = step_cost(one)
             most = max(MANY, int(FITS_CACHE / cost)) if math.isfinite(cost) else share
         size = max(d for d in range(1, min(most, share) + 1) if share % d == 0)
         return share if self.at_once is None and size < FEW else size
@@ -132,7 +132,7 @@ def particle_mesh(estimator: AbstractGradientEstimator) -> Mesh:
     most = len(jax.local_devices())
     count = max(d for d in range(1, most + 1) if not any(n % d for n in counts))
     if count > 1 and jax.default_backend() == "cpu":
-        costs = (n * _step_cost(one) for n, (one, _) in zip(counts, shares, strict=True))
+        costs = (n * step_cost(one) for n, (one, _) in zip(counts, shares, strict=True))
         count = count if any(cost >= PAYS_DEVICES for cost in itertools.accumulate(costs)) else 1
     return device_mesh(count)
 
@@ -202,7 +202,7 @@ def _architectures(one: AbstractGradientEstimator) -> list[AbstractGradientEstim
     return [eqx.tree_at(tasks, one, list(each)) for each in zip(*families, strict=True)]
 
 
-def _step_cost(one: AbstractGradientEstimator) -> float:
+def step_cost(one: AbstractGradientEstimator) -> float:
     """Returns about how many operations an inner step takes: infinitely many if it is not known.
 
     They are those of the task's gradient, and two for each pair of a weight of the network and one

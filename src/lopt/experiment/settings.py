@@ -103,9 +103,19 @@ class TrainSettings:
     coordinator: str | None = None  # HOST:PORT of process 0, where nothing else says which.
     processes: int | None = None  # with --coordinator, how many there are.
     process: int | None = None  # with --coordinator, which of them this one is, from 0.
+    # spread particles over so many workers of Ray, which may come and go; 0 is this process, with
+    # a program for each architecture, whose first steps do not wait for the last compilation.
+    workers: int | None = None
+    ray: str | None = None  # the address of Ray's cluster; by default workers are on this machine.
+    # with --workers, outer steps that the theta of an estimate may be old; 0 waits for all workers.
+    stale: int = 0
 
     def __post_init__(self) -> None:
-        check(self, logger=LOGGERS, processes=1, process=0)
+        check(self, logger=LOGGERS, processes=1, process=0, workers=0, stale=0)
+        if not self.workers and (self.ray is not None or self.stale):
+            raise ValueError("--ray and --stale go with --workers; try --workers 2.")
+        if self.workers is not None and (self.distributed or self.coordinator is not None):
+            raise ValueError("--workers and --distributed are two ways; leave one out.")
         given = [one is not None for one in (self.coordinator, self.processes, self.process)]
         if any(given) and not all(given):
             raise ValueError(

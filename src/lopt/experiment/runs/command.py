@@ -17,8 +17,10 @@ from lopt.experiment.runs.distributed import (
 )
 from lopt.experiment.runs.environment import PATIENCE, asked_to_stop, stoppable
 from lopt.experiment.runs.files import free_folder
+from lopt.experiment.runs.ray_workers import RayFleet, connected
 from lopt.experiment.runs.run import Run, holds_run, surroundings
-from lopt.experiment.runs.train import train
+from lopt.experiment.runs.train import AbstractEngine, train
+from lopt.experiment.runs.workers import Here, Workers, mean_of
 from lopt.experiment.settings import TrainSettings, TuneSettings
 
 Words = Sequence[str]
@@ -30,6 +32,15 @@ def train_command(settings: TrainSettings) -> None:
         with joined(settings.coordinator, settings.processes, settings.process):
             check_same({"command": _said(settings), "version": f"{surroundings()}"})
             _finished(_shared(settings))
+    elif settings.workers:
+        with connected(settings.workers, settings.ray) as ray:
+            run = _run(settings)
+            actors = RayFleet(ray, run, settings.workers)
+            _finished(run, Workers(run.experiment, actors, settings.stale))
+    elif settings.workers == 0:
+        run = _run(settings)
+        several = len(mean_of(run.experiment).shares()) > 1  # or else one program is as good
+        _finished(run, Workers(run.experiment, Here(run.experiment)) if several else None)
     else:
         _finished(_run(settings))
 
@@ -77,13 +88,13 @@ def tune_command(settings: TuneSettings) -> None:
     _finished(_created("transfer", (*fields, *settings.settings), (), settings.run, "tune"))
 
 
-def _finished(run: Run) -> None:
+def _finished(run: Run, engine: AbstractEngine | None = None) -> None:
     found = run.experiment  # which may be refused
     if is_first():
         tell(f"Run {run.folder}")
     with stoppable(f"Continue with: lopt train --resume {run.folder}", PATIENCE):
         with asked_to_stop() as stop:
-            train(run, stop=stop)
+            train(run, engine=engine, stop=stop)
         leave()
         if not is_first():
             return

@@ -21,7 +21,7 @@ class Journal:
     """
 
     def __init__(self, run: Run) -> None:
-        self._run, self._learned = run, run.experiment.learned
+        self.run, self._learned = run, run.experiment.learned
         self._metrics = run.folder / "metrics.jsonl"
         self._kept = run.folder / "checkpoints"
         self._tell: Log
@@ -33,8 +33,8 @@ class Journal:
         if not is_first():
             yield
             return
-        with files.locked(self._run.folder):
-            for folder in (self._run.folder, self._kept):
+        with files.locked(self.run.folder):
+            for folder in (self.run.folder, self._kept):
                 for torn in files.temporary_files(folder):
                     torn.unlink()
             yield
@@ -70,10 +70,10 @@ class Journal:
             return
         self._metrics.touch()
         os.truncate(self._metrics, length)
-        loggers, settings = self._run.loggers, self._run.config["settings"]
+        loggers, settings = self.run.loggers, self.run.config["settings"]
         with (
             self._metrics.open("a") as self._log,
-            opened(loggers, self._run.folder, settings) as self._tell,
+            opened(loggers, self.run.folder, settings) as self._tell,
         ):
             yield
 
@@ -98,7 +98,7 @@ class Journal:
 
     def save_weights(self, state: TrainState) -> None:
         """Writes the weights of a state."""
-        path = self._run.folder / "weights.safetensors"
+        path = self.run.folder / "weights.safetensors"
         storage.save_weights(path, self._learned, state.params)
 
     def _count(self, name: str, number: float) -> None:

@@ -47,15 +47,19 @@ class AbstractEngine(abc.ABC):
 
     @abc.abstractmethod
     def restore(self, begun: TrainState, states: list[TrainState]) -> TrainState:
-        """Returns the state of which each run's is a part; `begun` is that of `begin`."""
+        """Returns the state whose `states` these are; `begun` is that of `begin`."""
 
     @abc.abstractmethod
     def advance(self, state: TrainState, num_steps: int) -> tuple[TrainState, Record]:
         """Takes outer steps; returns the next state, and what is logged of each."""
 
-    def each(self, tree: Any) -> list[Any]:
-        """Returns the parts of a state, or of a record, that belong to each of the runs."""
-        return [tree]
+    def states(self, state: TrainState) -> list[TrainState]:
+        """Returns the state of each of the runs."""
+        return [state]
+
+    def records(self, record: Record) -> list[Record]:
+        """Returns the record of each of the runs."""
+        return [record]
 
 
 def train(
@@ -92,10 +96,7 @@ def train_together(
         done = int(tell_each_other(str(max(points, default=0)))[0])
         state = engine.begin()
         if done:
-            begun = engine.each(state)
-            loads = [
-                functools.partial(j.load, done, s) for j, s in zip(journals, begun, strict=True)
-            ]
+            loads = [functools.partial(j.load, done, shapes(j.run.experiment)) for j in journals]
             state = engine.restore(state, [together(load) for load in loads])
         for one in journals:
             stack.enter_context(one.opened(done))
@@ -104,7 +105,7 @@ def train_together(
         while done < steps:
             num_steps, began = min(at_once, steps - done), time.perf_counter()
             state, record = engine.advance(state, num_steps)
-            records, states = engine.each(jax.device_get(record)), engine.each(state)
+            records, states = engine.records(jax.device_get(record)), engine.states(state)
             skipped = [int(each.opt_state.total_notfinite) for each in states]
             for each, last in zip(records, skipped, strict=True):
                 each["finite"] = 1.0 - np.diff(each.pop("skipped"), append=last)
@@ -122,7 +123,7 @@ def train_together(
             at(done, text + f", {sum(skipped)} skipped (not finite)" * any(skipped))
             if number := max(map(int, tell_each_other(str(stop())))):
                 raise KeyboardInterrupt(number)
-        states = engine.each(state)
+        states = engine.states(state)
         for journal, its in zip(journals, states, strict=True):
             if is_first():
                 journal.save_weights(its)
@@ -177,8 +178,7 @@ def replay(
 
 def kept_thetas(experiment: Experiment, folder: Path) -> dict[int, Theta]:
     """Returns the weights of a run by outer step: those it began with, and of its checkpoints."""
-    optimizer = guarded(experiment)
-    like = jax.eval_shape(lambda: start(experiment.meta, optimizer, *beginning(experiment)))
+    like = shapes(experiment)
     folder = folder / "checkpoints"
     saved = {n: storage.load_checkpoint(folder, n, like) for n in storage.checkpoints(folder)}
     return {0: experiment.initial_theta(), **{n: state.params for n, state in saved.items()}}
@@ -230,6 +230,12 @@ class StepLog(eqx.Module):
             "skipped": step.opt_state.total_notfinite,  # before this step
             "dropped": jnp.asarray(step.dropped, norm.dtype),
         }
+
+
+def shapes(experiment: Experiment) -> TrainState:
+    """Returns the shapes of the state of meta-training."""
+    optimizer = guarded(experiment)
+    return jax.eval_shape(lambda: start(experiment.meta, optimizer, *beginning(experiment)))
 
 
 def beginning(experiment: Experiment) -> tuple[Theta, Key]:

@@ -1,0 +1,199 @@
+"""Workers that are actors of Ray: on one machine or many, which may join, leave and fail."""
+
+import contextlib
+import dataclasses
+import logging
+import os
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from typing_extensions import override
+
+from lopt.core.types import Theta
+from lopt.estimators import Mean
+from lopt.experiment.runs.environment import prepare_jax
+from lopt.experiment.runs.files import write_bytes
+from lopt.experiment.runs.run import Run, surroundings
+from lopt.experiment.runs.train import beginning
+from lopt.experiment.runs.workers import (
+    AbstractFleet,
+    AbstractWorker,
+    Answer,
+    answer_of,
+    from_host,
+    mean_of,
+    prepare,
+    split,
+    to_host,
+    window,
+)
+
+MAJOR = "2"
+
+
+@contextlib.contextmanager
+def connected(workers: int, address: str | None) -> Iterator[Any]:
+    """Yields Ray, connected to a cluster, or to one of this machine that ends with this.
+
+    Without an address nothing listens on other than the loopback interface.
+
+    Raises:
+        ImportError: without Ray, or with one of another major version.
+        ConnectionError: if there is no such cluster, or it has another version.
+    """
+    if address is None:
+        # Ray's way to keep to the loopback interface, read when it is imported.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    try:
+        import ray
+    except ImportError as error:
+        raise ImportError(
+            "--workers needs Ray; install it with: pip install 'lopt[ray]'"
+        ) from error
+    if ray.__version__.partition(".")[0] != MAJOR:
+        raise ImportError(
+            f"--workers needs Ray {MAJOR}, not {ray.__version__}; install it with: pip install "
+            "'lopt[ray]'"
+        )
+    options: dict[str, Any] = {"address": address} if address else {"num_cpus": workers}
+    if not address:
+        options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    # Ray's own handler would end this process before there is a checkpoint.
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+    except (
+        Exception
+    ) as error:  # a RuntimeError, of versions; a ConnectionError; an AuthenticationError
+        said = " ".join(f"{error}".split())[:300]
+        raise ConnectionError(
+            f"--ray {address}: no cluster of Ray {ray.__version__} can be joined there ({said})."
+        ) from error
+    finally:
+        with contextlib.suppress(ValueError):  # not in the main thread
+            signal.signal(signal.SIGTERM, handler)
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+class RayFleet(AbstractFleet):
+    """Actors of Ray, each with particles of a run; started again where there is room."""
+
+    def __init__(self, ray: Any, run: Run, workers: int) -> None:
+        parts = split(mean_of(run.experiment), workers)
+        names = [path.name for path in run.folder.iterdir() if path.is_file()]
+        kept = {name for name in names if name != "metrics.jsonl" and not name.startswith(".")}
+        kept -= {"weights.safetensors"}
+        content = {name: (run.folder / name).read_bytes() for name in kept}
+        gpus = ray.cluster_resources().get("GPU", 0) >= workers
+        options = {"max_restarts": -1, "num_cpus": 1, "num_gpus": int(gpus)}
+        actor = ray.remote(**options)(_Actor)
+        given = content, versions()
+        self._ray = ray
+        self.workers = [_Remote(ray, part, actor.remote(given, part.rows)) for part in parts]
+
+    @override
+    def share(self, theta: Theta) -> Any:
+        return self._ray.put(to_host(theta))
+
+    @override
+    def fetch(self, snapshot: Any) -> Any:
+        if not isinstance(snapshot, self._ray.ObjectRef):
+            return snapshot
+        try:
+            return self._ray.get(snapshot)
+        except self._ray.exceptions.ObjectLostError:  # with its machine
+            return None
+
+
+class _Remote(AbstractWorker):
+    """A worker that is an actor; its snapshots stay where they were made."""
+
+    def __init__(self, ray: Any, part: Mean, actor: Any) -> None:
+        super().__init__(part)
+        self._ray, self._actor, self._next = ray, actor, None
+        self._windows = 0
+
+    @override
+    def ask(self, theta: Any, key: np.ndarray) -> Any:
+        # In a list, so that it is not sent unless it is needed.
+        options = {"num_returns": 2}
+        answer, self._next = self._actor.window.options(**options).remote(
+            theta, key, self._windows, [self.snapshot]
+        )
+        return answer.future()
+
+    @override
+    def received(self, future: Any) -> tuple[Answer, Any] | None:
+        failures = self._ray.exceptions
+        try:
+            answer = future.result()
+        except (failures.ActorUnavailableError, failures.WorkerCrashedError):
+            return None
+        except failures.RayError as error:
+            cause = getattr(error, "cause", None) or error
+            lines = f"{cause}".strip().splitlines()
+            raise RuntimeError(f"a worker failed: {lines[-1] if lines else cause!r}") from error
+        self._windows += 1
+        return answer, self._next
+
+
+class _Actor:
+    """Particles of a run, in a process of their own."""
+
+    def __init__(self, given: Any, rows: tuple[int, int]) -> None:
+        # Actors are as many as cores: each keeps to one.
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
+        jax.config.update("jax_num_cpu_devices", 1)
+        prepare_jax()
+        content, expected = given
+        if (found := versions()) != expected:
+            raise ValueError(f"this machine has {found}, and the driver {expected}")
+        with tempfile.TemporaryDirectory() as folder:
+            for name, text in content.items():
+                write_bytes(Path(folder) / name, text)
+            run = Run(folder, trust=True)
+            run.check_unchanged()
+        self._part = dataclasses.replace(mean_of(run.experiment), rows=rows)
+        self._theta, self._key = beginning(run.experiment)
+        self._like = eqx.filter_eval_shape(prepare, self._part, self._theta, self._key)
+        self._done, self._state = -1, None
+
+    def window(
+        self, theta: Any, key: np.ndarray, windows: int, snapshot: list[Any]
+    ) -> tuple[Any, Any]:
+        """Returns an estimate with its count, and a snapshot, after so many answered windows."""
+        if windows != self._done:
+            self._state = self._restored(from_host(theta, self._theta), snapshot[0])
+        own = jax.random.wrap_key_data(jnp.asarray(key))
+        theta = from_host(theta, self._theta)
+        estimate, count, self._state = window(self._part, theta, self._state, own)
+        self._done = windows + 1
+        return answer_of(estimate, count), to_host(self._state)
+
+    def _restored(self, theta: Any, snapshot: Any) -> Any:
+        import ray
+
+        if isinstance(snapshot, ray.ObjectRef):
+            try:
+                snapshot = ray.get(snapshot)
+            except ray.exceptions.ObjectLostError:  # with its machine: new particles
+                snapshot = None
+        if snapshot is None:
+            return prepare(self._part, theta, self._key)
+        return from_host(snapshot, self._like)
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions that workers must have in common."""
+    return {name: value for name, value in surroundings().items() if name != "devices"}

@@ -1,0 +1,427 @@
+"""Workers, each with some of the particles: threads of this process, or Ray's, that come and go.
+
+The driver sends theta and a key; a worker runs the windows of its particles and answers with the
+mean of their estimates, and with a snapshot of its particles, from which another could go on. With
+enough answers the driver takes a step. Snapshots together are the state that one process would
+have: checkpoints are the same, and a run goes on with any number of workers, or without.
+"""
+
+import abc
+import dataclasses
+import itertools
+import math
+import time
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from typing_extensions import override
+
+from lopt.core.estimator import Estimate
+from lopt.core.types import Key, Record, State, Theta
+from lopt.core.unroll import TrainState, take
+from lopt.estimators import Mean
+from lopt.estimators.finite import is_finite, mean_of_finite, total
+from lopt.estimators.mean import step_cost
+from lopt.experiment.runs.experiment import Experiment
+from lopt.experiment.runs.train import AbstractEngine, StepLog, beginning, guarded, shapes
+
+
+class Answer(NamedTuple):
+    """What a worker says: the mean of `number` estimates that were finite, as plain NumPy."""
+
+    loss: np.ndarray
+    grads: list[np.ndarray]
+    extra: dict[str, np.ndarray]
+    dropped: int
+    number: int
+
+
+@eqx.filter_jit
+def prepare(part: Mean, theta: Theta, key: Key) -> State:
+    """Returns the particles of a worker before their first window; `key` is that of the run."""
+    return part.prepare(theta, jax.random.fold_in(key, 2**32 - 1))
+
+
+def answer_of(estimate: Estimate, count: Any) -> Answer:
+    """Returns what a window found, for its way to the driver."""
+    extra = {name: np.asarray(value) for name, value in estimate.extra.items()}
+    grads, loss = to_host(estimate.grads), np.asarray(estimate.loss)
+    return Answer(loss, grads, extra, int(estimate.dropped), int(count))
+
+
+def pooled(answers: Sequence[Answer], theta: Theta) -> Estimate:
+    """Returns the mean over all particles that were finite."""
+    every = sum(each.number for each in answers)
+    used = [each for each in answers if each.number] or answers
+
+    def mean(*leaves: np.ndarray) -> Any:
+        shares = [each.number / every if every else math.nan for each in used]
+        return jnp.asarray(
+            sum(leaf * leaf.dtype.type(w) for leaf, w in zip(leaves, shares, strict=True))
+        )
+
+    loss, extra = jax.tree.map(mean, *((each.loss, each.extra) for each in used))
+    still = [jnp.zeros_like(leaf) for leaf in answers[0].grads]
+    grads = jax.tree.map(mean, *(each.grads for each in used)) if every else still
+    grads = jax.tree.unflatten(jax.tree.structure(theta), grads)
+    dropped = jnp.asarray(sum(each.dropped for each in answers), jnp.int32)
+    return Estimate(loss, grads, dropped, extra)
+
+
+@eqx.filter_jit
+def window(part: Mean, theta: Theta, state: State, key: Key) -> tuple[Estimate, Any, State]:
+    """Returns the mean of the estimates that are finite, how many these are, and the next state."""
+    every, state = part.particles(theta, state, key)
+    return mean_of_finite(every), total(is_finite(every)), state
+
+
+@eqx.filter_jit
+def _step(
+    optimizer: optax.GradientTransformation, state: TrainState, estimate: Estimate, log: StepLog
+) -> tuple[TrainState, Record]:
+    key = jax.random.fold_in(state.key, state.step)
+    state, step = take(optimizer, state, estimate, state.estimator_state, key)
+    return state, log(step)
+
+
+class AbstractWorker(abc.ABC):
+    """One that has the particles of `part`; it does one window at a time.
+
+    Attributes:
+        part: a `Mean` with rows.
+        snapshot: its particles after the last window that was answered; None before the first.
+        asked: the outer step whose theta its window in progress has; None if there is none.
+        answered: the last outer step that it answered, and how often.
+        alive: whether it answered when it last was to.
+    """
+
+    def __init__(self, part: Mean) -> None:
+        self.part, self.alive = part, True
+        self.snapshot: Any = None
+        self.asked: int | None = None
+        self.answered = (-1, 0)
+        self.answer: Future[Any]
+
+    @property
+    def size(self) -> int:
+        """The number of its particles."""
+        first, stop = self.part.rows or (0, self.part.num)
+        return stop - first
+
+    @property
+    def ready(self) -> bool:
+        """Whether it can be asked."""
+        return True
+
+    @abc.abstractmethod
+    def ask(self, theta: Any, key: np.ndarray) -> "Future[Any]":
+        """Begins a window, of which `received` makes an answer."""
+
+    @abc.abstractmethod
+    def received(self, future: "Future[Any]") -> tuple[Answer, Any] | None:
+        """Returns the answer and a snapshot after it, or None if the window is lost."""
+
+
+class AbstractFleet(abc.ABC):
+    """Workers, and how theta gets to them."""
+
+    workers: Sequence[AbstractWorker]
+
+    @abc.abstractmethod
+    def share(self, theta: Theta) -> Any:
+        """Returns what workers are given as theta."""
+
+    def fetch(self, snapshot: Any) -> Any:
+        """Returns what a snapshot stands for, which may be elsewhere; None if it is lost."""
+        return snapshot
+
+    def waiting(self) -> list["Future[Any]"]:
+        """Returns what ends when another worker gets ready."""
+        return []
+
+
+class Workers(AbstractEngine):
+    """Outer steps from the answers of workers.
+
+    Each step has the estimates of as many particles as there are. With `stale` = 0 all workers get
+    the same theta, and steps are those of one process with all particles, up to the order of sums:
+    a window that was lost is computed again. Otherwise a worker gets the theta of the moment as
+    soon as it has answered, and an answer whose theta is more than `stale` steps old is dropped. An
+    estimate belongs to the theta that its noise was added to, on the worker.
+    """
+
+    def __init__(self, experiment: Experiment, fleet: AbstractFleet, stale: int = 0) -> None:
+        self._experiment, self._fleet, self._stale = experiment, fleet, stale
+        self._optimizer, self._log = guarded(experiment), StepLog(experiment.record)
+        self._like = shapes(experiment).estimator_state
+        self._layout = _Layout(mean_of(experiment), self._like)
+        self._counts = {"lost": 0, "stale": 0, "windows": 0}
+        self._began = time.perf_counter()
+        self._known: dict[int, Any] = {}
+
+    @property
+    @override
+    def status(self) -> str:  # type: ignore[override]
+        workers, counts = self._fleet.workers, self._counts
+        able = sum(one.alive and one.ready for one in workers)
+        rate = counts["windows"] / (time.perf_counter() - self._began)
+        text = f", {able} of {len(workers)} workers, {rate:.1f} windows/s"
+        return text + "".join(f", {counts[n]} {n}" for n in ("stale", "lost") if counts[n])
+
+    @override
+    def begin(self) -> TrainState:
+        theta, key = beginning(self._experiment)
+        return TrainState(theta, self._optimizer.init(theta), None, key, jnp.zeros((), jnp.int32))
+
+    @override
+    def restore(self, begun: TrainState, states: list[TrainState]) -> TrainState:
+        state = to_host(states[0].estimator_state)
+        for i, one in enumerate(self._fleet.workers):
+            self._known[i] = one.snapshot = self._layout.cut(state, one.part)
+        return dataclasses.replace(states[0], estimator_state=None)
+
+    @override
+    def advance(self, state: TrainState, num_steps: int) -> tuple[TrainState, Record]:
+        records = []
+        for _ in range(num_steps):
+            before = dict(self._counts)
+            estimate = self._gathered(state)
+            state, record = _step(self._optimizer, state, estimate, self._log)
+            since = {name: self._counts[name] - before[name] for name in ("lost", "stale")}
+            records.append(jax.device_get(record) | since)
+        return state, jax.tree.map(lambda *leaves: np.stack(leaves), *records)
+
+    @override
+    def states(self, state: TrainState) -> list[TrainState]:
+        for i, one in enumerate(self._fleet.workers):
+            found = None if one.snapshot is None else self._fleet.fetch(one.snapshot)
+            if found is not None:
+                self._known[i] = found
+            elif i not in self._known:  # its first window is not there yet
+                self._known[i] = to_host(prepare(one.part, *beginning(self._experiment)))
+        parts = [one.part for one in self._fleet.workers]
+        whole = self._layout.join(parts, [self._known[i] for i in range(len(parts))])
+        return [dataclasses.replace(state, estimator_state=from_host(whole, self._like))]
+
+    def _gathered(self, state: TrainState) -> Estimate:
+        """Returns the mean over answers of as many particles as there are, of workers if ready."""
+        fleet, step = self._fleet, int(state.step)
+        while not any(one.ready for one in fleet.workers):
+            wait(fleet.waiting(), return_when=FIRST_COMPLETED)
+        theta, ready = fleet.share(state.params), [one for one in fleet.workers if one.ready]
+        wanted, found = sum(one.size for one in ready), list[Answer]()
+        gathered = 0
+        while gathered < wanted:
+            for one in ready:
+                last, times = one.answered
+                if one.asked is None and (self._stale or last < step):
+                    key = jax.random.fold_in(state.key, step)
+                    key = jax.random.fold_in(key, times) if last == step else key
+                    one.asked = step
+                    one.answer = one.ask(theta, np.asarray(jax.random.key_data(key)))
+            asked = [one for one in ready if one.asked is not None]
+            wait([one.answer for one in asked], return_when=FIRST_COMPLETED)
+            for one in asked:
+                if one.answer.done():
+                    answer = self._received(one, step)
+                    if answer is not None:
+                        found.append(answer)
+                        gathered += one.size
+        return pooled(found, state.params)
+
+    def _received(self, one: AbstractWorker, step: int) -> Answer | None:
+        """Returns the answer of a worker, if it is of use, and counts it."""
+        asked, one.asked = one.asked, None
+        assert asked is not None
+        received = one.received(one.answer)
+        if received is None:
+            self._counts["lost"] += one.alive  # once, however long it is away
+            one.alive = False
+            time.sleep(0.05)
+            return None
+        answer, one.snapshot = received
+        one.alive = True
+        one.answered = (step, one.answered[1] + 1 if one.answered[0] == step else 1)
+        self._counts["windows"] += 1
+        if step - asked > self._stale:
+            self._counts["stale"] += 1
+            return None
+        return answer
+
+
+def mean_of(experiment: Experiment) -> Mean:
+    """Returns the estimator of an experiment, which must be a mean over particles."""
+    if not isinstance(experiment.meta, Mean):
+        raise ValueError(
+            f"Workers share particles, and {type(experiment.meta).__name__} has none; try "
+            "lopt.Mean(estimator, num), or train without --workers."
+        )
+    return experiment.meta
+
+
+def split(mean: Mean, count: int) -> list[Mean]:
+    """Returns parts of about the same cost for so many workers, of whole architectures if it can.
+
+    Raises:
+        ValueError: if there are fewer particles than workers.
+    """
+    if not 1 <= count <= mean.num:
+        raise ValueError(f"{mean.num} particles are too few for {count} workers; try {mean.num}.")
+    costs = np.zeros(mean.num)
+    for one, rows in mean.shares():
+        cost = step_cost(one)
+        costs[rows] = cost if np.isfinite(cost) else 1.0
+    before = np.concatenate([[0.0], np.cumsum(costs)])
+    ends = np.searchsorted(before, before[-1] * np.arange(count + 1) / count - 1e-9 * before[-1])
+    ends[-1] = mean.num
+    # Each has one at least.
+    ends = np.maximum(ends, np.arange(count + 1))
+    ends = np.minimum(ends, mean.num - np.arange(count, -1, -1))
+    return [dataclasses.replace(mean, rows=(int(a), int(b))) for a, b in itertools.pairwise(ends)]
+
+
+def to_host(tree: Any) -> list[np.ndarray]:
+    """Returns the leaves of a tree as NumPy has them, keys as their numbers."""
+    return [
+        np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+        for leaf in jax.tree.leaves(tree)
+    ]
+
+
+def from_host(leaves: Sequence[np.ndarray], like: Any) -> Any:
+    """Returns the tree whose leaves these were, of the structure of `like`."""
+    found = [
+        jax.random.wrap_key_data(jnp.array(leaf)) if _is_key(old) else jnp.array(leaf)
+        for leaf, old in zip(leaves, jax.tree.leaves(like), strict=True)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(like), found)
+
+
+def _is_key(leaf: Any) -> bool:
+    return bool(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key))
+
+
+class _Layout:
+    """Where among the leaves of the state of a `Mean`, of the shapes `like`, its particles are."""
+
+    def __init__(self, mean: Mean, like: State) -> None:
+        shares = mean.shares()
+        trees = like if len(shares) > 1 else (like,)
+        self._of = [
+            (rows.start, rows.stop, len(jax.tree.leaves(tree)))
+            for (_, rows), tree in zip(shares, trees, strict=True)
+        ]
+
+    def cut(self, leaves: Sequence[np.ndarray], part: Mean) -> list[np.ndarray]:
+        """Returns those of a part's particles."""
+        found, at = list[np.ndarray](), 0
+        for first, stop, count in self._of:
+            low, high = _common(part, first, stop)
+            if low < high:
+                found += [leaf[low - first : high - first] for leaf in leaves[at : at + count]]
+            at += count
+        return found
+
+    def join(self, parts: Sequence[Mean], leaves: Sequence[Sequence[np.ndarray]]) -> list[Any]:
+        """Returns those of all, given those of each part, in order."""
+        found: list[list[Sequence[np.ndarray]]] = [[] for _ in self._of]
+        for part, own in zip(parts, leaves, strict=True):
+            at = 0
+            for i, (first, stop, count) in enumerate(self._of):
+                low, high = _common(part, first, stop)
+                if low < high:
+                    found[i].append(own[at : at + count])
+                    at += count
+        return [np.concatenate(each) for some in found for each in zip(*some, strict=True)]
+
+
+def _common(part: Mean, first: int, stop: int) -> tuple[int, int]:
+    low, high = part.rows or (0, part.num)
+    return max(low, first), min(high, stop)
+
+
+class Here(AbstractFleet):
+    """Workers of this process, each with one architecture.
+
+    Each is compiled once, in the background; steps are taken with those that are ready. Every
+    device has a thread, in which its workers do one window after another.
+    """
+
+    def __init__(self, experiment: Experiment) -> None:
+        mean, devices = mean_of(experiment), jax.local_devices()
+        rows = [(rows.start, rows.stop) for _, rows in mean.shares()]
+        parts = [dataclasses.replace(mean, rows=each) for each in rows]
+        threads = [ThreadPoolExecutor(1, f"{device}") for device in devices]
+        compiler, begun, loads = ThreadPoolExecutor(1, "compiler"), beginning(experiment), [0.0]
+        loads *= len(devices)
+        workers = []
+        # The cheapest first: their steps do not wait for the others' compilation.
+        costs = [sum(step_cost(one) for one, _ in part.shares()) for part in parts]
+        for i in np.argsort(costs):
+            at = int(np.argmin(loads))
+            loads[at] += costs[i] * (parts[i].rows[1] - parts[i].rows[0])
+            workers.append((i, _Thread(parts[i], devices[at], threads[at], compiler, begun)))
+        self.workers = self._threads = [one for _, one in sorted(workers, key=lambda pair: pair[0])]
+
+    @override
+    def share(self, theta: Theta) -> Theta:
+        return theta
+
+    @override
+    def waiting(self) -> list["Future[Any]"]:
+        return [one.made for one in self._threads if not one.ready]
+
+
+class _Thread(AbstractWorker):
+    """A worker that is a thread of this process with a device."""
+
+    def __init__(
+        self,
+        part: Mean,
+        device: Any,
+        thread: ThreadPoolExecutor,
+        compiler: ThreadPoolExecutor,
+        begun: tuple[Theta, Key],
+    ) -> None:
+        super().__init__(part)
+        self._device, self._thread = device, thread
+        self._state: State = None
+        self.made = compiler.submit(self._make, *begun)
+
+    def _make(self, theta: Theta, key: Key) -> Any:
+        with jax.default_device(self._device):
+            arrays, static = eqx.partition(self.part, eqx.is_array)
+            self._own = eqx.combine(jax.device_put(arrays, self._device), static)
+            self._begun = prepare(self._own, theta, key)
+            theta, key = jax.device_put((theta, key), self._device)
+            lower: Any = window  # which Equinox's type does not say
+            return lower.lower(self._own, theta, self._begun, key).compile()
+
+    @property
+    @override
+    def ready(self) -> bool:
+        return self.made.done()
+
+    @override
+    def ask(self, theta: Theta, key: np.ndarray) -> "Future[Any]":
+        return self._thread.submit(self._window, theta, key)
+
+    def _window(self, theta: Theta, key: np.ndarray) -> tuple[Answer, Any]:
+        with jax.default_device(self._device):
+            if self._state is None:
+                old = self.snapshot
+                self._state = self._begun if old is None else from_host(old, self._begun)
+            own = jax.device_put((theta, jax.random.wrap_key_data(jnp.asarray(key))), self._device)
+            found = self.made.result()(self._own, own[0], self._state, own[1])
+            estimate, count, self._state = jax.block_until_ready(found)
+            return answer_of(estimate, count), to_host(self._state)
+
+    @override
+    def received(self, future: "Future[Any]") -> tuple[Answer, Any] | None:
+        return future.result()
