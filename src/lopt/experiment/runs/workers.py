@@ -97,6 +97,7 @@ class AbstractWorker(abc.ABC):
         part: a `Mean` with rows.
         snapshot: its particles after the last window that was answered; None before the first.
         asked: the outer step whose theta its window in progress has; None if there is none.
+        began: when it was asked.
         answered: the last outer step that it answered, and how often.
         alive: whether it answered when it last was to.
     """
@@ -105,6 +106,7 @@ class AbstractWorker(abc.ABC):
         self.part, self.alive = part, True
         self.snapshot: Any = None
         self.asked: int | None = None
+        self.began = 0.0
         self.answered = (-1, 0)
         self.answer: Future[Any]
 
@@ -223,7 +225,7 @@ class Workers(AbstractEngine):
                 if one.asked is None and (self._stale or last < step):
                     key = jax.random.fold_in(state.key, step)
                     key = jax.random.fold_in(key, times) if last == step else key
-                    one.asked = step
+                    one.asked, one.began = step, time.perf_counter()
                     one.answer = one.ask(theta, np.asarray(jax.random.key_data(key)))
             asked = [one for one in ready if one.asked is not None]
             wait([one.answer for one in asked], return_when=FIRST_COMPLETED)
@@ -241,7 +243,8 @@ class Workers(AbstractEngine):
         assert asked is not None
         received = one.received(one.answer)
         if received is None:
-            self._counts["lost"] += one.alive  # once, however long it is away
+            # One that is asked while it is not back fails at once, and has lost nothing.
+            self._counts["lost"] += one.alive or time.perf_counter() - one.began > 0.25
             one.alive = False
             time.sleep(0.05)
             return None
