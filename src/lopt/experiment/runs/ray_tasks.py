@@ -1,0 +1,42 @@
+"""Tasks in processes of their own, by Ray: it schedules them, and starts again those that die."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+# How often a task whose process died is started again.
+RETRIES = 3
+# On a machine of its own Ray listens on loopback only, asks for no token, and reports to nobody.
+ALONE = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+
+def map_on_workers(
+    function: Callable[[Any], Any], items: Sequence[Any], workers: int, ray_address: str | None
+) -> Iterator[Any]:
+    """Yields `function(item)` of each item as it is done, so many at a time.
+
+    Each is computed by a new process, on this machine or on the cluster at an address.
+    """
+    if ray_address is None:
+        os.environ.update(ALONE)  # which Ray reads when it is imported
+    try:
+        import ray
+    except ImportError as error:
+        raise ImportError("--workers needs Ray; pip install 'lopt[ray]'.") from error
+    where: dict[str, Any] = {"num_cpus": workers, "include_dashboard": False}
+    where = where if ray_address is None else {"address": ray_address}
+    ray.init(**where, log_to_driver=False, logging_level="ERROR")
+    try:
+        task = ray.remote(num_cpus=1, max_calls=1, max_retries=RETRIES)(function)
+        waiting, running = list(items), []
+        while waiting or running:
+            while waiting and len(running) < workers:
+                running.append(task.remote(waiting.pop(0)))
+            (done,), running = ray.wait(running)
+            yield ray.get(done)
+    finally:
+        ray.shutdown()
