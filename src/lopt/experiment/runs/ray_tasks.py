@@ -1,6 +1,7 @@
 """Tasks in processes of their own, by Ray: it schedules them, and starts again those that die."""
 
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -21,18 +22,25 @@ def map_on_workers(
 
     Each is computed by a new process, on this machine or on the cluster at an address.
     """
+    if not items:
+        return
     if ray_address is None:
         os.environ.update(ALONE)  # which Ray reads when it is imported
     try:
         import ray
     except ImportError as error:
         raise ImportError("--workers needs Ray; pip install 'lopt[ray]'.") from error
-    where: dict[str, Any] = {"num_cpus": workers, "include_dashboard": False}
-    where = where if ray_address is None else {"address": ray_address}
-    ray.init(**where, log_to_driver=False, logging_level="ERROR")
+    # The address again, as Ray may have been imported before.
+    alone = {"num_cpus": workers, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    where: dict[str, Any] = alone if ray_address is None else {"address": ray_address}
+    with warnings.catch_warnings():
+        # JAX warns of forks; those of Ray become other programs at once.
+        warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
+        ray.init(**where, log_to_driver=False, logging_level="ERROR")  # type: ignore[arg-type]
     try:
         task = ray.remote(num_cpus=1, max_calls=1, max_retries=RETRIES)(function)
-        waiting, running = list(items), []
+        waiting = list(items)
+        running: list[Any] = []
         while waiting or running:
             while waiting and len(running) < workers:
                 running.append(task.remote(waiting.pop(0)))

@@ -125,8 +125,10 @@ def _trained_alike(
     runs: dict[str, list[Run]] = {label: [] for label in seeded}
     for label, values in order:
         place, given = folder / name(values), [f"{field}={text}" for field, text in values.items()]
-        made = Run(place) if holds_run(place) else Run.create(place, recipe, given)
-        runs[label].append(made)
+        # What is there was checked to be of the recipe that was given.
+        there = holds_run(place)
+        run = Run(place, trust=True) if there else Run.create(place, recipe, given)
+        runs[label].append(run)
     _train([run for some in zip(*runs.values(), strict=True) for run in some], settings)
     return _report(f"{what} {recipe}", settings, runs, heads)
 
@@ -172,23 +174,23 @@ def _check(folder: Path, recipe: str, values: Point, *, trace: bool) -> None:
 
 def _train(runs: Sequence[Run], settings: SweepSettings | CompareSettings) -> None:
     """Trains runs to their ends, one after another here, or several at a time by Ray."""
-    with progress("training", len(runs)) as at:
+    left = [run for run in runs if not _is_done(run)]
+    with progress("training", len(runs), done=len(runs) - len(left)) as at:
         if settings.workers is None:
-            for done, run in enumerate(runs):
+            for done, run in enumerate(left, len(runs) - len(left)):
                 at(done, run.name)
                 train(run, show_progress=False)
             return
-        left = [str(run.folder.resolve()) for run in runs if not _is_done(run)]
-        done = len(runs) - len(left)
-        at(done, f"{settings.workers} at a time")
-        for name in map_on_workers(train_folder, left, settings.workers, settings.ray):
-            done += 1
+        folders = [str(run.folder.resolve()) for run in left]
+        names = map_on_workers(train_folder, folders, settings.workers, settings.ray)
+        for done, name in enumerate(names, len(runs) - len(left) + 1):
             at(done, f"{name} is done")
 
 
 def _is_done(run: Run) -> bool:
-    steps, weights = checkpoints(run.folder / "checkpoints"), run.folder / "weights.safetensors"
-    return run.experiment.outer_steps in steps and weights.exists()
+    steps, weights = run.experiment.outer_steps, run.folder / "weights.safetensors"
+    saved = steps in checkpoints(run.folder / "checkpoints") and weights.exists()
+    return saved and len(run.log["seconds"]) == steps
 
 
 def train_folder(folder: str) -> str:
