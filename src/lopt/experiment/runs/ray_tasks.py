@@ -45,6 +45,10 @@ def map_on_workers(
             while waiting and len(running) < workers:
                 running.append(task.remote(waiting.pop(0)))
             (done,), running = ray.wait(running)
-            yield ray.get(done)
+            try:
+                result = ray.get(done)
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from None  # without the worker's traceback
+            yield result
     finally:
         ray.shutdown()

@@ -120,7 +120,7 @@ def _trained_alike(
     for label, values in order:
         try:
             _check(folder / name(values), recipe, values, trace=values is seeded[label][0])
-        except ValueError as error:
+        except Exception as error:  # also of tracing, which has many kinds
             raise ValueError(f"{label}: {error}") from error
     runs: dict[str, list[Run]] = {label: [] for label in seeded}
     for label, values in order:
