@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from lopt.experiment.runs.compare import compare_designs
 from lopt.experiment.runs.run import Run
-from lopt.experiment.settings import CompareSettings
+from lopt.experiment.runs.settings import CompareSettings
+from lopt.experiment.runs.sweep import compare_designs
 
 SMALL = ("outer_steps=4", "horizon=4", "truncation=2", "particles=1", "hidden=3", "batch_size=4")
 

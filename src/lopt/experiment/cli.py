@@ -16,6 +16,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 from lopt.experiment import settings as s
 from lopt.experiment.export import ExportSettings
+from lopt.experiment.runs import settings as r
 from lopt.experiment.studies import settings as h
 
 
@@ -41,6 +42,11 @@ def _study(settings: Any, report: str) -> Command:
     return Command(settings, function, "", "horizon/{dataset}", report, keeps=True)
 
 
+def _swept(settings: Any, function: str, place: str) -> Command:
+    folder = f"{place}/{{recipe}}"
+    return Command(settings, f"runs.sweep:{function}", "", folder, "report", keeps=True)
+
+
 SUBJECTS = {
     "run": "the folder of a run.",
     "name": "a recipe, by name or as a Python file, a run, or a task such as Rosenbrock.",
@@ -54,13 +60,8 @@ COMMANDS = {
     "tasks show": Command(s.ShowTaskSettings, "data.catalogue:show_task"),
     "tasks": Command(s.TasksSettings, "data.catalogue:list_tasks"),
     "evaluate": Command(s.EvaluateSettings, "evaluation.command:evaluate_command"),
-    "compare": Command(
-        s.CompareSettings,
-        "runs.compare:compare_designs",
-        folder="compare/{recipe}",
-        report="report",
-        keeps=True,
-    ),
+    "sweep": _swept(r.SweepSettings, "sweep", "sweep"),
+    "compare": _swept(r.CompareSettings, "compare_designs", "compare"),
     "record": Command(s.RecordSettings, "record:record", "run"),
     "distill": Command(
         s.DistillSettings, "distill:distill_run", "run", "{}/distilled", "report", True
@@ -83,7 +84,12 @@ COMMANDS = {
 }
 # Options whose names are other than their fields, and what stands for their values.
 NAMES = {"settings": "set", "start": "from"}
-METAVARS = {"settings": "FIELD=VALUE", "truncations": "STEPS ...", "horizons": "STEPS ..."}
+METAVARS = {
+    "settings": "FIELD=VALUE",
+    "truncations": "STEPS ...",
+    "horizons": "STEPS ...",
+    "ray": "ADDRESS",
+}
 
 ABOUT = """Learned optimizers: meta-train, evaluate, use.
 
@@ -230,7 +236,8 @@ def _folder(command: Command, subject: Any, settings: Any, out: Path | None) -> 
     # What is no run has its folders elsewhere.
     is_run = command.subject == "run" or (Path(f"{subject}") / "run.json").exists()
     place = subject if is_run else Path("probes") / Path(f"{subject}").stem
-    folder = out or Path(command.folder.format(place, **vars(settings)))
+    named = vars(settings) | {"recipe": Path(getattr(settings, "recipe", "")).stem}
+    folder = out or Path(command.folder.format(place, **named))
     if command.fresh and out is not None:
         if (out / "run.json").exists():
             raise FileExistsError(f"{out} holds a run; give another folder with --out.")

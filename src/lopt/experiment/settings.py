@@ -183,25 +183,6 @@ class EvaluateSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class CompareSettings:
-    """Meta-train designs of learned optimizers alike, and compare their outer losses.
-
-    Killed and started again, it goes on.
-    """
-
-    # names, such as small_mlp or rnnprop; those that the field `optimizer` of the recipe takes.
-    designs: Annotated[tuple[str, ...], "positional"]
-    recipe: str = "digits"  # a recipe with the field `optimizer`, by name or as a Python file.
-    settings: Repeated = ()  # change a field of the recipe; may be repeated.
-    seeds: int = 3  # of each design, from 0.
-
-    def __post_init__(self) -> None:
-        check(self, seeds=1)
-        if not self.designs:
-            raise ValueError("lopt compare needs the name of a design; try small_mlp.")
-
-
-@dataclasses.dataclass(frozen=True)
 class TasksSettings:
     """List tasks by name, with what a step of each costs."""
 
