@@ -22,20 +22,37 @@ from pathlib import Path
 from typing import Any
 
 from lopt.experiment.report import Report, finish
-from lopt.experiment.report.plots import new_figure, png
+from lopt.experiment.report.plots import color_of, new_figure, panels, png
 from lopt.experiment.runs.files import write_bytes
 
-WORKERS = (2, 5, 10, 20, 50, 100, 200, 500, 1000)
 HOUR = 3600.0
+WORKERS, EACH = (2, 5, 10, 20, 50, 100, 200, 500, 1000), (1, 4, 16, 64)
+# Fleets: what differs from `Constants`, and arguments of `simulate`.
+SLOW: dict[str, Any] = {"speeds": (1.0, 0.5)}  # every other worker
+SLOWER: dict[str, Any] = {"speeds": (1.0, 0.25)}
+FLEETS: dict[str, tuple[dict[str, float], dict[str, Any]]] = {
+    "alike": ({}, {}),
+    "spread 0.3": ({"spread": 0.3}, {}),
+    "theta of 1 MB": ({"size": 10**6}, {}),
+    "each fails every 10 h": ({"between_failures": 10 * HOUR}, {}),
+    "each fails every hour": ({"between_failures": HOUR}, {}),
+    "half at 1/2 speed": ({}, SLOW),
+    "half at 1/2, split by speed": ({}, SLOW | {"by_speed": True}),
+    "half at 1/4 speed": ({}, SLOWER),
+    "half at 1/4, split by speed": ({}, SLOWER | {"by_speed": True}),
+}
+SHOWN = ("alike", "each fails every hour", "half at 1/4 speed", "half at 1/4, split by speed")
+COLUMNS = ("windows_per_second", "efficiency", "steps_per_second", "utilisation", "driver")
+COLUMNS += ("staleness", "dropped_share", "core_hours", "cost")
 
 
 @dataclasses.dataclass(frozen=True)
 class Constants:
     """What things cost, in seconds unless said otherwise.
 
-    Measured with Ray 2.60 on two cores of an AMD EPYC at 2.5 GHz, workers and driver on one machine,
-    theta of 347 weights; windows are pairs of 50 inner steps of the recipe digits. Bandwidth and
-    price are those of a common cloud, not measured.
+    Measured with Ray 2.60 on two cores of an AMD EPYC at 2.5 GHz, workers and driver on one
+    machine, theta of 347 weights; a window is a pair of 50 inner steps of the recipe digits. The
+    link and the price are those of a common cloud, failures assumed.
     """
 
     window: float = 30e-3  # one particle's, on a core of speed 1
@@ -54,66 +71,22 @@ class Constants:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What happened; everything is counted in windows, each of one particle."""
+    """What happened; counts are of windows, each of one particle."""
 
-    workers: int
-    steps: int
-    seconds: float
+    windows_per_second: float  # of those that went into an outer step
+    efficiency: float  # the same, as a share of what the workers could compute
+    steps_per_second: float
+    utilisation: float  # the share of workers' time in which they compute, for the bin as well
+    driver: float  # the share of its time in which the driver is busy
+    staleness: float  # mean age of what was used, in outer steps
+    dropped_share: float  # of what came, too old
+    core_hours: float  # per 1,000 outer steps, with a core for each worker and for the driver
+    cost: float  # dollars per 1,000 outer steps
     sent: int
-    used: tuple[int, ...]  # by worker
-    dropped: int  # too old
+    used: list[int]  # by worker
+    dropped: int
     lost: int  # with a worker that failed
     in_flight: int  # at the end
-    ages: int  # of those used, in outer steps, added up
-    computing: float  # seconds of all workers
-    driving: float  # seconds of the driver
-    capacity: float  # windows per second if workers did nothing but compute
-    price: float
-
-    @property
-    def windows_per_second(self) -> float:
-        """Windows that went into an outer step, per second."""
-        return sum(self.used) / self.seconds
-
-    @property
-    def steps_per_second(self) -> float:
-        """Outer steps per second."""
-        return self.steps / self.seconds
-
-    @property
-    def stale_share(self) -> float:
-        """The share of windows that came too late."""
-        return self.dropped / (self.dropped + sum(self.used))
-
-    @property
-    def staleness(self) -> float:
-        """How many outer steps old what was used is, on average."""
-        return self.ages / sum(self.used)
-
-    @property
-    def utilisation(self) -> float:
-        """The share of workers' time in which they compute, for the bin as well."""
-        return self.computing / (self.workers * self.seconds)
-
-    @property
-    def efficiency(self) -> float:
-        """Windows per second as a share of what the workers could compute."""
-        return self.windows_per_second / self.capacity
-
-    @property
-    def load(self) -> float:
-        """The share of its time in which the driver is busy."""
-        return self.driving / self.seconds
-
-    @property
-    def core_hours(self) -> float:
-        """Core hours of workers and driver, a core each, per 1,000 outer steps."""
-        return (self.workers + 1) * self.seconds / self.steps * 1000 / HOUR
-
-    @property
-    def cost(self) -> float:
-        """Dollars per 1,000 outer steps."""
-        return self.core_hours * self.price
 
 
 def split(particles: int, speeds: Sequence[float]) -> list[int]:
@@ -155,7 +128,7 @@ def simulate(
         seed: of spread and failures.
     """
     generator = random.Random(seed)
-    steps = steps or max(200, 40_000 // workers)
+    steps = steps or max(200, 100_000 // workers)
     speeds = list(itertools.islice(itertools.cycle(speeds), workers))
     shares = split(particles, speeds if by_speed else [1.0] * workers)
     transfer = constants.size / constants.bandwidth
@@ -208,11 +181,23 @@ def simulate(
         if not stale:
             waiting.append(worker)
             starting, waiting = ([], waiting) if gathered else (waiting, [])
-    in_flight = sum(shares[worker] for _, worker, _, whole in events if whole)
-    counts = sent, tuple(used), dropped, lost, in_flight, ages
-    seconds = computing, driving
-    capacity = sum(speeds) / constants.window
-    return Result(workers, taken, free, *counts, *seconds, capacity, constants.price)
+    hours = (workers + 1) * free / HOUR / taken * 1000
+    return Result(
+        windows_per_second=sum(used) / free,
+        efficiency=sum(used) / free / (sum(speeds) / constants.window),
+        steps_per_second=taken / free,
+        utilisation=computing / (workers * free),
+        driver=driving / free,
+        staleness=ages / sum(used),
+        dropped_share=dropped / (dropped + sum(used)),
+        core_hours=hours,
+        cost=hours * constants.price,
+        sent=sent,
+        used=used,
+        dropped=dropped,
+        lost=lost,
+        in_flight=sum(shares[worker] for _, worker, _, whole in events if whole),
+    )
 
 
 def validate(
@@ -231,36 +216,19 @@ def validate(
         stale: as of `simulate`.
     """
     rows, errors = [], {}
-    for workers, found in measured.items():
-        result = simulate(constants or Constants(), workers, particles, stale=stale)
-        errors[workers] = 100 * (result.windows_per_second / found - 1)
-        rows.append(
-            {
-                "workers": workers,
-                "predicted windows/s": result.windows_per_second,
-                "measured": found,
-                "error, %": errors[workers],
-            }
-        )
+    for workers, rate in measured.items():
+        found = simulate(constants or Constants(), workers, particles, stale=stale)
+        errors[workers] = 100 * (found.windows_per_second / rate - 1)
+        rows.append({"workers": workers, "predicted windows/s": found.windows_per_second})
+        rows[-1] |= {"measured": rate, "error, %": errors[workers]}
     report = Report("Prediction and measurement")
-    report.table(f"{particles} particles", rows)
+    report.table(f"{particles} particles, {mode(stale)}", rows)
     report.show()
     return errors
 
 
-# Fleets that are not alike: constants, and arguments of `simulate`.
-SLOW: dict[str, Any] = {"speeds": (1.0, 0.5)}  # every other worker
-SLOWER: dict[str, Any] = {"speeds": (1.0, 0.25)}
-FLEETS: dict[str, tuple[dict[str, float], dict[str, Any]]] = {
-    "alike": ({}, {}),
-    "spread 0.3": ({"spread": 0.3}, {}),
-    "each fails every 10 h": ({"between_failures": 10 * HOUR}, {}),
-    "each fails every hour": ({"between_failures": HOUR}, {}),
-    "half at 1/2 speed": ({}, SLOW),
-    "half at 1/2, split by speed": ({}, SLOW | {"by_speed": True}),
-    "half at 1/4 speed": ({}, SLOWER),
-    "half at 1/4, split by speed": ({}, SLOWER | {"by_speed": True}),
-}
+def mode(stale: int) -> str:
+    return f"stale {stale}" if stale else "synchronous"
 
 
 def fleet(name: str, workers: int, stale: int = 0, each: int = 16) -> Result:
@@ -270,36 +238,87 @@ def fleet(name: str, workers: int, stale: int = 0, each: int = 16) -> Result:
     return simulate(constants, workers, each * workers, stale=stale, **arguments)
 
 
-def row(result: Result) -> dict[str, Any]:
-    """Returns cells of a table."""
-    return {
-        "windows/s": result.windows_per_second,
-        "efficiency": result.efficiency,
-        "outer steps/s": result.steps_per_second,
-        "utilisation": result.utilisation,
-        "driver": result.load,
-        "staleness": result.staleness,
-        "dropped": result.stale_share,
-        "core hours": result.core_hours,
-        "$": result.cost,
-    }
-
-
-def report() -> Report:
-    """Returns the tables; core hours and dollars are those of 1,000 outer steps."""
-    found = Report("Workers by simulation")
-    for each in (1, 4, 16, 64):
+def tables() -> Report:
+    """Returns the tables of all cases; hours and dollars are those of 1,000 outer steps."""
+    report = Report("Meta-training on workers, by simulation")
+    for particles, what in ((16, "16 particles for each worker"), (0, "1,000 particles in all")):
         for stale in (0, 2):
-            results = {n: simulate(Constants(), n, each * n, stale=stale) for n in WORKERS}
-            title = f"{each} particles for each worker, {f'stale {stale}' if stale else 'synchronous'}"
-            found.table(title, [{"workers": n} | row(result) for n, result in results.items()])
-    for stale in (0, 2):
-        results = {n: simulate(Constants(), n, 1000, stale=stale) for n in WORKERS}
-        title = f"1,000 particles in all, {f'stale {stale}' if stale else 'synchronous'}"
-        found.table(title, [{"workers": n} | row(result) for n, result in results.items()])
-    for workers in (100, 1000):
-        for stale in (0, 1, 2, 3):
-            rows = [{"fleet": name} | row(fleet(name, workers, stale)) for name in FLEETS]
-            title = f"{workers:,} workers of 16 particles, {f'stale {stale}' if stale else 'synchronous'}"
-            found.table(title, rows)
-    return found
+            rows = []
+            for n in WORKERS:
+                found = simulate(Constants(), n, particles * n or 1000, stale=stale)
+                cells = {name.replace("_", " "): getattr(found, name) for name in COLUMNS}
+                rows.append({"workers": n} | cells)
+            report.table(f"{what}, {mode(stale)}", rows)
+    rows = []
+    for n in WORKERS:
+        found = {k: [fleet("alike", n, stale, k).efficiency for stale in (0, 2)] for k in EACH}
+        cells = {f"{k} for each": " / ".join(f"{one:.2f}" for one in found[k]) for k in EACH}
+        rows.append({"workers": n} | cells)
+    report.table("efficiency, synchronous / stale 2", rows)
+    for n in (100, 1000):
+        rows = []
+        for name in FLEETS:
+            found = {mode(stale): fleet(name, n, stale) for stale in range(4)}
+            cells = {
+                one: f"{result.efficiency:.2f}, {sum(result.used[1::2]) / sum(result.used):.2f}"
+                for one, result in found.items()
+            }
+            rows.append({"fleet": name} | cells)
+        title = f"{n:,} workers of 16 particles: efficiency, every other worker's share of windows"
+        report.table(title, rows)
+    rows = []
+    for cores in (1, 4, 16):
+        machine = dataclasses.replace(Constants(), window=Constants.window / cores)
+        found = [simulate(machine, 1000 // cores, 1000, stale=stale) for stale in (0, 2)]
+        rates = {
+            mode(stale): one.steps_per_second for stale, one in zip((0, 2), found, strict=True)
+        }
+        rows.append({"cores of a worker": cores, "workers": 1000 // cores} | rates)
+    report.table("1,000 cores, 1,000 particles in all: outer steps per second", rows)
+    return report
+
+
+def draw(figure: Any) -> None:
+    """Draws windows per second, efficiency of fleets, and what speed costs."""
+    rates, fleets, costs = panels(figure, 3, size=(4.6, 3.6))
+    for each, color in zip(EACH, ("#9ecae1", "#1f77b4", "#9467bd", "#d62728"), strict=True):
+        for stale, style in ((0, "-"), (2, "--")):
+            found = [fleet("alike", n, stale, each).windows_per_second for n in WORKERS]
+            label = f"{each} for each worker" if not stale else None
+            rates.plot(WORKERS, found, style, color=color, label=label)
+    ideal = [n / Constants().window for n in WORKERS]
+    rates.plot(WORKERS, ideal, ":", color="black", label="nothing but computing")
+    labels = {"xlabel": "workers", "ylabel": "windows per second"}
+    finish(rates, log="xy", title="By particles; dashed: stale 2", **labels)
+    for i, name in enumerate(SHOWN):
+        for stale, style in ((0, "-"), (2, "--")):
+            found = [fleet(name, n, stale).efficiency for n in WORKERS]
+            color = color_of("", i)
+            fleets.plot(WORKERS, found, style, color=color, label=None if stale else name)
+    finish(fleets, log="x", title="16 for each worker", xlabel="workers", ylabel="efficiency")
+    for stale, style in ((0, "-"), (2, "--")):
+        found = [simulate(Constants(), n, 1000, stale=stale) for n in WORKERS]
+        x, y = [one.steps_per_second for one in found], [one.cost for one in found]
+        costs.plot(x, y, style, marker=".", color="#1f77b4", label=mode(stale))
+        for n, *place in zip(WORKERS, x, y, strict=True):
+            if not stale:
+                costs.annotate(str(n), place, (-4, 4), textcoords="offset points", fontsize=7)
+    title = "1,000 particles in all, by workers"
+    labels = {"xlabel": "outer steps per second", "ylabel": "dollars per 1,000 outer steps"}
+    finish(costs, log="xy", title=title, **labels)
+
+
+def main(*words: str) -> None:
+    if words[:1] == ("validate",):
+        pairs = (word.split("=") for word in words[1:])
+        validate({int(workers): float(rate) for workers, rate in pairs})
+        return
+    tables().show()
+    for path in words:
+        figure = new_figure(9, 4)
+        draw(figure)
+        write_bytes(Path(path), png(figure))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
