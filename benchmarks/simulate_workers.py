@@ -58,9 +58,9 @@ class Constants:
     window: float = 30e-3  # one particle's, on a core of speed 1
     spread: float = 0.05  # sigma of the log-normal factor by which a worker's windows differ
     overhead: float = 1e-3  # of a worker, each time
-    latency: float = 0.6e-3  # one way
+    latency: float = 0.5e-3  # one way
     send: float = 0.3e-3  # of the driver, for each call
-    receive: float = 0.5e-3  # of the driver, for each estimate
+    receive: float = 0.8e-3  # of the driver, for each estimate
     take: float = 1.5e-3  # an outer step, and theta put where workers find it
     size: int = 4 * 347  # bytes of theta, and of an estimate
     bandwidth: float = 1.25e9  # bytes per second of the driver's link, and of copies
