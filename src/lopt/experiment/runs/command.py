@@ -7,6 +7,7 @@ from pathlib import Path
 from lopt.experiment.evaluation.command import evaluate_run
 from lopt.experiment.report import tell
 from lopt.experiment.runs import files
+from lopt.experiment.runs.cluster import connected
 from lopt.experiment.runs.distributed import (
     check_same,
     is_first,
@@ -17,7 +18,7 @@ from lopt.experiment.runs.distributed import (
 )
 from lopt.experiment.runs.environment import PATIENCE, asked_to_stop, stoppable
 from lopt.experiment.runs.files import free_folder
-from lopt.experiment.runs.ray_workers import RayFleet, connected
+from lopt.experiment.runs.ray_workers import RayFleet
 from lopt.experiment.runs.run import Run, holds_run, surroundings
 from lopt.experiment.runs.train import AbstractEngine, train
 from lopt.experiment.runs.workers import Here, Workers, mean_of

@@ -1,12 +1,8 @@
 """Workers that are actors of Ray: on one machine or many, which may join, leave and fail."""
 
-import contextlib
 import dataclasses
-import logging
 import os
-import signal
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,55 +30,6 @@ from lopt.experiment.runs.workers import (
     to_host,
     window,
 )
-
-MAJOR = "2"
-
-
-@contextlib.contextmanager
-def connected(workers: int, address: str | None) -> Iterator[Any]:
-    """Yields Ray, connected to a cluster, or to one of this machine that ends with this.
-
-    Without an address nothing listens on other than the loopback interface.
-
-    Raises:
-        ImportError: without Ray, or with one of another major version.
-        ConnectionError: if there is no such cluster, or it has another version.
-    """
-    if address is None:
-        # Ray's way to keep to the loopback interface, read when it is imported.
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    try:
-        import ray
-    except ImportError as error:
-        raise ImportError(
-            "--workers needs Ray; install it with: pip install 'lopt[ray]'"
-        ) from error
-    if ray.__version__.partition(".")[0] != MAJOR:
-        raise ImportError(
-            f"--workers needs Ray {MAJOR}, not {ray.__version__}; install it with: pip install "
-            "'lopt[ray]'"
-        )
-    options: dict[str, Any] = {"address": address} if address else {"num_cpus": workers}
-    if not address:
-        options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-    # Ray's own handler would end this process before there is a checkpoint.
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
-    except (
-        Exception
-    ) as error:  # a RuntimeError, of versions; a ConnectionError; an AuthenticationError
-        said = " ".join(f"{error}".split())[:300]
-        raise ConnectionError(
-            f"--ray {address}: no cluster of Ray {ray.__version__} can be joined there ({said})."
-        ) from error
-    finally:
-        with contextlib.suppress(ValueError):  # not in the main thread
-            signal.signal(signal.SIGTERM, handler)
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
 
 
 class RayFleet(AbstractFleet):

@@ -17,17 +17,17 @@ import equinox as eqx
 import jax
 import numpy as np
 
-from lopt.core.unroll import unroll
+from lopt.core.unroll import start, unroll
 from lopt.estimators import particle_mesh
 from lopt.experiment.report import Report, curves, measured, progress
+from lopt.experiment.runs.cluster import map_on_workers
 from lopt.experiment.runs.environment import prepare_jax
 from lopt.experiment.runs.files import digest
-from lopt.experiment.runs.ray_tasks import map_on_workers
 from lopt.experiment.runs.registry import load_recipe, make, parsed
 from lopt.experiment.runs.run import Run, holds_run, printed
 from lopt.experiment.runs.settings import CompareSettings, SweepSettings
 from lopt.experiment.runs.storage import checkpoints
-from lopt.experiment.runs.train import begin, guarded, train
+from lopt.experiment.runs.train import beginning, guarded, train
 from lopt.experiment.trainings import bytes_per_param
 
 # The share of outer steps whose mean is the final outer loss.
@@ -153,10 +153,10 @@ def _check(folder: Path, recipe: str, values: Point, *, trace: bool) -> None:
     made, experiment = make(recipe, values)
     if not holds_run(folder):
         if trace:  # an outer step, which finds what only training would
-            outer = guarded(experiment)
-            with jax.set_mesh(particle_mesh(experiment.meta)):
-                first = partial(begin, experiment, outer)
-                eqx.filter_eval_shape(lambda: unroll(experiment.meta, outer, first(), 1))
+            outer, meta = guarded(experiment), experiment.meta
+            with jax.set_mesh(particle_mesh(meta)):
+                begun = partial(start, meta, outer, *beginning(experiment))
+                eqx.filter_eval_shape(lambda: unroll(meta, outer, begun(), 1))
         return
 
     def text(value: Any) -> str:  # as in run.json

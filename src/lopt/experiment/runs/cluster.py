@@ -1,0 +1,88 @@
+"""Clusters of Ray, and tasks in processes of their own there."""
+
+import contextlib
+import logging
+import os
+import signal
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+MAJOR = "2"
+# How often a task whose process died is started again.
+RETRIES = 3
+# On a machine of its own Ray listens on loopback only, as it does elsewhere than on Linux, and
+# reports to nobody; read when it is imported.
+ALONE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+@contextlib.contextmanager
+def connected(workers: int, address: str | None) -> Iterator[Any]:
+    """Yields Ray, connected to a cluster, or to one of this machine that ends with this.
+
+    Without an address nothing listens on other than the loopback interface.
+
+    Raises:
+        ImportError: without Ray, or with one of another major version.
+        ConnectionError: if there is no such cluster, or it has another version.
+    """
+    if address is None:
+        os.environ.update(ALONE)
+    try:
+        import ray
+    except ImportError as error:
+        raise ImportError(
+            "--workers needs Ray; install it with: pip install 'lopt[ray]'"
+        ) from error
+    if ray.__version__.partition(".")[0] != MAJOR:
+        raise ImportError(
+            f"--workers needs Ray {MAJOR}, not {ray.__version__}; install it with: pip install "
+            "'lopt[ray]'"
+        )
+    options: dict[str, Any] = {"address": address} if address else {"num_cpus": workers}
+    if not address:
+        options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    # Ray's own handler would end this process before there is a checkpoint.
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        # JAX warns of forks; those of Ray become other programs at once.
+        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+    except (
+        Exception
+    ) as error:  # a RuntimeError, of versions; a ConnectionError; an AuthenticationError
+        said = " ".join(f"{error}".split())[:300]
+        raise ConnectionError(
+            f"--ray {address}: no cluster of Ray {ray.__version__} can be joined there ({said})."
+        ) from error
+    finally:
+        with contextlib.suppress(ValueError):  # not in the main thread
+            signal.signal(signal.SIGTERM, handler)
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def map_on_workers(
+    function: Callable[[Any], Any], items: Sequence[Any], workers: int, address: str | None
+) -> Iterator[Any]:
+    """Yields `function(item)` of each item as it is done, so many at a time.
+
+    Each is computed by a new process, on this machine or on the cluster at an address.
+    """
+    if not items:
+        return
+    with connected(workers, address) as ray:
+        task = ray.remote(num_cpus=1, max_calls=1, max_retries=RETRIES)(function)
+        waiting = list(items)
+        running: list[Any] = []
+        while waiting or running:
+            while waiting and len(running) < workers:
+                running.append(task.remote(waiting.pop(0)))
+            (done,), running = ray.wait(running)
+            try:
+                result = ray.get(done)
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from None  # without the worker's traceback
+            yield result
