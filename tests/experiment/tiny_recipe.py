@@ -20,6 +20,7 @@ class Recipe:
     outer_steps: int = 60
     learning_rate: float = 0.05
     truncation: int = 2
+    particles: int = 4
     poison: bool = False
     own: bool = False
     evaluate: bool = False
@@ -30,7 +31,7 @@ class Recipe:
         learned = lopt.learnable(
             factory if self.own else optax.sgd, learning_rate=1e25 if self.poison else 0.02
         )
-        meta = lopt.Mean(lopt.PES(lopt.InnerTraining(task, learned, 8), self.truncation, 0.05), 4)
+        meta = lopt.Mean(lopt.PES(lopt.InnerTraining(task, learned, 8), self.truncation, 0.05), self.particles)
         evaluations = []
         if self.evaluate:
             digits = lopt.tasks.mlp_classification(lopt.load_images("digits"), (4,), batch_size=16)
