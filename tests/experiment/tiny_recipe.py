@@ -31,7 +31,9 @@ class Recipe:
         learned = lopt.learnable(
             factory if self.own else optax.sgd, learning_rate=1e25 if self.poison else 0.02
         )
-        meta = lopt.Mean(lopt.PES(lopt.InnerTraining(task, learned, 8), self.truncation, 0.05), self.particles)
+        meta = lopt.Mean(
+            lopt.PES(lopt.InnerTraining(task, learned, 8), self.truncation, 0.05), self.particles
+        )
         evaluations = []
         if self.evaluate:
             digits = lopt.tasks.mlp_classification(lopt.load_images("digits"), (4,), batch_size=16)

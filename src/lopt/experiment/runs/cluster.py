@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -42,6 +43,7 @@ def connected(workers: int, address: str | None) -> Iterator[Any]:
     options: dict[str, Any] = {"address": address} if address else {"num_cpus": workers}
     if not address:
         options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    _check_reachable(address)
     # Ray's own handler would end this process before there is a checkpoint.
     handler = signal.getsignal(signal.SIGTERM)
     try:
@@ -62,6 +64,18 @@ def connected(workers: int, address: str | None) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str | None) -> None:
+    """Refuses the address of a cluster at which nobody listens, where Ray would try for minutes."""
+    host, _, port = (address or "").rpartition("://")[2].rpartition(":")
+    if host and port.isdigit():
+        try:
+            socket.create_connection((host, int(port)), timeout=20).close()
+        except OSError as error:
+            raise ConnectionError(
+                f"--ray {address} cannot be reached ({error}); check that Ray runs there."
+            ) from error
 
 
 def map_on_workers(

@@ -31,6 +31,9 @@ from lopt.experiment.runs.workers import (
     window,
 )
 
+# Of JAX, what numbers depend on.
+CONFIG = ("jax_enable_x64", "jax_default_matmul_precision", "jax_numpy_dtype_promotion")
+
 
 class RayFleet(AbstractFleet):
     """Actors of Ray, each with particles of a run; started again where there is room."""
@@ -44,7 +47,7 @@ class RayFleet(AbstractFleet):
         gpus = ray.cluster_resources().get("GPU", 0) >= workers
         options = {"max_restarts": -1, "num_cpus": 1, "num_gpus": int(gpus)}
         actor = ray.remote(**options)(_Actor)
-        given = content, versions()
+        given = content, versions(), {name: jax.config.values[name] for name in CONFIG}
         self._ray = ray
         self.workers = [_Remote(ray, part, actor.remote(given, part.rows)) for part in parts]
 
@@ -103,7 +106,9 @@ class _Actor:
         os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
         jax.config.update("jax_num_cpu_devices", 1)
         prepare_jax()
-        content, expected = given
+        content, expected, config = given
+        for name, value in config.items():
+            jax.config.update(name, value)
         if (found := versions()) != expected:
             raise ValueError(f"this machine has {found}, and the driver {expected}")
         with tempfile.TemporaryDirectory() as folder:

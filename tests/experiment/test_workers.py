@@ -1,0 +1,275 @@
+"""Workers, of this process and of Ray: the same outer steps, whoever comes and goes."""
+
+import dataclasses
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import psutil
+import pytest
+
+import lopt
+from lopt.estimators.finite import mean_of_finite
+from lopt.experiment.runs import files
+from lopt.experiment.runs import workers as w
+from lopt.experiment.runs.cluster import connected
+from lopt.experiment.runs.ray_workers import RayFleet
+from lopt.experiment.runs.run import Run
+from lopt.experiment.runs.train import OneProgram, beginning, train
+
+pytestmark = pytest.mark.standard_promotion
+RECIPE = Path(__file__).parent / "tiny_recipe.py"
+LOPT = [sys.executable, "-m", "lopt.experiment.cli"]
+
+
+def experiment(num=6, sizes=(2, 3), **options):
+    """Returns one on tasks of several shapes, which cannot be mapped together."""
+    families = [lopt.tasks.QuadraticFamily(size) for size in sizes]
+    inner = lopt.InnerTraining(
+        lopt.tasks.Mixture(families), lopt.learnable(optax.sgd, learning_rate=0.05), 8
+    )
+    meta = lopt.Mean(lopt.PES(inner, 2, 0.05), num)
+    return lopt.Experiment(inner.learned, meta, optax.adam(0.05), 12, **options)
+
+
+def lines_of(folder):
+    return (folder / "metrics.jsonl").read_text().splitlines()
+
+
+def states_equal(one, other, **tolerance):
+    return eqx.tree_equal(w.to_host(one), w.to_host(other), **tolerance)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 6])
+def test_the_parts_of_a_mean_are_its_particles(count):
+    mean = experiment().meta
+    theta, key = beginning(experiment())
+    whole = w.prepare(mean, theta, key)
+    parts = w.split(mean, count)
+    assert [part.rows[0] for part in parts][1:] == [part.rows[1] for part in parts][:-1]
+    layout = w._Layout(mean, whole)
+    own = [w.prepare(part, theta, key) for part in parts]
+    for part, state in zip(parts, own, strict=True):
+        assert states_equal(layout.cut(w.to_host(whole), part), state)
+    assert states_equal(layout.join(parts, list(map(w.to_host, own))), whole)
+    found = [w.window(part, theta, state, key) for part, state in zip(parts, own, strict=True)]
+    every, _ = eqx.filter_jit(type(mean).particles)(mean, theta, whole, key)
+    pooled = w.pooled([w.answer_of(*each[:2]) for each in found], theta)
+    assert eqx.tree_equal(pooled, mean_of_finite(every), rtol=1e-6)
+
+
+def test_pooled_answers_weigh_as_many_particles_as_were_finite():
+    theta = {"a": jnp.zeros(2)}
+
+    def answer(loss, number):
+        return w.Answer(
+            np.array(loss, np.float32), [np.full(2, loss, np.float32)], {}, 4 - number, number
+        )
+
+    found = w.pooled([answer(1.0, 3), answer(5.0, 1), answer(np.nan, 0)], theta)
+    assert float(found.loss) == 2.0
+    assert found.grads["a"].tolist() == [2.0, 2.0]
+    assert int(found.dropped) == 1 + 3 + 4
+    nothing = w.pooled([answer(np.nan, 0)], theta)
+    assert np.isnan(nothing.loss)
+    assert nothing.grads["a"].tolist() == [0.0, 0.0]
+
+
+def test_costs_decide_how_particles_are_split():
+    mean = experiment(num=8, sizes=(1, 200)).meta  # four of each, the second dear
+    cheap, dear = w.split(mean, 2)
+    assert cheap.rows[1] > 4  # all that are cheap, and some of the others
+    assert dear.rows == (cheap.rows[1], 8)
+    with pytest.raises(ValueError, match="8 particles are too few for 9 workers; try 8"):
+        w.split(mean, 9)
+
+
+def test_architectures_that_are_compiled_apart_train_what_one_program_does():
+    made = experiment()
+    fleet = w.Here(made)
+    for one in fleet.workers:
+        one.made.result()
+    found = []
+    for engine in (OneProgram(made), w.Workers(made, fleet)):
+        state, record = engine.advance(engine.begin(), 12)
+        found.append((engine.states(state)[0], jax.device_get(record)))
+    (one, expected), (other, record) = found
+    np.testing.assert_allclose(record["meta_loss"], expected["meta_loss"], rtol=1e-6)
+    assert states_equal(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_the_first_steps_do_not_wait_for_the_last_compilation(monkeypatch):
+    made, compiled = experiment(), []
+    make = w._Thread._make
+
+    def slow(self, *begun):
+        if compiled:  # all but the first
+            time.sleep(1.0)
+        compiled.append(self)
+        return make(self, *begun)
+
+    monkeypatch.setattr(w._Thread, "_make", slow)
+    engine = w.Workers(made, w.Here(made))
+    state, _ = engine.advance(engine.begin(), 3)
+    assert ", 1 of 2 workers" in engine.status
+    full = engine.states(state)[0]  # also of what has not begun
+    assert jax.tree.structure(full) == jax.tree.structure(w.shapes(made))
+    time.sleep(2.5)
+    engine.advance(state, 1)
+    assert ", 2 of 2 workers" in engine.status
+
+
+def test_estimates_that_are_too_old_are_dropped_and_counted(monkeypatch):
+    made = experiment()
+    fleet = w.Here(made)
+    for one in fleet.workers:
+        one.made.result()
+    # One device each, so that the second is not kept waiting by the first.
+    run = w._Thread._window
+    threads = [w.ThreadPoolExecutor(1) for _ in fleet.workers]
+    for one, thread in zip(fleet.workers, threads, strict=True):
+        one._thread = thread
+
+    def slow(self, *given):
+        if self is fleet.workers[1]:
+            time.sleep(0.1)
+        return run(self, *given)
+
+    monkeypatch.setattr(w._Thread, "_window", slow)
+    engine = w.Workers(made, fleet, stale=1)
+    _, record = engine.advance(engine.begin(), 200)
+    assert record["stale"].sum() >= 1
+    assert f"{int(record['stale'].sum())} stale" in engine.status
+    assert np.isfinite(record["meta_loss"]).all()
+
+
+def test_workers_need_particles():
+    made = dataclasses.replace(experiment(), meta=experiment().meta.one)
+    with pytest.raises(ValueError, match="GPES has none; try lopt"):
+        w.mean_of(made)
+
+
+@pytest.fixture(scope="module")
+def ray():
+    with connected(2, None) as found:
+        yield found
+
+
+def test_two_actors_train_what_one_process_does_though_one_is_killed(tmp_path, ray):
+    one, two = (Run.create(tmp_path / name, str(RECIPE)) for name in ("one", "two"))
+    expected = train(one, show_progress=False)
+    fleet = RayFleet(ray, two, 2)
+    engine = w.Workers(two.experiment, fleet)
+
+    def kill():  # after each of the first chunks
+        if len(two.log["seconds"]) in (4, 10):
+            actors = [p for p in psutil.process_iter() if p.name().startswith("ray::_Actor")]
+            random.Random(0).choice(actors).kill()
+        return 0
+
+    found = train(two, show_progress=False, engine=engine, stop=kill)
+    assert eqx.tree_equal(found, expected, rtol=1e-6)
+    np.testing.assert_allclose(two.log["meta_loss"], one.log["meta_loss"], rtol=1e-6)
+    lost = [json.loads(line)["lost"] for line in lines_of(two.folder)]
+    assert sum(lost) == engine._counts["lost"]
+    # Nothing of it listens on other than loopback.
+    here = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    ports = {c.laddr.ip for p in here for c in p.net_connections() if c.status == "LISTEN"}
+    assert {ip.removeprefix("::ffff:") for ip in ports} == {"127.0.0.1"}
+
+
+def test_a_run_of_workers_goes_on_in_one_process(tmp_path, ray):
+    one = Run.create(tmp_path / "one", str(RECIPE))
+    expected = train(one, show_progress=False)
+    two = Run.create(tmp_path / "two", str(RECIPE), ("outer_steps=20",))
+    train(two, show_progress=False, engine=w.Workers(two.experiment, RayFleet(ray, two, 2)))
+    found = train(two.lengthen(("outer_steps=60",)), show_progress=False)
+    assert eqx.tree_equal(found, expected, rtol=1e-6)
+    three = Run.create(tmp_path / "three", str(RECIPE), ("outer_steps=20",))
+    train(three, show_progress=False)
+    three = three.lengthen(("outer_steps=60",))
+    engine = w.Workers(three.experiment, RayFleet(ray, three, 2), stale=2)
+    found = train(three, show_progress=False, engine=engine)  # other numbers, but it ends
+    assert eqx.tree_equal(found, expected, rtol=0.5)
+
+
+def test_what_goes_wrong_in_a_worker_is_said_here(tmp_path, ray):
+    run = Run.create(tmp_path / "run", str(RECIPE))
+    (run.folder / "recipe.py").unlink()
+    content = files.read_json(run.folder / "run.json", sealed=True)
+    files.write_json(run.folder / "run.json", content | {"recipe": "/elsewhere.py"}, sealed=True)
+    engine = w.Workers(run.experiment, RayFleet(ray, run, 2))
+    with pytest.raises(RuntimeError, match=r"a worker failed: .*elsewhere.py and its copy"):
+        engine.advance(engine.begin(), 1)
+
+
+def test_a_cluster_that_is_not_there_is_one_error_within_a_minute():
+    began = time.time()
+    words = ["train", RECIPE, "--workers", 2, "--ray", "127.0.0.1:1", "--run", "nowhere"]
+    found = subprocess.run([*LOPT, *map(str, words)], capture_output=True, text=True)
+    assert found.returncode == 2
+    assert "--ray 127.0.0.1:1 cannot be reached" in found.stderr.splitlines()[-1]
+    assert time.time() - began < 60
+    assert not Path("nowhere").exists()
+
+
+def test_sigterm_ends_workers_after_a_checkpoint(tmp_path):
+    folder = tmp_path / "run"
+    words = ["train", RECIPE, "--workers", 2, "--run", folder, "--set", "outer_steps=100000"]
+    with subprocess.Popen([*LOPT, *map(str, words)]) as started:
+        while not (folder / "weights.safetensors").exists():
+            assert started.poll() is None
+            time.sleep(0.1)
+        started.send_signal(signal.SIGTERM)
+        assert started.wait(60) == 143
+    last = max(int(path.stem) for path in (folder / "checkpoints").glob("*.safetensors"))
+    assert last == len(Run(folder).log["seconds"])
+
+
+@pytest.mark.slow  # four minutes
+def test_chaos(tmp_path):
+    """Twenty workers and five drivers are killed at random: the run is the undisturbed one."""
+    settings = ("outer_steps=3000",)
+    calm = Run.create(tmp_path / "calm", str(RECIPE), settings)
+    expected = train(calm, show_progress=False)
+    folder, rng = tmp_path / "run", random.Random(0)
+    Run.create(folder, str(RECIPE), settings)
+    victims = ["worker"] * 20 + ["driver"] * 5
+    rng.shuffle(victims)
+    words = [*LOPT, "train", "--resume", f"{folder}", "--workers", "2"]
+    while True:
+        with subprocess.Popen(words) as driver:
+            seen, due = len(Run(folder).log["seconds"]), 0.0
+            while driver.poll() is None:
+                time.sleep(0.1)
+                if not victims or time.time() < due or len(Run(folder).log["seconds"]) <= seen:
+                    continue
+                if victims[-1] == "driver":
+                    victims.pop()
+                    driver.kill()
+                    break
+                own = psutil.Process(driver.pid).children(recursive=True)
+                actors = [p for p in own if p.name().startswith("ray::_Actor")]
+                if actors:
+                    victims.pop()
+                    os.kill(rng.choice(actors).pid, signal.SIGKILL)
+                    due = time.time() + rng.uniform(0.5, 2)
+            status = driver.wait()
+        if status == 0:
+            break
+        assert status == -signal.SIGKILL
+    assert not victims
+    lines = [json.loads(line) for line in lines_of(folder)]
+    assert sum(line["lost"] for line in lines) >= 1
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(expected))
+    assert eqx.tree_equal(Run(folder).theta, expected, rtol=1e-5)
