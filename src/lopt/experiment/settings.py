@@ -103,6 +103,9 @@ class TrainSettings:
     coordinator: str | None = None  # HOST:PORT of process 0, where nothing else says which.
     processes: int | None = None  # with --coordinator, how many there are.
     process: int | None = None  # with --coordinator, which of them this one is, from 0.
+    # train so many seeds, from the recipe's on, side by side as memory allows; RUN has a run for
+    # each, and one report with bands.
+    seeds: int = 1
     # spread particles over so many workers of Ray, which may come and go; 0 is this process, with
     # a program for each architecture, whose first steps do not wait for the last compilation.
     workers: int | None = None
@@ -111,11 +114,14 @@ class TrainSettings:
     stale: int = 0
 
     def __post_init__(self) -> None:
-        check(self, logger=LOGGERS, processes=1, process=0, workers=0, stale=0)
+        check(self, logger=LOGGERS, processes=1, process=0, workers=0, stale=0, seeds=1)
         if not self.workers and (self.ray is not None or self.stale):
             raise ValueError("--ray and --stale go with --workers; try --workers 2.")
-        if self.workers is not None and (self.distributed or self.coordinator is not None):
-            raise ValueError("--workers and --distributed are two ways; leave one out.")
+        several = self.distributed or self.coordinator is not None
+        if sum((several, self.workers is not None, self.seeds > 1)) > 1:
+            raise ValueError("--workers, --distributed and --seeds: give one of them.")
+        if self.seeds > 1 and self.recipe is None:
+            raise ValueError("--seeds goes with a recipe; a run to continue has its seeds already.")
         given = [one is not None for one in (self.coordinator, self.processes, self.process)]
         if any(given) and not all(given):
             raise ValueError(

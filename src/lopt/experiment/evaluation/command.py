@@ -10,7 +10,8 @@ from lopt.experiment.evaluation.suites import suite
 from lopt.experiment.evaluation.summary import evaluation_report
 from lopt.experiment.report import Report, stages
 from lopt.experiment.runs.files import check_writable, free_folder
-from lopt.experiment.runs.run import Run
+from lopt.experiment.runs.run import Run, add_log
+from lopt.experiment.runs.seeds import holds_seeds, open_all
 from lopt.experiment.settings import EvaluateSettings
 
 # What a run's own evaluations have beside it, so that the demo ends soon; suites have all.
@@ -20,6 +21,10 @@ FEW = ("momentum", "Adam")
 def evaluate_command(settings: EvaluateSettings) -> None:
     """Judges what is given, and writes the report into the folder of the run, if it is one."""
     alone = len(settings.contestants) == 1
+    if alone and holds_seeds(folder := Path(settings.contestants[0])):
+        report = evaluate_seeds(open_all(folder, settings.trust), settings)
+        report.finish(settings.out or folder, "report")
+        return
     given = [of_path(path, settings.trust, alone) for path in settings.contestants]
     runs = [run for _, run in given if run is not None]
     if settings.suite is None and not runs:
@@ -33,28 +38,39 @@ def evaluate_command(settings: EvaluateSettings) -> None:
     check_writable(folder / "report.json")
     found = [one for some, _ in given for one in some]
     found += [named_optimizer(text, folder / "evaluations") for text in settings.optimizer]
-    evaluate(found, settings, runs[0] if runs else None).finish(folder, "report")
+    evaluate(found, settings, runs[:1]).finish(folder, "report")
 
 
 def evaluate(
-    contestants: Sequence[Contestant], settings: EvaluateSettings, run: Run | None = None
+    contestants: Sequence[Contestant], settings: EvaluateSettings, runs: Sequence[Run] = ()
 ) -> Report:
-    """Compares optimizers with tuned baselines on a suite, or on a run's own evaluations."""
+    """Compares optimizers with tuned baselines on a suite, or on a run's own evaluations.
+
+    Several runs are those of seeds, which have their evaluations in common.
+    """
     if settings.suite is not None:
         title, evaluations = settings.suite, suite(settings.suite)
         names = (*USUAL, "OptList") if settings.optlist else USUAL
     else:
-        assert run is not None
-        title, evaluations, names = run.name, run.experiment.evaluations, FEW
+        title, evaluations, names = runs[0].name, runs[0].experiment.evaluations, FEW
     every = [*contestants, *baselines(settings.baselines or names, settings.optlist)]
     comparisons = []
     with stages("evaluating", len(evaluations)) as announce:
         for one in evaluations:
             announce(one.name)
             comparisons.append(compare(one, every, settings.seed))
-    return evaluation_report(title, comparisons, run.log if run is not None else None)
+    return evaluation_report(title, comparisons, [run.log for run in runs])
 
 
 def evaluate_run(run: Run) -> Report:
     """Compares a run's latest weights with tuned baselines."""
-    return evaluate(of_run(run), EvaluateSettings(), run)
+    return evaluate(of_run(run), EvaluateSettings(), [run])
+
+
+def evaluate_seeds(runs: Sequence[Run], settings: EvaluateSettings) -> Report:
+    """Compares the optimizers of several seeds of meta-training, with bands over these."""
+    if settings.suite is None and not runs[0].experiment.evaluations:
+        report = Report(f"Meta-training of {len(runs)} seeds")
+        add_log(report, *(run.log for run in runs))
+        return report
+    return evaluate([of_run(run, run.name)[0] for run in runs], settings, runs)

@@ -115,6 +115,15 @@ class Comparison:
             )
         return rows
 
+    def over_seeds(self) -> list[dict[str, Cell]]:
+        """Returns what optimizers of several seeds of meta-training, as they are, achieve."""
+        ones = [entry for entry in self.judged() if entry.budget == 1]
+        row: dict[str, Cell] = {"task": self.evaluation.name}
+        for objective, said in SAID.items():
+            row[said] = measured(np.array([self.final(one, objective).mean() for one in ones]))
+            row[f"{said}, tuned Adam"] = measured(self.final(self.adam, objective))
+        return [row]
+
     def summary(self) -> dict[str, Any]:
         """Returns what the JSON has besides the tables."""
         names = ("name", "group", "place", "horizon", "num_seeds", "trained_on")
@@ -156,13 +165,31 @@ def compare(evaluation: Evaluation, contestants: Sequence[Contestant], seed: int
 
 def curves_of(name: str, comparisons: Sequence[Comparison], most: int | None = None) -> Figure:
     """Returns a figure of the training losses of all optimizers, tuned ones for baselines."""
+    panels = {
+        one.evaluation.name: {e.name: _by_step(one, e.found["train"].losses) for e in one.shown()}
+        for one in comparisons
+    }
+    return _curves(name, panels, "Training losses, mean and standard error over seeds.", most)
+
+
+def seeds_of(name: str, comparisons: Sequence[Comparison], most: int | None = None) -> Figure:
+    """Returns a figure of training losses, with bands over the seeds of meta-training."""
     panels = {}
     for one in comparisons:
-        horizon, panel = one.evaluation.horizon, {}
-        for entry in one.shown():
-            losses = entry.found["train"].losses
-            every = np.repeat(losses, max(1, horizon // losses.shape[1]), axis=1)
-            panel[entry.name] = np.pad(every, ((0, 0), (horizon - every.shape[1], 0)), "edge")
-        panels[one.evaluation.name] = panel
+        means = [e.found["train"].losses.mean(axis=0) for e in one.judged() if e.budget == 1]
+        adam = _by_step(one, one.adam.found["train"].losses)
+        panels[one.evaluation.name] = {"learned": _by_step(one, np.stack(means)), "Adam": adam}
+    about = "Training losses; the learned optimizer's band is over seeds of meta-training."
+    return _curves(name, panels, about, most)
+
+
+def _by_step(one: Comparison, losses: Float[np.ndarray, "seed window"]) -> Any:
+    """Returns the losses of windows, by inner step."""
+    horizon = one.evaluation.horizon
+    every = np.repeat(losses, max(1, horizon // losses.shape[1]), axis=1)
+    return np.pad(every, ((0, 0), (horizon - every.shape[1], 0)), "edge")
+
+
+def _curves(name: str, panels: Any, about: str, most: int | None) -> Figure:
     style: Any = {"most": most, "xlabel": "inner step", "ylabel": "training loss"}
-    return curves(name, panels, "Training losses, mean and standard error over seeds.", **style)
+    return curves(name, panels, about, **style)

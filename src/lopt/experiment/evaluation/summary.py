@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from lopt.experiment.evaluation import metrics
-from lopt.experiment.evaluation.compare import SAID, Comparison, curves_of
+from lopt.experiment.evaluation.compare import SAID, Comparison, curves_of, seeds_of
 from lopt.experiment.evaluation.trials import Entry
 from lopt.experiment.report import Cell, Figure, Interval, Report, bands, curves
 from lopt.experiment.runs.run import add_log
@@ -20,9 +20,12 @@ Pairs = list[tuple[Comparison, Entry]]
 def evaluation_report(
     name: str,
     comparisons: Sequence[Comparison],
-    log: Mapping[str, Float[np.ndarray, " outer"]] | None = None,
+    logs: Sequence[Mapping[str, Float[np.ndarray, " outer"]]] = (),
 ) -> Report:
-    """Returns the report: each task, groups of tasks, all of them, and meta-training by its log."""
+    """Returns the report: each task, groups of tasks, all of them, and meta-training by its log.
+
+    Several logs are those of seeds of meta-training, whose optimizers were judged.
+    """
     data = {"evaluations": [comparison.summary() for comparison in comparisons]}
     report, count = Report(f"Evaluation of {name}", data=data), len(comparisons)
     groups: dict[str, list[Comparison]] = {}
@@ -51,8 +54,12 @@ def evaluation_report(
     for group, some in groups.items():
         if all(one.evaluation.place is not None for one in some) and len(some) > 1:
             report.add(_sweep(group, some))
-    if log is not None:
-        add_log(report, log)
+    if len(logs) > 1:
+        rows = [row for one in comparisons for row in one.over_seeds()]
+        report.table(f"{len(logs)} seeds of meta-training: mean and standard error", rows)
+        report.add(seeds_of("seeds", comparisons, PANELS))
+    if logs:
+        add_log(report, *logs)
     return report
 
 

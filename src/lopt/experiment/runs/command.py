@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from lopt.experiment.evaluation.command import evaluate_run
+from lopt.experiment.evaluation.command import evaluate_run, evaluate_seeds
 from lopt.experiment.report import tell
 from lopt.experiment.runs import files
 from lopt.experiment.runs.cluster import connected
@@ -20,9 +20,10 @@ from lopt.experiment.runs.environment import PATIENCE, asked_to_stop, stoppable
 from lopt.experiment.runs.files import free_folder
 from lopt.experiment.runs.ray_workers import RayFleet
 from lopt.experiment.runs.run import Run, holds_run, surroundings
+from lopt.experiment.runs.seeds import create, holds_seeds, open_all, train_seeds
 from lopt.experiment.runs.train import AbstractEngine, train
 from lopt.experiment.runs.workers import Here, Workers, mean_of
-from lopt.experiment.settings import TrainSettings, TuneSettings
+from lopt.experiment.settings import EvaluateSettings, TrainSettings, TuneSettings
 
 Words = Sequence[str]
 
@@ -33,6 +34,8 @@ def train_command(settings: TrainSettings) -> None:
         with joined(settings.coordinator, settings.processes, settings.process):
             check_same({"command": _said(settings), "version": f"{surroundings()}"})
             _finished(_shared(settings))
+    elif settings.seeds > 1 or (settings.resume and holds_seeds(settings.resume)):
+        _train_seeds(settings)
     elif settings.workers:
         with connected(settings.workers, settings.ray) as ray:
             run = _run(settings)
@@ -46,17 +49,41 @@ def train_command(settings: TrainSettings) -> None:
         _finished(_run(settings))
 
 
+def _train_seeds(settings: TrainSettings) -> None:
+    """Meta-trains the runs of several seeds, and reports on all."""
+    if settings.resume is not None:
+        folder = settings.resume
+        runs = [_resumed(run, settings) for run in open_all(folder, settings.trust)]
+    else:
+        recipe = f"{settings.recipe}"
+        folder = settings.run or free_folder(Path("runs") / Path(recipe).stem, _taken)
+        runs = create(folder, recipe, settings.settings, settings.logger, settings.seeds)
+    tell(f"Runs {folder}/seed-*")
+    with stoppable(f"Continue with: lopt train --resume {folder}", PATIENCE):
+        with asked_to_stop() as stop:
+            train_seeds(runs, stop)
+        evaluate_seeds(runs, EvaluateSettings()).finish(folder, "report")
+
+
+def _taken(folder: Path) -> bool:
+    return holds_run(folder) or holds_seeds(folder)
+
+
+def _resumed(run: Run, settings: TrainSettings) -> Run:
+    """Returns a run that goes on, changed as far as it can be."""
+    if settings.settings:
+        run = run.lengthen(settings.settings)
+    if settings.logger:
+        run.add_loggers(settings.logger)
+    for change in run.changes():
+        tell(f"Note: {change}.")
+    return run
+
+
 def _run(settings: TrainSettings) -> Run:
     """Returns the run that settings ask for, which may be new."""
     if settings.resume is not None:
-        run = Run(settings.resume, trust=settings.trust)
-        if settings.settings:
-            run = run.lengthen(settings.settings)
-        if settings.logger:
-            run.add_loggers(settings.logger)
-        for change in run.changes():
-            tell(f"Note: {change}.")
-        return run
+        return _resumed(Run(settings.resume, trust=settings.trust), settings)
     if settings.start is not None:
         fields = (f"start={settings.start}", f"task={settings.task}", *settings.settings)
         return _created("transfer", fields, settings.logger, settings.run)
@@ -111,7 +138,7 @@ def _created(
     if folder is not None:
         return Run.create(folder, recipe, settings, loggers)
     while True:
-        folder = free_folder(Path("runs") / Path(name or recipe).stem, holds_run)
+        folder = free_folder(Path("runs") / Path(name or recipe).stem, _taken)
         try:
             return Run.create(folder, recipe, settings, loggers)
         except FileExistsError:  # taken by a run that began at the same moment

@@ -238,21 +238,30 @@ class Run:
         return longer
 
 
-def add_log(report: Report, log: Mapping[str, Float[np.ndarray, " outer"]]) -> None:
-    """Adds to a report how long meta-training took, what was left out, and the meta-loss."""
-    report.data["outer_steps"] = len(log["seconds"])
-    report.data["seconds_of_meta_training"] = float(np.nansum(log["seconds"]))
-    if skipped := int(np.sum(log["finite"] == 0)):
+def add_log(report: Report, *logs: Mapping[str, Float[np.ndarray, " outer"]]) -> None:
+    """Adds to a report how long meta-training took, what was left out, and the meta-loss.
+
+    Of several seeds it has the mean over them, and a band.
+    """
+    length = min(len(log["seconds"]) for log in logs)
+    report.data["outer_steps"] = length
+    seconds = max(float(np.nansum(log["seconds"])) for log in logs)  # they are side by side
+    report.data["seconds_of_meta_training"] = seconds
+    if skipped := sum(int(np.sum(log["finite"] == 0)) for log in logs):
         report.text(f"Skipped outer steps: {skipped}.")
-    if dropped := int(np.nansum(log["dropped"])):
+    if dropped := sum(int(np.nansum(log["dropped"])) for log in logs):
         report.text(f"Dropped particles: {dropped}.")
-    losses = log["meta_loss"]
-    seen, width = np.flatnonzero(np.isfinite(losses)), max(1, losses.size // 50)
-    if seen.size:
-        filled = np.interp(np.arange(losses.size), seen, losses[seen])[None]
-        lines = {"each outer step": filled, "learned": running_mean(filled, width)}
+    rows, places = [], np.arange(length)
+    for losses in (log["meta_loss"][:length] for log in logs):
+        if (seen := np.flatnonzero(np.isfinite(losses))).size:
+            rows.append(np.interp(places, seen, losses[seen]))
+    if rows:
+        filled, width = np.stack(rows), max(1, length // 50)
+        lines = {"each outer step": filled} if len(rows) == 1 else {}
+        lines["learned"] = running_mean(filled, width)
         style: Any = {"log": False, "xlabel": "outer step", "ylabel": "meta-loss"}
-        about = f"The meta-loss, and its mean over {width} outer steps."
+        about = f"The meta-loss, and its mean over {width} outer steps"
+        about += f"; mean and standard error over {len(rows)} seeds." if len(rows) > 1 else "."
         report.add(curves("meta_training", {"Meta-training": lines}, about, **style))
 
 

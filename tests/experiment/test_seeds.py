@@ -1,0 +1,130 @@
+"""Several seeds of meta-training side by side: each as if it were alone, and bands over all."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import equinox as eqx
+import numpy as np
+import pytest
+
+from lopt.experiment.evaluation.command import evaluate_seeds
+from lopt.experiment.runs import seeds as s
+from lopt.experiment.runs.run import Run
+from lopt.experiment.runs.train import train
+from lopt.experiment.settings import EvaluateSettings, TrainSettings
+
+pytestmark = pytest.mark.standard_promotion
+RECIPE = '''
+"""A recipe with a seed, on which its tasks depend as well."""
+
+import dataclasses
+import jax, optax, lopt
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A recipe with a seed."""
+    outer_steps: int = 12
+    seed: int = 0
+    varied: bool = False
+    evaluate: bool = False
+    def build(self):
+        at = jax.random.normal(jax.random.key(self.seed if self.varied else 0), (3,))
+        task = lopt.tasks.Quadratic(at**2 + 0.1, at, noise_scale=0.1)
+        inner = lopt.InnerTraining(task, lopt.learned.small_mlp(), 8)
+        meta = lopt.Mean(lopt.PES(inner, 2, 0.05), 4)
+        evaluations = [lopt.Evaluation("quadratic", task, 10)] * self.evaluate
+        return lopt.Experiment(
+            inner.learned, meta, optax.adam(0.01), self.outer_steps, tuple(evaluations),
+            seed=self.seed, steps_per_chunk=2,
+        )
+'''
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "seeded.py"
+    path.write_text(RECIPE)
+    return str(path)
+
+
+@pytest.mark.parametrize("varied", [False, True])
+def test_each_seed_is_trained_as_if_alone(tmp_path, recipe, varied):
+    settings = [f"varied={varied}"]
+    runs = s.create(tmp_path / "all", recipe, settings, (), 3)
+    s.train_seeds(runs)
+    for seed, run in enumerate(runs):
+        alone = Run.create(tmp_path / f"alone-{seed}", recipe, [*settings, f"seed={seed}"])
+        theta = train(alone, show_progress=False)
+        np.testing.assert_allclose(run.log["meta_loss"], alone.log["meta_loss"], rtol=1e-5)
+        assert eqx.tree_equal(run.theta, theta, rtol=1e-4, atol=1e-6)
+    losses = [tuple(run.log["meta_loss"]) for run in runs]
+    assert len(set(losses)) == 3
+
+
+def test_stopped_and_resumed_nothing_changes(tmp_path, recipe):
+    whole = s.create(tmp_path / "whole", recipe, (), (), 2)
+    s.train_seeds(whole)
+    parts = s.create(tmp_path / "parts", recipe, (), (), 2)
+    with pytest.raises(KeyboardInterrupt):
+        s.train_seeds(parts, stop=lambda: 15)
+    # What a killed process may leave behind: one run is a checkpoint ahead.
+    (tmp_path / "parts" / "seed-1" / "checkpoints" / "00000002.safetensors").unlink()
+    (tmp_path / "parts" / "seed-1" / "metrics.jsonl").unlink()
+    again = s.open_all(tmp_path / "parts")
+    s.train_seeds(again)
+    for one, other in zip(whole, again, strict=True):
+        assert one.log["meta_loss"].tolist() == other.log["meta_loss"].tolist()
+        assert eqx.tree_equal(one.theta, other.theta)
+
+
+def test_as_many_as_memory_allows_are_side_by_side(tmp_path, recipe, monkeypatch):
+    sizes, made = [], s.SideBySide.__init__
+    need = s.SideBySide([run.experiment for run in s.create(tmp_path / "a", recipe, (), (), 4)])
+    monkeypatch.setattr(s, "free_memory", lambda: need.memory * 0.75)
+    monkeypatch.setattr(
+        s.SideBySide, "__init__", lambda self, e: (sizes.append(len(e)), made(self, e))[1]
+    )
+    runs = s.open_all(tmp_path / "a")
+    s.train_seeds(runs)
+    assert sizes == [4, 2, 2]
+    assert [run.log["meta_loss"].size for run in runs] == [12] * 4
+
+
+def test_reports_have_bands_over_seeds(tmp_path, recipe):
+    runs = s.create(tmp_path / "all", recipe, ["evaluate=True"], (), 2)
+    s.train_seeds(runs)
+    report = evaluate_seeds(runs, EvaluateSettings(baselines=("Adam",)))
+    report.finish(tmp_path / "all", "report")
+    found = json.loads((tmp_path / "all" / "report.json").read_text())
+    (row,) = found["tables"]["2 seeds of meta-training: mean and standard error"]
+    rows = found["evaluations"][0]["rows"]
+    ones = [np.mean(r["final_losses"]) for r in rows if r["optimizer"].startswith("seed-")][::2]
+    assert row["training loss"]["mean"] == pytest.approx(np.mean(ones))
+    error = np.std(ones, ddof=1) / np.sqrt(2)
+    assert row["training loss"]["error"] == pytest.approx(error)
+
+
+def test_the_command_line(tmp_path, recipe):
+    words = ["train", recipe, "--seeds", "2", "--run", str(tmp_path / "run")]
+    lopt = [sys.executable, "-m", "lopt.experiment.cli"]
+    subprocess.run([*lopt, *words], check=True)
+    longer = ["train", "--resume", str(tmp_path / "run"), "--set", "outer_steps=14"]
+    subprocess.run([*lopt, *longer], check=True)
+    runs = s.open_all(tmp_path / "run", trust=True)
+    assert [run.log["meta_loss"].size for run in runs] == [14, 14]
+    again = subprocess.run([*lopt, *words], capture_output=True, text=True)
+    assert again.returncode == 2
+    assert "already holds" in again.stderr
+
+
+def test_what_makes_no_sense_is_refused(tmp_path):
+    tiny = str(Path(__file__).parent / "tiny_recipe.py")
+    with pytest.raises(ValueError, match="has no field seed"):
+        s.create(tmp_path / "run", tiny, (), (), 2)
+    with pytest.raises(ValueError, match="give one of them"):
+        TrainSettings("digits", seeds=2, workers=2)
+    with pytest.raises(ValueError, match="--seeds 0 must be at least 1"):
+        TrainSettings("digits", seeds=0)
+    assert not (tmp_path / "run").exists()
