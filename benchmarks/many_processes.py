@@ -23,7 +23,7 @@ import lopt, optax
 class Recipe:
     """Perceptrons on digits, by PES."""
     truncation: int = 50
-    outer_steps: int = 200
+    outer_steps: int = 120
     def build(self):
         digits = lopt.load_images("digits")
         task = lopt.tasks.mlp_classification(digits, (32,), batch_size=32)

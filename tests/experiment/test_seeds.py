@@ -98,7 +98,7 @@ def test_reports_have_bands_over_seeds(tmp_path, recipe):
     report = evaluate_seeds(runs, EvaluateSettings(baselines=("Adam",)))
     report.finish(tmp_path / "all", "report")
     found = json.loads((tmp_path / "all" / "report.json").read_text())
-    (row,) = found["tables"]["2 seeds of meta-training: mean and standard error"]
+    (row,) = found["2 seeds of meta-training: mean and standard error"]
     rows = found["evaluations"][0]["rows"]
     ones = [np.mean(r["final_losses"]) for r in rows if r["optimizer"].startswith("seed-")][::2]
     assert row["training loss"]["mean"] == pytest.approx(np.mean(ones))

@@ -31,6 +31,8 @@ from lopt.experiment.runs.workers import (
     window,
 )
 
+# Bytes that are sent with a call sooner than they are put where it finds them.
+SMALL = 50_000
 # Of JAX, what numbers depend on.
 CONFIG = ("jax_enable_x64", "jax_default_matmul_precision", "jax_numpy_dtype_promotion")
 
@@ -53,7 +55,9 @@ class RayFleet(AbstractFleet):
 
     @override
     def share(self, theta: Theta) -> Any:
-        return self._ray.put(to_host(theta))
+        leaves = to_host(theta)
+        small = sum(leaf.nbytes for leaf in leaves) < SMALL
+        return leaves if small else self._ray.put(leaves)
 
     @override
     def fetch(self, snapshot: Any) -> Any:
@@ -101,9 +105,8 @@ class _Actor:
     """Particles of a run, in a process of their own."""
 
     def __init__(self, given: Any, rows: tuple[int, int]) -> None:
-        # Actors are as many as cores: each keeps to one.
-        flags = os.environ.get("XLA_FLAGS", "")
-        os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
+        # Actors are as many as cores: each keeps to one, which XLA reads here.
+        os.environ["NPROC"] = "1"
         jax.config.update("jax_num_cpu_devices", 1)
         prepare_jax()
         content, expected, config = given
