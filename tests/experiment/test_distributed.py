@@ -13,8 +13,8 @@ import numpy as np
 import psutil
 import pytest
 
+from lopt.experiment.runs.settings import TrainSettings
 from lopt.experiment.runs.storage import _read
-from lopt.experiment.settings import TrainSettings
 
 RECIPE = Path(__file__).parent / "tiny_recipe.py"
 LOPT = [sys.executable, "-m", "lopt.experiment.cli"]

@@ -12,8 +12,9 @@ import pytest
 from lopt.experiment.evaluation.command import evaluate_seeds
 from lopt.experiment.runs import seeds as s
 from lopt.experiment.runs.run import Run
+from lopt.experiment.runs.settings import TrainSettings
 from lopt.experiment.runs.train import train
-from lopt.experiment.settings import EvaluateSettings, TrainSettings
+from lopt.experiment.settings import EvaluateSettings
 
 pytestmark = pytest.mark.standard_promotion
 RECIPE = '''
@@ -98,7 +99,9 @@ def test_reports_have_bands_over_seeds(tmp_path, recipe):
     report = evaluate_seeds(runs, EvaluateSettings(baselines=("Adam",)))
     report.finish(tmp_path / "all", "report")
     found = json.loads((tmp_path / "all" / "report.json").read_text())
-    (row,) = found["2 seeds of meta-training: mean and standard error"]
+    title = "2 seeds of meta-training: mean and standard error"
+    (table,) = [part for part in found["parts"] if part.get("table") == title]
+    (row,) = table["rows"]
     rows = found["evaluations"][0]["rows"]
     ones = [np.mean(r["final_losses"]) for r in rows if r["optimizer"].startswith("seed-")][::2]
     assert row["training loss"]["mean"] == pytest.approx(np.mean(ones))

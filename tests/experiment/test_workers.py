@@ -20,7 +20,7 @@ import pytest
 
 import lopt
 from lopt.estimators.finite import mean_of_finite
-from lopt.experiment.runs import files
+from lopt.experiment.runs import files, threads
 from lopt.experiment.runs import workers as w
 from lopt.experiment.runs.cluster import connected
 from lopt.experiment.runs.ray_workers import RayFleet
@@ -101,7 +101,7 @@ def test_costs_decide_how_particles_are_split():
 
 def test_architectures_that_are_compiled_apart_train_what_one_program_does():
     made = experiment()
-    fleet = w.Here(made)
+    fleet = threads.Here(made)
     for one in fleet.workers:
         one.made.result()
     found = []
@@ -115,7 +115,7 @@ def test_architectures_that_are_compiled_apart_train_what_one_program_does():
 
 def test_the_first_steps_do_not_wait_for_the_last_compilation(monkeypatch):
     made, compiled = experiment(), []
-    make = w._Thread._make
+    make = threads._Thread._make
 
     def slow(self, *begun):
         if compiled:  # all but the first
@@ -123,8 +123,8 @@ def test_the_first_steps_do_not_wait_for_the_last_compilation(monkeypatch):
         compiled.append(self)
         return make(self, *begun)
 
-    monkeypatch.setattr(w._Thread, "_make", slow)
-    engine = w.Workers(made, w.Here(made))
+    monkeypatch.setattr(threads._Thread, "_make", slow)
+    engine = w.Workers(made, threads.Here(made))
     state, _ = engine.advance(engine.begin(), 3)
     assert ", 1 of 2 workers" in engine.status
     full = engine.states(state)[0]  # also of what has not begun
@@ -136,13 +136,13 @@ def test_the_first_steps_do_not_wait_for_the_last_compilation(monkeypatch):
 
 def test_estimates_that_are_too_old_are_dropped_and_counted(monkeypatch):
     made = experiment()
-    fleet = w.Here(made)
+    fleet = threads.Here(made)
     for one in fleet.workers:
         one.made.result()
     # One device each, so that the second is not kept waiting by the first.
-    run = w._Thread._window
-    threads = [w.ThreadPoolExecutor(1) for _ in fleet.workers]
-    for one, thread in zip(fleet.workers, threads, strict=True):
+    run = threads._Thread._window
+    pools = [threads.ThreadPoolExecutor(1) for _ in fleet.workers]
+    for one, thread in zip(fleet.workers, pools, strict=True):
         one._thread = thread
 
     def slow(self, *given):
@@ -150,7 +150,7 @@ def test_estimates_that_are_too_old_are_dropped_and_counted(monkeypatch):
             time.sleep(0.1)
         return run(self, *given)
 
-    monkeypatch.setattr(w._Thread, "_window", slow)
+    monkeypatch.setattr(threads._Thread, "_window", slow)
     engine = w.Workers(made, fleet, stale=1)
     _, record = engine.advance(engine.begin(), 200)
     assert record["stale"].sum() >= 1

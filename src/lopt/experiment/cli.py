@@ -52,7 +52,7 @@ SUBJECTS = {
     "name": "a recipe, by name or as a Python file, a run, or a task such as Rosenbrock.",
 }
 COMMANDS = {
-    "train": Command(s.TrainSettings, "runs.command:train_command"),
+    "train": Command(r.TrainSettings, "runs.command:train_command"),
     "tune": Command(s.TuneSettings, "runs.command:tune_command"),
     "pretrained": Command(s.PretrainedSettings, "runs.registry:list_pretrained"),
     "export": Command(ExportSettings, "export:export_command"),

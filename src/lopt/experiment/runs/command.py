@@ -21,9 +21,11 @@ from lopt.experiment.runs.files import free_folder
 from lopt.experiment.runs.ray_workers import RayFleet
 from lopt.experiment.runs.run import Run, holds_run, surroundings
 from lopt.experiment.runs.seeds import create, holds_seeds, open_all, train_seeds
+from lopt.experiment.runs.settings import TrainSettings
+from lopt.experiment.runs.threads import Here
 from lopt.experiment.runs.train import AbstractEngine, train
-from lopt.experiment.runs.workers import Here, Workers, mean_of
-from lopt.experiment.settings import EvaluateSettings, TrainSettings, TuneSettings
+from lopt.experiment.runs.workers import Workers, mean_of
+from lopt.experiment.settings import EvaluateSettings, TuneSettings
 
 Words = Sequence[str]
 
