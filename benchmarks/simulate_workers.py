@@ -9,6 +9,7 @@ one particle everywhere below. What is measured goes to `Constants`; a minute:
 
     python benchmarks/simulate_workers.py docs/images/workers.png   # tables, and the figure
     python benchmarks/simulate_workers.py validate 1=32.6 2=64.2    # measured windows/s by workers
+    python benchmarks/simulate_workers.py validate 1=68.6 2=125 window=0.0133 overhead=0.004
 """
 
 import dataclasses
@@ -310,8 +311,10 @@ def draw(figure: Any) -> None:
 
 def main(*words: str) -> None:
     if words[:1] == ("validate",):
-        pairs = (word.split("=") for word in words[1:])
-        validate({int(workers): float(rate) for workers, rate in pairs})
+        given = {name: float(value) for name, value in (word.split("=") for word in words[1:])}
+        rates = {int(name): rate for name, rate in given.items() if name.isdigit()}
+        own = {name: value for name, value in given.items() if not name.isdigit()}
+        validate(rates, dataclasses.replace(Constants(), **own))
         return
     tables().show()
     for path in words:

@@ -162,7 +162,7 @@ def test_a_process_that_meets_nobody_ends_within_a_minute(tmp_path, which):
         ({"coordinator": "127.0.0.1:80"}, "go together"),
         ({"coordinator": "here", "processes": 2, "process": 0}, "must be HOST:PORT"),
         ({"coordinator": "h:1", "processes": 2, "process": 2}, "must be below --processes"),
-        ({"workers": 2, "distributed": True}, "two ways"),
+        ({"workers": 2, "distributed": True}, "give one of them"),
         ({"stale": 2}, "go with --workers"),
         ({"ray": "auto"}, "go with --workers"),
         ({"workers": -1}, "--workers -1 must be at least 0"),

@@ -302,7 +302,7 @@ def test_the_report_is_written(comparison, tmp_path):
     log = {"meta_loss": 2.0 / (outer + 1), "finite": (outer != 3).astype(float)}
     log |= {"dropped": np.zeros(20), "seconds": np.full(20, 0.1)}
     output = io.StringIO()
-    made = evaluation_report("run", [comparison], log)
+    made = evaluation_report("run", [comparison], [log])
     made.show(Console(file=output, width=120))
     names = made.save(tmp_path)
     text = output.getvalue()

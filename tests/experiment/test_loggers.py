@@ -66,11 +66,19 @@ def records(content):
 
 def in_wandb(folder):
     """The steps of the last offline folder of a run."""
+    from google.protobuf.message import DecodeError
     from wandb.proto.wandb_internal_pb2 import Record
 
     *_, last = sorted((folder / "wandb").glob("offline-run-*"))
     (file,) = last.glob("*.wandb")
-    read = [Record.FromString(content) for content in records(file.read_bytes())]
+    for _ in range(50):  # wandb's own process may still be writing
+        try:
+            read = [Record.FromString(content) for content in records(file.read_bytes())]
+            if any(one.WhichOneof("record_type") == "exit" for one in read):
+                break
+        except DecodeError:
+            pass
+        time.sleep(0.1)
     steps = []
     for history in [one.history for one in read if one.WhichOneof("record_type") == "history"]:
         values = {item.nested_key[0]: json.loads(item.value_json) for item in history.item}

@@ -143,7 +143,9 @@ class Recipe:
             found, initial = load(self.start)
             if not isinstance(found, MuonMLP) or found.hidden != self.hidden:
                 raise ValueError(f"--set start={self.start} is no rule of {self.hidden} odd units.")
-        return lopt.Experiment(learned, meta, outer, steps, seed=self.seed, initial=initial)
+        # Few steps for each checkpoint, as one takes seconds.
+        about: dict[str, Any] = {"seed": self.seed, "initial": initial, "steps_per_chunk": 4}
+        return lopt.Experiment(learned, meta, outer, steps, **about)
 
 
 def _of_one(family: AbstractTaskFamily, initial: float) -> AbstractTaskFamily:
