@@ -1,5 +1,6 @@
 """The commands that meta-train: `lopt train` and `lopt tune`."""
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,7 +47,10 @@ def train_command(settings: TrainSettings) -> None:
     elif settings.workers == 0:
         run = _run(settings)
         several = len(mean_of(run.experiment).shares()) > 1  # or else one program is as good
-        _finished(run, Workers(run.experiment, Here(run.experiment)) if several else None)
+        if not several:
+            return _finished(run)
+        with contextlib.closing(Here(run.experiment)) as threads:
+            _finished(run, Workers(run.experiment, threads))
     else:
         _finished(_run(settings))
 

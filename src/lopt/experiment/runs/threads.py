@@ -40,20 +40,25 @@ class Here(AbstractFleet):
         rows = [(rows.start, rows.stop) for _, rows in mean.shares()]
         parts = [dataclasses.replace(mean, rows=each) for each in rows]
         threads = [ThreadPoolExecutor(1, f"{device}") for device in devices]
-        compiler, begun, loads = ThreadPoolExecutor(1, "compiler"), beginning(experiment), [0.0]
-        loads *= len(devices)
+        # As many at a time as there are devices, or else those that run take the cores.
+        self._compiler = ThreadPoolExecutor(len(devices), "compiler")
+        begun, loads = beginning(experiment), [0.0] * len(devices)
         workers = []
         # The cheapest first: their steps do not wait for the others' compilation.
         costs = [sum(step_cost(one) for one, _ in part.shares()) for part in parts]
         for i in np.argsort(costs):
             at = int(np.argmin(loads))
             loads[at] += costs[i] * (parts[i].rows[1] - parts[i].rows[0])
-            workers.append((i, _Thread(parts[i], devices[at], threads[at], compiler, begun)))
+            workers.append((i, _Thread(parts[i], devices[at], threads[at], self._compiler, begun)))
         self.workers = self._threads = [one for _, one in sorted(workers, key=lambda pair: pair[0])]
 
     @override
     def share(self, theta: Theta) -> Theta:
         return theta
+
+    def close(self) -> None:
+        """Compiles nothing any more but what is begun."""
+        self._compiler.shutdown(wait=False, cancel_futures=True)
 
     @override
     def waiting(self) -> list["Future[Any]"]:
