@@ -40,9 +40,13 @@ def connected(workers: int, address: str | None) -> Iterator[Any]:
             f"--workers needs Ray {MAJOR}, not {ray.__version__}; install it with: pip install "
             "'lopt[ray]'"
         )
-    options: dict[str, Any] = {"address": address} if address else {"num_cpus": workers}
+    options: dict[str, Any] = {"address": address or "local"}
     if not address:
-        options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        options |= {
+            "num_cpus": workers,
+            "include_dashboard": False,
+            "_node_ip_address": "127.0.0.1",
+        }
     _check_reachable(address)
     # Ray's own handler would end this process before there is a checkpoint.
     handler = signal.getsignal(signal.SIGTERM)

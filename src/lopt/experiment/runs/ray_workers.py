@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from lopt.core.types import Theta
 from lopt.estimators import Mean
+from lopt.experiment.report import tell
 from lopt.experiment.runs.environment import prepare_jax
 from lopt.experiment.runs.files import write_bytes
 from lopt.experiment.runs.run import Run, surroundings
@@ -46,6 +47,8 @@ class RayFleet(AbstractFleet):
         kept = {name for name in names if name != "metrics.jsonl" and not name.startswith(".")}
         kept -= {"weights.safetensors"}
         content = {name: (run.folder / name).read_bytes() for name in kept}
+        if (cores := ray.cluster_resources().get("CPU", 0)) < workers:
+            tell(f"Ray has {cores:.0f} cores for {workers} workers now; it waits for others.")
         gpus = ray.cluster_resources().get("GPU", 0) >= workers
         options = {"max_restarts": -1, "num_cpus": 1, "num_gpus": int(gpus)}
         actor = ray.remote(**options)(_Actor)

@@ -92,7 +92,14 @@ def train_together(
     with contextlib.ExitStack() as stack:
         for one in journals:
             together(functools.partial(stack.enter_context, one.held()))
-        points = set.intersection(*(set(together(one.points)) for one in journals))
+        each = [set(together(one.points)) for one in journals]
+        points = set.intersection(*each)
+        if not points and max(map(max, filter(None, each)), default=0) > at_once:
+            # More than what a killed process was writing would be lost.
+            raise ValueError(
+                "These runs have no checkpoint of the same outer step; train each alone, as by "
+                f"lopt train --resume {runs[0].folder}."
+            )
         done = int(tell_each_other(str(max(points, default=0)))[0])
         state = engine.begin()
         if done:
