@@ -216,7 +216,8 @@ def _report(
         last, one = max(1, round(END * found.shape[1])), runs[label][0]
         row: dict[str, Any] = {**head, "weights": sum(x.size for x in jax.tree.leaves(one.theta))}
         optimizer = partial(one.learned.optimizer, one.theta, one.inner.horizon)
-        row["state bytes per parameter"] = bytes_per_param(one.inner.tasks, optimizer)
+        family = one.inner.tasks.architectures()[0]
+        row["state bytes per parameter"] = bytes_per_param(family, optimizer)
         row["outer loss at first"] = measured(found[:, :last].mean(axis=1))
         row["outer loss at the end"] = measured(found[:, -last:].mean(axis=1))
         row["ms per outer step"] = 1e3 * float(np.median([log["seconds"] for log in logs[label]]))
