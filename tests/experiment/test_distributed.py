@@ -132,7 +132,11 @@ def test_a_process_that_is_killed_stops_the_others_and_nothing_is_lost(tmp_path)
     ("words", "differing", "expected"),
     [
         (("--set", "particles=5"), (), "5 particles cannot be spread evenly over the 2 devices"),
-        ((), ((), ("--set", "truncation=4")), "Process 1 has another command than process 0"),
+        (
+            (),
+            ((), ("--set", "truncation=4")),
+            "Process 1 has another command, or other versions, than process 0",
+        ),
     ],
 )
 def test_what_does_not_fit_is_one_error_in_every_process(tmp_path, words, differing, expected):

@@ -9,12 +9,11 @@ import equinox as eqx
 import numpy as np
 import pytest
 
-from lopt.experiment.evaluation.command import evaluate_seeds
+from lopt.experiment.evaluation.command import evaluate_run
 from lopt.experiment.runs import seeds as s
 from lopt.experiment.runs.run import Run
 from lopt.experiment.runs.settings import TrainSettings
 from lopt.experiment.runs.train import train
-from lopt.experiment.settings import EvaluateSettings
 
 pytestmark = pytest.mark.standard_promotion
 RECIPE = '''
@@ -93,10 +92,32 @@ def test_as_many_as_memory_allows_are_side_by_side(tmp_path, recipe, monkeypatch
     assert [run.log["meta_loss"].size for run in runs] == [12] * 4
 
 
+def test_what_a_function_encloses_is_each_seeds_own(tmp_path, recipe):
+    path = tmp_path / "closures.py"
+    path.write_text(Path(recipe).read_text().replace("adam(0.01)", "adam(0.01 * (1 + self.seed))"))
+    runs = s.create(tmp_path / "all", str(path), (), (), 2)
+    s.train_seeds(runs)
+    alone = Run.create(tmp_path / "alone", str(path), ["seed=1"])
+    train(alone, show_progress=False)
+    np.testing.assert_allclose(runs[1].log["meta_loss"], alone.log["meta_loss"], rtol=1e-5)
+    assert eqx.tree_equal(runs[1].theta, alone.theta, rtol=1e-4, atol=1e-6)
+
+
+def test_seeds_at_different_steps_lose_nothing(tmp_path, recipe):
+    one, other = s.create(tmp_path / "all", recipe, (), (), 2)
+    train(one, show_progress=False)
+    with pytest.raises(KeyboardInterrupt):
+        train(other, show_progress=False, stop=lambda: 15)
+    lines = one.log["meta_loss"].tolist()
+    with pytest.raises(ValueError, match="no checkpoint of the same outer step"):
+        s.train_seeds(s.open_all(tmp_path / "all"))
+    assert one.log["meta_loss"].tolist() == lines
+
+
 def test_reports_have_bands_over_seeds(tmp_path, recipe):
     runs = s.create(tmp_path / "all", recipe, ["evaluate=True"], (), 2)
     s.train_seeds(runs)
-    report = evaluate_seeds(runs, EvaluateSettings(baselines=("Adam",)))
+    report = evaluate_run(*runs)
     report.finish(tmp_path / "all", "report")
     found = json.loads((tmp_path / "all" / "report.json").read_text())
     title = "2 seeds of meta-training: mean and standard error"

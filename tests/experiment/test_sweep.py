@@ -167,3 +167,23 @@ def test_workers_give_the_same_numbers_also_if_one_dies(tmp_path, seeded, monkey
         assert different <= {"ms per outer step"}
     for name, log in losses(here).items():
         np.testing.assert_array_equal(losses(there)[name], log)
+
+
+def test_a_recipe_of_several_architectures_has_its_table(tmp_path):
+    path = tmp_path / "several.py"
+    code = (
+        Path(RECIPE)
+        .read_text()
+        .replace(
+            "        inner =",
+            "        others = [lopt.tasks.QuadraticFamily(size) for size in (2, 3)]\n"
+            "        task = lopt.tasks.Mixture(others)\n        inner =",
+        )
+    )
+    path.write_text(code)
+    report = sweep(tmp_path / "out", SweepSettings(str(path), ("outer_steps=4,6",)))
+    report.finish(tmp_path / "out", "report")
+    (table,) = [
+        one for one in read_json(tmp_path / "out" / "report.json")["parts"] if "table" in one
+    ]
+    assert [row["outer_steps"] for row in table["rows"]] == ["4", "6"]

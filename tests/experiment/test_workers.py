@@ -1,5 +1,6 @@
 """Workers, of this process and of Ray: the same outer steps, whoever comes and goes."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -45,6 +46,14 @@ def experiment(num=6, sizes=(2, 3), **options):
 
 def lines_of(folder):
     return (folder / "metrics.jsonl").read_text().splitlines()
+
+
+def actors_of(driver):
+    found = []
+    for one in driver.children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended meanwhile
+            found += [one] * one.name().startswith("ray::_Actor")
+    return found
 
 
 def steps_of(folder):
@@ -178,8 +187,7 @@ def test_two_actors_train_what_one_process_does_though_one_is_killed(tmp_path, r
 
     def kill():  # after each of the first chunks
         if len(two.log["seconds"]) in (4, 10):
-            actors = [p for p in psutil.process_iter() if p.name().startswith("ray::_Actor")]
-            random.Random(0).choice(actors).kill()
+            random.Random(0).choice(actors_of(psutil.Process())).kill()
         return 0
 
     found = train(two, show_progress=False, engine=engine, stop=kill)
@@ -188,8 +196,10 @@ def test_two_actors_train_what_one_process_does_though_one_is_killed(tmp_path, r
     lost = [json.loads(line)["lost"] for line in lines_of(two.folder)]
     assert sum(lost) == engine._counts["lost"]
     # Nothing of it listens on other than loopback.
-    here = [psutil.Process(), *psutil.Process().children(recursive=True)]
-    ports = {c.laddr.ip for p in here for c in p.net_connections() if c.status == "LISTEN"}
+    ports = set()
+    for one in (psutil.Process(), *psutil.Process().children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended meanwhile
+            ports |= {c.laddr.ip for c in one.net_connections() if c.status == "LISTEN"}
     assert {ip.removeprefix("::ffff:") for ip in ports} == {"127.0.0.1"}
 
 
@@ -216,6 +226,27 @@ def test_what_goes_wrong_in_a_worker_is_said_here(tmp_path, ray):
     engine = w.Workers(run.experiment, RayFleet(ray, run, 2))
     with pytest.raises(RuntimeError, match=r"a worker failed: .*elsewhere.py and its copy"):
         engine.advance(engine.begin(), 1)
+
+
+def test_a_refused_number_of_workers_leaves_nothing_behind(tmp_path):
+    words = ["train", RECIPE, "--workers", 9, "--run", tmp_path / "run"]
+    found = subprocess.run([*LOPT, *map(str, words)], capture_output=True, text=True)
+    assert found.returncode == 2
+    assert "4 particles are too few for 9 workers; try 4" in found.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_who_is_waited_for_is_said(monkeypatch, capsys):
+    made = experiment()
+    fleet = threads.Here(made)
+    for one in fleet.workers:
+        one.made.result()
+    run = threads._Thread._window
+    monkeypatch.setattr(threads._Thread, "_window", lambda *a: (time.sleep(0.4), run(*a))[1])
+    monkeypatch.setattr(w, "PATIENCE", 0.1)
+    engine = w.Workers(made, fleet)
+    engine.advance(engine.begin(), 1)
+    assert "Waiting for 2 of 2 workers" in capsys.readouterr().out
 
 
 def test_a_cluster_that_is_not_there_is_one_error_within_a_minute():
@@ -263,8 +294,7 @@ def test_chaos(tmp_path):
                     victims.pop()
                     driver.kill()
                     break
-                own = psutil.Process(driver.pid).children(recursive=True)
-                actors = [p for p in own if p.name().startswith("ray::_Actor")]
+                actors = actors_of(psutil.Process(driver.pid))
                 if actors:
                     victims.pop()
                     os.kill(rng.choice(actors).pid, signal.SIGKILL)

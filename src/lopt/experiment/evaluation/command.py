@@ -21,24 +21,24 @@ FEW = ("momentum", "Adam")
 def evaluate_command(settings: EvaluateSettings) -> None:
     """Judges what is given, and writes the report into the folder of the run, if it is one."""
     alone = len(settings.contestants) == 1
-    if alone and holds_seeds(folder := Path(settings.contestants[0])):
-        report = evaluate_seeds(open_all(folder, settings.trust), settings)
-        report.finish(settings.out or folder, "report")
-        return
-    given = [of_path(path, settings.trust, alone) for path in settings.contestants]
+    given: list[tuple[list[Contestant], Run | None]]
+    if seeds := alone and holds_seeds(place := Path(settings.contestants[0])):
+        given = [(of_run(run, run.name)[:1], run) for run in open_all(place, settings.trust)]
+    else:
+        given = [of_path(path, settings.trust, alone) for path in settings.contestants]
     runs = [run for _, run in given if run is not None]
     if settings.suite is None and not runs:
         raise ValueError("Without a run there are no evaluations of its own; add --suite quick.")
     if settings.out is not None:
         folder = settings.out
-    elif len(runs) == 1 and not settings.optimizer:
-        folder = runs[0].folder
+    elif seeds or (len(runs) == 1 and not settings.optimizer):
+        folder = place if seeds else runs[0].folder
     else:
         folder = free_folder(Path("evaluation"), lambda one: (one / "report.json").exists())
     check_writable(folder / "report.json")
     found = [one for some, _ in given for one in some]
     found += [named_optimizer(text, folder / "evaluations") for text in settings.optimizer]
-    evaluate(found, settings, runs[:1]).finish(folder, "report")
+    evaluate(found, settings, runs if seeds else runs[:1]).finish(folder, "report")
 
 
 def evaluate(
@@ -53,6 +53,10 @@ def evaluate(
         names = (*USUAL, "OptList") if settings.optlist else USUAL
     else:
         title, evaluations, names = runs[0].name, runs[0].experiment.evaluations, FEW
+    if not evaluations:  # of which only meta-training can be told
+        report = Report(f"Evaluation of {title}")
+        add_log(report, *(run.log for run in runs))
+        return report
     every = [*contestants, *baselines(settings.baselines or names, settings.optlist)]
     comparisons = []
     with stages("evaluating", len(evaluations)) as announce:
@@ -62,15 +66,7 @@ def evaluate(
     return evaluation_report(title, comparisons, [run.log for run in runs])
 
 
-def evaluate_run(run: Run) -> Report:
-    """Compares a run's latest weights with tuned baselines."""
-    return evaluate(of_run(run), EvaluateSettings(), [run])
-
-
-def evaluate_seeds(runs: Sequence[Run], settings: EvaluateSettings) -> Report:
-    """Compares the optimizers of several seeds of meta-training, with bands over these."""
-    if settings.suite is None and not runs[0].experiment.evaluations:
-        report = Report(f"Meta-training of {len(runs)} seeds")
-        add_log(report, *(run.log for run in runs))
-        return report
-    return evaluate([of_run(run, run.name)[0] for run in runs], settings, runs)
+def evaluate_run(*runs: Run) -> Report:
+    """Compares a run's latest weights with tuned baselines; of several seeds, with bands."""
+    found = of_run(runs[0]) if len(runs) == 1 else [of_run(run, run.name)[0] for run in runs]
+    return evaluate(found, EvaluateSettings(), runs)

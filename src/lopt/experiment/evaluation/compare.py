@@ -115,14 +115,14 @@ class Comparison:
             )
         return rows
 
-    def over_seeds(self) -> list[dict[str, Cell]]:
+    def over_seeds(self) -> dict[str, Cell]:
         """Returns what optimizers of several seeds of meta-training, as they are, achieve."""
         ones = [entry for entry in self.judged() if entry.budget == 1]
         row: dict[str, Cell] = {"task": self.evaluation.name}
         for objective, said in SAID.items():
             row[said] = measured(np.array([self.final(one, objective).mean() for one in ones]))
             row[f"{said}, tuned Adam"] = measured(self.final(self.adam, objective))
-        return [row]
+        return row
 
     def summary(self) -> dict[str, Any]:
         """Returns what the JSON has besides the tables."""
@@ -163,33 +163,23 @@ def compare(evaluation: Evaluation, contestants: Sequence[Contestant], seed: int
     return Comparison(evaluation, entries, scale)
 
 
-def curves_of(name: str, comparisons: Sequence[Comparison], most: int | None = None) -> Figure:
-    """Returns a figure of the training losses of all optimizers, tuned ones for baselines."""
-    panels = {
-        one.evaluation.name: {e.name: _by_step(one, e.found["train"].losses) for e in one.shown()}
-        for one in comparisons
-    }
-    return _curves(name, panels, "Training losses, mean and standard error over seeds.", most)
+def curves_of(
+    name: str, comparisons: Sequence[Comparison], most: int | None = None, *, seeds: bool = False
+) -> Figure:
+    """Returns a figure of the training losses of all optimizers, tuned ones for baselines.
 
-
-def seeds_of(name: str, comparisons: Sequence[Comparison], most: int | None = None) -> Figure:
-    """Returns a figure of training losses, with bands over the seeds of meta-training."""
+    With `seeds`, those that were judged are one, the band of which is over meta-training's seeds.
+    """
     panels = {}
     for one in comparisons:
-        means = [e.found["train"].losses.mean(axis=0) for e in one.judged() if e.budget == 1]
-        adam = _by_step(one, one.adam.found["train"].losses)
-        panels[one.evaluation.name] = {"learned": _by_step(one, np.stack(means)), "Adam": adam}
-    about = "Training losses; the learned optimizer's band is over seeds of meta-training."
-    return _curves(name, panels, about, most)
-
-
-def _by_step(one: Comparison, losses: Float[np.ndarray, "seed window"]) -> Any:
-    """Returns the losses of windows, by inner step."""
-    horizon = one.evaluation.horizon
-    every = np.repeat(losses, max(1, horizon // losses.shape[1]), axis=1)
-    return np.pad(every, ((0, 0), (horizon - every.shape[1], 0)), "edge")
-
-
-def _curves(name: str, panels: Any, about: str, most: int | None) -> Figure:
+        horizon, panel = one.evaluation.horizon, {}
+        shown = {entry.name: entry.found["train"].losses for entry in one.shown()}
+        if seeds:
+            means = [e.found["train"].losses.mean(axis=0) for e in one.judged() if e.budget == 1]
+            shown = {"learned": np.stack(means), "Adam": one.adam.found["train"].losses}
+        for label, losses in shown.items():
+            every = np.repeat(losses, max(1, horizon // losses.shape[1]), axis=1)
+            panel[label] = np.pad(every, ((0, 0), (horizon - every.shape[1], 0)), "edge")
+        panels[one.evaluation.name] = panel
     style: Any = {"most": most, "xlabel": "inner step", "ylabel": "training loss"}
-    return curves(name, panels, about, **style)
+    return curves(name, panels, "Training losses, mean and standard error over seeds.", **style)

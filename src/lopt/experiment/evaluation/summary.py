@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from lopt.experiment.evaluation import metrics
-from lopt.experiment.evaluation.compare import SAID, Comparison, curves_of, seeds_of
+from lopt.experiment.evaluation.compare import SAID, Comparison, curves_of
 from lopt.experiment.evaluation.trials import Entry
 from lopt.experiment.report import Cell, Figure, Interval, Report, bands, curves
 from lopt.experiment.runs.run import add_log
@@ -55,9 +55,9 @@ def evaluation_report(
         if all(one.evaluation.place is not None for one in some) and len(some) > 1:
             report.add(_sweep(group, some))
     if len(logs) > 1:
-        rows = [row for one in comparisons for row in one.over_seeds()]
+        rows = [one.over_seeds() for one in comparisons]
         report.table(f"{len(logs)} seeds of meta-training: mean and standard error", rows)
-        report.add(seeds_of("seeds", comparisons, PANELS))
+        report.add(curves_of("seeds", comparisons, PANELS, seeds=True))
     if logs:
         add_log(report, *logs)
     return report

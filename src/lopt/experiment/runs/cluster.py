@@ -1,12 +1,14 @@
 """Clusters of Ray, and tasks in processes of their own there."""
 
 import contextlib
+import importlib.util
 import logging
 import os
 import signal
 import socket
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
 from typing import Any
 
 MAJOR = "2"
@@ -29,24 +31,17 @@ def connected(workers: int, address: str | None) -> Iterator[Any]:
     """
     if address is None:
         os.environ.update(ALONE)
-    try:
-        import ray
-    except ImportError as error:
+    installed = importlib.util.find_spec("ray") and version("ray")
+    if not installed or installed.partition(".")[0] != MAJOR:
         raise ImportError(
-            "--workers needs Ray; install it with: pip install 'lopt[ray]'"
-        ) from error
-    if ray.__version__.partition(".")[0] != MAJOR:
-        raise ImportError(
-            f"--workers needs Ray {MAJOR}, not {ray.__version__}; install it with: pip install "
-            "'lopt[ray]'"
+            f"--workers needs Ray {MAJOR}, not {installed}; try: pip install 'lopt[ray]'"
         )
+    import ray
+
     options: dict[str, Any] = {"address": address or "local"}
     if not address:
-        options |= {
-            "num_cpus": workers,
-            "include_dashboard": False,
-            "_node_ip_address": "127.0.0.1",
-        }
+        options |= {"num_cpus": workers, "include_dashboard": False}
+        options["_node_ip_address"] = "127.0.0.1"
     _check_reachable(address)
     # Ray's own handler would end this process before there is a checkpoint.
     handler = signal.getsignal(signal.SIGTERM)
@@ -54,12 +49,10 @@ def connected(workers: int, address: str | None) -> Iterator[Any]:
         # JAX warns of forks; those of Ray become other programs at once.
         with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
-    except (
-        Exception
-    ) as error:  # a RuntimeError, of versions; a ConnectionError; an AuthenticationError
-        said = " ".join(f"{error}".split())[:300]
+    except Exception as error:  # of any kind: versions, addresses, tokens
+        said, where = " ".join(f"{error}".split())[:300], f"--ray {address}" if address else "Ray"
         raise ConnectionError(
-            f"--ray {address}: no cluster of Ray {ray.__version__} can be joined there ({said})."
+            f"{where}: no cluster of Ray {ray.__version__} can be joined there ({said})."
         ) from error
     finally:
         with contextlib.suppress(ValueError):  # not in the main thread

@@ -4,8 +4,9 @@ import contextlib
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from lopt.experiment.evaluation.command import evaluate_run, evaluate_seeds
+from lopt.experiment.evaluation.command import evaluate_run
 from lopt.experiment.report import tell
 from lopt.experiment.runs import files
 from lopt.experiment.runs.cluster import connected
@@ -25,8 +26,8 @@ from lopt.experiment.runs.seeds import create, holds_seeds, open_all, train_seed
 from lopt.experiment.runs.settings import TrainSettings
 from lopt.experiment.runs.threads import Here
 from lopt.experiment.runs.train import AbstractEngine, train
-from lopt.experiment.runs.workers import Workers, mean_of
-from lopt.experiment.settings import EvaluateSettings, TuneSettings
+from lopt.experiment.runs.workers import Workers, mean_of, split
+from lopt.experiment.settings import TuneSettings
 
 Words = Sequence[str]
 
@@ -35,22 +36,23 @@ def train_command(settings: TrainSettings) -> None:
     """Meta-trains a new run, or goes on with one, and evaluates it."""
     if settings.distributed or settings.coordinator is not None:
         with joined(settings.coordinator, settings.processes, settings.process):
-            check_same({"command": _said(settings), "version": f"{surroundings()}"})
+            check_same(f"{surroundings()} {_said(settings)}")
             _finished(_shared(settings))
     elif settings.seeds > 1 or (settings.resume and holds_seeds(settings.resume)):
+        if settings.workers is not None:
+            raise ValueError("--resume of several seeds takes no --workers; leave it out.")
         _train_seeds(settings)
     elif settings.workers:
         with connected(settings.workers, settings.ray) as ray:
             run = _run(settings)
             actors = RayFleet(ray, run, settings.workers)
-            _finished(run, Workers(run.experiment, actors, settings.stale))
+            _finished(run, engine=Workers(run.experiment, actors, settings.stale))
     elif settings.workers == 0:
         run = _run(settings)
-        several = len(mean_of(run.experiment).shares()) > 1  # or else one program is as good
-        if not several:
-            return _finished(run)
+        if len(mean_of(run.experiment).shares()) == 1:
+            return _finished(run)  # one program is as good
         with contextlib.closing(Here(run.experiment)) as threads:
-            _finished(run, Workers(run.experiment, threads))
+            _finished(run, engine=Workers(run.experiment, threads))
     else:
         _finished(_run(settings))
 
@@ -62,17 +64,9 @@ def _train_seeds(settings: TrainSettings) -> None:
         runs = [_resumed(run, settings) for run in open_all(folder, settings.trust)]
     else:
         recipe = f"{settings.recipe}"
-        folder = settings.run or free_folder(Path("runs") / Path(recipe).stem, _taken)
+        folder = settings.run or free_folder(Path("runs") / Path(recipe).stem, holds_run)
         runs = create(folder, recipe, settings.settings, settings.logger, settings.seeds)
-    tell(f"Runs {folder}/seed-*")
-    with stoppable(f"Continue with: lopt train --resume {folder}", PATIENCE):
-        with asked_to_stop() as stop:
-            train_seeds(runs, stop)
-        evaluate_seeds(runs, EvaluateSettings()).finish(folder, "report")
-
-
-def _taken(folder: Path) -> bool:
-    return holds_run(folder) or holds_seeds(folder)
+    _finished(*runs, folder=folder)
 
 
 def _resumed(run: Run, settings: TrainSettings) -> Run:
@@ -90,10 +84,14 @@ def _run(settings: TrainSettings) -> Run:
     """Returns the run that settings ask for, which may be new."""
     if settings.resume is not None:
         return _resumed(Run(settings.resume, trust=settings.trust), settings)
+    options: dict[str, Any] = {"loggers": settings.logger}
+    if settings.workers is not None:
+        count = settings.workers or 1
+        options["check"] = lambda experiment: split(mean_of(experiment), count)
     if settings.start is not None:
         fields = (f"start={settings.start}", f"task={settings.task}", *settings.settings)
-        return _created("transfer", fields, settings.logger, settings.run)
-    return _created(str(settings.recipe), settings.settings, settings.logger, settings.run)
+        return _created("transfer", fields, settings.run, **options)
+    return _created(str(settings.recipe), settings.settings, settings.run, **options)
 
 
 def _shared(settings: TrainSettings) -> Run:
@@ -110,43 +108,45 @@ def _shared(settings: TrainSettings) -> Run:
 def _said(settings: TrainSettings) -> str:
     """Returns what a command says, with the code that it names."""
     code = Path(f"{settings.recipe}")
-    digest = f" {files.digest(code)}" if code.suffix == ".py" and code.is_file() else ""
-    return (
-        f"{dataclasses.replace(settings, coordinator=None, process=None, processes=None)} {digest}"
-    )
+    digest = f"{files.digest(code)} " if code.suffix == ".py" and code.is_file() else ""
+    alike = dataclasses.replace(settings, coordinator=None, process=None, processes=None)
+    return f"{digest}{alike}"
 
 
 def tune_command(settings: TuneSettings) -> None:
     """Meta-trains a distilled rule on."""
     fields = (f"start={settings.rule}", f"task={settings.task}", "tensor_types=True")
-    _finished(_created("transfer", (*fields, *settings.settings), (), settings.run, "tune"))
+    _finished(_created("transfer", (*fields, *settings.settings), settings.run, "tune"))
 
 
-def _finished(run: Run, engine: AbstractEngine | None = None) -> None:
+def _finished(*runs: Run, engine: AbstractEngine | None = None, folder: Path | None = None) -> None:
+    """Meta-trains a run, or those of several seeds in a folder, and evaluates what comes of it."""
+    run, folder = runs[0], folder or runs[0].folder
     found = run.experiment  # which may be refused
     if is_first():
-        tell(f"Run {run.folder}")
-    with stoppable(f"Continue with: lopt train --resume {run.folder}", PATIENCE):
+        tell(f"Run {folder}")
+    with stoppable(f"Continue with: lopt train --resume {folder}", PATIENCE):
         with asked_to_stop() as stop:
-            train(run, engine=engine, stop=stop)
+            if len(runs) > 1:
+                train_seeds(runs, stop)
+            else:
+                train(run, engine=engine, stop=stop)
         leave()
-        if not is_first():
-            return
-        if found.evaluations:
-            evaluate_run(run).finish(run.folder, "report")
-        else:
-            tell(f"Trained; weights in {run.folder / 'weights.safetensors'}.")
+        if is_first() and (found.evaluations or len(runs) > 1):
+            evaluate_run(*runs).finish(folder, "report")
+        elif is_first():
+            tell(f"Trained; weights in {folder / 'weights.safetensors'}.")
 
 
 def _created(
-    recipe: str, settings: Words, loggers: Words, folder: Path | None, name: str = ""
+    recipe: str, fields: Words, folder: Path | None, name: str = "", **options: Any
 ) -> Run:
     if folder is not None:
-        return Run.create(folder, recipe, settings, loggers)
+        return Run.create(folder, recipe, fields, **options)
     while True:
-        folder = free_folder(Path("runs") / Path(name or recipe).stem, _taken)
+        folder = free_folder(Path("runs") / Path(name or recipe).stem, holds_run)
         try:
-            return Run.create(folder, recipe, settings, loggers)
+            return Run.create(folder, recipe, fields, **options)
         except FileExistsError:  # taken by a run that began at the same moment
             if not holds_run(folder):
                 raise

@@ -112,16 +112,14 @@ def together(function: Callable[[], _T]) -> _T:
     return result
 
 
-def check_same(what: dict[str, str]) -> None:
+def check_same(own: str) -> None:
     """Refuses processes that differ in what they were given or consist of."""
-    for name, own in what.items():
-        said = tell_each_other(own)
-        other = next((i for i, text in enumerate(said) if text != said[0]), None)
-        if other is not None:
-            raise ValueError(
-                f"Process {other} has another {name} than process 0: {said[other]}, not {said[0]}; "
-                "start all with the same command and the same versions."
-            )
+    said = tell_each_other(own)
+    if other := next((i for i, text in enumerate(said) if text != said[0]), 0):
+        raise ValueError(
+            f"Process {other} has another command, or other versions, than process 0: "
+            f"{said[other]}, not {said[0]}; start all with the same."
+        )
 
 
 def _short(error: BaseException) -> str:
@@ -172,5 +170,6 @@ def _last_words(words: str) -> Iterator[None]:
             yield
         finally:
             assert speaker.stdin is not None
-            speaker.stdin.write(b".")
-            speaker.stdin.close()
+            with contextlib.suppress(BrokenPipeError):  # it was ended before us
+                speaker.stdin.write(b".")
+                speaker.stdin.close()

@@ -62,16 +62,28 @@ def prepare_jax() -> None:
     use_all_cores()
 
 
+def one_core() -> None:
+    """Sets up JAX for one of several processes, as many as there are cores."""
+    os.environ["NPROC"] = "1"  # the threads of XLA
+    import jax
+
+    jax.config.update("jax_num_cpu_devices", 1)
+    prepare_jax()
+
+
 @contextlib.contextmanager
 def stoppable(remedy: str, patience: float = GRACE) -> Iterator[None]:
     """Ends a job within seconds at Ctrl-C, SIGTERM or SIGHUP, and says how to go on.
 
     Python's handlers wait for compiled programs and compilers; after a while, of `patience` for the
     last two, a thread, which does not, ends the process: what is on disk is whole at any moment.
+    So it does if threads, which compile, are not done when the process is to end.
     """
 
     def tell() -> None:
-        Console().print(Text(f"Stopped. {remedy}"), soft_wrap=True)
+        if not told.is_set():
+            Console().print(Text(f"Stopped. {remedy}"), soft_wrap=True)
+        told.set()
 
     def watch() -> None:
         numbers = os.read(reader, 1)
@@ -82,7 +94,7 @@ def stoppable(remedy: str, patience: float = GRACE) -> Iterator[None]:
 
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    ended = threading.Event()
+    ended, told = threading.Event(), threading.Event()
     threading.Thread(target=watch, daemon=True).start()
     before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     try:
@@ -90,8 +102,12 @@ def stoppable(remedy: str, patience: float = GRACE) -> Iterator[None]:
     except KeyboardInterrupt as stop:
         tell()
         sys.exit(128 + (stop.args[0] if stop.args else signal.SIGINT))
-    finally:
+    except BaseException:
         ended.set()
+        raise
+    else:
+        ended.set()
+    finally:
         signal.set_wakeup_fd(before)
         os.close(writer)
 

@@ -3,7 +3,6 @@
 import contextlib
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import numpy as np
 
@@ -23,9 +22,9 @@ class Journal:
     def __init__(self, run: Run) -> None:
         self.run, self._learned = run, run.experiment.learned
         self._metrics = run.folder / "metrics.jsonl"
-        self._kept = run.folder / "checkpoints"
+        self.kept = run.folder / "checkpoints"
         self._tell: Log
-        self.counts: dict[str, int] = {}  # of what is logged, all steps together.
+        self.dropped = 0  # particles, of all that is logged
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -34,14 +33,14 @@ class Journal:
             yield
             return
         with files.locked(self.run.folder):
-            for folder in (self.run.folder, self._kept):
+            for folder in (self.run.folder, self.kept):
                 for torn in files.temporary_files(folder):
                     torn.unlink()
             yield
 
     def points(self) -> list[int]:
         """Returns the checkpoints that the log has all lines of: from there the run can go on."""
-        saved = storage.checkpoints(self._kept)
+        saved = storage.checkpoints(self.kept)
         lines = sum(1 for _ in files.scan_lines(self._metrics))
         found = [step for step in saved if step <= lines]
         if saved and not found:
@@ -51,10 +50,6 @@ class Journal:
             )
         return found
 
-    def load(self, step: int, like: Any) -> TrainState:
-        """Returns the state after so many outer steps, in the structure of `like`."""
-        return storage.load_checkpoint(self._kept, step, like)
-
     @contextlib.contextmanager
     def opened(self, step: int) -> Iterator[None]:
         """Opens the log after so many steps: what comes after them will be logged again."""
@@ -63,8 +58,7 @@ class Journal:
             if number == step:
                 break
             length = end
-            for name in ("dropped", "lost", "stale"):
-                self._count(name, files.number_in(line, name))
+            self.dropped += int(max(0, files.number_in(line, "dropped")))
         if not is_first():
             yield
             return
@@ -82,8 +76,7 @@ class Journal:
     ) -> None:
         """Writes the lines of some outer steps, the weights and a checkpoint after them."""
         done = first + len(record["meta_loss"])
-        for name in ("dropped", "lost", "stale"):
-            self._count(name, float(np.sum(record.get(name, 0.0))))
+        self.dropped += int(record["dropped"].sum())
         if is_first():
             for i in range(done - first):
                 values = {name: float(value[i]) for name, value in record.items()}
@@ -92,14 +85,12 @@ class Journal:
                 self._tell(first + i, values)
             self._log.flush()
             os.fsync(self._log.fileno())
-            self.save_weights(state)
+        self.save_weights(state)
         # Last: what has a checkpoint is not computed again.
-        storage.save_checkpoint(self._kept, done, state, tell_each_other)
+        storage.save_checkpoint(self.kept, done, state, tell_each_other)
 
     def save_weights(self, state: TrainState) -> None:
         """Writes the weights of a state."""
-        path = self.run.folder / "weights.safetensors"
-        storage.save_weights(path, self._learned, state.params)
-
-    def _count(self, name: str, number: float) -> None:
-        self.counts[name] = self.counts.get(name, 0) + (int(number) if number > 0 else 0)
+        if is_first():
+            path = self.run.folder / "weights.safetensors"
+            storage.save_weights(path, self._learned, state.params)

@@ -1,7 +1,6 @@
 """Workers that are actors of Ray: on one machine or many, which may join, leave and fail."""
 
 import dataclasses
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing_extensions import override
 from lopt.core.types import Theta
 from lopt.estimators import Mean
 from lopt.experiment.report import tell
-from lopt.experiment.runs.environment import prepare_jax
+from lopt.experiment.runs.environment import one_core
 from lopt.experiment.runs.files import write_bytes
 from lopt.experiment.runs.run import Run, surroundings
 from lopt.experiment.runs.train import beginning
@@ -43,10 +42,9 @@ class RayFleet(AbstractFleet):
 
     def __init__(self, ray: Any, run: Run, workers: int) -> None:
         parts = split(mean_of(run.experiment), workers)
-        names = [path.name for path in run.folder.iterdir() if path.is_file()]
-        kept = {name for name in names if name != "metrics.jsonl" and not name.startswith(".")}
-        kept -= {"weights.safetensors"}
-        content = {name: (run.folder / name).read_bytes() for name in kept}
+        # What a run consists of: also the weights that its settings name.
+        own = ("run", "recipe", *run.config["settings"])
+        content = {p.name: p.read_bytes() for p in run.folder.glob("*.*") if p.stem in own}
         if (cores := ray.cluster_resources().get("CPU", 0)) < workers:
             tell(f"Ray has {cores:.0f} cores for {workers} workers now; it waits for others.")
         gpus = ray.cluster_resources().get("GPU", 0) >= workers
@@ -83,10 +81,8 @@ class _Remote(AbstractWorker):
     @override
     def ask(self, theta: Any, key: np.ndarray) -> Any:
         # In a list, so that it is not sent unless it is needed.
-        options = {"num_returns": 2}
-        answer, self._next = self._actor.window.options(**options).remote(
-            theta, key, self._windows, [self.snapshot]
-        )
+        call = self._actor.window.options(num_returns=2)
+        answer, self._next = call.remote(theta, key, self._windows, [self.snapshot])
         return answer.future()
 
     @override
@@ -108,10 +104,7 @@ class _Actor:
     """Particles of a run, in a process of their own."""
 
     def __init__(self, given: Any, rows: tuple[int, int]) -> None:
-        # Actors are as many as cores: each keeps to one, which XLA reads here.
-        os.environ["NPROC"] = "1"
-        jax.config.update("jax_num_cpu_devices", 1)
-        prepare_jax()
+        one_core()
         content, expected, config = given
         for name, value in config.items():
             jax.config.update(name, value)

@@ -93,6 +93,18 @@ def build(recipe: str, settings: Sequence[str] = ()) -> Experiment:
     return make(recipe, parsed(settings))[1]
 
 
+def seed_of(recipe: str, values: Mapping[str, str], seeds: int) -> int:
+    """Returns the seed of a recipe with some fields set; a ValueError if it takes none."""
+    fields = {field.name: field for field in dataclasses.fields(load_recipe(recipe))}
+    if "seed" not in fields:
+        raise ValueError(
+            f"--seeds {seeds}: the recipe {recipe} has no field seed; leave --seeds out, or add "
+            "the field and give it to lopt.Experiment."
+        )
+    default = _default(fields["seed"])
+    return _convert("seed", values.get("seed", default), default)
+
+
 def parsed(settings: Sequence[str]) -> dict[str, str]:
     """Returns values as text, by field, of settings such as "horizon=100"."""
     values = {}

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import platform
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ from lopt.experiment.runs.loggers import Logger, check_installed
 from lopt.experiment.runs.registry import make, parsed
 
 FORMAT = 2
+# What says that a folder holds runs of several seeds, and of what.
+SEEDS = "seeds.json"
 LOGGED = ("meta_loss", "finite", "dropped", "seconds")
 
 
@@ -61,12 +63,17 @@ class Run:
 
     @classmethod
     def create(
-        cls, folder: Path, recipe: str, settings: Sequence[str] = (), loggers: Sequence[str] = ()
+        cls,
+        folder: Path,
+        recipe: str,
+        settings: Sequence[str] = (),
+        loggers: Sequence[str] = (),
+        check: Callable[[Experiment], Any] = lambda experiment: particle_mesh(experiment.meta),
     ) -> "Run":
         """Makes the folder of a new run, of an experiment that is built as `build` does.
 
-        What is refused leaves nothing written. Loggers are named as those of an experiment, and
-        used besides.
+        What is refused, also by `check`, leaves nothing written. Loggers are named as those of an
+        experiment, and used besides.
         """
         if holds_run(folder):
             raise FileExistsError(
@@ -76,7 +83,7 @@ class Run:
         with data_loaded() as data:
             made, experiment = make(recipe, parsed(settings))
         experiment.check_evaluations()
-        particle_mesh(experiment.meta)  # which refuses processes that particles do not divide among
+        check(experiment)
         check_installed((*experiment.loggers, *loggers))
         fields = {field.name: getattr(made, field.name) for field in dataclasses.fields(made)}
         paths = {name: value for name, value in fields.items() if isinstance(value, Path)}
@@ -266,16 +273,19 @@ def add_log(report: Report, *logs: Mapping[str, Float[np.ndarray, " outer"]]) ->
 
 
 def holds_run(folder: Path) -> bool:
-    """Returns whether anything of a run is in a folder."""
-    names = ("run.json", "metrics.jsonl", "weights.safetensors")
+    """Returns whether anything of a run, or runs of several seeds, are in a folder."""
+    names = ("run.json", "metrics.jsonl", "weights.safetensors", SEEDS)
     found = [name for name in names if (folder / name).exists()]
     return bool(found or storage.checkpoints(folder / "checkpoints"))
 
 
 def printed(thing: Any) -> str:
     """Returns an experiment, or a part, as one line that is the same in every process."""
-    text = eqx.tree_pformat(thing, width=2**30)
-    # Functions have addresses in memory, and may be wrapped by a type checker.
+    return without_addresses(eqx.tree_pformat(thing, width=2**30))
+
+
+def without_addresses(text: str) -> str:
+    """Returns text in which functions have no addresses, and no type checker around them."""
     return re.sub(r" at 0x[0-9a-f]+|wrapped ", "", text)
 
 

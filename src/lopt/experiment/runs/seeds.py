@@ -1,6 +1,5 @@
 """Runs of one recipe from several seeds: side by side in one program, and one report on all."""
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,49 +16,43 @@ from lopt.core.types import Record
 from lopt.core.unroll import TrainState, start, unroll
 from lopt.experiment.runs import files
 from lopt.experiment.runs.experiment import Experiment
-from lopt.experiment.runs.registry import load_recipe, parsed
-from lopt.experiment.runs.run import Run, holds_run, printed
+from lopt.experiment.runs.registry import parsed, seed_of
+from lopt.experiment.runs.run import SEEDS, Run, holds_run
 from lopt.experiment.runs.train import (
     AbstractEngine,
     StepLog,
     beginning,
     guarded,
+    program,
     train_together,
 )
-
-# What says that a folder holds runs of several seeds, and of what.
-FILE = "seeds.json"
+from lopt.experiment.runs.workers import to_host
 
 
 def create(
     folder: Path, recipe: str, settings: Sequence[str], loggers: Sequence[str], count: int
 ) -> list[Run]:
     """Makes the runs of so many seeds, from that of the recipe on, in folders of their own."""
-    fields = {field.name: field for field in dataclasses.fields(load_recipe(recipe))}
-    if "seed" not in fields:
-        raise ValueError(
-            f"--seeds {count}: the recipe {recipe} has no field seed; add it, and give it to "
-            "lopt.Experiment."
-        )
-    first = int(parsed(settings).get("seed", f"{fields['seed'].default}"))
+    first = seed_of(recipe, parsed(settings), count)
     others = [text for text in settings if not text.startswith("seed=")]
-    about = {"recipe": recipe, "settings": others, "loggers": [*loggers]}
-    if holds_run(folder) or (folder / FILE).exists():
+    source = str(Path(recipe).resolve()) if Path(recipe).suffix == ".py" else recipe
+    about = {"recipe": source, "settings": others, "loggers": [*loggers]}
+    if holds_run(folder):
         raise FileExistsError(f"{folder} already holds a run; give another folder with --run.")
     run = Run.create(folder / f"seed-{first}", recipe, [*others, f"seed={first}"], loggers)
     about["seeds"] = [*range(first, first + count)]
-    files.write_json(folder / FILE, about, new=True, sealed=True)
+    files.write_json(folder / SEEDS, about, new=True, sealed=True)
     return [run, *open_all(folder)[1:]]
 
 
 def holds_seeds(folder: Path) -> bool:
     """Returns whether a folder holds runs of several seeds."""
-    return (folder / FILE).exists()
+    return (folder / SEEDS).exists()
 
 
 def open_all(folder: Path, trust: bool = False) -> list[Run]:
     """Returns the runs of a folder; those that are not there yet are made."""
-    about = files.read_json(folder / FILE, sealed=True)
+    about = files.read_json(folder / SEEDS, sealed=True)
     runs = []
     for seed in about["seeds"]:
         place = folder / f"seed-{seed}"
@@ -74,7 +67,8 @@ def open_all(folder: Path, trust: bool = False) -> list[Run]:
 def train_seeds(runs: Sequence[Run], stop: Callable[[], int] = lambda: 0) -> None:
     """Meta-trains runs that differ in their seeds, as many side by side as memory allows."""
     experiments = [run.experiment for run in runs]
-    alike = len({printed(dataclasses.replace(e, seed=0, initial=None)) for e in experiments}) == 1
+    (text, arrays), *others = map(program, experiments)
+    alike = all(text == own and equal(arrays, enclosed) for own, enclosed in others)
     waiting, at_once = [*runs], len(runs) if alike else 1
     while waiting:
         some = waiting[:at_once]
@@ -112,7 +106,7 @@ class SideBySide(AbstractEngine):
         count, devices = len(experiments), len(jax.local_devices())
         self._mesh = device_mesh(max(d for d in range(1, devices + 1) if count % d == 0))
         columns = [*zip(*map(jax.tree.leaves, metas), strict=True)]
-        shared = [all(_equal(leaf, some[0]) for leaf in some) for some in columns]
+        shared = [all(equal([leaf], [some[0]]) for leaf in some) for some in columns]
         put = [
             replicate(some[0], self._mesh) if same else spread(jnp.stack(some), self._mesh)
             for some, same in zip(columns, shared, strict=True)
@@ -169,7 +163,7 @@ class SideBySide(AbstractEngine):
         return self._compiled[num_steps]
 
 
-def _equal(one: jax.Array, other: jax.Array) -> bool:
-    is_key = jnp.issubdtype(one.dtype, jax.dtypes.prng_key)
-    bare = jax.random.key_data if is_key else np.asarray
-    return bool(np.array_equal(bare(one), bare(other)))
+def equal(some: Sequence[Any], others: Sequence[Any]) -> bool:
+    """Returns whether arrays, which may be keys, are as many and equal."""
+    pairs = [*zip(to_host([*some]), to_host([*others]), strict=False)]
+    return len(some) == len(others) and all(np.array_equal(*pair) for pair in pairs)

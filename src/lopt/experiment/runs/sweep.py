@@ -13,21 +13,18 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import equinox as eqx
 import jax
 import numpy as np
 
-from lopt.core.unroll import start, unroll
-from lopt.estimators import particle_mesh
 from lopt.experiment.report import Report, curves, measured, progress
 from lopt.experiment.runs.cluster import map_on_workers
-from lopt.experiment.runs.environment import prepare_jax
+from lopt.experiment.runs.environment import one_core
 from lopt.experiment.runs.files import digest
-from lopt.experiment.runs.registry import load_recipe, make, parsed
+from lopt.experiment.runs.registry import load_recipe, make, parsed, seed_of
 from lopt.experiment.runs.run import Run, holds_run, printed
 from lopt.experiment.runs.settings import CompareSettings, SweepSettings
 from lopt.experiment.runs.storage import checkpoints
-from lopt.experiment.runs.train import beginning, guarded, train
+from lopt.experiment.runs.train import program, train
 from lopt.experiment.trainings import bytes_per_param
 
 # The share of outer steps whose mean is the final outer loss.
@@ -140,11 +137,7 @@ def _seeded(settings: SweepSettings | CompareSettings, point: Point) -> list[Poi
         raise ValueError(f"--seeds {seeds} and --set seed={point['seed']}: give one of the two.")
     if "seed" in point or (seeds == 1 and all(field.name != "seed" for field in fields)):
         return [point]
-    if all(field.name != "seed" for field in fields):
-        raise ValueError(
-            f"--seeds {seeds}: the recipe {settings.recipe} has no field seed; leave --seeds out, "
-            "or add the field and give it to lopt.Experiment."
-        )
+    seed_of(settings.recipe, point, seeds)
     return [{**point, "seed": f"{seed}"} for seed in range(seeds)]
 
 
@@ -152,11 +145,8 @@ def _check(folder: Path, recipe: str, values: Point, *, trace: bool) -> None:
     """Refuses what cannot be trained, and a run that is there with another experiment."""
     made, experiment = make(recipe, values)
     if not holds_run(folder):
-        if trace:  # an outer step, which finds what only training would
-            outer, meta = guarded(experiment), experiment.meta
-            with jax.set_mesh(particle_mesh(meta)):
-                begun = partial(start, meta, outer, *beginning(experiment))
-                eqx.filter_eval_shape(lambda: unroll(meta, outer, begun(), 1))
+        if trace:  # which finds what only training would
+            program(experiment)
         return
 
     def text(value: Any) -> str:  # as in run.json
@@ -174,7 +164,9 @@ def _check(folder: Path, recipe: str, values: Point, *, trace: bool) -> None:
 
 def _train(runs: Sequence[Run], settings: SweepSettings | CompareSettings) -> None:
     """Trains runs to their ends, one after another here, or several at a time by Ray."""
-    left = [run for run in runs if not _is_done(run)]
+    # The last checkpoint is what a run writes last.
+    kept = {run: checkpoints(run.folder / "checkpoints") for run in runs}
+    left = [run for run in runs if run.experiment.outer_steps not in kept[run]]
     with progress("training", len(runs), done=len(runs) - len(left)) as at:
         if settings.workers is None:
             for done, run in enumerate(left, len(runs) - len(left)):
@@ -187,17 +179,10 @@ def _train(runs: Sequence[Run], settings: SweepSettings | CompareSettings) -> No
             at(done, f"{name} is done")
 
 
-def _is_done(run: Run) -> bool:
-    steps, weights = run.experiment.outer_steps, run.folder / "weights.safetensors"
-    saved = steps in checkpoints(run.folder / "checkpoints") and weights.exists()
-    return saved and len(run.log["seconds"]) == steps
-
-
 def train_folder(folder: str) -> str:
     """Trains the run in a folder to its end, in a worker's process; returns the run's name."""
     jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", 1)
-    prepare_jax()
+    one_core()
     run = Run(folder, trust=True)  # its code is that of the recipe that was given
     train(run, show_progress=False)
     return run.name

@@ -43,14 +43,14 @@ class Here(AbstractFleet):
         # As many at a time as there are devices, or else those that run take the cores.
         self._compiler = ThreadPoolExecutor(len(devices), "compiler")
         begun, loads = beginning(experiment), [0.0] * len(devices)
-        workers = []
+        self.workers = self._threads = list[_Thread]()
         # The cheapest first: their steps do not wait for the others' compilation.
         costs = [sum(step_cost(one) for one, _ in part.shares()) for part in parts]
         for i in np.argsort(costs):
             at = int(np.argmin(loads))
             loads[at] += costs[i] * (parts[i].rows[1] - parts[i].rows[0])
-            workers.append((i, _Thread(parts[i], devices[at], threads[at], self._compiler, begun)))
-        self.workers = self._threads = [one for _, one in sorted(workers, key=lambda pair: pair[0])]
+            made = _Thread(parts[i], devices[at], threads[at], self._compiler, begun)
+            self._threads.append(made)
 
     @override
     def share(self, theta: Theta) -> Theta:
@@ -100,12 +100,13 @@ class _Thread(AbstractWorker):
         return self._thread.submit(self._window, theta, key)
 
     def _window(self, theta: Theta, key: np.ndarray) -> tuple[Answer, Any]:
+        run = self.made.result()
         with jax.default_device(self._device):
             if self._state is None:
                 old = self.snapshot
                 self._state = self._begun if old is None else from_host(old, self._begun)
             own = jax.device_put((theta, jax.random.wrap_key_data(jnp.asarray(key))), self._device)
-            found = self.made.result()(self._own, own[0], self._state, own[1])
+            found = run(self._own, own[0], self._state, own[1])
             estimate, count, self._state = jax.block_until_ready(found)
             return answer_of(estimate, count), to_host(self._state)
 

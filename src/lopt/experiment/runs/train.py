@@ -23,6 +23,7 @@ from jaxtyping import Array, Float
 from typing_extensions import override
 
 from lopt.core.devices import is_spread, place, replicate
+from lopt.core.estimator import AbstractGradientEstimator
 from lopt.core.types import Key, Record, Theta
 from lopt.core.unroll import Step, TrainState, start, unroll
 from lopt.estimators import particle_mesh
@@ -32,7 +33,7 @@ from lopt.experiment.runs.distributed import is_first, tell_each_other, together
 from lopt.experiment.runs.environment import release_memory
 from lopt.experiment.runs.experiment import Experiment
 from lopt.experiment.runs.journal import Journal
-from lopt.experiment.runs.run import Run
+from lopt.experiment.runs.run import Run, without_addresses
 
 
 class AbstractEngine(abc.ABC):
@@ -103,8 +104,9 @@ def train_together(
         done = int(tell_each_other(str(max(points, default=0)))[0])
         state = engine.begin()
         if done:
-            loads = [functools.partial(j.load, done, shapes(j.run.experiment)) for j in journals]
-            state = engine.restore(state, [together(load) for load in loads])
+            load, like = storage.load_checkpoint, shapes(runs[0].experiment)
+            saved = [together(functools.partial(load, j.kept, done, like)) for j in journals]
+            state = engine.restore(state, saved)
         for one in journals:
             stack.enter_context(one.opened(done))
         shown = progress("meta-training", steps, done=done, show=show_progress and is_first())
@@ -125,15 +127,14 @@ def train_together(
             done += num_steps
             losses = [each["meta_loss"] for each in records]
             text = f"meta-loss {np.mean(losses):.3f}, {1 / seconds:.1f} steps/s{engine.status}"
-            dropped = sum(one.counts["dropped"] for one in journals)
+            dropped = sum(one.dropped for one in journals)
             text += f", {dropped} particles dropped (not finite)" * bool(dropped)
             at(done, text + f", {sum(skipped)} skipped (not finite)" * any(skipped))
             if number := max(map(int, tell_each_other(str(stop())))):
                 raise KeyboardInterrupt(number)
         states = engine.states(state)
         for journal, its in zip(journals, states, strict=True):
-            if is_first():
-                journal.save_weights(its)
+            journal.save_weights(its)
         return [its.params for its in states]
 
 
@@ -243,6 +244,22 @@ def shapes(experiment: Experiment) -> TrainState:
     """Returns the shapes of the state of meta-training."""
     optimizer = guarded(experiment)
     return jax.eval_shape(lambda: start(experiment.meta, optimizer, *beginning(experiment)))
+
+
+def program(experiment: Experiment) -> tuple[str, list[Any]]:
+    """Returns the program of an outer step, traced only: as text, and the arrays that it encloses.
+
+    Whatever is wrong with the step is raised here, before anything is compiled.
+    """
+    outer = guarded(experiment)
+
+    def step(meta: AbstractGradientEstimator, theta: Theta, key: Key) -> Any:
+        state = start(meta, outer, theta, key)
+        return unroll(meta, outer, state, 1, record=StepLog(experiment.record))
+
+    with jax.set_mesh(particle_mesh(experiment.meta)):
+        found = eqx.filter_make_jaxpr(step)(experiment.meta, *beginning(experiment))[0]
+    return without_addresses(f"{found.jaxpr}"), found.consts
 
 
 def beginning(experiment: Experiment) -> tuple[Theta, Key]:

@@ -28,8 +28,12 @@ from lopt.core.unroll import TrainState, take
 from lopt.estimators import Mean
 from lopt.estimators.finite import is_finite, mean_of_finite, total
 from lopt.estimators.mean import step_cost
+from lopt.experiment.report import tell
 from lopt.experiment.runs.experiment import Experiment
 from lopt.experiment.runs.train import AbstractEngine, StepLog, beginning, guarded, shapes
+
+# Seconds after which one that is gone is asked again, and after which waiting is said.
+RETRY, PATIENCE = 0.1, 60.0
 
 
 class Answer(NamedTuple):
@@ -98,6 +102,7 @@ class AbstractWorker(abc.ABC):
         snapshot: its particles after the last window that was answered; None before the first.
         asked: the outer step whose theta its window in progress has; None if there is none.
         began: when it was asked.
+        due: when it may be asked again.
         answered: the last outer step that it answered, and how often.
         alive: whether it answered when it last was to.
     """
@@ -106,7 +111,7 @@ class AbstractWorker(abc.ABC):
         self.part, self.alive = part, True
         self.snapshot: Any = None
         self.asked: int | None = None
-        self.began = 0.0
+        self.began = self.due = 0.0
         self.answered = (-1, 0)
         self.answer: Future[Any]
 
@@ -222,13 +227,14 @@ class Workers(AbstractEngine):
         while gathered < wanted:
             for one in ready:
                 last, times = one.answered
-                if one.asked is None and (self._stale or last < step):
+                free = one.asked is None and time.perf_counter() >= one.due
+                if free and (self._stale or last < step):
                     key = jax.random.fold_in(state.key, step)
                     key = jax.random.fold_in(key, times) if last == step else key
                     one.asked, one.began = step, time.perf_counter()
                     one.answer = one.ask(theta, np.asarray(jax.random.key_data(key)))
             asked = [one for one in ready if one.asked is not None]
-            wait([one.answer for one in asked], return_when=FIRST_COMPLETED)
+            self._wait(asked, RETRY if any(not one.alive for one in ready) else PATIENCE)
             for one in asked:
                 if one.answer.done():
                     answer = self._received(one, step)
@@ -236,6 +242,14 @@ class Workers(AbstractEngine):
                         found.append(answer)
                         gathered += one.size
         return pooled(found, state.params)
+
+    def _wait(self, asked: Sequence[AbstractWorker], seconds: float) -> None:
+        """Waits for an answer, or so long; who is waited for longer than usual is said."""
+        if not asked:
+            return time.sleep(seconds)
+        done, late = wait([one.answer for one in asked], seconds, FIRST_COMPLETED)
+        if not done and seconds == PATIENCE:
+            tell(f"Waiting for {len(late)} of {len(self._fleet.workers)} workers.")
 
     def _received(self, one: AbstractWorker, step: int) -> Answer | None:
         """Returns the answer of a worker, if it is of use, and counts it."""
@@ -245,8 +259,7 @@ class Workers(AbstractEngine):
         if received is None:
             # One that is asked while it is not back fails at once, and has lost nothing.
             self._counts["lost"] += one.alive or time.perf_counter() - one.began > 0.25
-            one.alive = False
-            time.sleep(0.05)
+            one.alive, one.due = False, time.perf_counter() + RETRY
             return None
         answer, one.snapshot = received
         one.alive = True
