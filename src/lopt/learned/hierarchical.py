@@ -203,15 +203,15 @@ class Hierarchical(AbstractController):
             first = (grad[None], param[None], logarithm[None])
             return *first, momentum, rms, momentum * root, root, *(old[None] for old in past)
 
-        def rule(weights: Theta, common: Tensor, columns: Columns) -> tuple[Tensor, list[Scalar]]:
+        def rule(weights: Theta, common: Tensor, columns: Columns) -> tuple[Tensor, Columns]:
             columns = columns if most is None else jnp.clip(columns, -most, most)
             outputs, _ = self._rule().apply(weights, columns, common, ())
-            return scale(outputs), [jnp.sum(row) for row in outputs[2:]]
+            return scale(outputs), jnp.sum(outputs[2:], range(1, outputs.ndim), keepdims=True)
 
         work = eqx.Partial(rule, theta["rule"], common)
         update, message = on_coordinates(columns, views, param, work)
         past = [jnp.where(told["renews"], param, old) for old in views[4:]]
-        return update, (views[2], views[3], jnp.stack(message) / param.size, *past)
+        return update, (views[2], views[3], message.reshape(-1) / param.size, *past)
 
 
 class NNAdam(AbstractController):

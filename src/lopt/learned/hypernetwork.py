@@ -5,7 +5,6 @@ of one shape share a program. VeLO, the hierarchical optimizers and NNAdam are s
 """
 
 import abc
-import itertools
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -194,16 +193,17 @@ class Tensorwise(AbstractLearnedOptimizer):
         remembered = jax.tree.map(lambda *m: jnp.stack(m, -1), *(memory[i] for i in order))
         control, remembered = self.controller.network.apply(wide["network"], summaries, remembered)
         shared = self.controller.share(control, shared)
+        control, remembered = jax.tree.map(jnp.transpose, (control, remembered))
         updates = [jnp.zeros_like(leaf) for leaf in leaves]
-        last = itertools.accumulate(map(len, groups))
-        for group, (*_, params_of), (views, _), end in zip(groups, stacks, seen, last, strict=True):
-            part = slice(end - len(group), end)
-            mine = jax.tree.map(lambda c, part=part: c[:, part].T, control)
+        parts = tensors.divide((control, remembered), [*map(len, groups)])
+        for group, (*_, params_of), (views, _), (mine, old) in zip(
+            groups, stacks, seen, parts, strict=True
+        ):
             update, new = _map(self.controller.act, theta, (views, mine, params_of), told)
-            for k, i in enumerate(group):
-                updates[i] = update[k].astype(leaves[i].dtype)
-                own[i] = jax.tree.map(lambda array, k=k: array[k], new)
-                memory[i] = jax.tree.map(lambda m, k=part.start + k: m[:, k], remembered)
+            each = tensors.divide((update, new, old), [1] * len(group))
+            for i, one in zip(group, each, strict=True):
+                update, own[i], memory[i] = jax.tree.map(lambda array: array[0], one)
+                updates[i] = update.astype(leaves[i].dtype)
         own, memory = (tensors.mirror(part, part[0], structure) for part in (own, memory))
         return structure.unflatten(updates), TensorwiseState(state.step + 1, own, memory, shared)
 
