@@ -126,6 +126,10 @@ class AbstractWorker(abc.ABC):
         """Whether it can be asked."""
         return True
 
+    def fetched(self) -> Any:
+        """Returns what its snapshot stands for, which may be elsewhere; None if it is lost."""
+        return self.snapshot
+
     @abc.abstractmethod
     def ask(self, theta: Any, key: np.ndarray) -> "Future[Any]":
         """Begins a window, of which `received` makes an answer."""
@@ -143,10 +147,6 @@ class AbstractFleet(abc.ABC):
     @abc.abstractmethod
     def share(self, theta: Theta) -> Any:
         """Returns what workers are given as theta."""
-
-    def fetch(self, snapshot: Any) -> Any:
-        """Returns what a snapshot stands for, which may be elsewhere; None if it is lost."""
-        return snapshot
 
     def waiting(self) -> list["Future[Any]"]:
         """Returns what ends when another worker gets ready."""
@@ -207,7 +207,7 @@ class Workers(AbstractEngine):
     @override
     def states(self, state: TrainState) -> list[TrainState]:
         for i, one in enumerate(self._fleet.workers):
-            found = None if one.snapshot is None else self._fleet.fetch(one.snapshot)
+            found = one.fetched()
             if found is not None:
                 self._known[i] = found
             elif i not in self._known:  # its first window is not there yet
