@@ -11,12 +11,19 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from typing import Any
 
+import jax
+
+from lopt.experiment.runs.environment import one_core
+from lopt.experiment.runs.run import versions
+
 MAJOR = "2"
 # How often a task whose process died is started again.
 RETRIES = 3
 # On a machine of its own Ray listens on loopback only, as it does elsewhere than on Linux, and
 # reports to nobody; read when it is imported.
 ALONE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+# Of JAX, what numbers depend on.
+CONFIG = ("jax_enable_x64", "jax_default_matmul_precision", "jax_numpy_dtype_promotion")
 
 
 @contextlib.contextmanager
@@ -75,25 +82,50 @@ def _check_reachable(address: str | None) -> None:
             ) from error
 
 
+def here() -> tuple[dict[str, str], dict[str, Any]]:
+    """Returns what workers must have in common with this process: versions, and of JAX's config."""
+    return versions(), {name: jax.config.values[name] for name in CONFIG}
+
+
+def be_like(there: tuple[dict[str, str], dict[str, Any]]) -> None:
+    """Sets up JAX for a worker on one core, as it is `here` in the driver.
+
+    Raises:
+        ValueError: if it has other versions.
+    """
+    expected, config = there
+    if (found := versions()) != expected:
+        raise ValueError(f"this machine has {found}, and the driver {expected}")
+    for name, value in config.items():
+        jax.config.update(name, value)
+    one_core()
+
+
 def map_on_workers(
     function: Callable[[Any], Any], items: Sequence[Any], workers: int, address: str | None
 ) -> Iterator[Any]:
     """Yields `function(item)` of each item as it is done, so many at a time.
 
-    Each is computed by a new process, on this machine or on the cluster at an address.
+    Each is computed by a new process on a core, on this machine or on the cluster at an address.
     """
     if not items:
         return
     with connected(workers, address) as ray:
-        task = ray.remote(num_cpus=1, max_calls=1, max_retries=RETRIES)(function)
-        waiting = list(items)
+        task = ray.remote(num_cpus=1, max_calls=1, max_retries=RETRIES)(_computed)
+        waiting, there = list(items), here()
         running: list[Any] = []
         while waiting or running:
             while waiting and len(running) < workers:
-                running.append(task.remote(waiting.pop(0)))
+                running.append(task.remote(function, waiting.pop(0), there))
             (done,), running = ray.wait(running)
             try:
                 result = ray.get(done)
             except ray.exceptions.RayTaskError as error:
                 raise error.cause from None  # without the worker's traceback
             yield result
+
+
+def _computed(function: Callable[[Any], Any], item: Any, there: Any) -> Any:
+    jax.config.update("jax_platforms", "cpu")
+    be_like(there)
+    return function(item)

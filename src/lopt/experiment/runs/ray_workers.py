@@ -16,9 +16,9 @@ from typing_extensions import override
 from lopt.core.types import Theta
 from lopt.estimators import Mean
 from lopt.experiment.report import tell
-from lopt.experiment.runs.environment import one_core
+from lopt.experiment.runs.cluster import be_like, here
 from lopt.experiment.runs.files import write_bytes
-from lopt.experiment.runs.run import Run, surroundings
+from lopt.experiment.runs.run import Run
 from lopt.experiment.runs.train import beginning
 from lopt.experiment.runs.workers import (
     AbstractFleet,
@@ -35,8 +35,6 @@ from lopt.experiment.runs.workers import (
 
 # Bytes that are sent with a call sooner than they are put where it finds them.
 SMALL = 50_000
-# Of JAX, what numbers depend on.
-CONFIG = ("jax_enable_x64", "jax_default_matmul_precision", "jax_numpy_dtype_promotion")
 
 
 class RayFleet(AbstractFleet):
@@ -52,9 +50,8 @@ class RayFleet(AbstractFleet):
         gpus = ray.cluster_resources().get("GPU", 0) >= workers
         options = {"max_restarts": -1, "num_cpus": 1, "num_gpus": int(gpus)}
         actor = ray.remote(**options)(_Actor)
-        given = content, versions(), {name: jax.config.values[name] for name in CONFIG}
-        self._ray = ray
-        self.workers = [_Remote(ray, part, actor.remote(given, part.rows)) for part in parts]
+        self._ray, given = ray, (content, here())
+        self.workers = [_Remote(ray, part, actor.remote(*given, part.rows)) for part in parts]
 
     @override
     def share(self, theta: Theta) -> Any:
@@ -110,13 +107,8 @@ class _Remote(AbstractWorker):
 class _Actor:
     """Particles of a run, in a process of their own."""
 
-    def __init__(self, given: Any, rows: tuple[int, int]) -> None:
-        one_core()
-        content, expected, config = given
-        for name, value in config.items():
-            jax.config.update(name, value)
-        if (found := versions()) != expected:
-            raise ValueError(f"this machine has {found}, and the driver {expected}")
+    def __init__(self, content: dict[str, bytes], there: Any, rows: tuple[int, int]) -> None:
+        be_like(there)
         with tempfile.TemporaryDirectory() as folder:
             for name, text in content.items():
                 write_bytes(Path(folder) / name, text)
@@ -175,8 +167,3 @@ def _fetched(ray: Any, snapshot: Any) -> Any:
     except (ray.exceptions.ObjectLostError, ray.exceptions.RayActorError):
         return None
     return None if found is None else pickle.loads(found)
-
-
-def versions() -> dict[str, str]:
-    """Returns the versions that workers must have in common."""
-    return {name: value for name, value in surroundings().items() if name != "devices"}

@@ -50,6 +50,10 @@ class Run:
         self.folder, self.trust = Path(folder), trust
         path = self.folder / "run.json"
         if not path.exists():
+            if seeds := [one.parent for one in sorted(self.folder.glob("seed-*/run.json"))]:
+                raise FileNotFoundError(
+                    f"{folder} holds runs of several seeds; give that of one, such as {seeds[0]}."
+                )
             raise FileNotFoundError(
                 f"{folder} holds no run (it has no run.json); begin one with "
                 f"lopt train RECIPE --run {folder}."
@@ -289,12 +293,16 @@ def without_addresses(text: str) -> str:
     return re.sub(r" at 0x[0-9a-f]+|wrapped ", "", text)
 
 
+def versions() -> dict[str, str]:
+    """Returns the versions that numbers depend on."""
+    found = {name: version(name) for name in ("lopt", "jax", "equinox", "optax")}
+    return {"python": platform.python_version(), **found}
+
+
 def surroundings() -> dict[str, str]:
     """Returns the versions and the devices that there are."""
     devices = jax.devices()
-    versions = {name: version(name) for name in ("lopt", "jax", "equinox", "optax")}
-    found = f"{len(devices)} x {devices[0].device_kind}"
-    return {"python": platform.python_version(), **versions, "devices": found}
+    return {**versions(), "devices": f"{len(devices)} x {devices[0].device_kind}"}
 
 
 def _mark(sha256: str) -> Path:

@@ -1,6 +1,9 @@
 """Runs of one recipe from several seeds: side by side in one program, and one report on all."""
 
+import contextlib
 import functools
+import itertools
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,13 @@ from lopt.experiment.runs.train import (
     train_together,
 )
 from lopt.experiment.runs.workers import to_host
+
+# Where the system says how much memory there is, and how cgroups call it, version 2 or 1.
+ROOT = Path("/")
+LIMITS = (
+    ("memory.max", "memory.current"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+)
 
 
 def create(
@@ -59,8 +69,10 @@ def open_all(folder: Path, trust: bool = False) -> list[Run]:
         if holds_run(place):
             runs.append(Run(place, trust=trust))
         else:
+            # Of the code that the first began with.
+            recipe = runs[0].trust_recipe() if runs else about["recipe"]
             words = [*about["settings"], f"seed={seed}"]
-            runs.append(Run.create(place, about["recipe"], words, about["loggers"]))
+            runs.append(Run.create(place, recipe, words, about["loggers"]))
     return runs
 
 
@@ -81,14 +93,25 @@ def train_seeds(runs: Sequence[Run], stop: Callable[[], int] = lambda: 0) -> Non
 
 
 def free_memory() -> float:
-    """Returns the bytes that the first device has left."""
-    device = jax.local_devices()[0]
-    if found := device.memory_stats():
+    """Returns the bytes that the first device has left; of a CPU, also within cgroups."""
+    if found := jax.local_devices()[0].memory_stats():
         return found["bytes_limit"] - found["bytes_in_use"]
-    known = Path("/proc/meminfo")
-    lines = known.read_text().splitlines() if known.exists() else []
-    free = [line.split()[1] for line in lines if line.startswith("MemAvailable")]
-    return 1024.0 * float(free[0]) if free else float("inf")
+
+    def number(path: Path, name: str = "") -> float:
+        return float(re.findall(rf"\b{name}:? *(\d+)", path.read_text())[0])
+
+    left = [float("inf")]
+    with contextlib.suppress(OSError, IndexError):
+        left.append(1024 * number(ROOT / "proc/meminfo", "MemAvailable"))
+    with contextlib.suppress(OSError):
+        for line in (ROOT / "proc/self/cgroup").read_text().splitlines():
+            _, names, path = line.split(":", 2)
+            group = ROOT / "sys/fs/cgroup" / names / path.strip("/")
+            for place, (limit, used) in itertools.product((group, *group.parents), LIMITS):
+                with contextlib.suppress(OSError, IndexError):  # not there, or "max"
+                    cache = number(place / "memory.stat", "inactive_file")
+                    left.append(number(place / limit) - number(place / used) + cache)
+    return min(left)
 
 
 class SideBySide(AbstractEngine):
@@ -118,11 +141,13 @@ class SideBySide(AbstractEngine):
 
     @property
     def memory(self) -> float:
-        """Bytes that a chunk of outer steps takes on a device, as XLA says; 0 if it does not."""
+        """Bytes that a chunk of outer steps takes of a memory, as XLA says; 0 if it does not."""
         steps = min(self._experiments[0].steps_per_chunk, self._experiments[0].outer_steps)
         found = self._program(self.begin(), steps).memory_analysis()
         parts = ("temp_size_in_bytes", "argument_size_in_bytes", "output_size_in_bytes")
-        return float(sum(getattr(found, part, 0) for part in parts))
+        # CPU devices share the memory of the machine.
+        sharing = self._mesh.size if jax.default_backend() == "cpu" else 1
+        return float(sharing * sum(getattr(found, part, 0) for part in parts))
 
     @override
     def begin(self) -> TrainState:

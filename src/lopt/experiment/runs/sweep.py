@@ -18,7 +18,6 @@ import numpy as np
 
 from lopt.experiment.report import Report, curves, measured, progress
 from lopt.experiment.runs.cluster import map_on_workers
-from lopt.experiment.runs.environment import one_core
 from lopt.experiment.runs.files import digest
 from lopt.experiment.runs.registry import load_recipe, make, parsed, seed_of
 from lopt.experiment.runs.run import Run, holds_run, printed
@@ -181,8 +180,6 @@ def _train(runs: Sequence[Run], settings: SweepSettings | CompareSettings) -> No
 
 def train_folder(folder: str) -> str:
     """Trains the run in a folder to its end, in a worker's process; returns the run's name."""
-    jax.config.update("jax_platforms", "cpu")
-    one_core()
     run = Run(folder, trust=True)  # its code is that of the recipe that was given
     train(run, show_progress=False)
     return run.name
