@@ -292,6 +292,34 @@ def test_sigterm_ends_workers_after_a_checkpoint(tmp_path):
     assert last == len(Run(folder).log["seconds"])
 
 
+@pytest.mark.slow  # two minutes
+def test_machines_join_and_leave(tmp_path, monkeypatch):
+    """A run goes on while the second of its machines is lost, and another one comes."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    from ray.cluster_utils import Cluster
+
+    folder, settings = tmp_path / "run", ["--set", "outer_steps=1000"]
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        words = ["train", str(RECIPE), "--workers", "2", "--ray", cluster.address, *settings]
+        with subprocess.Popen([*LOPT, *words, "--run", str(folder)], text=True) as driver:
+            for _ in range(3):
+                before = steps_of(folder)
+                node = cluster.add_node(num_cpus=1)
+                while steps_of(folder) < before + 100:
+                    assert driver.poll() is None
+                    time.sleep(0.1)
+                cluster.remove_node(node, allow_graceful=False)
+            cluster.add_node(num_cpus=1)
+            assert driver.wait() == 0
+    finally:
+        cluster.shutdown()
+    lines = [json.loads(line) for line in lines_of(folder)]
+    assert len(lines) == 1000
+    assert sum(line["lost"] for line in lines) >= 1
+    assert np.isfinite([line["meta_loss"] for line in lines]).all()
+
+
 @pytest.mark.slow  # four minutes
 def test_chaos(tmp_path):
     """Twenty workers and five drivers are killed at random: the run is the undisturbed one."""

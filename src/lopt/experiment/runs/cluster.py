@@ -38,6 +38,8 @@ def connected(workers: int, address: str | None) -> Iterator[Any]:
     """
     if address is None:
         os.environ.update(ALONE)
+    else:  # of a cluster that refuses this process one error says enough
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
     installed = importlib.util.find_spec("ray") and version("ray")
     if not installed or installed.partition(".")[0] != MAJOR:
         raise ImportError(
@@ -59,7 +61,8 @@ def connected(workers: int, address: str | None) -> Iterator[Any]:
     except Exception as error:  # of any kind: versions, addresses, tokens
         said, where = " ".join(f"{error}".split())[:300], f"--ray {address}" if address else "Ray"
         raise ConnectionError(
-            f"{where}: no cluster of Ray {ray.__version__} can be joined there ({said})."
+            f"{where}: no cluster of Ray {ray.__version__} can be joined there ({said}); if it "
+            "asks for a token, as after `ray start` where there is one, set RAY_AUTH_MODE=token."
         ) from error
     finally:
         with contextlib.suppress(ValueError):  # not in the main thread
