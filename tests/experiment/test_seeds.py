@@ -99,11 +99,10 @@ def test_memory_is_that_of_the_machine_and_of_the_group(tmp_path, recipe, monkey
     assert s.free_memory() == np.inf
     files = {
         "proc/meminfo": "MemTotal:  900 kB\nMemAvailable:   8 kB\n",
-        "proc/self/cgroup": "4:memory:/job\n0::/job/step\n",
-        "sys/fs/cgroup/job/memory.max": "7000\n",  # of the group above
-        "sys/fs/cgroup/job/memory.current": "3000\n",
-        "sys/fs/cgroup/job/memory.stat": "anon 5\ninactive_file 500\n",
-        "sys/fs/cgroup/job/step/memory.max": "max\n",
+        "sys/fs/cgroup/memory.max": "7000\n",
+        "sys/fs/cgroup/memory.current": "3000\n",
+        "sys/fs/cgroup/memory.stat": "anon 5\ninactive_file 500\n",
+        "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n",
     }
     found = []
     for name, text in files.items():
@@ -111,7 +110,7 @@ def test_memory_is_that_of_the_machine_and_of_the_group(tmp_path, recipe, monkey
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
         found.append(s.free_memory())
-    assert found == [8192.0] * 4 + [4500.0] * 2
+    assert found == [8192.0] * 3 + [4500.0] * 2
     # Devices of a CPU have one memory.
     runs = s.create(tmp_path / "all", recipe, (), (), 2)
     every = s.SideBySide([run.experiment for run in runs])

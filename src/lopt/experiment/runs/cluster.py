@@ -38,8 +38,6 @@ def connected(workers: int, address: str | None) -> Iterator[Any]:
     """
     if address is None:
         os.environ.update(ALONE)
-    else:  # of a cluster that refuses this process one error says enough
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
     installed = importlib.util.find_spec("ray") and version("ray")
     if not installed or installed.partition(".")[0] != MAJOR:
         raise ImportError(
@@ -85,50 +83,39 @@ def _check_reachable(address: str | None) -> None:
             ) from error
 
 
-def here() -> tuple[dict[str, str], dict[str, Any]]:
+def here() -> dict[str, Any]:
     """Returns what workers must have in common with this process: versions, and of JAX's config."""
-    return versions(), {name: jax.config.values[name] for name in CONFIG}
+    return versions() | {name: jax.config.values[name] for name in CONFIG}
 
 
-def be_like(there: tuple[dict[str, str], dict[str, Any]]) -> None:
-    """Sets up JAX for a worker on one core, as it is `here` in the driver.
-
-    Raises:
-        ValueError: if it has other versions.
-    """
-    expected, config = there
-    if (found := versions()) != expected:
-        raise ValueError(f"this machine has {found}, and the driver {expected}")
-    for name, value in config.items():
-        jax.config.update(name, value)
+def be_like(there: dict[str, Any]) -> None:
+    """Sets up JAX for a worker on one core, as it is `here` in the driver; refuses versions."""
+    for name in CONFIG:
+        jax.config.update(name, there[name])
+    if (found := here()) != there:
+        raise ValueError(f"this machine has {found}, and the driver {there}")
     one_core()
 
 
 def map_on_workers(
-    function: Callable[[Any], Any], items: Sequence[Any], workers: int, address: str | None
+    function: Callable[[Any, Any], Any], items: Sequence[Any], workers: int, address: str | None
 ) -> Iterator[Any]:
-    """Yields `function(item)` of each item as it is done, so many at a time.
+    """Yields `function(item, here())` of each item as it is done, so many at a time.
 
     Each is computed by a new process on a core, on this machine or on the cluster at an address.
     """
     if not items:
         return
     with connected(workers, address) as ray:
-        task = ray.remote(num_cpus=1, max_calls=1, max_retries=RETRIES)(_computed)
+        task = ray.remote(num_cpus=1, max_calls=1, max_retries=RETRIES)(function)
         waiting, there = list(items), here()
         running: list[Any] = []
         while waiting or running:
             while waiting and len(running) < workers:
-                running.append(task.remote(function, waiting.pop(0), there))
+                running.append(task.remote(waiting.pop(0), there))
             (done,), running = ray.wait(running)
             try:
                 result = ray.get(done)
             except ray.exceptions.RayTaskError as error:
                 raise error.cause from None  # without the worker's traceback
             yield result
-
-
-def _computed(function: Callable[[Any], Any], item: Any, there: Any) -> Any:
-    jax.config.update("jax_platforms", "cpu")
-    be_like(there)
-    return function(item)

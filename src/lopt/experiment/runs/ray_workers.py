@@ -50,8 +50,9 @@ class RayFleet(AbstractFleet):
         gpus = ray.cluster_resources().get("GPU", 0) >= workers
         options = {"max_restarts": -1, "num_cpus": 1, "num_gpus": int(gpus)}
         actor = ray.remote(**options)(_Actor)
-        self._ray, given = ray, (content, here())
+        given = content, here()
         self.workers = [_Remote(ray, part, actor.remote(*given, part.rows)) for part in parts]
+        self._ray = ray
 
     @override
     def share(self, theta: Theta) -> Any:
@@ -107,7 +108,7 @@ class _Remote(AbstractWorker):
 class _Actor:
     """Particles of a run, in a process of their own."""
 
-    def __init__(self, content: dict[str, bytes], there: Any, rows: tuple[int, int]) -> None:
+    def __init__(self, content: Any, there: Any, rows: tuple[int, int]) -> None:
         be_like(there)
         with tempfile.TemporaryDirectory() as folder:
             for name, text in content.items():

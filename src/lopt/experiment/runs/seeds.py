@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import itertools
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,12 +30,10 @@ from lopt.experiment.runs.train import (
 )
 from lopt.experiment.runs.workers import to_host
 
-# Where the system says how much memory there is, and how cgroups call it, version 2 or 1.
+# Where the system says how much memory there is; and cgroups, of version 2 and 1, how much they may
+# use and do.
 ROOT = Path("/")
-LIMITS = (
-    ("memory.max", "memory.current"),
-    ("memory.limit_in_bytes", "memory.usage_in_bytes"),
-)
+GROUPS = ("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")
 
 
 def create(
@@ -93,7 +90,7 @@ def train_seeds(runs: Sequence[Run], stop: Callable[[], int] = lambda: 0) -> Non
 
 
 def free_memory() -> float:
-    """Returns the bytes that the first device has left; of a CPU, also within cgroups."""
+    """Returns the bytes that the first device has left; of a CPU, within its cgroup."""
     if found := jax.local_devices()[0].memory_stats():
         return found["bytes_limit"] - found["bytes_in_use"]
 
@@ -103,14 +100,11 @@ def free_memory() -> float:
     left = [float("inf")]
     with contextlib.suppress(OSError, IndexError):
         left.append(1024 * number(ROOT / "proc/meminfo", "MemAvailable"))
-    with contextlib.suppress(OSError):
-        for line in (ROOT / "proc/self/cgroup").read_text().splitlines():
-            _, names, path = line.split(":", 2)
-            group = ROOT / "sys/fs/cgroup" / names / path.strip("/")
-            for place, (limit, used) in itertools.product((group, *group.parents), LIMITS):
-                with contextlib.suppress(OSError, IndexError):  # not there, or "max"
-                    cache = number(place / "memory.stat", "inactive_file")
-                    left.append(number(place / limit) - number(place / used) + cache)
+    for place, (limit, used) in zip(("", "memory"), GROUPS, strict=True):
+        group = ROOT / "sys/fs/cgroup" / place
+        with contextlib.suppress(OSError, IndexError):  # not there, or "max"
+            cache = number(group / "memory.stat", "inactive_file")
+            left.append(number(group / limit) - number(group / used) + cache)
     return min(left)
 
 

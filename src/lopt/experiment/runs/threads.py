@@ -69,12 +69,7 @@ class _Thread(AbstractWorker):
     """A worker that is a thread of this process with a device."""
 
     def __init__(
-        self,
-        part: Mean,
-        device: Any,
-        thread: ThreadPoolExecutor,
-        compiler: ThreadPoolExecutor,
-        begun: tuple[Theta, Key],
+        self, part: Mean, device: Any, thread: Any, compiler: ThreadPoolExecutor, begun: Any
     ) -> None:
         super().__init__(part)
         self._device, self._thread = device, thread
