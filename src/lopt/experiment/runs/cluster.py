@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from lopt.experiment.runs.environment import one_core
-from lopt.experiment.runs.run import versions
+from lopt.experiment.runs.run import surroundings
 
 MAJOR = "2"
 # How often a task whose process died is started again.
@@ -85,16 +85,17 @@ def _check_reachable(address: str | None) -> None:
 
 def here() -> dict[str, Any]:
     """Returns what workers must have in common with this process: versions, and of JAX's config."""
-    return versions() | {name: jax.config.values[name] for name in CONFIG}
+    config = {name: jax.config.values[name] for name in CONFIG}
+    return surroundings() | config | {"devices": "any"}
 
 
 def be_like(there: dict[str, Any]) -> None:
     """Sets up JAX for a worker on one core, as it is `here` in the driver; refuses versions."""
+    one_core()
     for name in CONFIG:
         jax.config.update(name, there[name])
     if (found := here()) != there:
         raise ValueError(f"this machine has {found}, and the driver {there}")
-    one_core()
 
 
 def map_on_workers(

@@ -123,27 +123,22 @@ class _Actor:
     def window(self, theta: Any, key: Any, windows: int, history: Sequence[Any]) -> Answer:
         """Returns what a window found, after so many answered windows."""
         if windows != self._done:
-            self._restore(theta, *history)
-        answer = answer_of(*self._advance(theta, key))
+            self._restore(theta, windows, *history)
+        theta, key = from_host(theta, self._theta), jax.random.wrap_key_data(jnp.asarray(key))
+        estimate, count, self._state = window(self._part, theta, self._state, key)
         self._done = windows + 1
-        return answer
+        return answer_of(estimate, count)
 
     def snapshot(self, windows: int, before: Sequence[Any]) -> Any:
         """Returns the particles after so many windows; None if there is no way to them."""
         if windows != self._done and before:
-            self._restore(None, None, *before)
-            self._done = windows
+            self._restore(None, windows, None, *before)
         if windows != self._done:
             return None
         # One array, which Ray stores in a third of the time that it takes for thirty.
         return np.frombuffer(pickle.dumps(to_host(self._state), protocol=5), np.uint8)
 
-    def _advance(self, theta: Any, key: Any) -> tuple[Any, Any]:
-        theta, key = from_host(theta, self._theta), jax.random.wrap_key_data(jnp.asarray(key))
-        estimate, count, self._state = window(self._part, theta, self._state, key)
-        return estimate, count
-
-    def _restore(self, theta: Any, snapshot: Any, *before: Any) -> None:
+    def _restore(self, theta: Any, windows: int, snapshot: Any, *before: Any) -> None:
         """Takes the particles of a snapshot or, if it is lost, computes its window again."""
         import ray
 
@@ -153,8 +148,7 @@ class _Actor:
         elif before:
             older, theta, key = before
             theta = ray.get(theta) if isinstance(theta, ray.ObjectRef) else theta
-            self._restore(theta, older)
-            self._advance(theta, key)
+            self.window(theta, key, windows - 1, [older])
         else:  # before the first window, or lost with its machine
             self._state = prepare(self._part, from_host(theta, self._theta), self._key)
 

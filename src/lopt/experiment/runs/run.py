@@ -293,16 +293,12 @@ def without_addresses(text: str) -> str:
     return re.sub(r" at 0x[0-9a-f]+|wrapped ", "", text)
 
 
-def versions() -> dict[str, str]:
-    """Returns the versions that numbers depend on."""
-    found = {name: version(name) for name in ("lopt", "jax", "equinox", "optax")}
-    return {"python": platform.python_version(), **found}
-
-
 def surroundings() -> dict[str, str]:
     """Returns the versions and the devices that there are."""
     devices = jax.devices()
-    return {**versions(), "devices": f"{len(devices)} x {devices[0].device_kind}"}
+    versions = {name: version(name) for name in ("lopt", "jax", "equinox", "optax")}
+    found = f"{len(devices)} x {devices[0].device_kind}"
+    return {"python": platform.python_version(), **versions, "devices": found}
 
 
 def _mark(sha256: str) -> Path:

@@ -30,8 +30,7 @@ from lopt.experiment.runs.train import (
 )
 from lopt.experiment.runs.workers import to_host
 
-# Where the system says how much memory there is; and cgroups, of version 2 and 1, how much they may
-# use and do.
+# What the system and cgroups, of version 2 and 1, say of memory.
 ROOT = Path("/")
 GROUPS = ("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")
 
@@ -50,11 +49,6 @@ def create(
     about["seeds"] = [*range(first, first + count)]
     files.write_json(folder / SEEDS, about, new=True, sealed=True)
     return [run, *open_all(folder)[1:]]
-
-
-def holds_seeds(folder: Path) -> bool:
-    """Returns whether a folder holds runs of several seeds."""
-    return (folder / SEEDS).exists()
 
 
 def open_all(folder: Path, trust: bool = False) -> list[Run]:

@@ -143,11 +143,8 @@ def _check(folder: Path, recipe: str, values: Point, *, trace: bool) -> None:
         if trace:  # which finds what only training would
             program(experiment)
         return
-
-    def text(value: Any) -> str:  # as in run.json
-        return str(value.resolve() if isinstance(value, Path) and value.name else value)
-
-    settings = json.loads(json.dumps(vars(made), default=text))
+    full = {k: v.resolve() if isinstance(v, Path) and v.name else v for k, v in vars(made).items()}
+    settings = json.loads(json.dumps(full, default=str))  # as in run.json
     code = digest(Path(recipe)) if Path(recipe).suffix == ".py" else None
     there = Run(folder).config
     found = there["settings"], there["recipe_sha256"], there["experiment"]

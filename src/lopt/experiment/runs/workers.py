@@ -29,6 +29,7 @@ from lopt.estimators.finite import is_finite, mean_of_finite, total
 from lopt.estimators.mean import step_cost
 from lopt.experiment.report import tell
 from lopt.experiment.runs.experiment import Experiment
+from lopt.experiment.runs.storage import is_key
 from lopt.experiment.runs.train import AbstractEngine, StepLog, beginning, guarded, shapes
 
 # Seconds after which one that is gone is asked again, and after which waiting is said.
@@ -131,14 +132,14 @@ class AbstractWorker(abc.ABC):
         """Returns the answer and a snapshot after it, or None if the window is lost."""
 
 
-class AbstractFleet(abc.ABC):
+class AbstractFleet:
     """Workers, and how theta gets to them."""
 
     workers: Sequence[AbstractWorker]
 
-    @abc.abstractmethod
     def share(self, theta: Theta) -> Any:
         """Returns what workers are given as theta."""
+        return theta
 
     def waiting(self) -> list["Future[Any]"]:
         """Returns what ends when another worker gets ready."""
@@ -233,11 +234,9 @@ class Workers(AbstractEngine):
             elif not wait(answers, seconds, FIRST_COMPLETED).done and seconds == PATIENCE:
                 tell(f"Waiting for {len(asked)} of {len(fleet.workers)} workers.")
             for one in asked:
-                if one.answer.done():
-                    answer = self._received(one, step)
-                    if answer is not None:
-                        found.append(answer)
-                        gathered += one.size
+                if one.answer.done() and (answer := self._received(one, step)) is not None:
+                    found.append(answer)
+                    gathered += one.size
         return pooled(found, state.params)
 
     def _received(self, one: AbstractWorker, step: int) -> Answer | None:
@@ -294,7 +293,7 @@ def split(mean: Mean, count: int) -> list[Mean]:
 def to_host(tree: Any) -> list[np.ndarray]:
     """Returns the leaves of a tree as NumPy has them, keys as their numbers."""
     return [
-        np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+        np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)
         for leaf in jax.tree.leaves(tree)
     ]
 
@@ -302,14 +301,10 @@ def to_host(tree: Any) -> list[np.ndarray]:
 def from_host(leaves: Sequence[np.ndarray], like: Any) -> Any:
     """Returns the tree whose leaves these were, of the structure of `like`."""
     found = [
-        jax.random.wrap_key_data(jnp.array(leaf)) if _is_key(old) else jnp.array(leaf)
+        jax.random.wrap_key_data(jnp.array(leaf)) if is_key(old) else jnp.array(leaf)
         for leaf, old in zip(leaves, jax.tree.leaves(like), strict=True)
     ]
     return jax.tree.unflatten(jax.tree.structure(like), found)
-
-
-def _is_key(leaf: Any) -> bool:
-    return bool(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key))
 
 
 class _Layout:
