@@ -64,16 +64,16 @@ def pooled(answers: Sequence[Answer], theta: Theta) -> Estimate:
     every = sum(each.number for each in answers)
     used = [each for each in answers if each.number] or answers
 
-    def mean(*leaves: np.ndarray) -> np.ndarray:
+    def mean(*leaves: np.ndarray) -> jax.Array:
         weights = [each.number for each in used] if every else None
-        return np.average(leaves, axis=0, weights=weights).astype(leaves[0].dtype)
+        return jnp.asarray(np.average(leaves, axis=0, weights=weights), leaves[0].dtype)
 
     loss, extra = jax.tree.map(mean, *((each.loss, each.extra) for each in used))
-    still = [np.zeros_like(leaf) for leaf in answers[0].grads]
+    still = [jnp.zeros_like(leaf) for leaf in answers[0].grads]
     grads = jax.tree.map(mean, *(each.grads for each in used)) if every else still
     grads = jax.tree.unflatten(jax.tree.structure(theta), grads)
     dropped = jnp.asarray(sum(each.dropped for each in answers), jnp.int32)
-    return jax.tree.map(jnp.asarray, Estimate(loss, grads, dropped, extra))
+    return Estimate(loss, grads, dropped, extra)
 
 
 @eqx.filter_jit
