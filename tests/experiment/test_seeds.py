@@ -1,6 +1,7 @@
 """Several seeds of meta-training side by side: each as if it were alone, and bands over all."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from lopt.experiment.evaluation.command import evaluate_run
+from lopt.experiment.runs import files
 from lopt.experiment.runs import seeds as s
 from lopt.experiment.runs.run import Run
 from lopt.experiment.runs.settings import TrainSettings
@@ -90,6 +92,48 @@ def test_as_many_as_memory_allows_are_side_by_side(tmp_path, recipe, monkeypatch
     s.train_seeds(runs)
     assert sizes == [4, 2, 2]
     assert [run.log["meta_loss"].size for run in runs] == [12] * 4
+
+
+def test_memory_is_that_of_the_machine_and_of_the_group(tmp_path, recipe, monkeypatch):
+    monkeypatch.setattr(s, "ROOT", tmp_path)
+    assert s.free_memory() == np.inf
+    files = {
+        "proc/meminfo": "MemTotal:  900 kB\nMemAvailable:   8 kB\n",
+        "sys/fs/cgroup/memory.max": "7000\n",
+        "sys/fs/cgroup/memory.current": "3000\n",
+        "sys/fs/cgroup/memory.stat": "anon 5\ninactive_file 500\n",
+        "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n",
+    }
+    found = []
+    for name, text in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        found.append(s.free_memory())
+    assert found == [8192.0] * 3 + [4500.0] * 2
+    # Devices of a CPU have one memory.
+    runs = s.create(tmp_path / "all", recipe, (), (), 2)
+    every = s.SideBySide([run.experiment for run in runs])
+    size, mesh = every.memory, s.device_mesh(1)
+    monkeypatch.setattr(every, "_mesh", mesh)
+    assert size == every.memory * s.device_mesh().size
+
+
+def test_the_others_are_made_of_the_code_of_the_first(tmp_path, recipe):
+    s.create(tmp_path / "all", recipe, (), (), 2)
+    second = tmp_path / "all" / "seed-1"
+    code, own = Path(recipe).read_text(), files.read_json(second / "run.json", sealed=True)
+    shutil.rmtree(second)
+    Path(recipe).write_text(code.replace("adam(0.01)", "adam(0.02)"))
+    _, other = s.open_all(tmp_path / "all")
+    assert other.config["recipe_sha256"] == own["recipe_sha256"]
+    assert (second / "recipe.py").read_text() == code
+
+
+def test_a_folder_of_seeds_is_not_one_run(tmp_path, recipe):
+    s.create(tmp_path / "all", recipe, (), (), 2)
+    with pytest.raises(FileNotFoundError, match=r"give that of one, such as .*all/seed-0\."):
+        Run(tmp_path / "all")
 
 
 def test_what_a_function_encloses_is_each_seeds_own(tmp_path, recipe):

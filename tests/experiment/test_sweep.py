@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from lopt.experiment.report import measured
+from lopt.experiment.runs import cluster
 from lopt.experiment.runs.files import read_json
 from lopt.experiment.runs.run import Run
 from lopt.experiment.runs.settings import CompareSettings, SweepSettings
@@ -153,9 +154,8 @@ def test_a_run_of_other_code_is_not_gone_on_with(tmp_path, seeded):
         sweep(tmp_path / "out", settings)
 
 
-def test_workers_give_the_same_numbers_also_if_one_dies(tmp_path, seeded, monkeypatch):
+def test_workers_give_the_same_numbers_also_if_one_dies(tmp_path, seeded):
     pytest.importorskip("ray")
-    monkeypatch.setenv("JAX_ENABLE_X64", "1")
     settings = SweepSettings(recipe=seeded, settings=("outer_steps=4,6", "truncation=2"))
     here, there = tmp_path / "here", tmp_path / "there"
     rows = sweep(here, settings).parts[0].rows
@@ -167,6 +167,13 @@ def test_workers_give_the_same_numbers_also_if_one_dies(tmp_path, seeded, monkey
         assert different <= {"ms per outer step"}
     for name, log in losses(here).items():
         np.testing.assert_array_equal(losses(there)[name], log)
+
+
+def test_workers_of_other_versions_are_refused(tmp_path, monkeypatch):
+    own = cluster.here()
+    monkeypatch.setattr(cluster, "here", lambda: own | {"lopt": "0.0"})
+    with pytest.raises(ValueError, match=r"this machine has .* and the driver .*'lopt': '0.0'"):
+        sweep(tmp_path, SweepSettings(RECIPE, ("outer_steps=2,4",), workers=1))
 
 
 def test_a_recipe_of_several_architectures_has_its_table(tmp_path):

@@ -218,6 +218,26 @@ def test_a_run_of_workers_goes_on_in_one_process(tmp_path, ray):
     assert eqx.tree_equal(found, expected, rtol=0.5)
 
 
+def test_a_snapshot_that_a_kill_prevents_is_computed_again(tmp_path, ray):
+    run = Run.create(tmp_path / "run", str(RECIPE))
+    one = OneProgram(run.experiment)
+    expected, _ = one.advance(one.begin(), 4)
+    fleet = RayFleet(ray, run, 2)
+    engine = w.Workers(run.experiment, fleet)
+    state = engine.begin()
+    for steps in (1, 2):
+        state, _ = engine.advance(state, steps)
+        for worker in fleet.workers:
+            worker.snapshot = ray.put(None)
+            ray.kill(worker._actor, no_restart=False)
+        if steps == 2:  # this time it is asked for before the next window
+            checkpoint = engine.states(state)[0]
+            begun, _ = one.advance(one.begin(), 3)
+            assert states_equal(checkpoint, begun, rtol=1e-6, atol=1e-7)
+    state, _ = engine.advance(state, 1)
+    assert states_equal(engine.states(state)[0], expected, rtol=1e-6, atol=1e-7)
+
+
 def test_what_goes_wrong_in_a_worker_is_said_here(tmp_path, ray):
     run = Run.create(tmp_path / "run", str(RECIPE))
     (run.folder / "recipe.py").unlink()
@@ -270,6 +290,34 @@ def test_sigterm_ends_workers_after_a_checkpoint(tmp_path):
         assert started.wait(60) == 143
     last = max(int(path.stem) for path in (folder / "checkpoints").glob("*.safetensors"))
     assert last == len(Run(folder).log["seconds"])
+
+
+@pytest.mark.slow  # two minutes
+def test_machines_join_and_leave(tmp_path, monkeypatch):
+    """A run goes on while the second of its machines is lost, and another one comes."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    from ray.cluster_utils import Cluster
+
+    folder, settings = tmp_path / "run", ["--set", "outer_steps=1000"]
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        words = ["train", str(RECIPE), "--workers", "2", "--ray", cluster.address, *settings]
+        with subprocess.Popen([*LOPT, *words, "--run", str(folder)], text=True) as driver:
+            for _ in range(3):
+                before = steps_of(folder)
+                node = cluster.add_node(num_cpus=1)
+                while steps_of(folder) < before + 100:
+                    assert driver.poll() is None
+                    time.sleep(0.1)
+                cluster.remove_node(node, allow_graceful=False)
+            cluster.add_node(num_cpus=1)
+            assert driver.wait() == 0
+    finally:
+        cluster.shutdown()
+    lines = [json.loads(line) for line in lines_of(folder)]
+    assert len(lines) == 1000
+    assert sum(line["lost"] for line in lines) >= 1
+    assert np.isfinite([line["meta_loss"] for line in lines]).all()
 
 
 @pytest.mark.slow  # four minutes

@@ -10,8 +10,8 @@ from lopt.experiment.evaluation.suites import suite
 from lopt.experiment.evaluation.summary import evaluation_report
 from lopt.experiment.report import Report, stages
 from lopt.experiment.runs.files import check_writable, free_folder
-from lopt.experiment.runs.run import Run, add_log
-from lopt.experiment.runs.seeds import holds_seeds, open_all
+from lopt.experiment.runs.run import SEEDS, Run, add_log
+from lopt.experiment.runs.seeds import open_all
 from lopt.experiment.settings import EvaluateSettings
 
 # What a run's own evaluations have beside it, so that the demo ends soon; suites have all.
@@ -22,7 +22,7 @@ def evaluate_command(settings: EvaluateSettings) -> None:
     """Judges what is given, and writes the report into the folder of the run, if it is one."""
     alone = len(settings.contestants) == 1
     given: list[tuple[list[Contestant], Run | None]]
-    if seeds := alone and holds_seeds(place := Path(settings.contestants[0])):
+    if seeds := alone and ((place := Path(settings.contestants[0])) / SEEDS).exists():
         given = [(of_run(run, run.name)[:1], run) for run in open_all(place, settings.trust)]
     else:
         given = [of_path(path, settings.trust, alone) for path in settings.contestants]

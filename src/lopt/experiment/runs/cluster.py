@@ -11,12 +11,19 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from typing import Any
 
+import jax
+
+from lopt.experiment.runs.environment import one_core
+from lopt.experiment.runs.run import surroundings
+
 MAJOR = "2"
 # How often a task whose process died is started again.
 RETRIES = 3
 # On a machine of its own Ray listens on loopback only, as it does elsewhere than on Linux, and
 # reports to nobody; read when it is imported.
 ALONE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+# Of JAX, what numbers depend on.
+CONFIG = ("jax_enable_x64", "jax_default_matmul_precision", "jax_numpy_dtype_promotion")
 
 
 @contextlib.contextmanager
@@ -52,7 +59,8 @@ def connected(workers: int, address: str | None) -> Iterator[Any]:
     except Exception as error:  # of any kind: versions, addresses, tokens
         said, where = " ".join(f"{error}".split())[:300], f"--ray {address}" if address else "Ray"
         raise ConnectionError(
-            f"{where}: no cluster of Ray {ray.__version__} can be joined there ({said})."
+            f"{where}: no cluster of Ray {ray.__version__} can be joined there ({said}); if it "
+            "asks for a token, as after `ray start` where there is one, set RAY_AUTH_MODE=token."
         ) from error
     finally:
         with contextlib.suppress(ValueError):  # not in the main thread
@@ -75,22 +83,37 @@ def _check_reachable(address: str | None) -> None:
             ) from error
 
 
-def map_on_workers(
-    function: Callable[[Any], Any], items: Sequence[Any], workers: int, address: str | None
-) -> Iterator[Any]:
-    """Yields `function(item)` of each item as it is done, so many at a time.
+def here() -> dict[str, Any]:
+    """Returns what workers must have in common with this process: versions, and of JAX's config."""
+    config = {name: jax.config.values[name] for name in CONFIG}
+    return surroundings() | config | {"devices": "any"}
 
-    Each is computed by a new process, on this machine or on the cluster at an address.
+
+def be_like(there: dict[str, Any]) -> None:
+    """Sets up JAX for a worker on one core, as it is `here` in the driver; refuses versions."""
+    one_core()
+    for name in CONFIG:
+        jax.config.update(name, there[name])
+    if (found := here()) != there:
+        raise ValueError(f"this machine has {found}, and the driver {there}")
+
+
+def map_on_workers(
+    function: Callable[[Any, Any], Any], items: Sequence[Any], workers: int, address: str | None
+) -> Iterator[Any]:
+    """Yields `function(item, here())` of each item as it is done, so many at a time.
+
+    Each is computed by a new process on a core, on this machine or on the cluster at an address.
     """
     if not items:
         return
     with connected(workers, address) as ray:
         task = ray.remote(num_cpus=1, max_calls=1, max_retries=RETRIES)(function)
-        waiting = list(items)
+        waiting, there = list(items), here()
         running: list[Any] = []
         while waiting or running:
             while waiting and len(running) < workers:
-                running.append(task.remote(waiting.pop(0)))
+                running.append(task.remote(waiting.pop(0), there))
             (done,), running = ray.wait(running)
             try:
                 result = ray.get(done)

@@ -21,8 +21,8 @@ from lopt.experiment.runs.distributed import (
 from lopt.experiment.runs.environment import PATIENCE, asked_to_stop, stoppable
 from lopt.experiment.runs.files import free_folder
 from lopt.experiment.runs.ray_workers import RayFleet
-from lopt.experiment.runs.run import Run, holds_run, surroundings
-from lopt.experiment.runs.seeds import create, holds_seeds, open_all, train_seeds
+from lopt.experiment.runs.run import SEEDS, Run, holds_run, surroundings
+from lopt.experiment.runs.seeds import create, open_all, train_seeds
 from lopt.experiment.runs.settings import TrainSettings
 from lopt.experiment.runs.threads import Here
 from lopt.experiment.runs.train import AbstractEngine, train
@@ -36,9 +36,12 @@ def train_command(settings: TrainSettings) -> None:
     """Meta-trains a new run, or goes on with one, and evaluates it."""
     if settings.distributed or settings.coordinator is not None:
         with joined(settings.coordinator, settings.processes, settings.process):
-            check_same(f"{surroundings()} {_said(settings)}")
+            code = Path(f"{settings.recipe}")
+            digest = files.digest(code) if code.suffix == ".py" and code.is_file() else ""
+            alike = dataclasses.replace(settings, coordinator=None, process=None, processes=None)
+            check_same(f"{surroundings()} {digest} {alike}")
             _finished(_shared(settings))
-    elif settings.seeds > 1 or (settings.resume and holds_seeds(settings.resume)):
+    elif settings.seeds > 1 or (settings.resume and (settings.resume / SEEDS).exists()):
         if settings.workers is not None:
             raise ValueError("--resume of several seeds takes no --workers; leave it out.")
         _train_seeds(settings)
@@ -103,14 +106,6 @@ def _shared(settings: TrainSettings) -> Run:
     run = together(lambda: first or Run(folder, trust=trust))
     together(lambda: run.experiment)
     return run
-
-
-def _said(settings: TrainSettings) -> str:
-    """Returns what a command says, with the code that it names."""
-    code = Path(f"{settings.recipe}")
-    digest = f"{files.digest(code)} " if code.suffix == ".py" and code.is_file() else ""
-    alike = dataclasses.replace(settings, coordinator=None, process=None, processes=None)
-    return f"{digest}{alike}"
 
 
 def tune_command(settings: TuneSettings) -> None:

@@ -1,7 +1,9 @@
 """Workers that are actors of Ray: on one machine or many, which may join, leave and fail."""
 
 import dataclasses
+import pickle
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,9 @@ from typing_extensions import override
 from lopt.core.types import Theta
 from lopt.estimators import Mean
 from lopt.experiment.report import tell
-from lopt.experiment.runs.environment import one_core
+from lopt.experiment.runs.cluster import be_like, here
 from lopt.experiment.runs.files import write_bytes
-from lopt.experiment.runs.run import Run, surroundings
+from lopt.experiment.runs.run import Run
 from lopt.experiment.runs.train import beginning
 from lopt.experiment.runs.workers import (
     AbstractFleet,
@@ -33,8 +35,6 @@ from lopt.experiment.runs.workers import (
 
 # Bytes that are sent with a call sooner than they are put where it finds them.
 SMALL = 50_000
-# Of JAX, what numbers depend on.
-CONFIG = ("jax_enable_x64", "jax_default_matmul_precision", "jax_numpy_dtype_promotion")
 
 
 class RayFleet(AbstractFleet):
@@ -50,9 +50,9 @@ class RayFleet(AbstractFleet):
         gpus = ray.cluster_resources().get("GPU", 0) >= workers
         options = {"max_restarts": -1, "num_cpus": 1, "num_gpus": int(gpus)}
         actor = ray.remote(**options)(_Actor)
-        given = content, versions(), {name: jax.config.values[name] for name in CONFIG}
+        given = content, here()
+        self.workers = [_Remote(ray, part, actor.remote(*given, part.rows)) for part in parts]
         self._ray = ray
-        self.workers = [_Remote(ray, part, actor.remote(given, part.rows)) for part in parts]
 
     @override
     def share(self, theta: Theta) -> Any:
@@ -60,30 +60,34 @@ class RayFleet(AbstractFleet):
         small = sum(leaf.nbytes for leaf in leaves) < SMALL
         return leaves if small else self._ray.put(leaves)
 
-    @override
-    def fetch(self, snapshot: Any) -> Any:
-        if not isinstance(snapshot, self._ray.ObjectRef):
-            return snapshot
-        try:
-            return self._ray.get(snapshot)
-        except self._ray.exceptions.ObjectLostError:  # with its machine
-            return None
-
 
 class _Remote(AbstractWorker):
     """A worker that is an actor; its snapshots stay where they were made."""
 
     def __init__(self, ray: Any, part: Mean, actor: Any) -> None:
         super().__init__(part)
-        self._ray, self._actor, self._next = ray, actor, None
-        self._windows = 0
+        self._ray, self._actor, self._windows = ray, actor, 0
+        self._asked = self._before = tuple[Any, ...]()
+        self._next: Any = None
 
     @override
     def ask(self, theta: Any, key: np.ndarray) -> Any:
-        # In a list, so that it is not sent unless it is needed.
-        call = self._actor.window.options(num_returns=2)
-        answer, self._next = call.remote(theta, key, self._windows, [self.snapshot])
+        self._asked = theta, key
+        # In a list, so that snapshots are not sent unless they are needed.
+        history = [self.snapshot, *self._before]
+        answer = self._actor.window.remote(theta, key, self._windows, history)
+        # It is made after the answer, while the driver takes its step.
+        self._next = self._actor.snapshot.remote(self._windows + 1, [])
         return answer.future()
+
+    @override
+    def fetched(self) -> Any:
+        found = _fetched(self._ray, self.snapshot)
+        if found is None and self._before:  # killed in between; Ray waits until it is back
+            lasting = self._actor.snapshot.options(max_task_retries=-1)
+            self.snapshot = lasting.remote(self._windows, self._before)
+            found = _fetched(self._ray, self.snapshot)
+        return found
 
     @override
     def received(self, future: Any) -> tuple[Answer, Any] | None:
@@ -97,19 +101,15 @@ class _Remote(AbstractWorker):
             lines = f"{cause}".strip().splitlines()
             raise RuntimeError(f"a worker failed: {lines[-1] if lines else cause!r}") from error
         self._windows += 1
+        self._before = self.snapshot, *self._asked
         return answer, self._next
 
 
 class _Actor:
     """Particles of a run, in a process of their own."""
 
-    def __init__(self, given: Any, rows: tuple[int, int]) -> None:
-        one_core()
-        content, expected, config = given
-        for name, value in config.items():
-            jax.config.update(name, value)
-        if (found := versions()) != expected:
-            raise ValueError(f"this machine has {found}, and the driver {expected}")
+    def __init__(self, content: Any, there: Any, rows: tuple[int, int]) -> None:
+        be_like(there)
         with tempfile.TemporaryDirectory() as folder:
             for name, text in content.items():
                 write_bytes(Path(folder) / name, text)
@@ -120,31 +120,45 @@ class _Actor:
         self._like = eqx.filter_eval_shape(prepare, self._part, self._theta, self._key)
         self._done, self._state = -1, None
 
-    def window(
-        self, theta: Any, key: np.ndarray, windows: int, snapshot: list[Any]
-    ) -> tuple[Any, Any]:
-        """Returns an estimate with its count, and a snapshot, after so many answered windows."""
+    def window(self, theta: Any, key: Any, windows: int, history: Sequence[Any]) -> Answer:
+        """Returns what a window found, after so many answered windows."""
         if windows != self._done:
-            self._state = self._restored(from_host(theta, self._theta), snapshot[0])
-        own = jax.random.wrap_key_data(jnp.asarray(key))
-        theta = from_host(theta, self._theta)
-        estimate, count, self._state = window(self._part, theta, self._state, own)
+            self._restore(theta, windows, *history)
+        theta, key = from_host(theta, self._theta), jax.random.wrap_key_data(jnp.asarray(key))
+        estimate, count, self._state = window(self._part, theta, self._state, key)
         self._done = windows + 1
-        return answer_of(estimate, count), to_host(self._state)
+        return answer_of(estimate, count)
 
-    def _restored(self, theta: Any, snapshot: Any) -> Any:
+    def snapshot(self, windows: int, before: Sequence[Any]) -> Any:
+        """Returns the particles after so many windows; None if there is no way to them."""
+        if windows != self._done and before:
+            self._restore(None, windows, None, *before)
+        if windows != self._done:
+            return None
+        # One array, which Ray stores in a third of the time that it takes for thirty.
+        return np.frombuffer(pickle.dumps(to_host(self._state), protocol=5), np.uint8)
+
+    def _restore(self, theta: Any, windows: int, snapshot: Any, *before: Any) -> None:
+        """Takes the particles of a snapshot or, if it is lost, computes its window again."""
         import ray
 
-        if isinstance(snapshot, ray.ObjectRef):
-            try:
-                snapshot = ray.get(snapshot)
-            except ray.exceptions.ObjectLostError:  # with its machine: new particles
-                snapshot = None
-        if snapshot is None:
-            return prepare(self._part, theta, self._key)
-        return from_host(snapshot, self._like)
+        found = _fetched(ray, snapshot)
+        if found is not None:
+            self._state = from_host(found, self._like)
+        elif before:
+            older, theta, key = before
+            theta = ray.get(theta) if isinstance(theta, ray.ObjectRef) else theta
+            self.window(theta, key, windows - 1, [older])
+        else:  # before the first window, or lost with its machine
+            self._state = prepare(self._part, from_host(theta, self._theta), self._key)
 
 
-def versions() -> dict[str, str]:
-    """Returns the versions that workers must have in common."""
-    return {name: value for name, value in surroundings().items() if name != "devices"}
+def _fetched(ray: Any, snapshot: Any) -> Any:
+    """Returns what a snapshot stands for; None if it is lost, with its process or machine."""
+    if not isinstance(snapshot, ray.ObjectRef):
+        return snapshot
+    try:
+        found = ray.get(snapshot)
+    except (ray.exceptions.ObjectLostError, ray.exceptions.RayActorError):
+        return None
+    return None if found is None else pickle.loads(found)

@@ -50,6 +50,10 @@ class Run:
         self.folder, self.trust = Path(folder), trust
         path = self.folder / "run.json"
         if not path.exists():
+            if seeds := [one.parent for one in sorted(self.folder.glob("seed-*/run.json"))]:
+                raise FileNotFoundError(
+                    f"{folder} holds runs of several seeds; give that of one, such as {seeds[0]}."
+                )
             raise FileNotFoundError(
                 f"{folder} holds no run (it has no run.json); begin one with "
                 f"lopt train RECIPE --run {folder}."

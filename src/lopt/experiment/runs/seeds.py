@@ -1,6 +1,8 @@
 """Runs of one recipe from several seeds: side by side in one program, and one report on all."""
 
+import contextlib
 import functools
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,10 @@ from lopt.experiment.runs.train import (
 )
 from lopt.experiment.runs.workers import to_host
 
+# What the system and cgroups, of version 2 and 1, say of memory.
+ROOT = Path("/")
+GROUPS = ("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")
+
 
 def create(
     folder: Path, recipe: str, settings: Sequence[str], loggers: Sequence[str], count: int
@@ -45,11 +51,6 @@ def create(
     return [run, *open_all(folder)[1:]]
 
 
-def holds_seeds(folder: Path) -> bool:
-    """Returns whether a folder holds runs of several seeds."""
-    return (folder / SEEDS).exists()
-
-
 def open_all(folder: Path, trust: bool = False) -> list[Run]:
     """Returns the runs of a folder; those that are not there yet are made."""
     about = files.read_json(folder / SEEDS, sealed=True)
@@ -59,8 +60,10 @@ def open_all(folder: Path, trust: bool = False) -> list[Run]:
         if holds_run(place):
             runs.append(Run(place, trust=trust))
         else:
+            # Of the code that the first began with.
+            recipe = runs[0].trust_recipe() if runs else about["recipe"]
             words = [*about["settings"], f"seed={seed}"]
-            runs.append(Run.create(place, about["recipe"], words, about["loggers"]))
+            runs.append(Run.create(place, recipe, words, about["loggers"]))
     return runs
 
 
@@ -81,14 +84,22 @@ def train_seeds(runs: Sequence[Run], stop: Callable[[], int] = lambda: 0) -> Non
 
 
 def free_memory() -> float:
-    """Returns the bytes that the first device has left."""
-    device = jax.local_devices()[0]
-    if found := device.memory_stats():
+    """Returns the bytes that the first device has left; of a CPU, within its cgroup."""
+    if found := jax.local_devices()[0].memory_stats():
         return found["bytes_limit"] - found["bytes_in_use"]
-    known = Path("/proc/meminfo")
-    lines = known.read_text().splitlines() if known.exists() else []
-    free = [line.split()[1] for line in lines if line.startswith("MemAvailable")]
-    return 1024.0 * float(free[0]) if free else float("inf")
+
+    def number(path: Path, name: str = "") -> float:
+        return float(re.findall(rf"\b{name}:? *(\d+)", path.read_text())[0])
+
+    left = [float("inf")]
+    with contextlib.suppress(OSError, IndexError):
+        left.append(1024 * number(ROOT / "proc/meminfo", "MemAvailable"))
+    for place, (limit, used) in zip(("", "memory"), GROUPS, strict=True):
+        group = ROOT / "sys/fs/cgroup" / place
+        with contextlib.suppress(OSError, IndexError):  # not there, or "max"
+            cache = number(group / "memory.stat", "inactive_file")
+            left.append(number(group / limit) - number(group / used) + cache)
+    return min(left)
 
 
 class SideBySide(AbstractEngine):
@@ -118,11 +129,13 @@ class SideBySide(AbstractEngine):
 
     @property
     def memory(self) -> float:
-        """Bytes that a chunk of outer steps takes on a device, as XLA says; 0 if it does not."""
+        """Bytes that a chunk of outer steps takes of a memory, as XLA says; 0 if it does not."""
         steps = min(self._experiments[0].steps_per_chunk, self._experiments[0].outer_steps)
         found = self._program(self.begin(), steps).memory_analysis()
         parts = ("temp_size_in_bytes", "argument_size_in_bytes", "output_size_in_bytes")
-        return float(sum(getattr(found, part, 0) for part in parts))
+        # CPU devices share the memory of the machine.
+        sharing = self._mesh.size if jax.default_backend() == "cpu" else 1
+        return float(sharing * sum(getattr(found, part, 0) for part in parts))
 
     @override
     def begin(self) -> TrainState:

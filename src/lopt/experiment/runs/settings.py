@@ -53,8 +53,7 @@ class TrainSettings:
             raise ValueError("--workers, --distributed and --seeds: give one of them.")
         if self.seeds > 1 and self.recipe is None:
             raise ValueError("--seeds goes with a recipe; a run to continue has its seeds already.")
-        given = [one is not None for one in (self.coordinator, self.processes, self.process)]
-        if any(given) and not all(given):
+        if len({one is None for one in (self.coordinator, self.processes, self.process)}) > 1:
             raise ValueError(
                 "--coordinator, --processes and --process go together; try --coordinator "
                 "127.0.0.1:7654 --processes 2 --process 0, and 1 for the other."

@@ -235,7 +235,8 @@ def _name(path: Any) -> str:
     return jax.tree_util.keystr(path) or "value"
 
 
-def _is_key(leaf: Any) -> bool:
+def is_key(leaf: Any) -> bool:
+    """Whether an array is one of keys."""
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
@@ -244,7 +245,7 @@ def _arrays(tree: Any) -> dict[str, np.ndarray]:
     return {
         # safetensors 0.8.0 scrambles arrays that are not contiguous, without a word.
         _name(path): np.asarray(
-            _rows(jax.random.key_data(leaf) if _is_key(leaf) else leaf), order="C"
+            _rows(jax.random.key_data(leaf) if is_key(leaf) else leaf), order="C"
         )
         for path, leaf in jax.tree.leaves_with_path(tree)
     }
@@ -277,7 +278,7 @@ def _fill(
 
     def fill(path: Any, leaf: Any) -> Any:
         array = arrays[_name(path)]
-        wanted = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
+        wanted = jax.eval_shape(jax.random.key_data, leaf) if is_key(leaf) else leaf
         floats = all(jnp.issubdtype(one.dtype, jnp.floating) for one in (array, wanted))
         fits = array.dtype == wanted.dtype or (floats and not exact)
         if array.shape != wanted.shape or not fits:
@@ -285,7 +286,7 @@ def _fill(
             raise misfit(f"{_name(path)} is {found}, expected {expected}")
         with np.errstate(over="ignore"):  # `load` refuses what is infinite then
             put = jnp.asarray(array, wanted.dtype)
-        return jax.random.wrap_key_data(put) if _is_key(leaf) else put
+        return jax.random.wrap_key_data(put) if is_key(leaf) else put
 
     names = {_name(path) for path, _ in jax.tree.leaves_with_path(like)}
     missing, unknown = sorted(names - arrays.keys())[:3], sorted(arrays.keys() - names)[:3]

@@ -17,8 +17,7 @@ import jax
 import numpy as np
 
 from lopt.experiment.report import Report, curves, measured, progress
-from lopt.experiment.runs.cluster import map_on_workers
-from lopt.experiment.runs.environment import one_core
+from lopt.experiment.runs.cluster import be_like, map_on_workers
 from lopt.experiment.runs.files import digest
 from lopt.experiment.runs.registry import load_recipe, make, parsed, seed_of
 from lopt.experiment.runs.run import Run, holds_run, printed
@@ -41,10 +40,9 @@ def sweep(folder: Path, settings: SweepSettings) -> Report:
         raise ValueError("lopt sweep has nothing to sweep over; try --set outer_steps=100,200.")
     points = grid(settings.settings)
     varied = [name for name in points[0] if len({point[name] for point in points}) > 1]
-    names = varied or list(points[0])
-    labels = (", ".join(f"{name}={point[name]}" for name in names) for point in points)
+    heads = [{name: point[name] for name in varied or point} for point in points]
+    labels = (", ".join(f"{name}={text}" for name, text in head.items()) for head in heads)
     settled = {label or settings.recipe: point for label, point in zip(labels, points, strict=True)}
-    heads = [{name: point[name] for name in names} for point in points]
     return _trained_alike("Settings of", folder, settings, settled, heads, _folder_name)
 
 
@@ -53,7 +51,10 @@ def compare_designs(folder: Path, settings: CompareSettings) -> Report:
     given = parsed(settings.settings)
     points = {design: given | {"optimizer": design} for design in settings.designs}
     heads = [{"design": design} for design in points]
-    return _trained_alike("Designs on", folder, settings, points, heads, _design_name)
+    name = "{optimizer}-{seed}".format_map
+    return _trained_alike(
+        "Designs on", folder, settings, points, heads, lambda point: name({"seed": 0, **point})
+    )
 
 
 def grid(settings: Sequence[str]) -> list[dict[str, str]]:
@@ -97,10 +98,6 @@ def _folder_name(point: Point) -> str:
     return f"{text[:LONGEST_NAME]}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
-def _design_name(point: Point) -> str:
-    return f"{point['optimizer']}-{point.get('seed', 0)}"
-
-
 def _trained_alike(
     what: str,
     folder: Path,
@@ -110,7 +107,7 @@ def _trained_alike(
     name: Callable[[Point], str],
 ) -> Report:
     """Meta-trains runs of all points, by label, and reports on each in a row with a head."""
-    recipe = settings.recipe
+    recipe, runs = settings.recipe, {label: list[Run]() for label in points}
     seeded = {label: _seeded(settings, point) for label, point in points.items()}
     order = [(label, some[i]) for i in range(settings.seeds) for label, some in seeded.items()]
     # All are checked, then all are made, so that what is refused is so before anything is written.
@@ -119,13 +116,11 @@ def _trained_alike(
             _check(folder / name(values), recipe, values, trace=values is seeded[label][0])
         except Exception as error:  # also of tracing, which has many kinds
             raise ValueError(f"{label}: {error}") from error
-    runs: dict[str, list[Run]] = {label: [] for label in seeded}
     for label, values in order:
         place, given = folder / name(values), [f"{field}={text}" for field, text in values.items()]
         # What is there was checked to be of the recipe that was given.
         there = holds_run(place)
-        run = Run(place, trust=True) if there else Run.create(place, recipe, given)
-        runs[label].append(run)
+        runs[label].append(Run(place, trust=True) if there else Run.create(place, recipe, given))
     _train([run for some in zip(*runs.values(), strict=True) for run in some], settings)
     return _report(f"{what} {recipe}", settings, runs, heads)
 
@@ -148,11 +143,8 @@ def _check(folder: Path, recipe: str, values: Point, *, trace: bool) -> None:
         if trace:  # which finds what only training would
             program(experiment)
         return
-
-    def text(value: Any) -> str:  # as in run.json
-        return str(value.resolve() if isinstance(value, Path) and value.name else value)
-
-    settings = json.loads(json.dumps(vars(made), default=text))
+    full = {k: v.resolve() if isinstance(v, Path) and v.name else v for k, v in vars(made).items()}
+    settings = json.loads(json.dumps(full, default=str))  # as in run.json
     code = digest(Path(recipe)) if Path(recipe).suffix == ".py" else None
     there = Run(folder).config
     found = there["settings"], there["recipe_sha256"], there["experiment"]
@@ -179,10 +171,10 @@ def _train(runs: Sequence[Run], settings: SweepSettings | CompareSettings) -> No
             at(done, f"{name} is done")
 
 
-def train_folder(folder: str) -> str:
+def train_folder(folder: str, there: dict[str, Any]) -> str:
     """Trains the run in a folder to its end, in a worker's process; returns the run's name."""
     jax.config.update("jax_platforms", "cpu")
-    one_core()
+    be_like(there)
     run = Run(folder, trust=True)  # its code is that of the recipe that was given
     train(run, show_progress=False)
     return run.name
@@ -196,22 +188,24 @@ def _report(
 ) -> Report:
     logs = {label: [run.log for run in some] for label, some in runs.items()}
     losses = {label: np.stack([log["meta_loss"] for log in some]) for label, some in logs.items()}
-    rows = []
+    rows = list[dict[str, Any]]()
     for (label, found), head in zip(losses.items(), heads, strict=True):
-        last, one = max(1, round(END * found.shape[1])), runs[label][0]
-        row: dict[str, Any] = {**head, "weights": sum(x.size for x in jax.tree.leaves(one.theta))}
+        last, one, own = max(1, round(END * found.shape[1])), runs[label][0], logs[label]
         optimizer = partial(one.learned.optimizer, one.theta, one.inner.horizon)
-        family = one.inner.tasks.architectures()[0]
-        row["state bytes per parameter"] = bytes_per_param(family, optimizer)
-        row["outer loss at first"] = measured(found[:, :last].mean(axis=1))
-        row["outer loss at the end"] = measured(found[:, -last:].mean(axis=1))
-        row["ms per outer step"] = 1e3 * float(np.median([log["seconds"] for log in logs[label]]))
-        row["dropped particles"] = int(sum(np.nansum(log["dropped"]) for log in logs[label]))
-        row["skipped steps"] = int(sum(np.sum(log["finite"] == 0) for log in logs[label]))
-        rows.append(row)
-    for name in ("dropped particles", "skipped steps"):
-        if not any(row[name] for row in rows):
-            rows = [{key: cell for key, cell in row.items() if key != name} for row in rows]
+        size = bytes_per_param(one.inner.tasks.architectures()[0], optimizer)
+        cells = {
+            "weights": sum(x.size for x in jax.tree.leaves(one.theta)),
+            "state bytes per parameter": size,
+            "outer loss at first": measured(found[:, :last].mean(axis=1)),
+            "outer loss at the end": measured(found[:, -last:].mean(axis=1)),
+            "ms per outer step": 1e3 * float(np.median([log["seconds"] for log in own])),
+            "dropped particles": int(sum(np.nansum(log["dropped"]) for log in own)),
+            "skipped steps": int(sum(np.sum(log["finite"] == 0) for log in own)),
+        }
+        rows.append({**head, **cells})
+    lost = ("dropped particles", "skipped steps")
+    none = {name for name in lost if not any(row[name] for row in rows)}
+    rows = [{name: cell for name, cell in row.items() if name not in none} for row in rows]
     report = Report(title, vars(settings))
     report.table(f"Meta-training, seeds of each: {settings.seeds}", rows)
     every = np.concatenate([found[np.isfinite(found)] for found in losses.values()])

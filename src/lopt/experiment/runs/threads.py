@@ -13,22 +13,12 @@ from typing_extensions import override
 from lopt.core.types import Key, State, Theta
 from lopt.estimators import Mean
 from lopt.estimators.mean import step_cost
+from lopt.experiment.runs import workers
 from lopt.experiment.runs.experiment import Experiment
 from lopt.experiment.runs.train import beginning
-from lopt.experiment.runs.workers import (
-    AbstractFleet,
-    AbstractWorker,
-    Answer,
-    answer_of,
-    from_host,
-    mean_of,
-    prepare,
-    to_host,
-    window,
-)
 
 
-class Here(AbstractFleet):
+class Here(workers.AbstractFleet):
     """Workers of this process, each with one architecture.
 
     Each is compiled once, in the background; steps are taken with those that are ready. Every
@@ -36,7 +26,7 @@ class Here(AbstractFleet):
     """
 
     def __init__(self, experiment: Experiment) -> None:
-        mean, devices = mean_of(experiment), jax.local_devices()
+        mean, devices = workers.mean_of(experiment), jax.local_devices()
         rows = [(rows.start, rows.stop) for _, rows in mean.shares()]
         parts = [dataclasses.replace(mean, rows=each) for each in rows]
         threads = [ThreadPoolExecutor(1, f"{device}") for device in devices]
@@ -52,10 +42,6 @@ class Here(AbstractFleet):
             made = _Thread(parts[i], devices[at], threads[at], self._compiler, begun)
             self._threads.append(made)
 
-    @override
-    def share(self, theta: Theta) -> Theta:
-        return theta
-
     def close(self) -> None:
         """Compiles nothing any more but what is begun."""
         self._compiler.shutdown(wait=False, cancel_futures=True)
@@ -65,16 +51,11 @@ class Here(AbstractFleet):
         return [one.made for one in self._threads if not one.ready]
 
 
-class _Thread(AbstractWorker):
+class _Thread(workers.AbstractWorker):
     """A worker that is a thread of this process with a device."""
 
     def __init__(
-        self,
-        part: Mean,
-        device: Any,
-        thread: ThreadPoolExecutor,
-        compiler: ThreadPoolExecutor,
-        begun: tuple[Theta, Key],
+        self, part: Mean, device: Any, thread: Any, compiler: ThreadPoolExecutor, begun: Any
     ) -> None:
         super().__init__(part)
         self._device, self._thread = device, thread
@@ -85,9 +66,9 @@ class _Thread(AbstractWorker):
         with jax.default_device(self._device):
             arrays, static = eqx.partition(self.part, eqx.is_array)
             self._own = eqx.combine(jax.device_put(arrays, self._device), static)
-            self._begun = prepare(self._own, theta, key)
+            self._begun = workers.prepare(self._own, theta, key)
             theta, key = jax.device_put((theta, key), self._device)
-            lower: Any = window  # which Equinox's type does not say
+            lower: Any = workers.window  # which Equinox's type does not say
             return lower.lower(self._own, theta, self._begun, key).compile()
 
     @property
@@ -99,17 +80,17 @@ class _Thread(AbstractWorker):
     def ask(self, theta: Theta, key: np.ndarray) -> "Future[Any]":
         return self._thread.submit(self._window, theta, key)
 
-    def _window(self, theta: Theta, key: np.ndarray) -> tuple[Answer, Any]:
+    def _window(self, theta: Theta, key: np.ndarray) -> tuple[workers.Answer, Any]:
         run = self.made.result()
         with jax.default_device(self._device):
             if self._state is None:
                 old = self.snapshot
-                self._state = self._begun if old is None else from_host(old, self._begun)
+                self._state = self._begun if old is None else workers.from_host(old, self._begun)
             own = jax.device_put((theta, jax.random.wrap_key_data(jnp.asarray(key))), self._device)
             found = run(self._own, own[0], self._state, own[1])
             estimate, count, self._state = jax.block_until_ready(found)
-            return answer_of(estimate, count), to_host(self._state)
+            return workers.answer_of(estimate, count), workers.to_host(self._state)
 
     @override
-    def received(self, future: "Future[Any]") -> tuple[Answer, Any] | None:
+    def received(self, future: "Future[Any]") -> tuple[workers.Answer, Any] | None:
         return future.result()

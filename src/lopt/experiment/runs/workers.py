@@ -9,7 +9,6 @@ have: checkpoints are the same, and a run goes on with any number of workers, or
 import abc
 import dataclasses
 import itertools
-import math
 import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -30,6 +29,7 @@ from lopt.estimators.finite import is_finite, mean_of_finite, total
 from lopt.estimators.mean import step_cost
 from lopt.experiment.report import tell
 from lopt.experiment.runs.experiment import Experiment
+from lopt.experiment.runs.storage import is_key
 from lopt.experiment.runs.train import AbstractEngine, StepLog, beginning, guarded, shapes
 
 # Seconds after which one that is gone is asked again, and after which waiting is said.
@@ -64,11 +64,9 @@ def pooled(answers: Sequence[Answer], theta: Theta) -> Estimate:
     every = sum(each.number for each in answers)
     used = [each for each in answers if each.number] or answers
 
-    def mean(*leaves: np.ndarray) -> Any:
-        shares = [each.number / every if every else math.nan for each in used]
-        return jnp.asarray(
-            sum(leaf * leaf.dtype.type(w) for leaf, w in zip(leaves, shares, strict=True))
-        )
+    def mean(*leaves: np.ndarray) -> jax.Array:
+        weights = [each.number for each in used] if every else None
+        return jnp.asarray(np.average(leaves, axis=0, weights=weights), leaves[0].dtype)
 
     loss, extra = jax.tree.map(mean, *((each.loss, each.extra) for each in used))
     still = [jnp.zeros_like(leaf) for leaf in answers[0].grads]
@@ -98,7 +96,7 @@ class AbstractWorker(abc.ABC):
     """One that has the particles of `part`; it does one window at a time.
 
     Attributes:
-        part: a `Mean` with rows.
+        part: a `Mean` with rows, and how many these are: its size.
         snapshot: its particles after the last window that was answered; None before the first.
         asked: the outer step whose theta its window in progress has; None if there is none.
         began: when it was asked.
@@ -108,7 +106,8 @@ class AbstractWorker(abc.ABC):
     """
 
     def __init__(self, part: Mean) -> None:
-        self.part, self.alive = part, True
+        first, stop = part.rows or (0, part.num)
+        self.part, self.size, self.alive = part, stop - first, True
         self.snapshot: Any = None
         self.asked: int | None = None
         self.began = self.due = 0.0
@@ -116,15 +115,13 @@ class AbstractWorker(abc.ABC):
         self.answer: Future[Any]
 
     @property
-    def size(self) -> int:
-        """The number of its particles."""
-        first, stop = self.part.rows or (0, self.part.num)
-        return stop - first
-
-    @property
     def ready(self) -> bool:
         """Whether it can be asked."""
         return True
+
+    def fetched(self) -> Any:
+        """Returns what its snapshot stands for, which may be elsewhere; None if it is lost."""
+        return self.snapshot
 
     @abc.abstractmethod
     def ask(self, theta: Any, key: np.ndarray) -> "Future[Any]":
@@ -135,18 +132,14 @@ class AbstractWorker(abc.ABC):
         """Returns the answer and a snapshot after it, or None if the window is lost."""
 
 
-class AbstractFleet(abc.ABC):
+class AbstractFleet:
     """Workers, and how theta gets to them."""
 
     workers: Sequence[AbstractWorker]
 
-    @abc.abstractmethod
     def share(self, theta: Theta) -> Any:
         """Returns what workers are given as theta."""
-
-    def fetch(self, snapshot: Any) -> Any:
-        """Returns what a snapshot stands for, which may be elsewhere; None if it is lost."""
-        return snapshot
+        return theta
 
     def waiting(self) -> list["Future[Any]"]:
         """Returns what ends when another worker gets ready."""
@@ -207,7 +200,7 @@ class Workers(AbstractEngine):
     @override
     def states(self, state: TrainState) -> list[TrainState]:
         for i, one in enumerate(self._fleet.workers):
-            found = None if one.snapshot is None else self._fleet.fetch(one.snapshot)
+            found = one.fetched()
             if found is not None:
                 self._known[i] = found
             elif i not in self._known:  # its first window is not there yet
@@ -234,22 +227,17 @@ class Workers(AbstractEngine):
                     one.asked, one.began = step, time.perf_counter()
                     one.answer = one.ask(theta, np.asarray(jax.random.key_data(key)))
             asked = [one for one in ready if one.asked is not None]
-            self._wait(asked, RETRY if any(not one.alive for one in ready) else PATIENCE)
+            seconds = RETRY if any(not one.alive for one in ready) else PATIENCE
+            answers = [one.answer for one in asked]
+            if not asked:
+                time.sleep(seconds)
+            elif not wait(answers, seconds, FIRST_COMPLETED).done and seconds == PATIENCE:
+                tell(f"Waiting for {len(asked)} of {len(fleet.workers)} workers.")
             for one in asked:
-                if one.answer.done():
-                    answer = self._received(one, step)
-                    if answer is not None:
-                        found.append(answer)
-                        gathered += one.size
+                if one.answer.done() and (answer := self._received(one, step)) is not None:
+                    found.append(answer)
+                    gathered += one.size
         return pooled(found, state.params)
-
-    def _wait(self, asked: Sequence[AbstractWorker], seconds: float) -> None:
-        """Waits for an answer, or so long; who is waited for longer than usual is said."""
-        if not asked:
-            return time.sleep(seconds)
-        done, late = wait([one.answer for one in asked], seconds, FIRST_COMPLETED)
-        if not done and seconds == PATIENCE:
-            tell(f"Waiting for {len(late)} of {len(self._fleet.workers)} workers.")
 
     def _received(self, one: AbstractWorker, step: int) -> Answer | None:
         """Returns the answer of a worker, if it is of use, and counts it."""
@@ -305,7 +293,7 @@ def split(mean: Mean, count: int) -> list[Mean]:
 def to_host(tree: Any) -> list[np.ndarray]:
     """Returns the leaves of a tree as NumPy has them, keys as their numbers."""
     return [
-        np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+        np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)
         for leaf in jax.tree.leaves(tree)
     ]
 
@@ -313,14 +301,10 @@ def to_host(tree: Any) -> list[np.ndarray]:
 def from_host(leaves: Sequence[np.ndarray], like: Any) -> Any:
     """Returns the tree whose leaves these were, of the structure of `like`."""
     found = [
-        jax.random.wrap_key_data(jnp.array(leaf)) if _is_key(old) else jnp.array(leaf)
+        jax.random.wrap_key_data(jnp.array(leaf)) if is_key(old) else jnp.array(leaf)
         for leaf, old in zip(leaves, jax.tree.leaves(like), strict=True)
     ]
     return jax.tree.unflatten(jax.tree.structure(like), found)
-
-
-def _is_key(leaf: Any) -> bool:
-    return bool(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key))
 
 
 class _Layout:
@@ -329,34 +313,23 @@ class _Layout:
     def __init__(self, mean: Mean, like: State) -> None:
         shares = mean.shares()
         trees = like if len(shares) > 1 else (like,)
-        self._of = [
-            (rows.start, rows.stop, len(jax.tree.leaves(tree)))
-            for (_, rows), tree in zip(shares, trees, strict=True)
-        ]
+        pairs = zip(shares, trees, strict=True)
+        self._rows = [rows for (_, rows), tree in pairs for _ in jax.tree.leaves(tree)]
+
+    def _of(self, part: Mean) -> list[tuple[int, slice]]:
+        """Returns which leaves have particles of a part, and in which of their rows."""
+        low, high = part.rows or (0, part.num)
+        every = [(max(low, rows.start), min(high, rows.stop), rows.start) for rows in self._rows]
+        return [(i, slice(a - at, b - at)) for i, (a, b, at) in enumerate(every) if a < b]
 
     def cut(self, leaves: Sequence[np.ndarray], part: Mean) -> list[np.ndarray]:
         """Returns those of a part's particles."""
-        found, at = list[np.ndarray](), 0
-        for first, stop, count in self._of:
-            low, high = _common(part, first, stop)
-            if low < high:
-                found += [leaf[low - first : high - first] for leaf in leaves[at : at + count]]
-            at += count
-        return found
+        return [leaves[i][rows] for i, rows in self._of(part)]
 
     def join(self, parts: Sequence[Mean], leaves: Sequence[Sequence[np.ndarray]]) -> list[Any]:
         """Returns those of all, given those of each part, in order."""
-        found: list[list[Sequence[np.ndarray]]] = [[] for _ in self._of]
+        found: list[list[np.ndarray]] = [[] for _ in self._rows]
         for part, own in zip(parts, leaves, strict=True):
-            at = 0
-            for i, (first, stop, count) in enumerate(self._of):
-                low, high = _common(part, first, stop)
-                if low < high:
-                    found[i].append(own[at : at + count])
-                    at += count
-        return [np.concatenate(each) for some in found for each in zip(*some, strict=True)]
-
-
-def _common(part: Mean, first: int, stop: int) -> tuple[int, int]:
-    low, high = part.rows or (0, part.num)
-    return max(low, first), min(high, stop)
+            for (i, _), leaf in zip(self._of(part), own, strict=True):
+                found[i].append(leaf)
+        return [np.concatenate(some) for some in found]
