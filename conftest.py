@@ -35,6 +35,15 @@ def _shared(name: str) -> Path | None:
     return folder if folder.is_dir() else None
 
 
+def pytest_collection_finish() -> None:
+    """Looks for garbage less often, and not among what is imported by now.
+
+    Tracing makes so many objects that the search for garbage was a third of all time.
+    """
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)
+
+
 @pytest.fixture(autouse=True)
 def promotion(request: pytest.FixtureRequest) -> Iterator[None]:
     """Strict dtype promotion, but where a test is marked as going through Optax's Adam.
@@ -48,11 +57,16 @@ def promotion(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def programs_of_a_module() -> Iterator[None]:
-    """Frees compiled programs with their module: thousands use up a process's memory maps."""
+def few_programs() -> Iterator[None]:
+    """Frees compiled programs between modules before they use up a process's 65,530 memory maps.
+
+    Freeing takes most of a second, and what modules share is compiled anew: not after each.
+    """
     yield
-    jax.clear_caches()
-    gc.collect()
+    maps = Path("/proc/self/maps")
+    if not maps.exists() or maps.read_bytes().count(b"\n") > 20_000:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture

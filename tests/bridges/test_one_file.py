@@ -79,10 +79,10 @@ def assert_like_the_original(text, to, made, shapes, folder, flips=False):
         return jnp.moveaxis(x, [0, 1], [-1, -2]) if flips and x.ndim > 1 else jnp.asarray(x)
 
     params = [seen(given[f"p{i}"]) for i in range(len(shapes))]
-    state = made.init(params)
+    state, update = made.init(params), jax.jit(made.update)
     for step in range(STEPS):
         grads = [seen(given[f"g{i}_{step}"]) for i in range(len(shapes))]
-        updates, state = made.update(grads, state, params)
+        updates, state = update(grads, state, params)
         params = [p + 0.5 * (u - 0.1 * p) for p, u in zip(params, updates, strict=True)]
     found = np.load(folder / "found.npz")
     for i, p in enumerate(params):
@@ -91,7 +91,9 @@ def assert_like_the_original(text, to, made, shapes, folder, flips=False):
 
 
 @pytest.mark.parametrize("to", ["torch", "optax"])
-@pytest.mark.parametrize("name", ["small_mlp", "adafactor_mlp", "rnnprop"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("small_mlp", marks=pytest.mark.slow), "adafactor_mlp", "rnnprop"]
+)
 def test_coordinatewise_rules_for_any_shape(name, to, tmp_path):
     with jax.enable_x64(False):
         learned = getattr(lopt, name)()

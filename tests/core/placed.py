@@ -163,7 +163,7 @@ def orbax():
     import orbax.checkpoint as ocp
 
     mesh = jax.make_mesh((4,), ("x",), axis_types=(AxisType.Auto,))
-    learned = RULES["rnnprop"]
+    learned = RULES["dm"]
     optimizer = learned.optimizer(learned.init(KEY))
     _, state, _ = run(optimizer, place(values(0), mesh), place(values(1), mesh))
     with tempfile.TemporaryDirectory() as folder, ocp.StandardCheckpointer() as saver:
@@ -194,8 +194,8 @@ def specs():
 
 
 KINDS = {
-    "auto": lambda: sharded("Auto", ["rnnprop", "Adam", "guarded", "velo_small"]),
-    "explicit": lambda: sharded("Explicit", ["adafactor_mlp", "guarded", "velo_small"]),
+    "auto": lambda: sharded("Auto", ["dm", "Adam"]),
+    "explicit": lambda: sharded("Explicit", ["adafactor_mlp"]),
     "auto, every rule": lambda: sharded("Auto", RULES),
     "explicit, every rule": lambda: sharded("Explicit", RULES),
     "nnx": nnx,

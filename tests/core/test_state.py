@@ -150,7 +150,7 @@ def test_leaves_without_gradient_or_size_are_treated_as_optax_does(name):
     assert updates["frozen"] is None
     assert updates["void"].shape == (0, 3)
     assert jax.tree.structure(new) == jax.tree.structure(state)
-    alone, _ = optimizer.update(
+    alone, _ = jax.jit(optimizer.update)(
         {"a": grads["a"]}, optimizer.init({"a": params["a"]}), {"a": params["a"]}
     )
     np.testing.assert_allclose(updates["a"], alone["a"], rtol=1e-10)
@@ -189,9 +189,10 @@ def test_inputs_are_what_the_rule_is_given(name):
     learned, theta = rule(name)
     params, grads = tree(), tree(10)
     _, state = steps(learned, theta, params, grads)
-    inputs = learned.inputs(theta, grads, state, params)
-    outputs, _ = learned.rule.apply(theta["rule"], inputs.columns, inputs.shared, inputs.memory)
-    updates, _ = learned.update(theta, grads, state, params)
+    inputs = jax.jit(learned.inputs)(theta, grads, state, params)
+    apply = jax.jit(learned.rule.apply)
+    outputs, _ = apply(theta["rule"], inputs.columns, inputs.shared, inputs.memory)
+    updates, _ = jax.jit(learned.update)(theta, grads, state, params)
     flat = jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(updates)])
     np.testing.assert_allclose(learned.scale(outputs), flat, rtol=1e-9, atol=1e-14)
     names = learned.features.names()

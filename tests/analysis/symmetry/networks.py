@@ -6,6 +6,7 @@ import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from toys import quick_jit
 
 import lopt
 from lopt.analysis.symmetry import Mixing, ModelLoss, Symmetry
@@ -125,36 +126,46 @@ def random_like(params, seed):
 
 def check_follows(generator, params):
     """Checks what a generator says of itself against its action."""
-    rest = jnp.zeros(generator.units, jnp.float64)
-    for a, b in zip(
-        jax.tree.leaves(generator.act(params, rest)), jax.tree.leaves(params), strict=True
-    ):
-        np.testing.assert_allclose(a, b, atol=1e-14)
-    flat = jax.vmap(lambda tree: jax.flatten_util.ravel_pytree(tree)[0])
-    tangents = flat(generator.tangents(params))
-    steps = 1e-5 * jnp.eye(generator.units)
-    act = jax.vmap(generator.act, in_axes=(None, 0))
-    differences = (flat(act(params, steps)) - flat(act(params, -steps))) / 2e-5
-    np.testing.assert_allclose(tangents, differences, atol=1e-8)
-    assert jnp.linalg.norm(tangents) > 1
     direction = random_like(params, 1)
-    towards = jax.flatten_util.ravel_pytree(direction)[0]
-    np.testing.assert_allclose(generator.along(params, direction), tangents @ towards, atol=1e-12)
+
+    @quick_jit
+    def measure(params):
+        flat = jax.vmap(lambda tree: jax.flatten_util.ravel_pytree(tree)[0])
+        amounts = jnp.arange(1.0, generator.units + 1)
+        act = jax.vmap(generator.act, in_axes=(None, 0))
+        steps = 1e-5 * jnp.eye(generator.units)
+        knows = generator.knows_conserved
+        return {
+            "at rest": generator.act(params, jnp.zeros(generator.units, jnp.float64)),
+            "tangents": flat(generator.tangents(params)),
+            "differences": (flat(act(params, steps)) - flat(act(params, -steps))) / 2e-5,
+            "along": generator.along(params, direction),
+            "lengths": generator.lengths(params),
+            "combined": jax.flatten_util.ravel_pytree(generator.combine(params, amounts))[0],
+            "gradient": flat(jax.jacobian(generator.conserved)(params)) if knows else None,
+        }
+
+    found = jax.device_get(measure(params))
+    for a, b in zip(jax.tree.leaves(found["at rest"]), jax.tree.leaves(params), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-14)
+    tangents = found["tangents"]
+    np.testing.assert_allclose(tangents, found["differences"], atol=1e-8)
+    assert np.linalg.norm(tangents) > 1
+    towards = np.asarray(jax.flatten_util.ravel_pytree(direction)[0])
+    np.testing.assert_allclose(found["along"], tangents @ towards, atol=1e-12)
     np.testing.assert_allclose(
-        generator.lengths(params), jnp.linalg.norm(tangents, axis=1), rtol=1e-12, atol=1e-14
+        found["lengths"], np.linalg.norm(tangents, axis=1), rtol=1e-12, atol=1e-14
     )
-    amounts = jnp.arange(1.0, generator.units + 1)
-    combined = jax.flatten_util.ravel_pytree(generator.combine(params, amounts))[0]
-    np.testing.assert_allclose(combined, amounts @ tangents, atol=1e-10)
+    amounts = np.arange(1.0, generator.units + 1)
+    np.testing.assert_allclose(found["combined"], amounts @ tangents, atol=1e-10)
     if not generator.knows_conserved:
         with pytest.raises(ValueError, match="does not know what gradient flow"):
             generator.conserved(params)
     else:
-        gradient = flat(jax.jacobian(generator.conserved)(params))
         if isinstance(basis := getattr(generator, "symmetry", generator), Mixing):
             # Of a_ij and a_ji together, as only the symmetric part is conserved.
             size = basis.size
             turned = np.arange(generator.units).reshape(-1, size, size).mT.ravel()
             tangents = (tangents + tangents[turned]) / 2
         factor = 1 if isinstance(generator, Symmetry) and generator.motion == "shift" else 2
-        np.testing.assert_allclose(gradient, factor * tangents, atol=1e-12)
+        np.testing.assert_allclose(found["gradient"], factor * tangents, atol=1e-12)

@@ -64,10 +64,7 @@ NETWORKS = {
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(n, marks=[pytest.mark.slow] * (n in ("linear", "gated", "attention")))
-        for n in NETWORKS
-    ],
+    [pytest.param(n, marks=[pytest.mark.slow] * (n != "channels")) for n in NETWORKS],
 )
 def test_the_same_is_found_of_either_layout(name, key):
     build, shape = NETWORKS[name]
