@@ -35,15 +35,6 @@ def _shared(name: str) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def pytest_collection_finish() -> None:
-    """Looks for garbage less often, and not among what is imported by now.
-
-    Tracing makes so many objects that the search for garbage was a third of all time.
-    """
-    gc.freeze()
-    gc.set_threshold(100_000, 50, 100)
-
-
 @pytest.fixture(autouse=True)
 def promotion(request: pytest.FixtureRequest) -> Iterator[None]:
     """Strict dtype promotion, but where a test is marked as going through Optax's Adam.

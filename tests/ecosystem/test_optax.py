@@ -140,9 +140,10 @@ def test_rates_are_injected():
     params = network()
     state = optimizer.init(params)
     grads = jax.grad(loss_of)(params)
-    whole, _ = optimizer.update(grads, state, params)
+    update = quick_jit(optimizer.update)
+    whole, _ = update(grads, state, params)
     state.hyperparams["learning_rate"] = jnp.asarray(0.25, jnp.float64)
-    quarter, _ = optimizer.update(grads, state, params)
+    quarter, _ = update(grads, state, params)
     close(jax.tree.map(lambda u: u / 4, whole), quarter)
 
 
@@ -203,7 +204,8 @@ def test_what_is_not_finite_is_left_out(name):
     assert not any(jnp.any(leaf != 0) for leaf in jax.tree.leaves(updates))
     updates, _ = update(grads, skipped, loss_of(params))
     plain = make(name)
-    expected, _ = plain.update(grads, plain.init(params), params, value=loss_of(params))
+    update = quick_jit(plain.update)
+    expected, _ = update(grads, plain.init(params), params, value=loss_of(params))
     close(updates, expected, 1e-7)
 
 
@@ -272,7 +274,8 @@ def test_half_precision_has_a_state_in_single(name):
     assert wide == {jnp.dtype(jnp.float32)}
     assert jax.tree.map(jnp.result_type, new) == jax.tree.map(jnp.result_type, state)
     single = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), (params, grads))
-    exact, _ = optimizer.update(single[1], optimizer.init(single[0]), single[0], value=value)
+    update = quick_jit(optimizer.update)
+    exact, _ = update(single[1], optimizer.init(single[0]), single[0], value=value)
     for a, b in zip(jax.tree.leaves(updates), jax.tree.leaves(exact), strict=True):
         np.testing.assert_allclose(a.astype(float), b, rtol=0.02, atol=1e-4)
 
@@ -288,7 +291,7 @@ def test_leaves_without_a_gradient_stay_with_their_state(name):
     assert updates["last"] == {"b": None, "w": None}
     assert jax.tree.structure(new) == jax.tree.structure(state)
     alone = {"hidden": params["hidden"]}
-    expected, _ = optimizer.update(
+    expected, _ = quick_jit(optimizer.update)(
         {"hidden": grads["hidden"]}, optimizer.init(alone), alone, value=value
     )
     close(updates["hidden"], expected["hidden"])

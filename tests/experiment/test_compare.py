@@ -18,7 +18,7 @@ def test_a_comparison_has_a_row_for_each_design_and_goes_on(tmp_path):
     rows = {row["design"]: row for row in report.parts[0].rows}
     assert {name: row["weights"] for name, row in rows.items()} == {
         "small_mlp": 1762,
-        "dm": 0,
+        "dm": 5141,
     }
     # Six momenta in 64 bits for each parameter, besides one count of steps.
     assert rows["small_mlp"]["state bytes per parameter"] == pytest.approx(48, abs=0.1)
