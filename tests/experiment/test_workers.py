@@ -218,26 +218,6 @@ def test_a_run_of_workers_goes_on_in_one_process(tmp_path, ray):
     assert eqx.tree_equal(found, expected, rtol=0.5)
 
 
-def test_a_snapshot_that_a_kill_prevents_is_computed_again(tmp_path, ray):
-    run = Run.create(tmp_path / "run", str(RECIPE))
-    one = OneProgram(run.experiment)
-    expected, _ = one.advance(one.begin(), 4)
-    fleet = RayFleet(ray, run, 2)
-    engine = w.Workers(run.experiment, fleet)
-    state = engine.begin()
-    for steps in (1, 2):
-        state, _ = engine.advance(state, steps)
-        for worker in fleet.workers:
-            worker.snapshot = ray.put(None)
-            ray.kill(worker._actor, no_restart=False)
-        if steps == 2:  # this time it is asked for before the next window
-            checkpoint = engine.states(state)[0]
-            begun, _ = one.advance(one.begin(), 3)
-            assert states_equal(checkpoint, begun, rtol=1e-6, atol=1e-7)
-    state, _ = engine.advance(state, 1)
-    assert states_equal(engine.states(state)[0], expected, rtol=1e-6, atol=1e-7)
-
-
 def test_what_goes_wrong_in_a_worker_is_said_here(tmp_path, ray):
     run = Run.create(tmp_path / "run", str(RECIPE))
     (run.folder / "recipe.py").unlink()

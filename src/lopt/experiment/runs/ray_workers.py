@@ -2,7 +2,6 @@
 
 import dataclasses
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,28 +65,19 @@ class _Remote(AbstractWorker):
 
     def __init__(self, ray: Any, part: Mean, actor: Any) -> None:
         super().__init__(part)
-        self._ray, self._actor, self._windows = ray, actor, 0
-        self._asked = self._before = tuple[Any, ...]()
-        self._next: Any = None
+        self._ray, self._actor, self._next = ray, actor, None
+        self._windows = 0
 
     @override
     def ask(self, theta: Any, key: np.ndarray) -> Any:
-        self._asked = theta, key
-        # In a list, so that snapshots are not sent unless they are needed.
-        history = [self.snapshot, *self._before]
-        answer = self._actor.window.remote(theta, key, self._windows, history)
-        # It is made after the answer, while the driver takes its step.
-        self._next = self._actor.snapshot.remote(self._windows + 1, [])
+        # In a list, so that it is not sent unless it is needed.
+        call = self._actor.window.options(num_returns=2)
+        answer, self._next = call.remote(theta, key, self._windows, [self.snapshot])
         return answer.future()
 
     @override
     def fetched(self) -> Any:
-        found = _fetched(self._ray, self.snapshot)
-        if found is None and self._before:  # killed in between; Ray waits until it is back
-            lasting = self._actor.snapshot.options(max_task_retries=-1)
-            self.snapshot = lasting.remote(self._windows, self._before)
-            found = _fetched(self._ray, self.snapshot)
-        return found
+        return _fetched(self._ray, self.snapshot)
 
     @override
     def received(self, future: Any) -> tuple[Answer, Any] | None:
@@ -101,7 +91,6 @@ class _Remote(AbstractWorker):
             lines = f"{cause}".strip().splitlines()
             raise RuntimeError(f"a worker failed: {lines[-1] if lines else cause!r}") from error
         self._windows += 1
-        self._before = self.snapshot, *self._asked
         return answer, self._next
 
 
@@ -120,47 +109,32 @@ class _Actor:
         self._like = eqx.filter_eval_shape(prepare, self._part, self._theta, self._key)
         self._done, self._state = -1, None
 
-    def window(self, theta: Any, key: Any, windows: int, history: Sequence[Any]) -> Answer:
-        """Returns what a window found, after so many answered windows."""
-        if windows != self._done:
-            self._restore(theta, windows, *history)
+    def window(self, theta: Any, key: Any, windows: int, snapshot: list[Any]) -> tuple[Answer, Any]:
+        """Returns an answer, and a snapshot, after so many answered windows."""
         theta, key = from_host(theta, self._theta), jax.random.wrap_key_data(jnp.asarray(key))
+        if windows != self._done:
+            self._state = self._restored(theta, snapshot[0])
         estimate, count, self._state = window(self._part, theta, self._state, key)
         self._done = windows + 1
-        return answer_of(estimate, count)
-
-    def snapshot(self, windows: int, before: Sequence[Any]) -> Any:
-        """Returns the particles after so many windows; None if there is no way to them."""
-        if windows != self._done and before:
-            self._restore(None, windows, None, *before)
-        if windows != self._done:
-            return None
         # One array, which Ray stores in a third of the time that it takes for thirty.
-        leaves = {f"{i}": leaf for i, leaf in enumerate(to_host(self._state))}
-        return np.frombuffer(save(leaves), np.uint8)
+        packed = save({f"{i}": leaf for i, leaf in enumerate(to_host(self._state))})
+        return answer_of(estimate, count), np.frombuffer(packed, np.uint8)
 
-    def _restore(self, theta: Any, windows: int, snapshot: Any, *before: Any) -> None:
-        """Takes the particles of a snapshot or, if it is lost, computes its window again."""
+    def _restored(self, theta: Any, snapshot: Any) -> Any:
         import ray
 
         found = _fetched(ray, snapshot)
-        if found is not None:
-            self._state = from_host(found, self._like)
-        elif before:
-            older, theta, key = before
-            theta = ray.get(theta) if isinstance(theta, ray.ObjectRef) else theta
-            self.window(theta, key, windows - 1, [older])
-        else:  # before the first window, or lost with its machine
-            self._state = prepare(self._part, from_host(theta, self._theta), self._key)
+        if found is None:  # before the first window, or lost with its machine: new particles
+            return prepare(self._part, theta, self._key)
+        return from_host(found, self._like)
 
 
 def _fetched(ray: Any, snapshot: Any) -> Any:
-    """Returns what a snapshot stands for; None if it is lost, with its process or machine."""
+    """Returns what a snapshot stands for; None if it is lost with its machine."""
     if not isinstance(snapshot, ray.ObjectRef):
         return snapshot
     try:
-        found = ray.get(snapshot)
-    except (ray.exceptions.ObjectLostError, ray.exceptions.RayActorError):
+        leaves = load(ray.get(snapshot).tobytes())
+    except ray.exceptions.ObjectLostError:
         return None
-    leaves = {} if found is None else load(bytes(found))
-    return None if found is None else [leaves[f"{i}"] for i in range(len(leaves))]
+    return [leaves[f"{i}"] for i in range(len(leaves))]
