@@ -273,6 +273,7 @@ def test_sigterm_ends_workers_after_a_checkpoint(tmp_path):
 
 
 @pytest.mark.slow  # two minutes
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # Ray's become other programs
 def test_machines_join_and_leave(tmp_path, monkeypatch):
     """A run goes on while the second of its machines is lost, and another one comes."""
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
