@@ -228,8 +228,8 @@ def on_coordinates(
 ) -> Any:
     """Returns what a rule makes of columns, each over its root mean square, a slab at a time.
 
-    Scalars that the rule returns are summed over coordinates. A rule that has arrays is a pytree of
-    them, such as `eqx.Partial`.
+    What the rule returns with axes of length one is summed over coordinates. A rule that has arrays
+    is a pytree of them, such as `eqx.Partial`.
     """
     size = param.size if is_sharded(param) else tensors.BLOCK_SIZE
     cut = tensors.slabs_of(param.shape, size)

@@ -291,9 +291,9 @@ def split(mean: Mean, count: int) -> list[Mean]:
 
 
 def to_host(tree: Any) -> list[np.ndarray]:
-    """Returns the leaves of a tree as NumPy has them, keys as their numbers."""
+    """Returns the leaves of a tree as NumPy has them, contiguous, keys as their numbers."""
     return [
-        np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)
+        np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf, order="C")
         for leaf in jax.tree.leaves(tree)
     ]
 
