@@ -99,10 +99,18 @@ def test_memory_is_that_of_the_machine_and_of_the_group(tmp_path, recipe, monkey
     assert s.free_memory() == np.inf
     files = {
         "proc/meminfo": "MemTotal:  900 kB\nMemAvailable:   8 kB\n",
+        "proc/self/cgroup": "5:cpu:/\n4:memory:/job/step\n0::/job\n",
         "sys/fs/cgroup/memory.max": "7000\n",
         "sys/fs/cgroup/memory.current": "3000\n",
         "sys/fs/cgroup/memory.stat": "anon 5\ninactive_file 500\n",
         "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n",
+        "sys/fs/cgroup/job/memory.stat": "inactive_file 0\n",
+        "sys/fs/cgroup/job/memory.current": "1000\n",
+        "sys/fs/cgroup/job/memory.max": "3000\n",
+        "sys/fs/cgroup/memory/job/step/memory.stat": "total_inactive_file 100\n",
+        "sys/fs/cgroup/memory/job/memory.stat": "inactive_file 100\n",
+        "sys/fs/cgroup/memory/job/memory.usage_in_bytes": "200\n",
+        "sys/fs/cgroup/memory/job/memory.limit_in_bytes": "300\n",
     }
     found = []
     for name, text in files.items():
@@ -110,7 +118,7 @@ def test_memory_is_that_of_the_machine_and_of_the_group(tmp_path, recipe, monkey
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
         found.append(s.free_memory())
-    assert found == [8192.0] * 3 + [4500.0] * 2
+    assert found == [8192.0] * 4 + [4500.0] * 4 + [2000.0] * 4 + [200.0]
     # Devices of a CPU have one memory.
     runs = s.create(tmp_path / "all", recipe, (), (), 2)
     every = s.SideBySide([run.experiment for run in runs])

@@ -38,6 +38,8 @@ def connected(workers: int, address: str | None) -> Iterator[Any]:
     """
     if address is None:
         os.environ.update(ALONE)
+    # A driver that takes a whole GPU at once would leave none to a worker there.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     installed = importlib.util.find_spec("ray") and version("ray")
     if not installed or installed.partition(".")[0] != MAJOR:
         raise ImportError(

@@ -30,9 +30,10 @@ from lopt.experiment.runs.train import (
 )
 from lopt.experiment.runs.workers import to_host
 
-# What the system and cgroups, of version 2 and 1, say of memory.
+# What the system and cgroups, of version 2 and 1, say of memory: limit and use.
 ROOT = Path("/")
-GROUPS = ("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")
+GROUPS = {"": ("memory.max", "memory.current")}
+GROUPS["memory"] = ("memory.limit_in_bytes", "memory.usage_in_bytes")
 
 
 def create(
@@ -84,7 +85,7 @@ def train_seeds(runs: Sequence[Run], stop: Callable[[], int] = lambda: 0) -> Non
 
 
 def free_memory() -> float:
-    """Returns the bytes that the first device has left; of a CPU, within its cgroup."""
+    """Returns the bytes that the first device has left; of a CPU, within its cgroups."""
     if found := jax.local_devices()[0].memory_stats():
         return found["bytes_limit"] - found["bytes_in_use"]
 
@@ -94,11 +95,13 @@ def free_memory() -> float:
     left = [float("inf")]
     with contextlib.suppress(OSError, IndexError):
         left.append(1024 * number(ROOT / "proc/meminfo", "MemAvailable"))
-    for place, (limit, used) in zip(("", "memory"), GROUPS, strict=True):
-        group = ROOT / "sys/fs/cgroup" / place
-        with contextlib.suppress(OSError, IndexError):  # not there, or "max"
-            cache = number(group / "memory.stat", "inactive_file")
-            left.append(number(group / limit) - number(group / used) + cache)
+        groups = (ROOT / "proc/self/cgroup").read_text()
+        for kind, path in re.findall(r"^\d+:(memory|):/(.*)", groups, re.MULTILINE):
+            place = ROOT / "sys/fs/cgroup" / kind / path
+            for group in (place, *place.parents):
+                with contextlib.suppress(OSError, IndexError):  # not there, or "max"
+                    limit, used = (number(group / name) for name in GROUPS[kind])
+                    left.append(limit - used + number(group / "memory.stat", "inactive_file"))
     return min(left)
 
 

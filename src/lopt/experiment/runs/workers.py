@@ -64,16 +64,18 @@ def pooled(answers: Sequence[Answer], theta: Theta) -> Estimate:
     every = sum(each.number for each in answers)
     used = [each for each in answers if each.number] or answers
 
-    def mean(*leaves: np.ndarray) -> jax.Array:
-        weights = [each.number for each in used] if every else None
-        return jnp.asarray(np.average(leaves, axis=0, weights=weights), leaves[0].dtype)
+    shares = [each.number / every if every else 1 / len(used) for each in used]
+
+    def mean(*leaves: np.ndarray) -> np.ndarray:
+        parts = zip(shares, leaves, strict=True)
+        return np.asarray(sum(share * leaf for share, leaf in parts), leaves[0].dtype)
 
     loss, extra = jax.tree.map(mean, *((each.loss, each.extra) for each in used))
-    still = [jnp.zeros_like(leaf) for leaf in answers[0].grads]
+    still = [np.zeros_like(leaf) for leaf in answers[0].grads]
     grads = jax.tree.map(mean, *(each.grads for each in used)) if every else still
     grads = jax.tree.unflatten(jax.tree.structure(theta), grads)
-    dropped = jnp.asarray(sum(each.dropped for each in answers), jnp.int32)
-    return Estimate(loss, grads, dropped, extra)
+    dropped = np.int32(sum(each.dropped for each in answers))
+    return Estimate(*jax.device_put((loss, grads, dropped, extra)))  # all at once
 
 
 @eqx.filter_jit
@@ -216,14 +218,13 @@ class Workers(AbstractEngine):
             wait(fleet.waiting(), return_when=FIRST_COMPLETED)
         theta, ready = fleet.share(state.params), [one for one in fleet.workers if one.ready]
         wanted, found = sum(one.size for one in ready), list[Answer]()
-        gathered = 0
+        own, gathered = jax.random.fold_in(state.key, step), 0
         while gathered < wanted:
             for one in ready:
                 last, times = one.answered
                 free = one.asked is None and time.perf_counter() >= one.due
                 if free and (self._stale or last < step):
-                    key = jax.random.fold_in(state.key, step)
-                    key = jax.random.fold_in(key, times) if last == step else key
+                    key = jax.random.fold_in(own, times) if last == step else own
                     one.asked, one.began = step, time.perf_counter()
                     one.answer = one.ask(theta, np.asarray(jax.random.key_data(key)))
             asked = [one for one in ready if one.asked is not None]
