@@ -151,6 +151,24 @@ def test_weights_decay_apart_from_gradients_where_they_are_to():
     np.testing.assert_allclose(more["weight"], plain["weight"] - 3 * 0.5 * 0.1 * 2, rtol=1e-6)
 
 
+@pytest.mark.parametrize("outlier", [1.0, 100.0])
+def test_steps_can_get_smaller_as_gradients_vanish(outlier):
+    learned, params = muon_mlp(1, 1.0), {"square": jnp.ones((4, 4)), "bias": jnp.ones(3)}
+    theta = learned.init(KEY)
+    sizes = {kind: weights.at[-1].set(1 / 3) for kind, weights in theta["sizes"].items()}
+    scales = jnp.array([1.0] * 20 + [outlier] + [1.0] * 179 + [0.01] * 200)
+    grads = jax.tree.map(lambda leaf: jax.vmap(jnp.multiply)(scales, leaf), gradients(params, 400))
+    run = quick_jit(lambda theta: steps(learned.optimizer(theta), params, grads))
+    pairs = zip(*map(jax.tree.leaves, (run(theta), run(theta | {"sizes": sizes}))), strict=True)
+    for one, other in pairs:
+        factor = jnp.log(other / one).reshape(400, -1)[:, 0]
+        assert jnp.abs(factor[:20]).max() < 0.01
+        # One large gradient hardly counts.
+        assert abs(factor[199]) < 0.2
+        # A hundredth of all others.
+        assert outlier > 1 or factor[-1] == pytest.approx(-4 / 3, abs=0.2)
+
+
 def test_it_is_small_and_layers_of_one_shape_share_a_program():
     learned = muon_mlp()
     theta = learned.init(KEY)
@@ -160,7 +178,7 @@ def test_it_is_small_and_layers_of_one_shape_share_a_program():
         params = [jnp.ones((4, 4), jnp.float32)] * layers
         state = jax.eval_shape(learned.optimizer(theta, 10).init, params)
         size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-        assert size <= 12 * 16 * layers + 8
+        assert size <= 12 * 16 * layers + 24
         text = str(jax.make_jaxpr(learned.update)(theta, params, state, params))
         return text.count("dot_general"), text.count("tanh")
 

@@ -13,6 +13,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float
 from typing_extensions import override
 
@@ -24,7 +25,7 @@ from lopt.learned.schedules import Time
 
 KINDS = ("matrix", "kernel", "vector", "embedding")
 FEATURES = ("g", "n", "s", "g/root", "n/root", "s/root", "n/factored")
-FACTORS = ("one", "progress", "early", "length", "depth", "agreement", "signal", "weight")
+FACTORS = ("one", "progress", "early", "length", "depth", "agreement", "signal", "weight", "fit")
 ADAM = 0.2  # the rate of vectors, in rates of matrices
 LARGE = 2**20  # numbers in a tensor
 DEEPEST = 12  # matrices: deeper networks count as this deep
@@ -37,12 +38,19 @@ PER_SIZE, PER_COEFFICIENT = 3.0, 0.1
 
 
 class MuonMLPState(eqx.Module):
-    """Where the run is, and the accumulators: 12 bytes a weight in float32, trees like params."""
+    """Where the run is, and the accumulators: 12 bytes a weight in float32, trees like params.
+
+    Attributes:
+        fast, slow, squares: averages of gradients, and of their squares.
+        norm, peak: an average of the squared norm of all gradients, and the largest so far.
+    """
 
     time: Time
     fast: Params
     slow: Params
     squares: Params
+    norm: Scalar
+    peak: Scalar
 
 
 class MuonMLP(AbstractLearnedOptimizer):
@@ -52,7 +60,8 @@ class MuonMLP(AbstractLearnedOptimizer):
     n = b m + (1 - b) g, the features f of a tensor are g, n and s, the same over the root of v, and
     n over that of the factored v; each over its root mean square. The factors c of a tensor are
     even in g: progress and length of the run, depth up to 12, agreement of g and s, signal over
-    noise, and the size of the weights. The update is -rate (exp(S c) D(d) + decay exp(E c) p), with
+    noise, size of the weights, and fit: -3 at most, as gradients fall to a thousandth of their
+    largest. The update is -rate (exp(S c) D(d) + decay exp(E c) p), with
 
         d = sum_i (A c)_i f_i + sum_j (G c)_j tanh((W f)_j).
 
@@ -117,7 +126,8 @@ class MuonMLP(AbstractLearnedOptimizer):
         def zeros() -> Params:  # arrays of their own, so that they may be donated
             return jax.tree.map(lambda leaf: jnp.zeros_like(tensors.as_tensor(leaf)), params)
 
-        return MuonMLPState(Time.of(0, num_steps), zeros(), zeros(), zeros())
+        norms = jnp.zeros((), float), jnp.zeros((), float)
+        return MuonMLPState(Time.of(0, num_steps), zeros(), zeros(), zeros(), *norms)
 
     @override
     def update(
@@ -131,6 +141,7 @@ class MuonMLP(AbstractLearnedOptimizer):
         **extra: Any,
     ) -> tuple[Params, State]:
         structure, views, depth, stacks, averages = self._stacks(theta, grads, state, params)
+        *norms, fit = _fit(state, grads)
         leaves = jax.tree.leaves(params)
         decays = [view.order != () for view in views]
         if self.weight_decay_mask is not None:
@@ -143,14 +154,14 @@ class MuonMLP(AbstractLearnedOptimizer):
         done: list[Any] = [None] * len(leaves)
         for same in groups.values():
             decay = self.weight_decay if decays[same[0]] else 0.0
-            one = _Tensor(theta, state.time, depth, views[same[0]], rate, decay)
+            one = _Tensor(theta, state.time, depth, fit, views[same[0]], rate, decay)
             group = tensors.concatenate([stacks[i] for i in same])
             # Features of large tensors do not all exist at once.
             moved = tensors.map_stack(one, group, math.prod(views[same[0]].sizes[1:]) > LARGE)
             parts = tensors.divide(moved, [views[i].sizes[0] for i in same])
             for i, part in zip(same, parts, strict=True):
                 done[i] = views[i].unstack(part).astype(leaves[i].dtype)
-        return structure.unflatten(done), MuonMLPState(state.time.next(), *averages)
+        return structure.unflatten(done), MuonMLPState(state.time.next(), *averages, *norms)
 
     def mixtures(
         self, theta: Theta, grads: Params, state: MuonMLPState, params: Params
@@ -161,9 +172,9 @@ class MuonMLP(AbstractLearnedOptimizer):
         in the stack.
         """
         _, views, depth, stacks, _ = self._stacks(theta, grads, state, params)
-        found = []
+        found, fit = [], _fit(state, grads)[-1]
         for view, stack in zip(views, stacks, strict=True):
-            one = _Tensor(theta, state.time, depth, view, jnp.zeros(()), 0.0)
+            one = _Tensor(theta, state.time, depth, fit, view, jnp.zeros(()), 0.0)
             kind = "matrix" if view.order else "vector"
             found.append((kind, jax.vmap(one.mixed)(*stack)))
         return found
@@ -226,6 +237,7 @@ class _Tensor(eqx.Module):
     theta: Theta
     time: Time
     depth: int
+    fit: Scalar
     view: View
     rate: Scalar
     decay: float | Scalar
@@ -286,7 +298,8 @@ class _Tensor(eqx.Module):
         # Zero for weights that were drawn with a standard deviation of 1 / sqrt(fan in).
         weight = jnp.log(jnp.mean(param * param) * self.view.fan_in + 1e-6) / 6
         own = jnp.mean(plain[0] * plain[2]), jnp.maximum(signal, -2), jnp.minimum(weight, 2)
-        return jnp.stack([*_of_run(self.time, self.depth, param.dtype), *own])
+        run, fit = _of_run(self.time, self.depth, param.dtype), self.fit.astype(param.dtype)
+        return jnp.stack([*run, *own, fit])
 
 
 def _of_run(time: Time, depth: int, dtype: Any) -> tuple[Scalar, ...]:
@@ -300,6 +313,20 @@ def _of_run(time: Time, depth: int, dtype: Any) -> tuple[Scalar, ...]:
         done, length = time.step.astype(dtype) / steps, jnp.log(steps / 1000) / 2
     deep = jnp.asarray(math.log(min(depth, DEEPEST) / 2) / 2, dtype)
     return jnp.ones((), dtype), done - 0.5, jnp.exp(-10 * done), length, deep
+
+
+def _fit(state: MuonMLPState, grads: Params) -> tuple[Scalar, Scalar, Scalar]:
+    """Returns the next `norm` and `peak` of a state, and the last of `FACTORS`.
+
+    That is zero at the peak, and -1/3, -4/3 and -3 at a tenth, a hundredth and a thousandth of it.
+    """
+    square = optax.tree.norm(jax.tree.map(tensors.as_tensor, grads), squared=True).astype(float)
+    norm = 0.9 * state.norm + 0.1 * square
+    now = norm / (1 - 0.9 ** (state.time.step + 1).astype(float))
+    # One outlier is no peak.
+    peak = jnp.where(state.peak > 0, jnp.clip(now, state.peak, 1.1 * state.peak), now)
+    fall = jnp.minimum(jnp.log((now + TINY) / (peak + TINY)) / 8, 0)
+    return norm, peak, -jnp.minimum(fall * fall, 3)
 
 
 @jax.custom_jvp
@@ -333,5 +360,5 @@ def _unit(x: Tensor) -> Tensor:
 
 
 def muon_mlp(hidden: int = 8, learning_rate: Any = None, **fields: Any) -> MuonMLP:
-    """The rule that starts at Muon, 412 weights: see `MuonMLP` for its fields."""
+    """The rule that starts at Muon, 447 weights: see `MuonMLP` for its fields."""
     return MuonMLP(hidden, learning_rate, **fields)

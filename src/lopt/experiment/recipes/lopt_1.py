@@ -77,7 +77,7 @@ class Recipe:
     """The rule that starts at Muon, meta-trained on many kinds of networks and lengths."""
 
     budget: float = 30.0  # minutes of meta-training, about, on two cores.
-    hidden: int = 4  # odd units of the rule.
+    hidden: int = 4  # odd units of the rule; without any it is an equation.
     shortest: int = 100  # inner steps of the shortest episode, unless gradients are exact.
     longest: int = 200  # of the longest; lengths are log-uniform between the two.
     truncation: int = 50  # per outer step, unless gradients are exact; divides the longest.
@@ -104,7 +104,7 @@ class Recipe:
     def build(self) -> lopt.Experiment:
         positive = dict.fromkeys(("budget", "learning_rate"), POSITIVE)
         check(self, FIELD, **positive, width=4, unit="[1, inf)", weight_decay="[0, inf)")
-        check(self, FIELD, estimator=(*ESTIMATORS,), only=PARTS, hidden=1, examples=1)
+        check(self, FIELD, estimator=(*ESTIMATORS,), only=PARTS, hidden=0, examples=1)
         data = {name: load_images(name, size=8) for name in ("digits", *self.datasets)}
         learned = muon_mlp(self.hidden, axes=MatrixAxes("out_in"), weight_decay=self.weight_decay)
         families: list[AbstractTaskFamily] = []
