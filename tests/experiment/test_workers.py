@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -249,14 +250,29 @@ def test_who_is_waited_for_is_said(monkeypatch, capsys):
     assert "Waiting for 2 of 2 workers" in capsys.readouterr().out
 
 
-def test_a_cluster_that_is_not_there_is_one_error_within_a_minute():
-    began = time.time()
-    words = ["train", RECIPE, "--workers", 2, "--ray", "127.0.0.1:1", "--run", "nowhere"]
-    found = subprocess.run([*LOPT, *map(str, words)], capture_output=True, text=True)
+@pytest.mark.parametrize("listens", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_cluster_that_is_not_there_is_one_error_within_a_minute(listens):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        if not listens:
+            other.close()
+        began = time.time()
+        words = ["train", RECIPE, "--workers", 2, "--ray", address, "--run", "nowhere"]
+        found = subprocess.run([*LOPT, *map(str, words)], capture_output=True, text=True)
     assert found.returncode == 2
-    assert "--ray 127.0.0.1:1 cannot be reached" in found.stderr.splitlines()[-1]
+    assert f"--ray {address} cannot be reached" in found.stderr.splitlines()[-1]
     assert time.time() - began < 60
     assert not Path("nowhere").exists()
+
+
+def test_sigterm_ends_a_run_before_ray_is_there(tmp_path):
+    words = ["train", RECIPE, "--workers", 2, "--run", tmp_path / "run"]
+    with subprocess.Popen([*LOPT, *map(str, words)]) as started:
+        while not psutil.Process(started.pid).children():  # the first of a cluster
+            assert started.poll() is None
+            time.sleep(0.1)
+        started.send_signal(signal.SIGTERM)
+        assert started.wait(60) == 143
 
 
 def test_sigterm_ends_workers_after_a_checkpoint(tmp_path):

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from lopt.experiment.runs.environment import one_core
+from lopt.experiment.runs.environment import asked_to_stop, one_core
 from lopt.experiment.runs.run import surroundings
 
 MAJOR = "2"
@@ -51,18 +51,21 @@ def connected(workers: int, address: str | None) -> Iterator[Any]:
     if not address:
         options |= {"num_cpus": workers, "include_dashboard": False}
         options["_node_ip_address"] = "127.0.0.1"
-    _check_reachable(address)
     # Ray's own handler would end this process before there is a checkpoint.
     handler = signal.getsignal(signal.SIGTERM)
     try:
         # JAX warns of forks; those of Ray become other programs at once.
         with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
+            _check_answers(address)
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+    except SystemExit:  # of that handler
+        raise KeyboardInterrupt(signal.SIGTERM) from None
     except Exception as error:  # of any kind: versions, addresses, tokens
         said, where = " ".join(f"{error}".split())[:300], f"--ray {address}" if address else "Ray"
         raise ConnectionError(
-            f"{where}: no cluster of Ray {ray.__version__} can be joined there ({said}); if it "
-            "asks for a token, as after `ray start` where there is one, set RAY_AUTH_MODE=token."
+            f"{where} cannot be reached as a cluster of Ray {ray.__version__} ({said}); check that "
+            "it runs there. If it asks for a token, as after `ray start` where there is one, set "
+            "RAY_AUTH_MODE=token."
         ) from error
     finally:
         with contextlib.suppress(ValueError):  # not in the main thread
@@ -73,16 +76,18 @@ def connected(workers: int, address: str | None) -> Iterator[Any]:
         ray.shutdown()
 
 
-def _check_reachable(address: str | None) -> None:
-    """Refuses the address of a cluster at which nobody listens, where Ray would try for minutes."""
+def _check_answers(address: str | None) -> None:
+    """Refuses an address where no Ray answers, for which it would wait for ever.
+
+    By what `ray health-check` uses.
+    """
     host, _, port = (address or "").rpartition("://")[2].rpartition(":")
     if host and port.isdigit():
-        try:
-            socket.create_connection((host, int(port)), timeout=20).close()
-        except OSError as error:
-            raise ConnectionError(
-                f"--ray {address} cannot be reached ({error}); check that Ray runs there."
-            ) from error
+        socket.create_connection((host, int(port)), timeout=20).close()
+        if "://" not in f"{address}":
+            from ray._raylet import GcsClient  # type: ignore[attr-defined]
+
+            GcsClient(address=address)
 
 
 def here() -> dict[str, Any]:
@@ -109,14 +114,20 @@ def map_on_workers(
     """
     if not items:
         return
-    with connected(workers, address) as ray:
+    with connected(workers, address) as ray, asked_to_stop() as stop:
         task = ray.remote(num_cpus=1, max_calls=1, max_retries=RETRIES)(function)
         waiting, there = list(items), here()
         running: list[Any] = []
         while waiting or running:
             while waiting and len(running) < workers:
                 running.append(task.remote(waiting.pop(0), there))
-            (done,), running = ray.wait(running)
+            # Ray, which would wait for them, loses the number of the signal.
+            some, running = ray.wait(running, timeout=1.0)
+            if number := stop():
+                raise KeyboardInterrupt(number)
+            if not some:
+                continue
+            (done,) = some
             try:
                 result = ray.get(done)
             except ray.exceptions.RayTaskError as error:

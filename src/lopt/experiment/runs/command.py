@@ -9,7 +9,7 @@ from typing import Any
 from lopt.experiment.evaluation.command import evaluate_run
 from lopt.experiment.report import tell
 from lopt.experiment.runs import files
-from lopt.experiment.runs.cluster import connected
+from lopt.experiment.runs.cluster import connected, here
 from lopt.experiment.runs.distributed import (
     check_same,
     is_first,
@@ -39,7 +39,7 @@ def train_command(settings: TrainSettings) -> None:
             code = Path(f"{settings.recipe}")
             digest = files.digest(code) if code.suffix == ".py" and code.is_file() else ""
             alike = dataclasses.replace(settings, coordinator=None, process=None, processes=None)
-            check_same(f"{surroundings()} {digest} {alike}")
+            check_same(here() | surroundings() | {"recipe file": digest} | vars(alike))
             _finished(_shared(settings))
     elif settings.seeds > 1 or (settings.resume and (settings.resume / SEEDS).exists()):
         if settings.workers is not None:

@@ -6,11 +6,12 @@ The engine is JAX's own. A process alone agrees with itself, so that nobody has 
 import atexit
 import contextlib
 import functools
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -18,8 +19,9 @@ from jax.experimental import multihost_utils
 
 # Seconds until one that cannot be reached, or is lost, is given up.
 REACH, LOST = 40, 20
+LOCAL = "127.0.0.1", "localhost", "[::1]"
 # Characters that a process tells the others.
-LONGEST = 2000
+LONGEST = 4000
 _T = TypeVar("_T")
 
 
@@ -33,14 +35,15 @@ def joined(coordinator: str | None, processes: int | None, process: int | None) 
         ValueError: if JAX cannot find out what is not given.
         ConnectionError: if the coordinator, or a process, is not there in time, or is lost.
     """
-    local = coordinator is not None and coordinator.rpartition(":")[0] in ("127.0.0.1", "localhost")
+    local = coordinator is not None and coordinator.rpartition(":")[0] in LOCAL
     # Two devices of a CPU in each of several processes can wait for one another without end.
     jax.config.update("jax_num_cpu_devices", 1)
     # It would take SIGTERM away from the commands, which stop together by themselves.
     jax.config.update("jax_enable_preemption_service", False)
     apart = (
         f"The processes of this run did not meet within {REACH} seconds; check that --coordinator "
-        "is the address of process 0, and that all --processes are there."
+        "is the address of process 0, with a port that is free there, and that all --processes are "
+        "there."
     )
     try:
         with _last_words(apart), _listening_here() if local else contextlib.nullcontext():
@@ -112,14 +115,17 @@ def together(function: Callable[[], _T]) -> _T:
     return result
 
 
-def check_same(own: str) -> None:
-    """Refuses processes that differ in what they were given or consist of."""
-    said = tell_each_other(own)
-    if other := next((i for i, text in enumerate(said) if text != said[0]), 0):
-        raise ValueError(
-            f"Process {other} has another command, or other versions, than process 0: "
-            f"{said[other]}, not {said[0]}; start all with the same."
-        )
+def check_same(own: dict[str, Any]) -> None:
+    """Refuses processes that differ in what they were given or consist of, by name."""
+    said = tell_each_other(json.dumps({name: f"{value}" for name, value in own.items()}))
+    first, *others = map(json.loads, said)
+    for i, other in enumerate(others, 1):
+        if wrong := [name for name in other if other[name] != first.get(name)]:
+            name = wrong[0]
+            raise ValueError(
+                f"Process {i} has another {name} than process 0: {other[name]}, not "
+                f"{first.get(name)}; start all with the same command and versions."
+            )
 
 
 def _short(error: BaseException) -> str:

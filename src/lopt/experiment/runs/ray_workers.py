@@ -82,9 +82,10 @@ class _Remote(AbstractWorker):
     @override
     def received(self, future: Any) -> tuple[Answer, Any] | None:
         failures = self._ray.exceptions
+        lost = failures.ActorUnavailableError, failures.WorkerCrashedError, failures.ObjectLostError
         try:
             answer = future.result()
-        except (failures.ActorUnavailableError, failures.WorkerCrashedError):
+        except lost:  # a large answer may be, with its machine
             return None
         except failures.RayError as error:
             cause = getattr(error, "cause", None) or error
