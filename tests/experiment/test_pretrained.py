@@ -114,6 +114,11 @@ def test_lopt_pretrained(words, shown, monkeypatch, capsys):
         assert word in text
 
 
+def test_one_is_there_for_programs_that_are_traced():
+    find = jax.jit(lambda params: lopt.pretrained("mini", 10).init(params))
+    assert find({"w": jnp.ones((2, 2))}).count == 0
+
+
 def trained(optimizer, steps=3):
     """Returns the params and state after some steps on a sum of squares."""
     params = {"w": jnp.linspace(-1.0, 1.0, 12).reshape(4, 3), "b": jnp.ones(3)}

@@ -152,7 +152,7 @@ class Tensorwise(AbstractLearnedOptimizer):
     def begin(self, theta: Theta, params: Params, num_steps: NumSteps = None) -> TensorwiseState:
         leaves, structure = jax.tree.flatten(params)
         leaves = [tensors.as_tensor(leaf) for leaf in leaves]
-        theta, dtype = cast(theta, _widest(leaves)), _widest(leaves)
+        theta, dtype = cast(theta, widest(leaves)), widest(leaves)
         some = leaves or [jnp.zeros((1,), dtype)]
         own = [self.controller.begin(cast(theta, leaf.dtype), leaf) for leaf in some]
         memory, count = theta["network"]["memory"], len(leaves)
@@ -173,7 +173,7 @@ class Tensorwise(AbstractLearnedOptimizer):
         structure: Any
         leaves, structure = jax.tree.flatten(params)
         param = [tensors.as_tensor(leaf) for leaf in leaves]
-        dtype, groups = _widest(param), _by_shape(param)
+        dtype, groups = widest(param), _by_shape(param)
         order = [i for group in groups for i in group]
         if not order:
             new_state = eqx.tree_at(lambda s: s.step, state, state.step + 1)
@@ -286,7 +286,8 @@ def cast(tree: Any, dtype: Any) -> Any:
     return jax.tree.map(lambda x: x.astype(dtype) if eqx.is_inexact_array(x) else x, tree)
 
 
-def _widest(leaves: list[Tensor]) -> Any:
+def widest(leaves: list[Tensor]) -> Any:
+    """Returns the largest of the dtypes."""
     dtypes = (leaf.dtype for leaf in leaves)
     return max(dtypes, key=lambda dtype: dtype.itemsize, default=jnp.dtype(jnp.float32))
 

@@ -20,6 +20,7 @@ from typing_extensions import override
 from lopt.core import tensors
 from lopt.core.learned import AbstractLearnedOptimizer, Tensor
 from lopt.core.types import Key, NumSteps, Params, Scalar, State, Theta, as_pytree
+from lopt.learned.hypernetwork import cast, widest
 from lopt.learned.matrices import COEFFICIENTS, MatrixAxes, View, orthogonalised
 from lopt.learned.schedules import Time
 
@@ -126,7 +127,8 @@ class MuonMLP(AbstractLearnedOptimizer):
         def zeros() -> Params:  # arrays of their own, so that they may be donated
             return jax.tree.map(lambda leaf: jnp.zeros_like(tensors.as_tensor(leaf)), params)
 
-        norms = jnp.zeros((), float), jnp.zeros((), float)
+        dtype = widest([tensors.as_tensor(leaf) for leaf in jax.tree.leaves(params)])
+        norms = jnp.zeros((), dtype), jnp.zeros((), dtype)
         return MuonMLPState(Time.of(0, num_steps), zeros(), zeros(), zeros(), *norms)
 
     @override
@@ -320,9 +322,10 @@ def _fit(state: MuonMLPState, grads: Params) -> tuple[Scalar, Scalar, Scalar]:
 
     That is zero at the peak, and -1/3, -4/3 and -3 at a tenth, a hundredth and a thousandth of it.
     """
-    square = optax.tree.norm(jax.tree.map(tensors.as_tensor, grads), squared=True).astype(float)
+    dtype = state.norm.dtype
+    square = optax.tree.norm(cast(grads, dtype), squared=True)
     norm = 0.9 * state.norm + 0.1 * square
-    now = norm / (1 - 0.9 ** (state.time.step + 1).astype(float))
+    now = norm / (1 - 0.9 ** (state.time.step + 1).astype(dtype))
     # One outlier is no peak.
     peak = jnp.where(state.peak > 0, jnp.clip(now, state.peak, 1.1 * state.peak), now)
     fall = jnp.minimum(jnp.log((now + TINY) / (peak + TINY)) / 8, 0)

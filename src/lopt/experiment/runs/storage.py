@@ -45,6 +45,7 @@ def save_weights(path: Path, learned: AbstractLearnedOptimizer, theta: Theta) ->
         _write(path, {}, theta)
 
 
+@jax.ensure_compile_time_eval()  # also where a program is traced
 def load(
     path: str | Path, learned: AbstractLearnedOptimizer | None = None
 ) -> tuple[AbstractLearnedOptimizer, Theta]:
