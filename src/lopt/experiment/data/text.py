@@ -17,7 +17,6 @@ import numpy as np
 from jaxtyping import Int
 
 from lopt.experiment.data.datasets import note_loaded
-from lopt.experiment.runs.files import one_line
 from lopt.tasks.data import Data, Examples, text_data
 
 Tokens: TypeAlias = Literal["bytes", "subwords"]
@@ -129,11 +128,7 @@ def _read(name: str) -> bytes:
         raise ValueError(
             f"There is no text {name!r}: it is bundled, {TINY_SHAKESPEARE} or the path of a file."
         )
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {one_line(error)}") from error
-    if not content:
+    if not (content := path.read_bytes()):
         raise ValueError(f"{path} is empty; try a text of at least ten times an example's length.")
     if name == TINY_SHAKESPEARE and sha256(content).hexdigest() != CHECKSUM:
         raise ValueError(f"{path} has another checksum than {CHECKSUM}; get it from {ADDRESS}.")

@@ -27,14 +27,17 @@ from lopt.experiment.runs.files import read_columns
 from lopt.experiment.runs.run import Run
 from lopt.experiment.runs.train import train
 from lopt.experiment.studies import settings as s
-from lopt.experiment.studies.setting import decayed_training, measure, theta_at, warm_task
-from lopt.experiment.studies.surface import (
+from lopt.experiment.studies.setting import (
     LEARNING_RATES,
     compute_surface,
+    decayed_training,
     draw_surface,
     grid,
+    measure,
     read_surface,
     surface_settings,
+    theta_at,
+    warm_task,
 )
 
 # Logged of descents, whose answer is the mean of their last steps, as in the paper.
