@@ -70,7 +70,7 @@ def joined(coordinator: str | None, processes: int | None, process: int | None) 
     except BaseException as error:
         _leave_at_once()
         if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in f"{error}":
-            raise ConnectionError(_lost(_short(error))) from error
+            raise ConnectionError(_lost(f"{error}".partition("\n")[0][:200])) from error
         raise
 
 
@@ -120,10 +120,6 @@ def check_same(own: str) -> None:
             f"Process {other} has another command, or other versions, than process 0: "
             f"{said[other]}, not {said[0]}; start all with the same."
         )
-
-
-def _short(error: BaseException) -> str:
-    return f"{error}".partition("\n")[0][:200]
 
 
 def _lost(reason: str) -> str:
