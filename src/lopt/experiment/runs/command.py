@@ -2,11 +2,10 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lopt.experiment.evaluation.command import evaluate_run
+from lopt.experiment.evaluation.contestants import evaluate_run
 from lopt.experiment.report import tell
 from lopt.experiment.runs import files
 from lopt.experiment.runs.cluster import connected
@@ -28,8 +27,6 @@ from lopt.experiment.runs.threads import Here
 from lopt.experiment.runs.train import AbstractEngine, train
 from lopt.experiment.runs.workers import Workers, mean_of, split
 from lopt.experiment.settings import TuneSettings
-
-Words = Sequence[str]
 
 
 def train_command(settings: TrainSettings) -> None:
@@ -67,7 +64,7 @@ def _train_seeds(settings: TrainSettings) -> None:
         runs = [_resumed(run, settings) for run in open_all(folder, settings.trust)]
     else:
         recipe = f"{settings.recipe}"
-        folder = settings.run or free_folder(Path("runs") / Path(recipe).stem, holds_run)
+        folder = settings.run or _folder(recipe)
         runs = create(folder, recipe, settings.settings, settings.logger, settings.seeds)
     _finished(*runs, folder=folder)
 
@@ -91,10 +88,15 @@ def _run(settings: TrainSettings) -> Run:
     if settings.workers is not None:
         count = settings.workers or 1
         options["check"] = lambda experiment: split(mean_of(experiment), count)
+    recipe, fields = f"{settings.recipe}", settings.settings
     if settings.start is not None:
-        fields = (f"start={settings.start}", f"task={settings.task}", *settings.settings)
-        return _created("transfer", fields, settings.run, **options)
-    return _created(str(settings.recipe), settings.settings, settings.run, **options)
+        recipe = "transfer"
+        fields = (f"start={settings.start}", f"task={settings.task}", *fields)
+    return Run.create(settings.run or _folder(recipe), recipe, fields, **options)
+
+
+def _folder(name: str) -> Path:
+    return free_folder(Path("runs") / Path(name).stem, holds_run)
 
 
 def _shared(settings: TrainSettings) -> Run:
@@ -110,8 +112,9 @@ def _shared(settings: TrainSettings) -> Run:
 
 def tune_command(settings: TuneSettings) -> None:
     """Meta-trains a distilled rule on."""
-    fields = (f"start={settings.rule}", f"task={settings.task}", "tensor_types=True")
-    _finished(_created("transfer", (*fields, *settings.settings), settings.run, "tune"))
+    fields, folder = ("tensor_types=True", *settings.settings), settings.run or _folder("tune")
+    start, task = settings.rule, settings.task
+    train_command(TrainSettings(start=start, task=task, settings=fields, run=folder))
 
 
 def _finished(*runs: Run, engine: AbstractEngine | None = None, folder: Path | None = None) -> None:
@@ -131,17 +134,3 @@ def _finished(*runs: Run, engine: AbstractEngine | None = None, folder: Path | N
             evaluate_run(*runs).finish(folder, "report")
         elif is_first():
             tell(f"Trained; weights in {folder / 'weights.safetensors'}.")
-
-
-def _created(
-    recipe: str, fields: Words, folder: Path | None, name: str = "", **options: Any
-) -> Run:
-    if folder is not None:
-        return Run.create(folder, recipe, fields, **options)
-    while True:
-        folder = free_folder(Path("runs") / Path(name or recipe).stem, holds_run)
-        try:
-            return Run.create(folder, recipe, fields, **options)
-        except FileExistsError:  # taken by a run that began at the same moment
-            if not holds_run(folder):
-                raise
