@@ -22,8 +22,7 @@ import optax
 
 from lopt.core.unroll import start, unroll
 from lopt.experiment.data.datasets import data_loaded
-from lopt.experiment.data.loading import at_hand
-from lopt.experiment.data.named_tasks import is_task, named_task, nearest_task, task_names
+from lopt.experiment.data.named_tasks import at_hand, is_task, named_task, nearest_task, task_names
 from lopt.experiment.report import Report, stages
 from lopt.experiment.runs.environment import cache_folder
 from lopt.experiment.runs.files import one_line, read_json, write_json
