@@ -7,16 +7,8 @@ from typing import Any
 
 from lopt.experiment.evaluation.contestants import evaluate_run
 from lopt.experiment.report import tell
-from lopt.experiment.runs import files
+from lopt.experiment.runs import distributed, files
 from lopt.experiment.runs.cluster import connected
-from lopt.experiment.runs.distributed import (
-    check_same,
-    is_first,
-    joined,
-    leave,
-    tell_each_other,
-    together,
-)
 from lopt.experiment.runs.environment import PATIENCE, asked_to_stop, stoppable
 from lopt.experiment.runs.files import free_folder
 from lopt.experiment.runs.ray_workers import RayFleet
@@ -32,11 +24,11 @@ from lopt.experiment.settings import TuneSettings
 def train_command(settings: TrainSettings) -> None:
     """Meta-trains a new run, or goes on with one, and evaluates it."""
     if settings.distributed or settings.coordinator is not None:
-        with joined(settings.coordinator, settings.processes, settings.process):
+        with distributed.joined(settings.coordinator, settings.processes, settings.process):
             code = Path(f"{settings.recipe}")
             digest = files.digest(code) if code.suffix == ".py" and code.is_file() else ""
             alike = dataclasses.replace(settings, coordinator=None, process=None, processes=None)
-            check_same(f"{surroundings()} {digest} {alike}")
+            distributed.check_same(f"{surroundings()} {digest} {alike}")
             _finished(_shared(settings))
     elif settings.seeds > 1 or (settings.resume and (settings.resume / SEEDS).exists()):
         if settings.workers is not None:
@@ -101,12 +93,12 @@ def _folder(name: str) -> Path:
 
 def _shared(settings: TrainSettings) -> Run:
     """Returns the run that the first process has made or opened, in each of them."""
-    first = together(lambda: _run(settings) if is_first() else None)
-    folder = tell_each_other(f"{first.folder.resolve()}" if first else "")[0]
+    first = distributed.together(lambda: _run(settings) if distributed.is_first() else None)
+    folder = distributed.tell_each_other(f"{first.folder.resolve()}" if first else "")[0]
     # Of a recipe that the same command named here.
     trust = settings.trust or settings.resume is None
-    run = together(lambda: first or Run(folder, trust=trust))
-    together(lambda: run.experiment)
+    run = distributed.together(lambda: first or Run(folder, trust=trust))
+    distributed.together(lambda: run.experiment)
     return run
 
 
@@ -121,7 +113,7 @@ def _finished(*runs: Run, engine: AbstractEngine | None = None, folder: Path | N
     """Meta-trains a run, or those of several seeds in a folder, and evaluates what comes of it."""
     run, folder = runs[0], folder or runs[0].folder
     found = run.experiment  # which may be refused
-    if is_first():
+    if distributed.is_first():
         tell(f"Run {folder}")
     with stoppable(f"Continue with: lopt train --resume {folder}", PATIENCE):
         with asked_to_stop() as stop:
@@ -129,8 +121,8 @@ def _finished(*runs: Run, engine: AbstractEngine | None = None, folder: Path | N
                 train_seeds(runs, stop)
             else:
                 train(run, engine=engine, stop=stop)
-        leave()
-        if is_first() and (found.evaluations or len(runs) > 1):
+        distributed.leave()
+        if distributed.is_first() and (found.evaluations or len(runs) > 1):
             evaluate_run(*runs).finish(folder, "report")
-        elif is_first():
+        elif distributed.is_first():
             tell(f"Trained; weights in {folder / 'weights.safetensors'}.")
