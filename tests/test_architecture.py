@@ -19,10 +19,10 @@ CORE_MAY_IMPORT = {*sys.stdlib_module_names, "jax", "equinox", "optax", "jaxtypi
 CORE_MAY_IMPORT |= {"typing_extensions"}  # the standard library of later versions
 LONGEST_FILE = 400
 # Lines per room: a capability that does not fit is first made room for.
-BUDGETS = {"core": 1740, "tasks": 5370, "learned": 4315, "estimators": 2000}
+BUDGETS = {"core": 1740, "tasks": 5370, "learned": 4350, "estimators": 2000}
 BUDGETS |= {"bridges": 1260, "torch": 485}
 # These are to shrink: experiment by a third, and then the other two by half.
-BUDGETS |= {"experiment": 11135, "symbolic": 6160, "analysis": 7930}
+BUDGETS |= {"experiment": 10960, "symbolic": 6160, "analysis": 7930}
 
 
 def name_of(path):

@@ -11,7 +11,8 @@ import pytest
 
 import lopt
 from lopt.bridges import export
-from lopt.experiment.export import ExportSettings, export_command
+from lopt.experiment.pretrained import export_command
+from lopt.experiment.settings import ExportSettings
 
 pytest.importorskip("torch")
 SHAPES = [(6, 4), (4, 6), (5, 5), (5,), (), (3, 2, 2, 2), (2, 7, 3), (40, 50)]

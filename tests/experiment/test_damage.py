@@ -20,9 +20,15 @@ import pytest
 import safetensors.numpy
 
 import lopt
-from lopt.experiment.data import image_files
-from lopt.experiment.data.datasets import ADDRESSES, CHECKSUMS, CIFAR, FILES
-from lopt.experiment.data.image_files import read_cifar, read_pair
+from lopt.experiment.data import datasets
+from lopt.experiment.data.datasets import (
+    ADDRESSES,
+    CHECKSUMS,
+    CIFAR,
+    FILES,
+    read_cifar,
+    read_pair,
+)
 from lopt.experiment.data.tables import load_table, save_table
 from lopt.experiment.runs import storage
 from lopt.experiment.runs.description import describe
@@ -36,13 +42,13 @@ from lopt.experiment.runs.files import (
     write_json,
 )
 from lopt.experiment.runs.run import Run
+from lopt.experiment.studies.setting import surface_settings
 from lopt.experiment.studies.settings import SurfaceSettings
-from lopt.experiment.studies.surface import surface_settings
 from lopt.symbolic.expression import Variable, make_expression
 from lopt.symbolic.serial import to_json
 from lopt.symbolic.table import IDS, Table
 
-CIFAR_ARCHIVE, CIFAR_FILES = CIFAR["cifar10"][0], image_files.CIFAR_FILES["cifar10"]
+CIFAR_ARCHIVE, CIFAR_FILES = CIFAR["cifar10"][0], datasets.CIFAR_FILES["cifar10"]
 
 RECIPE = Path(__file__).with_name("tiny_recipe.py")
 WAYS = 200
@@ -476,7 +482,7 @@ def test_a_checkpoint_that_was_renamed(tmp_path):
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(image_files, "LIMIT", 2**20)
+    monkeypatch.setattr(datasets, "LIMIT", 2**20)
 
 
 def test_images_beyond_the_limit(small, tmp_path):

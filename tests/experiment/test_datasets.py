@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from lopt.core.types import SPLITS
-from lopt.experiment.data import datasets, image_files
+from lopt.experiment.data import datasets
 from lopt.experiment.data.datasets import CIFAR, FILES, available, load_images
 from lopt.tasks import mlp_classification
 
@@ -164,7 +164,7 @@ def test_downloads_are_checked_and_kept(folder, tmp_path_factory, monkeypatch):
     assert load_images("mnist").test.count == 12
 
 
-CIFAR_ARCHIVE, CIFAR_FILES = CIFAR["cifar10"][0], image_files.CIFAR_FILES["cifar10"]
+CIFAR_ARCHIVE, CIFAR_FILES = CIFAR["cifar10"][0], datasets.CIFAR_FILES["cifar10"]
 
 
 def cifar_row(label, image):

@@ -16,10 +16,16 @@ from lopt.experiment import cli
 from lopt.experiment.probes.subject import subject
 from lopt.experiment.probes.truncation import report_of, resting, sweep, verdict
 from lopt.experiment.settings import HorizonSettings
-from lopt.experiment.studies.setting import decayed_training, outer_adam, theta_at, warm_task
+from lopt.experiment.studies.setting import (
+    compute_surface,
+    decayed_training,
+    outer_adam,
+    read_surface,
+    theta_at,
+    warm_task,
+)
 from lopt.experiment.studies.settings import SurfaceSettings
 from lopt.experiment.studies.short_horizon import check_study
-from lopt.experiment.studies.surface import compute_surface, read_surface
 from lopt.experiment.trainings import mean_estimate
 
 SETTINGS = SurfaceSettings("digits", (2, 6), 9, "grid", 2.0, batches=2)

@@ -8,8 +8,7 @@ from lopt.core.task import AbstractTask
 from lopt.experiment.data import catalogue
 from lopt.experiment.data.catalogue import cost, draw_tasks, known_cost, list_tasks, show_task
 from lopt.experiment.data.datasets import data_loaded
-from lopt.experiment.data.loading import load
-from lopt.experiment.data.named_tasks import is_task, named_task, task_names
+from lopt.experiment.data.named_tasks import is_task, load, named_task, task_names
 from lopt.experiment.settings import ShowTaskSettings, TasksSettings
 
 

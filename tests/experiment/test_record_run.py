@@ -51,7 +51,7 @@ def network_run(tmp_path_factory):
 
 def test_of_learned_sgd_the_updates_are_the_rate_times_the_gradients(rate_run):
     settings = RecordSettings(rows=60, steps=10, at_once=2)
-    table = record_run(Run(rate_run), settings, show_progress=False)
+    table = record_run(Run(rate_run), settings)
     assert len(table) == 60
     assert list(map(str, table.columns)) == ["gradient", "parameter"]
     rate = np.exp(storage.load(rate_run)[1]["learning_rate"])
@@ -67,7 +67,7 @@ def test_of_learned_sgd_the_updates_are_the_rate_times_the_gradients(rate_run):
 
 def test_a_network_with_memory_is_recorded_on_fresh_tasks(network_run):
     settings = RecordSettings(rows=40, steps=6, at_once=2)
-    table = record_run(Run(network_run), settings, show_progress=False)
+    table = record_run(Run(network_run), settings)
     assert list(map(str, table.columns)) == ["m_normalised", "gradient", "time"]
     assert table.about["output"] == "output"
     assert (np.abs(table.output) <= 1).all()
@@ -76,8 +76,7 @@ def test_a_network_with_memory_is_recorded_on_fresh_tasks(network_run):
     # Every run drew a task of its own.
     assert len(set(table.task)) == len(set(table.run)) > 2
     same, other = (
-        record_run(Run(network_run), dataclasses.replace(settings, seed=seed), show_progress=False)
-        for seed in (0, 1)
+        record_run(Run(network_run), dataclasses.replace(settings, seed=seed)) for seed in (0, 1)
     )
     np.testing.assert_array_equal(same.values, table.values)
     assert not np.isin(other.column(Variable("gradient")), table.column(Variable("gradient"))).any()
@@ -85,7 +84,7 @@ def test_a_network_with_memory_is_recorded_on_fresh_tasks(network_run):
 
 def test_a_run_is_recorded_through_averages_of_what_its_rule_sees(network_run):
     settings = RecordSettings(40, 6, at_once=2, also=("warmup_0.8",), decays=(0.9,))
-    table = record_run(Run(network_run), settings, show_progress=False)
+    table = record_run(Run(network_run), settings)
     averages = ["average_0.9_m_normalised", "average_0.9_gradient"]
     expected = ["m_normalised", "gradient", *averages, "time", "warmup_0.8"]
     assert list(map(str, table.columns)) == expected
@@ -167,19 +166,19 @@ def test_settings_that_make_no_sense_are_refused(settings, words):
 )
 def test_what_was_not_recorded_is_named(settings, words, rate_run):
     with pytest.raises(ValueError, match=words):
-        record_run(Run(rate_run), RecordSettings(rows=4, steps=4, **settings), show_progress=False)
+        record_run(Run(rate_run), RecordSettings(rows=4, steps=4, **settings))
 
 
 def test_folders_and_files_are_checked_first(rate_run, tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no run"):
-        record_run(Run(tmp_path), RecordSettings(), show_progress=False)
+        record_run(Run(tmp_path), RecordSettings())
     with pytest.raises(ValueError, match=r"ends in .npz"):
         cli._dispatch(["record", str(rate_run), "--output", str(tmp_path / "table.txt")])
     with pytest.raises(ValueError, match="--seed -1"):
         cli._dispatch(["record", str(rate_run), "--seed", "-1"])
     Run.create(tmp_path / "untrained", str(RECIPE))
     with pytest.raises(FileNotFoundError, match=r"weights\.safetensors"):
-        record_run(Run(tmp_path / "untrained"), RecordSettings(), show_progress=False)
+        record_run(Run(tmp_path / "untrained"), RecordSettings())
     assert {file.name for file in tmp_path.iterdir()} == {"untrained"}
 
 
@@ -189,4 +188,4 @@ def test_runs_that_all_diverge_make_no_table(tmp_path):
         show_progress=False,
     )
     with pytest.raises(ValueError, match=r"No row of .* 0 of them stayed finite"):
-        record_run(Run(tmp_path), RecordSettings(rows=10, steps=40), show_progress=False)
+        record_run(Run(tmp_path), RecordSettings(rows=10, steps=40))

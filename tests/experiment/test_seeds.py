@@ -10,7 +10,7 @@ import equinox as eqx
 import numpy as np
 import pytest
 
-from lopt.experiment.evaluation.command import evaluate_run
+from lopt.experiment.evaluation.contestants import evaluate_run
 from lopt.experiment.runs import files
 from lopt.experiment.runs import seeds as s
 from lopt.experiment.runs.run import Run

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import lopt
-from lopt.experiment.data.image_files import CIFAR_FILES
+from lopt.experiment.data.datasets import CIFAR_FILES
 from lopt.experiment.runs.files import read_lines
 from lopt.experiment.runs.run import Run
 from lopt.experiment.runs.train import train as meta_train

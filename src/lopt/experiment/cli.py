@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
 
 from lopt.experiment import settings as s
-from lopt.experiment.export import ExportSettings
 from lopt.experiment.runs import settings as r
 from lopt.experiment.studies import settings as h
 
@@ -55,18 +54,18 @@ COMMANDS = {
     "train": Command(r.TrainSettings, "runs.command:train_command"),
     "tune": Command(s.TuneSettings, "runs.command:tune_command"),
     "pretrained": Command(s.PretrainedSettings, "runs.registry:list_pretrained"),
-    "export": Command(ExportSettings, "export:export_command"),
+    "export": Command(s.ExportSettings, "pretrained:export_command"),
     "recipes": Command(s.RecipesSettings, "runs.registry:list_recipes"),
     "tasks show": Command(s.ShowTaskSettings, "data.catalogue:show_task"),
     "tasks": Command(s.TasksSettings, "data.catalogue:list_tasks"),
-    "evaluate": Command(s.EvaluateSettings, "evaluation.command:evaluate_command"),
+    "evaluate": Command(s.EvaluateSettings, "evaluation.contestants:evaluate_command"),
     "sweep": _swept(r.SweepSettings, "sweep", "sweep"),
     "compare": _swept(r.CompareSettings, "compare_designs", "compare"),
     "record": Command(s.RecordSettings, "record:record", "run"),
     "distill": Command(
         s.DistillSettings, "distill:distill_run", "run", "{}/distilled", "report", True
     ),
-    "sanity": Command(s.SanitySettings, "studies.sanity:sanity"),
+    "sanity": Command(s.SanitySettings, "distill:sanity"),
     "horizon quadratic": Command(
         *(h.QuadraticSettings, "studies.noisy_quadratic:quadratic"),
         *("", "horizon/quadratic", "quadratic"),
@@ -100,12 +99,16 @@ LOPT_TRACEBACK=1: errors with their full traceback."""
 
 def main() -> None:
     """Runs the command line; what a user can mend is said in one line, with exit status 2."""
-    words = sys.argv[1:]
+
+    def interrupt(number: int, frame: object) -> None:
+        """Ends a command as Ctrl-C does."""
+        raise KeyboardInterrupt(number)
+
     for name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, name):  # Windows has no SIGHUP
-            signal.signal(getattr(signal, name), _interrupt)
+            signal.signal(getattr(signal, name), interrupt)
     try:
-        _dispatch(words)
+        _dispatch(sys.argv[1:])
     except KeyboardInterrupt as stop:
         sys.exit(128 + (stop.args[0] if stop.args else signal.SIGINT))
     except Exception as error:
@@ -118,11 +121,6 @@ def main() -> None:
         line = f"lopt: {kind}{' '.join(plain(error).split())}"
         print(f"\x1b[31m{line}\x1b[0m" if sys.stderr.isatty() else line, file=sys.stderr)
         sys.exit(2 if expected else 1)
-
-
-def _interrupt(number: int, frame: object) -> None:
-    """Ends a command as Ctrl-C does."""
-    raise KeyboardInterrupt(number)
 
 
 def _dispatch(words: Sequence[str]) -> None:
@@ -168,29 +166,20 @@ def _run(name: str, command: Command, words: Sequence[str]) -> None:
 
     prepare_jax()
     with stoppable("Start the command again; what it has written so far is used."):
-        _report(command, subject, trust, folder, settings)
+        if command.subject == "run" or trust:
+            from lopt.experiment.runs.run import Run
 
-
-def _report(
-    command: Command, subject: Any, trust: bool, folder: Path | None, settings: Any
-) -> None:
-    if command.subject == "run" or trust:
-        from lopt.experiment.runs.run import Run
-
-        run = Run(subject, trust=trust)
-        if command.subject == "run":
-            subject = run
-        else:
-            run.trust_recipe()
-    arguments = [subject] * bool(command.subject) + [folder] * command.keeps + [settings]
-    module, _, function = command.function.partition(":")
-    report = getattr(importlib.import_module(f"lopt.experiment.{module}"), function)(*arguments)
-    if report is None:
-        return
-    if folder is None:
-        report.show()
-    else:
-        report.finish(folder, command.report)
+            run = Run(subject, trust=trust)
+            if trust:
+                run.trust_recipe()
+            subject = run if command.subject == "run" else subject
+        arguments = [subject] * bool(command.subject) + [folder] * command.keeps + [settings]
+        module, _, function = command.function.partition(":")
+        report = getattr(importlib.import_module(f"lopt.experiment.{module}"), function)(*arguments)
+        if folder is not None:
+            report.finish(folder, command.report)
+        elif report is not None:
+            report.show()
 
 
 def options_of(command: Command) -> Any:
@@ -200,22 +189,17 @@ def options_of(command: Command) -> Any:
     meanings = s.help_of(command.settings)[1]
     types = get_type_hints(command.settings, include_extras=True)
     conf: Any = tyro.conf
-    known = {
-        "repeated": conf.UseAppendAction,
-        "positional": conf.Positional,
-        "hidden": conf.Suppress,
-    }
     fields = []
 
     def add(name: str, kind: Any, meaning: str, default: Any = dataclasses.MISSING) -> None:
         for mark in getattr(kind, "__metadata__", ()):
-            kind = known[mark][get_args(kind)[0]]
+            kind = getattr(conf, mark)[get_args(kind)[0]]
         shown = conf.arg(name=NAMES.get(name), metavar=METAVARS.get(name), help=meaning)
         fields.append((name, Annotated[kind, shown], dataclasses.field(default=default)))
 
     if command.subject:
         kind = Path if command.subject == "run" else str
-        add("subject", Annotated[kind, "positional"], SUBJECTS[command.subject])
+        add("subject", Annotated[kind, "Positional"], SUBJECTS[command.subject])
     for field in dataclasses.fields(command.settings):
         add(field.name, types[field.name], meanings.get(field.name, ""), field.default)
     if command.report:

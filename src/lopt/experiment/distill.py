@@ -21,21 +21,21 @@ from lopt.core.types import Theta
 from lopt.experiment import distill_report
 from lopt.experiment.baselines import baselines
 from lopt.experiment.data.tables import load_table, save_table
-from lopt.experiment.evaluation.command import FEW
 from lopt.experiment.evaluation.compare import compare
-from lopt.experiment.evaluation.contestants import of_learned
+from lopt.experiment.evaluation.contestants import FEW, of_learned
 from lopt.experiment.record import record_run, with_columns
 from lopt.experiment.report import Report, progress, tell
 from lopt.experiment.runs import storage
 from lopt.experiment.runs.environment import stoppable
 from lopt.experiment.runs.files import check_writable, digest, read_json, write_bytes, write_json
 from lopt.experiment.runs.run import Run
-from lopt.experiment.settings import DistillSettings, RecordSettings, split_lag
+from lopt.experiment.settings import DistillSettings, RecordSettings, SanitySettings, split_lag
 from lopt.learned import MomentFeatures, MuonMLP
 from lopt.learned.concat import averaged_column, is_average
 from lopt.learned.muon import FACTORS, FEATURES
 from lopt.symbolic.expression import Expression, Variable, rename
 from lopt.symbolic.record import RAW_GRADIENT
+from lopt.symbolic.sanity import SUITE, run_sanity
 from lopt.symbolic.split import sample
 from lopt.symbolic.table import Table, named
 
@@ -83,9 +83,7 @@ class StoredSearch(symbolic.AbstractSearch):
         return found
 
 
-def distill_run(
-    run: Run, folder: Path, settings: DistillSettings, *, show_progress: bool = True
-) -> Report:
+def distill_run(run: Run, folder: Path, settings: DistillSettings) -> Report:
     """Distils the latest weights of a run, and writes the equation as text and as an optimizer.
 
     Table and what was found are kept in the folder, and found again.
@@ -99,7 +97,7 @@ def distill_run(
     chosen = {"weights": weights, "features": asked.features, "search": tuple(searches)}
     check_settings(folder, dataclasses.asdict(settings) | chosen)
     if not (folder / TABLE).exists():
-        table = record_run(run, asked, (inner, theta), show_progress=show_progress)
+        table = record_run(run, asked)
         save_table(folder / TABLE, table)
     table = load_table(folder / TABLE)
     seeds = range(settings.seed, settings.seed + settings.seeds)
@@ -107,11 +105,10 @@ def distill_run(
     left = sum(not one.path(seed).exists() for one in searches.values() for seed in seeds)
     minutes = (REST + SEARCH * left * settings.search_rows / 2000) / 60
     evaluations = run.experiment.evaluations
-    if show_progress:
-        tell(f"{left} searches, scores and trainings take about {minutes:.0f} minutes.")
+    tell(f"{left} searches, scores and trainings take about {minutes:.0f} minutes.")
     with (
         stoppable(f"Go on with the same command: what was found is kept in {folder}."),
-        progress("distilling", len(jobs) + 4 + len(evaluations), show=show_progress) as at,
+        progress("distilling", len(jobs) + 4 + len(evaluations)) as at,
     ):
         found = symbolic.distill(
             table,
@@ -199,14 +196,13 @@ def _recording(run: Run, settings: DistillSettings) -> tuple[RecordSettings, Inn
     memory = jax.tree.leaves(jax.eval_shape(lambda theta: begin(theta["rule"], (1,)), run.theta))
     extend = bool(memory) and settings.lags is None
     also = (ALSO if extend else ()) if settings.also is None else settings.also
-    also = MomentFeatures(also).names() if also else ()
     asked = RecordSettings(
         settings.rows,
         settings.steps,
         settings.columns or (),
         settings.lags,
         padded=True,
-        also=tuple(name for name in also if name not in learned.features.names()),
+        also=also,
         decays=(DECAYS if extend else ()) if settings.decays is None else settings.decays,
         seed=settings.seed,
     )
@@ -270,3 +266,24 @@ def replacement(
     renamed = rename(expression, {RAW_GRADIENT: "gradient"})
     distilled = symbolic.symbolic_optimizer(renamed, MomentFeatures(("gradient",)), scale)
     return distilled, distilled.init(jax.random.key(0))
+
+
+def sanity(settings: SanitySettings) -> Report:
+    """Distils known optimizers, and says how well they were found."""
+    with progress("distilling", len(SUITE)) as at:
+        found = run_sanity(seed=settings.seed, progress=lambda done, _, what: at(done, what))
+    rows = [
+        {
+            "optimizer": row.name,
+            "held-out R2": f"{row.r_squared:.5f}",
+            "asked": row.required,
+            "nodes": row.nodes,
+            "weight x variable as one": int(distill_report.weighted(row.expression)),
+            "CPU s": row.seconds,
+            "equation": symbolic.to_text(row.expression, 3)[:60],
+        }
+        for row in found
+    ]
+    report = Report("Known optimizers, distilled from raw gradients")
+    report.table(report.title, rows)
+    return report

@@ -86,10 +86,8 @@ def add_equation(
     def draw_responses(figure: Any) -> None:
         edges = np.linspace(0.01, 0.99, _BINS + 1)
         for axes, variable in zip(panels(figure, len(variables)), variables, strict=True):
-            curve, values = (
-                symbolic.partial_dependence(expression, test, variable),
-                test.column(variable),
-            )
+            curve = symbolic.partial_dependence(expression, test, variable)
+            values = test.column(variable)
             axes.plot(curve.grid, curve.output[0], color="#d62728", lw=1.8, label="equation")
             place = np.digitize(values, np.unique(np.quantile(values, edges)))
             bins = [place == b for b in range(1, place.max())]

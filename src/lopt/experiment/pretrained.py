@@ -1,14 +1,17 @@
-"""Learned optimizers that come with lopt, as Optax optimizers."""
+"""Learned optimizers that come with lopt, as Optax optimizers; any of them as one Python file."""
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
 import optax
 
 from lopt.core.types import NumSteps, Params, Scalar
-from lopt.experiment.runs.storage import load, pretrained_file
+from lopt.experiment.runs.files import check_writable, write_bytes
+from lopt.experiment.runs.storage import load, pretrained_file, pretrained_names
+from lopt.experiment.settings import ExportSettings
 from lopt.learned import FallBack, MatrixAxes
 
 # The rate of AdamW in rates of the rule, and that of the rule where it has a schedule of its own.
@@ -76,3 +79,27 @@ def pretrained(
         learned = FallBack(learned, adamw, LIMIT)
         theta = (theta, learned.fall_back.init(jax.random.key(0)))
     return learned.optimizer(theta, num_steps)
+
+
+def export_command(settings: ExportSettings) -> Any:
+    """Writes the file, and returns a report of what to do with it."""
+    # `pretrained` needs neither, and is imported in half the time without.
+    from lopt.bridges import export
+    from lopt.experiment.report import Report
+
+    source, num_steps, sizes = settings.source, settings.num_steps, settings.sizes()
+    if source is None:
+        raise ValueError("lopt export needs a run, a file of weights or a name; try lopt-1.")
+    out = settings.out or Path(f"{Path(source).stem.replace('-', '_')}_{settings.to}.py")
+    check_writable(out)
+    made: Any
+    made, theta = load(source)
+    rate = ""
+    if sizes and source in pretrained_names():  # with its guard
+        made = pretrained(source, num_steps, learning_rate=None if num_steps else 1.0)
+        rate = "" if num_steps else f" It has no schedule: give it a rate, such as {RATE}."
+    text = export(made, theta, to=settings.to, num_steps=num_steps, shapes=sizes, title=str(source))
+    write_bytes(out, text.encode())
+    report = Report(f"{source}, for {settings.to}")
+    report.text(f"{out} defines LearnedOptimizer, and needs nothing of lopt.{rate}")
+    return report

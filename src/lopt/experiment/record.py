@@ -73,24 +73,17 @@ def with_columns(run: Run, settings: RecordSettings) -> tuple[InnerTraining, The
     return dataclasses.replace(run.inner, learned=learned), theta
 
 
-def record_run(
-    run: Run,
-    settings: RecordSettings,
-    inner_and_theta: tuple[InnerTraining, Theta] | None = None,
-    *,
-    show_progress: bool = True,
-) -> Table:
+def record_run(run: Run, settings: RecordSettings) -> Table:
     """Records the latest weights of a run on tasks that its meta-training never drew.
 
-    Trainings are recorded until the table can take one of ten of their rows. `inner_and_theta` are
-    from `with_columns`, if it was called before.
+    Trainings are recorded until the table can take one of ten of their rows.
     """
-    inner, theta = inner_and_theta or with_columns(run, settings)
+    inner, theta = with_columns(run, settings)
     steps, wanted = settings.steps, settings.rows * SPACING
     check_length(f"lopt record --steps {steps}", steps, inner.learned.max_steps)
     parts: list[Recorded] = []
     found, count = 0, 0
-    with progress("recording rows", wanted, show=show_progress) as at:
+    with progress("recording rows", wanted) as at:
         for part in _recordings(inner, theta, settings):
             parts.append(part)
             series = to_series([part])
@@ -114,7 +107,6 @@ def record_run(
         settings.target,
         settings.rows,
         padded=settings.padded,
-        drop_dead=not settings.keep_dead,
         seed=settings.seed,
     )
     about = {"run": run.name, "runs": int(stayed.sum()), "steps": steps, "seed": settings.seed}
@@ -152,4 +144,4 @@ def _num_rows(part: Series, settings: RecordSettings) -> int:
     check_columns(part, columns)
     if settings.target is not None:
         check_output(part, settings.target)
-    return int(usable_rows(part, columns, settings.padded, not settings.keep_dead).sum())
+    return int(usable_rows(part, columns, settings.padded).sum())

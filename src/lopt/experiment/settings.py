@@ -12,11 +12,11 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any
 
-# How an option is given, where its type does not say so.
-Repeated = Annotated[tuple[str, ...], "repeated"]
-Hidden = Annotated[int, "hidden"]
-Positional = Annotated[str | None, "positional"]
-Several = Annotated[tuple[str, ...], "positional"]
+# How an option is given, where its type does not say so: the name that `tyro.conf` has for it.
+Repeated = Annotated[tuple[str, ...], "UseAppendAction"]
+Hidden = Annotated[int, "Suppress"]
+Positional = Annotated[str | None, "Positional"]
+Several = Annotated[tuple[str, ...], "Positional"]
 
 
 def help_of(settings: Any) -> tuple[str, dict[str, str]]:
@@ -86,7 +86,7 @@ class TuneSettings:
     """
 
     # the folder that lopt distill wrote, or any weights of lopt.
-    rule: Annotated[Path, "positional"]
+    rule: Annotated[Path, "Positional"]
     # the name of a task, such as digits_conv or mlp_family_seed7: see lopt tasks.
     task: str = "digits_conv"
     settings: Repeated = ()  # change a field of the recipe transfer; may be repeated.
@@ -119,8 +119,6 @@ class EvaluateSettings:
 
     def __post_init__(self) -> None:
         check(self)
-        if self.optlist is not None and not self.optlist.is_file():
-            raise FileNotFoundError(f"--optlist {self.optlist} is no file; give opt_list.json.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +140,7 @@ class TasksSettings:
 class ShowTaskSettings:
     """Show a task: its config, params, step time, initial loss, data and what stands for it."""
 
-    name: Annotated[str, "positional"]  # of the task, such as mlp_family_seed7.
+    name: Annotated[str, "Positional"]  # of the task, such as mlp_family_seed7.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,6 +153,31 @@ class PretrainedSettings:
     """List the optimizers that come with lopt, or show the card of one."""
 
     name: Positional = None  # of one, such as lopt-1.
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportSettings:
+    """Write a learned optimizer as one Python file that needs no lopt."""
+
+    source: Positional = None  # the folder of a run, a file of weights, or a name such as lopt-1.
+    to: str = "torch"  # torch, which then needs no JAX, or optax.
+    out: Path | None = None  # the file; by default SOURCE_torch.py or SOURCE_optax.py.
+    num_steps: int | None = None  # the length of the run, for rules that need it.
+    # of all parameters, such as 64x32 32, for rules that are not coordinatewise.
+    shapes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check(self, to=("torch", "optax"), num_steps=1)
+        self.sizes()
+
+    def sizes(self) -> list[tuple[int, ...]]:
+        """Returns shapes as numbers; `()` is that of a scalar."""
+        wrong = [text for text in self.shapes if not re.fullmatch(r"\(\)|[0-9]+(x[0-9]+)*", text)]
+        if wrong:
+            raise ValueError(
+                f"--shapes {wrong[0]!r} is no shape; try 64x32, 32, or () of a scalar."
+            )
+        return [tuple(map(int, re.findall("[0-9]+", text))) for text in self.shapes]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,7 +206,6 @@ class RecordSettings:
     per_tensor: int = 10  # coordinates recorded of each tensor.
     # count gradients before the first step as zeros; rows that need them are left out otherwise.
     padded: bool = False
-    keep_dead: bool = False  # keep coordinates that have no gradient for 20 steps.
     at_once: Hidden = 8  # runs side by side.
     # features besides those that the rule gets, such as m_normalised or momentum_0.9.
     also: tuple[str, ...] = ()
@@ -214,11 +236,10 @@ def split_lag(text: str) -> tuple[str, int]:
         >>> split_lag("gradient[t-2]")
         ('gradient', 2)
     """
-    name, bracket, rest = text.partition("[")
-    lag = rest.removeprefix("t-").removesuffix("]")
-    if not name or (bracket and (f"t-{lag}]" != rest or not lag.isdecimal())):
+    found = re.fullmatch(r"([^[]+)(?:\[t-(\d+)\])?", text)
+    if found is None:
         raise ValueError(f"{text!r} is no feature; write it as gradient, or as gradient[t-2].")
-    return name, int(lag) if bracket else 0
+    return found[1], int(found[2] or 0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,11 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
-from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
 from jaxtyping import Key as KeyArray
 
-from lopt.core.devices import device_mesh, round_up, spread
+from lopt.core.devices import device_mesh, replicate, round_up, spread
 from lopt.core.estimator import AbstractGradientEstimator
 from lopt.core.task import AbstractTask, AbstractTaskFamily
 from lopt.core.types import Key, Record, Theta
@@ -168,8 +167,7 @@ class OverDevices:
 
     def share(self, shared: Any) -> None:
         """Shares other arrays, of the same shapes, from now on."""
-        arrays = eqx.filter(shared, eqx.is_array)
-        self._shared = jax.device_put(arrays, NamedSharding(self._mesh, PartitionSpec()))
+        self._shared = replicate(eqx.filter(shared, eqx.is_array), self._mesh)
 
     @property
     def seconds(self) -> float:

@@ -16,17 +16,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import equinox as eqx
 import jax
 import numpy as np
 import optax
 
-from lopt.core.task import AbstractTask
-from lopt.core.types import Record
-from lopt.core.unroll import TrainState, start, unroll
+from lopt.core.unroll import start, unroll
 from lopt.experiment.data.datasets import data_loaded
-from lopt.experiment.data.loading import at_hand
-from lopt.experiment.data.named_tasks import is_task, named_task, nearest_task, task_names
+from lopt.experiment.data.named_tasks import at_hand, is_task, named_task, nearest_task, task_names
 from lopt.experiment.report import Report, stages
 from lopt.experiment.runs.environment import cache_folder
 from lopt.experiment.runs.files import one_line, read_json, write_json
@@ -48,26 +44,21 @@ class Cost:
     error: str = ""  # why there is none of these
 
 
-@eqx.filter_jit
-def _steps(task: AbstractTask, state: TrainState) -> tuple[TrainState, Record]:
-    return unroll(task, optax.sgd(0.0), state, STEPS)
-
-
 def measure(name: str) -> Cost:
     """Builds a task, and takes compiled steps of SGD at rate zero."""
-    keys = jax.random.split(jax.random.key(0), 3)
+    keys, still = jax.random.split(jax.random.key(0), 3), optax.sgd(0.0)
     with data_loaded() as data:
         try:
             task = named_task(name).draw(keys[0])
             params = task.init(keys[1])
-            state, losses = _steps(task, start(task, optax.sgd(0.0), params, keys[2]))
+            state, losses = unroll(task, still, start(task, still, params, keys[2]), STEPS)
         except Exception as error:
             return Cost(data=tuple(data), error=one_line(error))
     jax.block_until_ready(losses)
     times: list[float] = []
     while len(times) < CALLS and sum(times) < ENOUGH:
         begun = time.perf_counter()
-        jax.block_until_ready(_steps(task, state))
+        jax.block_until_ready(unroll(task, still, state, STEPS))
         times.append(time.perf_counter() - begun)
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     step_time = 1000 * float(np.median(times)) / STEPS
@@ -135,11 +126,8 @@ def list_tasks(settings: TasksSettings) -> Report:
         known("family", family, FAMILIES)
     table, limit = task_names(), settings.max_step_time
     seeds = [f"{one}_seed{n}" for one in settings.family for n in range(settings.count)]
-    names = [
-        name
-        for name in seeds or [*table, *(f"{one}_seed0" for one in FAMILIES)]
-        if settings.pattern is None or fnmatch.fnmatch(name, settings.pattern)
-    ]
+    names = seeds or [*table, *(f"{one}_seed0" for one in FAMILIES)]
+    names = fnmatch.filter(names, settings.pattern or "*")
     here = ("", *at_hand())
     there = {name for name in names if table.get(name, ("",))[0] in here}
     rows = []

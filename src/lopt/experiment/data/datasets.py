@@ -1,23 +1,29 @@
 """Image data sets from files: the host side of `lopt.tasks.data`.
 
 `digits` comes with scikit-learn. MNIST, Fashion-MNIST, CIFAR-10 and CIFAR-100 are read from their
-official files, which are looked for in `$LOPT_DATA_DIR` and otherwise downloaded. Files of one's
-own are checked by format, so that they may be excerpts; downloads are checked by checksum.
+official files, IDX and binary, which are looked for in `$LOPT_DATA_DIR` and otherwise downloaded.
+Everything is checked by format and nothing by length, so that one's own files may be excerpts;
+downloads are checked by checksum. Compressed files are read to their end, where theirs is.
 """
 
 import contextlib
+import gzip
+import io
+import math
 import os
+import tarfile
+import zlib
 from collections.abc import Iterator
 from contextvars import ContextVar
 from hashlib import sha256
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int, UInt8
 
-from lopt.experiment.data.image_files import CIFAR_FILES, NUM_CLASSES, read_cifar, read_pair
 from lopt.experiment.runs.environment import cache_folder
-from lopt.experiment.runs.files import digest
+from lopt.experiment.runs.files import digest, one_line
 from lopt.tasks.data import Data, image_data
 
 NAMES = ("digits", "mnist", "fashion_mnist", "cifar10", "cifar100")
@@ -29,6 +35,11 @@ FILES = (
     "t10k-labels-idx1-ubyte.gz",
 )
 
+# The files of each, of which the last is that of tests.
+CIFAR_FILES = {
+    "cifar10": (*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"),
+    "cifar100": ("train.bin", "test.bin"),
+}
 # An archive, and the folder in it.
 CIFAR = {
     "cifar10": ("cifar-10-binary.tar.gz", "cifar-10-batches-bin"),
@@ -59,6 +70,15 @@ CHECKSUMS = {
     "cifar10": ("c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",),
     "cifar100": ("58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",),
 }
+
+NUM_CLASSES = {"cifar100": 100}
+
+# The most bytes that are unpacked of a file; the largest official one has 184 million.
+LIMIT = 2**28
+
+_PIXELS = 3 * 32 * 32  # of red, of green and of blue, after one label or, of CIFAR-100, two
+
+_Labelled = tuple[UInt8[np.ndarray, "_ _ _ _"], Int[np.ndarray, " _"]]
 
 
 def load_images(name: str, size: int = 8, folder: str | os.PathLike | None = None) -> Data:
@@ -144,10 +164,8 @@ def _closest(name: str, folder: Path) -> tuple[list[Path], list[str]]:
         archive, inside = CIFAR[name]
         unpacked = [[at / file for file in CIFAR_FILES[name]] for at in (folder / inside, folder)]
         sets = [[folder / archive], *unpacked]
-    lacking = [[path.name for path in paths if not path.is_file()] for paths in sets]
-    found = list(zip(sets, lacking, strict=True))
-    whole = [one for one in found if not one[1]]
-    return whole[0] if whole else max(found, key=lambda one: len(one[0]) - len(one[1]))
+    found = [(paths, [path.name for path in paths if not path.is_file()]) for paths in sets]
+    return max(found, key=lambda one: len(one[0]) - len(one[1]) if one[1] else math.inf)
 
 
 def _local_paths(name: str, folder: str | os.PathLike | None) -> list[Path]:
@@ -187,3 +205,109 @@ def _download(name: str) -> list[Path]:
             f"{error} Without a network, put {', '.join(files)} in a folder {name!r} and point "
             "the environment variable LOPT_DATA_DIR at the folder above it."
         ) from error
+
+
+def read_pair(images_path: Path, labels_path: Path) -> _Labelled:
+    """Reads IDX files of images and of their labels, and checks that they belong together."""
+    images, labels = _read_idx(images_path, 3), _read_idx(labels_path, 1)
+    if images.shape[1:] != (28, 28) or not len(images):
+        found = " x ".join(map(str, images.shape))
+        raise _wrong(images_path, f"images of {found} pixels", "images of 28 x 28 pixels")
+    if len(images) != len(labels):
+        raise _wrong(labels_path, f"{len(labels)} labels", f"one for each of {len(images)} images")
+    return images[..., None], _checked(labels_path, labels)
+
+
+def _checked(
+    path: Path, labels: UInt8[np.ndarray, " _"], num_classes: int = 10
+) -> Int[np.ndarray, " _"]:
+    if labels.max() >= num_classes:
+        raise _wrong(path, f"a label {labels.max()}", f"labels from 0 to {num_classes - 1}")
+    return labels.astype(np.int32)
+
+
+def _read_idx(path: Path, rank: int) -> UInt8[np.ndarray, "..."]:
+    """Reads an IDX file: two zeros, a type code, the rank, big-endian lengths, then bytes."""
+    start = 4 + 4 * rank
+    header = _gunzip(path, start)
+    if len(header) < start or header[:4] != bytes([0, 0, 8, rank]):
+        expected = f"[0, 0, 8, {rank}], which stands for bytes of rank {rank}"
+        raise _wrong(path, f"the magic number {list(header[:4])}", expected)
+    shape = tuple(np.frombuffer(header, ">i4", rank, offset=4).tolist())
+    size = math.prod(shape)
+    # A negative length would cancel another one in the product.
+    if min(shape) < 0 or size > LIMIT:
+        raise _wrong(path, f"the shape {shape}", f"one of at most {LIMIT} bytes")
+    content = _gunzip(path, start + size + 1)
+    if len(content) != start + size:
+        more = "more than " * (len(content) > start + size)
+        found = f"{more}{min(len(content) - start, size)} bytes of data"
+        raise _wrong(path, found, f"{size}, of shape {shape}")
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+
+
+def _gunzip(path: Path, size: int) -> bytes:
+    """Returns the first bytes of a gzip file; where they are all, its checksum is compared."""
+    try:
+        with gzip.open(path) as file:
+            return file.read(size)
+    except (OSError, EOFError, zlib.error) as error:
+        raise _wrong(path, f"no readable gzip file ({one_line(error)})", "a gzip file") from error
+
+
+def read_cifar(name: str, paths: list[Path]) -> tuple[_Labelled, _Labelled]:
+    """Reads CIFAR-10 or 100, to train and to test, from its archive or from its `CIFAR_FILES`."""
+    files = CIFAR_FILES[name]
+    contents = {path: _read(path) for path in paths} if paths[1:] else _unpack(paths[0], files)
+    *parts, test = (_cifar_images(name, path, content) for path, content in contents.items())
+    images, labels = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return (images, labels), test
+
+
+def _read(path: Path) -> memoryview:
+    with path.open("rb") as file:
+        return memoryview(file.read(LIMIT + 1))
+
+
+def _unpack(path: Path, files: tuple[str, ...]) -> dict[Path, memoryview]:
+    """Returns the contents of files in an archive, by their paths within it."""
+    unpacked = _gunzip(path, LIMIT + 1)
+    contents: dict[str, memoryview] = {}
+    try:
+        if len(unpacked) > LIMIT:
+            raise tarfile.ReadError(f"it unpacks to more than {LIMIT} bytes")
+        with tarfile.open(fileobj=io.BytesIO(unpacked)) as archive:
+            for member in archive:
+                name, begin = PurePosixPath(member.name).name, member.offset_data
+                plain = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not member.sparse
+                # Before the next is looked for: a negative size would lead back to this one.
+                if member.size < 0 or name in contents or not (plain or member.isdir()):
+                    raise tarfile.ReadError(f"{name!r} is there twice, or is a link or device")
+                if plain:
+                    contents[name] = memoryview(unpacked)[begin : begin + member.size]
+    except Exception as error:  # damaged headers may be anything to tarfile, also a recursion
+        found = f"no readable tar.gz file ({one_line(error)})"
+        raise _wrong(path, found, "a tar.gz file") from error
+    missing = [name for name in files if name not in contents]
+    if missing:
+        raise _wrong(path, f"no {', '.join(missing)}", f"{len(files)} files of images")
+    return {path / name: contents[name] for name in files}
+
+
+def _cifar_images(name: str, path: Path, content: memoryview) -> _Labelled:
+    """Returns images, whose channels are put last, and labels, the fine ones of CIFAR-100."""
+    classes = NUM_CLASSES.get(name, 10)
+    labels = 1 if classes == 10 else 2
+    row = labels + _PIXELS
+    if len(content) % row or not 0 < len(content) <= LIMIT:
+        expected = f"a multiple of {row}, the length of a row, up to {LIMIT}"
+        raise _wrong(path, f"{len(content)} bytes", expected)
+    rows = np.frombuffer(content, np.uint8).reshape(-1, row)
+    images = rows[:, labels:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    return images, _checked(path, rows[:, labels - 1], classes)
+
+
+def _wrong(path: Path, found: str, expected: str) -> ValueError:
+    return ValueError(
+        f"{path} has {found}, expected {expected}; replace it by the official file {path.name}."
+    )

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from lopt.experiment.runs.files import write_bytes
+from lopt.experiment.runs.files import one_line, write_bytes
 from lopt.symbolic.expression import Variable
 from lopt.symbolic.table import IDS, Table
 
@@ -84,8 +84,8 @@ def _read(path: Path) -> Any:
         content = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
         return content if path.suffix == ".npy" else {name: content[name] for name in content.files}
     except Exception as error:  # of seventeen kinds, as parsers of zip, NumPy and Python raise them
-        why = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"it is not a whole {path.suffix[1:]} of plain arrays ({why}).") from error
+        said = f"it is not a whole {path.suffix[1:]} of plain arrays ({one_line(error)})."
+        raise ValueError(said) from error
 
 
 def _from_npz(path: Path, names: Sequence[str] | None) -> Table:

@@ -11,14 +11,12 @@ import os
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 from jaxtyping import Int
 
 from lopt.experiment.data.datasets import note_loaded
-from lopt.experiment.runs.environment import cache_folder
-from lopt.experiment.runs.files import one_line, write_bytes
 from lopt.tasks.data import Data, Examples, text_data
 
 Tokens: TypeAlias = Literal["bytes", "subwords"]
@@ -130,11 +128,7 @@ def _read(name: str) -> bytes:
         raise ValueError(
             f"There is no text {name!r}: it is bundled, {TINY_SHAKESPEARE} or the path of a file."
         )
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {one_line(error)}") from error
-    if not content:
+    if not (content := path.read_bytes()):
         raise ValueError(f"{path} is empty; try a text of at least ten times an example's length.")
     if name == TINY_SHAKESPEARE and sha256(content).hexdigest() != CHECKSUM:
         raise ValueError(f"{path} has another checksum than {CHECKSUM}; get it from {ADDRESS}.")
@@ -157,27 +151,14 @@ def _tokenize(contents: list[bytes], tokens: Tokens) -> tuple[list[Int[np.ndarra
         return [np.frombuffer(content, np.uint8).astype(np.int32) for content in contents], 256
     if tokens != "subwords":
         raise ValueError(f'load_text(tokens={tokens!r}) must be "bytes" or "subwords".')
-    texts = [content.decode(errors="replace") for content in contents]
-    tokenizer = _tokenizer(texts, sha256(b"\0".join(contents)).hexdigest())
-    found = [np.array(tokenizer.encode(text).ids, np.int32) for text in texts]
-    return found, tokenizer.get_vocab_size()
-
-
-def _tokenizer(texts: list[str], checksum: str) -> Any:
-    """Returns byte pairs that were found in texts, from the cache if they are there."""
     try:
-        import tokenizers
+        from tokenizers import ByteLevelBPETokenizer
     except ImportError as error:
         raise ImportError(
             'Subwords need the extra "text"; try pip install "lopt[text]", or tokens="bytes".'
         ) from error
-    version = tokenizers.__version__
-    path = cache_folder() / "subwords" / f"{checksum[:32]}-{SUBWORDS}-{version}.json"
-    try:
-        return tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
-    except Exception:
-        pass
-    learned = tokenizers.ByteLevelBPETokenizer()
-    learned.train_from_iterator(texts, vocab_size=SUBWORDS, show_progress=False)
-    write_bytes(path, learned.to_str().encode())
-    return tokenizers.Tokenizer.from_str(learned.to_str())
+    texts = [content.decode(errors="replace") for content in contents]
+    tokenizer = ByteLevelBPETokenizer()
+    tokenizer.train_from_iterator(texts, vocab_size=SUBWORDS, show_progress=False)
+    found = [np.array(tokenizer.encode(text).ids, np.int32) for text in texts]
+    return found, tokenizer.get_vocab_size()

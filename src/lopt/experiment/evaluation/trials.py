@@ -77,7 +77,7 @@ class Trials:
             "seed": seed,
         }
         self._programs: dict[int, OverDevices] = {}
-        self._known: dict[str, dict[str, Any]] = {}
+        self._known: dict[Path, dict[str, Any]] = {}
 
     def results(self, contestant: Contestant, rows: Grid, seeds: str) -> list[Trial]:
         """Returns a result for each row of hyperparameters; those not known are trained."""
@@ -93,7 +93,7 @@ class Trials:
             for j, name in enumerate(some):
                 one = jax.tree.map(lambda leaf, j=j: _rounded(leaf[j]).tolist(), vars(found))
                 known[name] = {"microseconds": 1e6 * program.seconds / runs, "trial": one}
-            if path is not None:
+            if contestant.identity is not None:
                 about = {"evaluation": self.evaluation.name, "method": contestant.name}
                 files.write_json(path, self._about | about | {"results": known}, sealed=True)
         return [Trial(**_arrays(known[name]["trial"])) for name in names]
@@ -153,17 +153,15 @@ class Trials:
         name = re.sub(r"\W+", "_", method).strip("_")[:40]
         return (folder or cache_folder() / "evaluations") / f"{name}_{digest.hexdigest()[:12]}.json"
 
-    def _load(self, contestant: Contestant) -> tuple[dict[str, Any], Path | None]:
-        """Returns what is known of an optimizer, and where that is kept."""
-        if contestant.identity is None:
-            return self._known.setdefault(contestant.name, {}), None
+    def _load(self, contestant: Contestant) -> tuple[dict[str, Any], Path]:
+        """Returns what is known of an optimizer, and where that is kept if it has an identity."""
         about = self._about | {"identity": contestant.identity}
         path = self._path(about, contestant.name, contestant.folder)
-        if str(path) not in self._known:
-            self._known[str(path)] = {}
+        if path not in self._known:
+            self._known[path] = {}
             with contextlib.suppress(FileNotFoundError, ValueError):  # what is damaged is trained
-                self._known[str(path)] = files.read_json(path, sealed=True)["results"]
-        return self._known[str(path)], path
+                self._known[path] = files.read_json(path, sealed=True)["results"]
+        return self._known[path], path
 
     def _program(self, contestant: Contestant, seeds: str) -> OverDevices:
         """Returns what trains at rows of hyperparameters, compiled once for each factory."""

@@ -2,22 +2,13 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lopt.experiment.evaluation.command import evaluate_run
+from lopt.experiment.evaluation.contestants import evaluate_run
 from lopt.experiment.report import tell
-from lopt.experiment.runs import files
+from lopt.experiment.runs import distributed, files
 from lopt.experiment.runs.cluster import connected, here
-from lopt.experiment.runs.distributed import (
-    check_same,
-    is_first,
-    joined,
-    leave,
-    tell_each_other,
-    together,
-)
 from lopt.experiment.runs.environment import PATIENCE, asked_to_stop, stoppable
 from lopt.experiment.runs.files import free_folder
 from lopt.experiment.runs.ray_workers import RayFleet
@@ -29,17 +20,16 @@ from lopt.experiment.runs.train import AbstractEngine, train
 from lopt.experiment.runs.workers import Workers, mean_of, split
 from lopt.experiment.settings import TuneSettings
 
-Words = Sequence[str]
-
 
 def train_command(settings: TrainSettings) -> None:
     """Meta-trains a new run, or goes on with one, and evaluates it."""
     if settings.distributed or settings.coordinator is not None:
-        with joined(settings.coordinator, settings.processes, settings.process):
+        with distributed.joined(settings.coordinator, settings.processes, settings.process):
             code = Path(f"{settings.recipe}")
             digest = files.digest(code) if code.suffix == ".py" and code.is_file() else ""
             alike = dataclasses.replace(settings, coordinator=None, process=None, processes=None)
-            check_same(here() | surroundings() | {"recipe file": digest} | vars(alike))
+            own = here() | surroundings() | {"recipe file": digest} | vars(alike)
+            distributed.check_same(own)
             _finished(_shared(settings))
     elif settings.seeds > 1 or (settings.resume and (settings.resume / SEEDS).exists()):
         if settings.workers is not None:
@@ -67,7 +57,7 @@ def _train_seeds(settings: TrainSettings) -> None:
         runs = [_resumed(run, settings) for run in open_all(folder, settings.trust)]
     else:
         recipe = f"{settings.recipe}"
-        folder = settings.run or free_folder(Path("runs") / Path(recipe).stem, holds_run)
+        folder = settings.run or _folder(recipe)
         runs = create(folder, recipe, settings.settings, settings.logger, settings.seeds)
     _finished(*runs, folder=folder)
 
@@ -91,34 +81,40 @@ def _run(settings: TrainSettings) -> Run:
     if settings.workers is not None:
         count = settings.workers or 1
         options["check"] = lambda experiment: split(mean_of(experiment), count)
+    recipe, fields = f"{settings.recipe}", settings.settings
     if settings.start is not None:
-        fields = (f"start={settings.start}", f"task={settings.task}", *settings.settings)
-        return _created("transfer", fields, settings.run, **options)
-    return _created(str(settings.recipe), settings.settings, settings.run, **options)
+        recipe = "transfer"
+        fields = (f"start={settings.start}", f"task={settings.task}", *fields)
+    return Run.create(settings.run or _folder(recipe), recipe, fields, **options)
+
+
+def _folder(name: str) -> Path:
+    return free_folder(Path("runs") / Path(name).stem, holds_run)
 
 
 def _shared(settings: TrainSettings) -> Run:
     """Returns the run that the first process has made or opened, in each of them."""
-    first = together(lambda: _run(settings) if is_first() else None)
-    folder = tell_each_other(f"{first.folder.resolve()}" if first else "")[0]
+    first = distributed.together(lambda: _run(settings) if distributed.is_first() else None)
+    folder = distributed.tell_each_other(f"{first.folder.resolve()}" if first else "")[0]
     # Of a recipe that the same command named here.
     trust = settings.trust or settings.resume is None
-    run = together(lambda: first or Run(folder, trust=trust))
-    together(lambda: run.experiment)
+    run = distributed.together(lambda: first or Run(folder, trust=trust))
+    distributed.together(lambda: run.experiment)
     return run
 
 
 def tune_command(settings: TuneSettings) -> None:
     """Meta-trains a distilled rule on."""
-    fields = (f"start={settings.rule}", f"task={settings.task}", "tensor_types=True")
-    _finished(_created("transfer", (*fields, *settings.settings), settings.run, "tune"))
+    fields, folder = ("tensor_types=True", *settings.settings), settings.run or _folder("tune")
+    start, task = settings.rule, settings.task
+    train_command(TrainSettings(start=start, task=task, settings=fields, run=folder))
 
 
 def _finished(*runs: Run, engine: AbstractEngine | None = None, folder: Path | None = None) -> None:
     """Meta-trains a run, or those of several seeds in a folder, and evaluates what comes of it."""
     run, folder = runs[0], folder or runs[0].folder
     found = run.experiment  # which may be refused
-    if is_first():
+    if distributed.is_first():
         tell(f"Run {folder}")
     with stoppable(f"Continue with: lopt train --resume {folder}", PATIENCE):
         with asked_to_stop() as stop:
@@ -126,22 +122,8 @@ def _finished(*runs: Run, engine: AbstractEngine | None = None, folder: Path | N
                 train_seeds(runs, stop)
             else:
                 train(run, engine=engine, stop=stop)
-        leave()
-        if is_first() and (found.evaluations or len(runs) > 1):
+        distributed.leave()
+        if distributed.is_first() and (found.evaluations or len(runs) > 1):
             evaluate_run(*runs).finish(folder, "report")
-        elif is_first():
+        elif distributed.is_first():
             tell(f"Trained; weights in {folder / 'weights.safetensors'}.")
-
-
-def _created(
-    recipe: str, fields: Words, folder: Path | None, name: str = "", **options: Any
-) -> Run:
-    if folder is not None:
-        return Run.create(folder, recipe, fields, **options)
-    while True:
-        folder = free_folder(Path("runs") / Path(name or recipe).stem, holds_run)
-        try:
-            return Run.create(folder, recipe, fields, **options)
-        except FileExistsError:  # taken by a run that began at the same moment
-            if not holds_run(folder):
-                raise

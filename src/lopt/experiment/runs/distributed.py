@@ -73,7 +73,7 @@ def joined(coordinator: str | None, processes: int | None, process: int | None) 
     except BaseException as error:
         _leave_at_once()
         if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in f"{error}":
-            raise ConnectionError(_lost(_short(error))) from error
+            raise ConnectionError(_lost(f"{error}".partition("\n")[0][:200])) from error
         raise
 
 
@@ -126,10 +126,6 @@ def check_same(own: dict[str, Any]) -> None:
                 f"Process {i} has another {name} than process 0: {other[name]}, not "
                 f"{first.get(name)}; start all with the same command and versions."
             )
-
-
-def _short(error: BaseException) -> str:
-    return f"{error}".partition("\n")[0][:200]
 
 
 def _lost(reason: str) -> str:

@@ -6,7 +6,6 @@ integers of 64 bits, and text that can be printed.
 
 import array
 import contextlib
-import functools
 import hashlib
 import io
 import itertools
@@ -54,10 +53,12 @@ def free_folder(base: Path, taken: Callable[[Path], bool]) -> Path:
     return next(one for one in itertools.chain([base], numbered) if not taken(one))
 
 
-def temporary_files(folder: Path) -> list[Path]:
-    """Returns what `write_bytes` was writing to a folder when it was killed, and nothing else."""
+def tidy(folder: Path) -> None:
+    """Removes what `write_bytes` was writing to a folder when it was killed, and nothing else."""
     known = r"\.[^.].*\.(json|jsonl|safetensors|png|html|npz)\.[0-9]+"
-    return [path for path in folder.glob(".*") if re.fullmatch(known, path.name) and path.is_file()]
+    for path in folder.glob(".*"):
+        if re.fullmatch(known, path.name) and path.is_file():
+            path.unlink()
 
 
 @contextlib.contextmanager
@@ -159,13 +160,8 @@ def scan_lines(path: Path) -> Iterator[tuple[bytes, int]]:
 
 def number_in(line: bytes, name: str) -> float:
     """Returns a number of a line of a log; NaN if it is None there, or not there."""
-    found = _number(name).search(line)
+    found = re.search(rb'"%s"\s*:\s*([-+.eE\d]+)' % name.encode(), line)
     return float(found[1]) if found else math.nan
-
-
-@functools.cache
-def _number(name: str) -> re.Pattern[bytes]:
-    return re.compile(rb'"%s"\s*:\s*([-+.eE\d]+)' % name.encode())
 
 
 def read_columns(path: Path, names: Sequence[str]) -> Float[np.ndarray, "name line"]:

@@ -1,5 +1,6 @@
 """Published weights of other libraries: Flax's MessagePack and NumPy's archives, never executed."""
 
+import functools
 import io
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,9 @@ def _read(path: Path) -> Arrays:
             with np.load(io.BytesIO(content), allow_pickle=False) as file:
                 arrays: Arrays = dict(file)
         else:
-            arrays = dict(_flat(msgpack.unpackb(content, ext_hook=_array)))
+            leaves = jax.tree.leaves_with_path(msgpack.unpackb(content, ext_hook=_array))
+            name = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
+            arrays = {name(path): np.asarray(leaf) for path, leaf in leaves}
         if strange := [name for name, array in arrays.items() if array.dtype.kind != "f"]:
             raise ValueError(f"{strange[0]} is no array of floats")
     except Exception as error:  # a damaged file may fail anyhow
@@ -96,12 +99,6 @@ def _array(code: int, content: bytes) -> np.ndarray:
     if code != 1 or dtype not in ("float16", "float32", "float64"):
         raise ValueError(f"there is something else than floats: {code}, {dtype}")
     return np.frombuffer(numbers, dtype).reshape(shape)
-
-
-def _flat(tree: Any, path: str = "") -> list[tuple[str, np.ndarray]]:
-    if not isinstance(tree, dict):
-        return [(path[1:], np.asarray(tree))]
-    return [pair for name, branch in tree.items() for pair in _flat(branch, f"{path}/{name}")]
 
 
 def _designs(arrays: Arrays) -> list[str]:

@@ -96,7 +96,7 @@ class SweepSettings(_Workers):
     Killed and started again, it goes on.
     """
 
-    recipe: Annotated[str, "positional"]  # by name, such as digits, or as a Python file.
+    recipe: Annotated[str, "Positional"]  # by name, such as digits, or as a Python file.
     # change a field of the recipe, or sweep over it, as in horizon=50,100; may be repeated: all
     # combinations are trained. Commas within brackets or quotes separate nothing.
     settings: Repeated = ()
@@ -111,7 +111,7 @@ class CompareSettings(_Workers):
     """
 
     # names, such as small_mlp or rnnprop; those that the field `optimizer` of the recipe takes.
-    designs: Annotated[tuple[str, ...], "positional"]
+    designs: Annotated[tuple[str, ...], "Positional"]
     recipe: str = "digits"  # a recipe with the field `optimizer`, by name or as a Python file.
     settings: Repeated = ()  # change a field of the recipe; may be repeated.
     seeds: int = 3  # of each design, from 0.

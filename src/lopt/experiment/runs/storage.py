@@ -68,8 +68,8 @@ def load(
     path = weights_file(Path(path))
     if not path.exists():
         raise FileNotFoundError(
-            f"There is no file {path}; give a file of lopt.save, the folder of a run, or a name of "
-            "lopt.pretrained_names()."
+            f"There is no file {path}, and no optimizer of that name comes with lopt; give a file "
+            "of lopt.save, the folder of a run, or a name that lopt pretrained lists."
         )
     arrays, described = _read(path)
     if learned is None and not described:

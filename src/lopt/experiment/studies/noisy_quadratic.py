@@ -1,6 +1,6 @@
 """The study of short-horizon bias on the noisy quadratic: known numbers, and what schedules do."""
 
-import collections
+import functools
 import time
 from typing import Any
 
@@ -12,9 +12,13 @@ from lopt.experiment.studies.settings import QuadraticSettings
 
 # How many pieces of work `paper_study` and `acceptance_rows` announce.
 _PIECES = 32
-# A panel is a title, its labels, and curves: name, places, values, colour and line.
-Curve = tuple[str, Any, Any, str, str]
-Panel = tuple[str, dict[str, Any], list[Curve]]
+# The schedules that are drawn, as a `Study` calls them: names and colours.
+DRAWN = {
+    "greedy": ("greedy", "#1f77b4"),
+    "fixed": ("best fixed pair", "#7f7f7f"),
+    "adam": ("whole horizon, Adam", "#d62728"),
+    "optimal": ("whole horizon, optimum in the box", "#2ca02c"),
+}
 
 
 def quadratic(settings: QuadraticSettings) -> Report:
@@ -38,63 +42,46 @@ def quadratic(settings: QuadraticSettings) -> Report:
     missed = [row.quantity for row in rows if not row.within]
     verdict = f"not within: {'; '.join(missed)}" if missed else "all within their tolerance"
     report.text(f"{len(rows)} numbers in {seconds:.0f} seconds, {verdict}.")
-    shown = panels_of(found)
-    numbers = {
-        title: {name: {"at": list(x), "values": list(y)} for name, x, y, *_ in curves}
-        for title, _, curves in shown
-    }
-
-    def draw(figure: Any) -> None:
-        for axes, (title, labels, curves) in zip(panels(figure, len(shown)), shown, strict=True):
-            for name, x, y, color, line in curves:
-                axes.plot(x, y, line, color=color, lw=1 if line == ":" else 1.5, ms=4, label=name)
-            finish(axes, title=title, **labels)
-
-    report.figure("quadratic", draw, (14.0, 7.6), panels=numbers)
+    numbers = {}
+    for field, (name, _) in DRAWN.items():
+        run = getattr(found, field)
+        pair = {"learning_rates": run.schedule.learning_rates, "momenta": run.schedule.momenta}
+        arrays = pair | {"losses": run.losses, "bands": run.bands}
+        numbers[name] = {key: np.asarray(array).tolist() for key, array in arrays.items()}
+    draw = functools.partial(draw_study, found=found)
+    report.figure("quadratic", draw, (14.0, 7.6), schedules=numbers)
     return report
 
 
-def panels_of(found: Study) -> list[Panel]:
-    """Returns what each schedule of a study does, and how it does it."""
-    runs = [
-        ("greedy", found.greedy, "#1f77b4"),
-        ("best fixed pair", found.fixed, "#7f7f7f"),
-        ("whole horizon, Adam", found.adam, "#d62728"),
-        ("whole horizon, optimum in the box", found.optimal, "#2ca02c"),
-    ]
-    times = np.arange(0.0, len(found.greedy.losses))
-    shares = (np.arange(found.greedy.bands.shape[1]) + 0.5) / found.greedy.bands.shape[1]
-    curves: dict[str, list[Curve]] = collections.defaultdict(list)
-    for name, run, color in runs:
-        fifth = run.bands[len(run.bands) // 5]
-        curves["loss"].append((f"{name}: {run.final_loss:.2f}", times, run.losses, color, "-"))
-        curves["rate"].append((name, times[1:], run.schedule.learning_rates, color, "-"))
-        curves["momentum"].append((name, times[1:], run.schedule.momenta, color, "-"))
-        curves["bands"].append((name, shares, run.bands[-1], color, "-"))
-        curves["bands"].append((f"{name}, at a fifth", shares, fifth, color, ":"))
-    ahead: list[Curve] = [
-        (name, list(some), [run.final_loss for run in some.values()], "#9467bd", line)
-        for name, some, line in (
-            ("learning rate", found.look_ahead_rate, "o--"),
-            ("and momentum", found.look_ahead, "o-"),
-        )
-    ]
-    optimum = [found.optimal.final_loss] * len(found.look_ahead)
-    ahead.append(("optimum in the box", list(found.look_ahead), optimum, "#2ca02c", "-"))
-    finals, decays = zip(*((f.run.final_loss, f.decay) for f in found.fits.values()), strict=True)
-    fits: list[Curve] = [
-        ("final loss", list(found.fits), finals, "#8c564b", "o-"),
-        ("fitted decay", list(found.fits), decays, "#e377c2", "s--"),
-    ]
-    loss, step = {"ylabel": "expected excess loss", "log": True}, {"xlabel": "step"}
-    looked = {"xlabel": "steps that are looked ahead, and held", "ylabel": "final loss"}
-    band = {"xlabel": "directions, from steep to flat", "legend": False}
-    fitted = {"xlabel": "horizon that the schedule was fitted to", "log": "xy"}
-    return [
-        ("Loss", loss | step, curves["loss"]),
-        ("Learning rate", step | {"ylabel": "learning rate", "log": True}, curves["rate"]),
-        ("Momentum", step | {"ylabel": "momentum", "legend": False}, curves["momentum"]),
-        ("Loss by curvature: at the end, dotted at a fifth", loss | band, curves["bands"]),
-        ("Chosen by a horizon, again and again", looked | {"log": "xy"}, ahead),
-        ("a / (1 + t / K)^decay, fitted once", fitted, fits),
-    ]
+def draw_study(figure: Any, found: Study) -> None:
+    """Draws what each schedule of a study does, and how it does it."""
+    loss, rate, momentum, bands, ahead, fits = panels(figure, 6)
+    for field, (name, color) in DRAWN.items():
+        run = getattr(found, field)
+        times = np.arange(1, len(run.losses))
+        loss.plot(run.losses, color=color, label=f"{name}: {run.final_loss:.2f}")
+        rate.plot(times, run.schedule.learning_rates, color=color, label=name)
+        momentum.plot(times, run.schedule.momenta, color=color)
+        shares = (np.arange(run.bands.shape[1]) + 0.5) / run.bands.shape[1]
+        bands.plot(shares, run.bands[-1], color=color)
+        bands.plot(shares, run.bands[len(run.bands) // 5], ":", color=color, lw=1)
+    for name, some, line in (
+        ("learning rate", found.look_ahead_rate, "o--"),
+        ("and momentum", found.look_ahead, "o-"),
+    ):
+        finals = [run.final_loss for run in some.values()]
+        ahead.plot(list(some), finals, line, color="#9467bd", ms=4, label=name)
+    ahead.axhline(found.optimal.final_loss, color="#2ca02c", label="optimum in the box")
+    losses, decays = zip(*((f.run.final_loss, f.decay) for f in found.fits.values()), strict=True)
+    fits.plot(list(found.fits), losses, "o-", color="#8c564b", ms=4, label="final loss")
+    fits.plot(list(found.fits), decays, "s--", color="#e377c2", ms=4, label="fitted decay")
+    step, excess = "step", "expected excess loss"
+    finish(loss, log=True, title="Loss", xlabel=step, ylabel=excess)
+    finish(rate, log=True, title="Learning rate", xlabel=step, ylabel="learning rate")
+    finish(momentum, title="Momentum", xlabel=step, ylabel="momentum")
+    title, steep = "Loss by curvature: at the end, dotted at a fifth", "directions, steep to flat"
+    finish(bands, log=True, title=title, xlabel=steep, ylabel=excess)
+    title, looked = "Chosen by a horizon, again and again", "steps that are looked ahead, and held"
+    finish(ahead, log="xy", title=title, xlabel=looked, ylabel="final loss")
+    title, fitted = "a / (1 + t / K)^decay, fitted once", "horizon that the schedule was fitted to"
+    finish(fits, log="xy", title=title, xlabel=fitted)

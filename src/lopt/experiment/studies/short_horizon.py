@@ -26,16 +26,8 @@ from lopt.experiment.report import Report, curves, measured, progress, shown_ste
 from lopt.experiment.runs.files import read_columns
 from lopt.experiment.runs.run import Run
 from lopt.experiment.runs.train import train
+from lopt.experiment.studies import setting as study
 from lopt.experiment.studies import settings as s
-from lopt.experiment.studies.setting import decayed_training, measure, theta_at, warm_task
-from lopt.experiment.studies.surface import (
-    LEARNING_RATES,
-    compute_surface,
-    draw_surface,
-    grid,
-    read_surface,
-    surface_settings,
-)
 
 # Logged of descents, whose answer is the mean of their last steps, as in the paper.
 DESCENT, LAST = ("learning_rate", "power", "meta_loss"), 20
@@ -56,7 +48,7 @@ def surface(folder: Path, settings: s.SurfaceSettings) -> Report:
     """Maps the loss after each horizon over learning rate and decay."""
     settings = dataclasses.replace(settings, time_constant=settings.decay_time)
     check_study(folder, settings.dataset, settings.decay_time)
-    found, rows = compute_surface(settings, folder), []
+    found, rows = study.compute_surface(settings, folder), []
     for horizon, losses in zip(settings.horizons, found.losses, strict=True):
         rate, power = found.best(horizon)
         near = np.argmin(np.sum((np.log([rate, power]) - found.places) ** 2, axis=1))
@@ -74,14 +66,14 @@ def surface(folder: Path, settings: s.SurfaceSettings) -> Report:
 
 
 def _add_surface(report: Report, folder: Path) -> None:
-    if found := read_surface(folder):
+    if found := study.read_surface(folder):
         size, paths = (4.6 * len(found.settings.horizons), 3.9), descents(folder)
-        report.figure("surface", lambda figure: draw_surface(figure, found, paths), size)
+        report.figure("surface", lambda figure: study.draw_surface(figure, found, paths), size)
 
 
 def smd(folder: Path, settings: s.DescentSettings) -> Report:
     """Runs, or goes on with, one meta-descent for each horizon and each beginning."""
-    own = surface_settings(folder)
+    own = study.surface_settings(folder)
     constant = settings.time_constant or (own.decay_time if own else max(settings.horizons) / 4)
     check_study(folder, settings.dataset, constant)
     names = ("dataset", "meta_learning_rate", "particles", "seed")
@@ -126,7 +118,7 @@ def answer(path: Float[np.ndarray, "step 3"], last: int = LAST) -> Pair:
 
 def best(folder: Path, settings: s.BestSettings) -> Report:
     """Trains to the end with what surface and descents chose."""
-    found = read_surface(folder)
+    found = study.read_surface(folder)
     if found is None:
         raise FileNotFoundError(f"{folder} holds no surface; make one with lopt horizon surface.")
     horizons, constant = found.settings.horizons, found.settings.decay_time
@@ -200,12 +192,13 @@ def online(folder: Path, settings: s.OnlineSettings) -> Report:
 def _tuned(settings: s.OnlineSettings) -> Pair:
     """Returns the best of a grid of schedules, tried for the whole run."""
     steps = settings.steps
-    inner = decayed_training(warm_task(settings.dataset), steps, steps / 4)
-    places = grid(np.geomspace(*LEARNING_RATES, 6), np.geomspace(0.1, 10, 5)).astype(np.float32)
+    inner = study.decayed_training(study.warm_task(settings.dataset), steps, steps / 4)
+    rates, powers = np.geomspace(*study.LEARNING_RATES, 6), np.geomspace(0.1, 10, 5)
+    places = study.grid(rates, powers).astype(np.float32)
     key = jax.random.fold_in(jax.random.key(0), 3)
 
     def loss(place: Array) -> Scalar:
-        return losses_after(inner, theta_at(*jnp.log(place)), key, (steps,), 20)[0]
+        return losses_after(inner, study.theta_at(*jnp.log(place)), key, (steps,), 20)[0]
 
     rate, power = tune(places, jax.jit(jax.vmap(loss))).values
     return rate, power
@@ -219,16 +212,17 @@ def _to_the_end(
 ) -> Runs:
     """Trains with learning rates and powers, by name, from several warm starts."""
     rates, powers = jnp.asarray(list(choices.values()), jnp.float32).T
-    thetas, found = jax.vmap(theta_at)(jnp.log(rates), jnp.log(powers)), []
+    thetas, found = jax.vmap(study.theta_at)(jnp.log(rates), jnp.log(powers)), []
 
     def one(theta: Theta, inner: lopt.InnerTraining, key: Array) -> dict[str, Array]:
-        return measure_after(inner, theta, key, tuple(steps), measure)
+        return measure_after(inner, theta, key, tuple(steps), study.measure)
 
     # Not by `trainings`: where steps are counted for each key apart, every step measures.
     every = eqx.filter_jit(jax.vmap(one, (0, None, None)))
     with progress("training to the end", settings.seeds) as at:
         for seed in range(settings.seeds):
-            inner = decayed_training(warm_task(settings.dataset, seed), steps[-1], time_constant)
+            task = study.warm_task(settings.dataset, seed)
+            inner = study.decayed_training(task, steps[-1], time_constant)
             key = jax.random.fold_in(jax.random.key(seed), 2)
             found.append(jax.device_get(every(thetas, inner, key)))
             at(seed + 1, "")
@@ -270,7 +264,7 @@ def _compared(
 def check_study(folder: Path, dataset: str, time_constant: float) -> None:
     """Refuses a folder whose surface or descents have another data set or time constant."""
     found = {run.folder: run.config["settings"] for run in _descent_runs(folder)}
-    if own := surface_settings(folder):
+    if own := study.surface_settings(folder):
         found[folder] = {"dataset": own.dataset, "time_constant": own.decay_time}
     for path, of in found.items():
         if of["dataset"] != dataset or not math.isclose(of["time_constant"], time_constant):
