@@ -46,7 +46,8 @@ def joined(coordinator: str | None, processes: int | None, process: int | None) 
         "there."
     )
     try:
-        with _last_words(apart), _listening_here() if local else contextlib.nullcontext():
+        here = _listening_here() if local else contextlib.nullcontext()
+        with _last_words(apart), here, _without_traces():
             jax.distributed.initialize(
                 coordinator,
                 processes,
@@ -157,6 +158,19 @@ def _listening_here() -> Iterator[None]:
         yield
     finally:
         _jax.make_gloo_tcp_collectives = make
+
+
+@contextlib.contextmanager
+def _without_traces() -> Iterator[None]:
+    """Leaves out what C++ writes of its stack, a hundred lines, where it ends a process."""
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 # XLA ends a process without its coordinator, from a thread of its own: another process says so.

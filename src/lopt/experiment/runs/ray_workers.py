@@ -66,18 +66,21 @@ class _Remote(AbstractWorker):
     def __init__(self, ray: Any, part: Mean, actor: Any) -> None:
         super().__init__(part)
         self._ray, self._actor, self._next = ray, actor, None
-        self._windows = 0
+        self._windows, self._kept = 0, None
 
     @override
     def ask(self, theta: Any, key: np.ndarray) -> Any:
-        # In a list, so that it is not sent unless it is needed.
-        call = self._actor.window.options(num_returns=2)
-        answer, self._next = call.remote(theta, key, self._windows, [self.snapshot])
+        # In a list, so that they are not sent unless they are needed.
+        call, snapshots = self._actor.window.options(num_returns=2), [self.snapshot, self._kept]
+        answer, self._next = call.remote(theta, key, self._windows, snapshots)
         return answer.future()
 
     @override
     def fetched(self) -> Any:
-        return _fetched(self._ray, self.snapshot)
+        found = _fetched(self._ray, self.snapshot)
+        if found is not None:
+            self._kept = self._ray.put(found)  # here, should its machine be lost
+        return found
 
     @override
     def received(self, future: Any) -> tuple[Answer, Any] | None:
@@ -110,24 +113,26 @@ class _Actor:
         self._like = eqx.filter_eval_shape(prepare, self._part, self._theta, self._key)
         self._done, self._state = -1, None
 
-    def window(self, theta: Any, key: Any, windows: int, snapshot: list[Any]) -> tuple[Answer, Any]:
+    def window(
+        self, theta: Any, key: Any, windows: int, snapshots: list[Any]
+    ) -> tuple[Answer, Any]:
         """Returns an answer, and a snapshot, after so many answered windows."""
         theta, key = from_host(theta, self._theta), jax.random.wrap_key_data(jnp.asarray(key))
         if windows != self._done:
-            self._state = self._restored(theta, snapshot[0])
+            self._state = self._restored(theta, snapshots)
         estimate, count, self._state = window(self._part, theta, self._state, key)
         self._done = windows + 1
         # One array, which Ray stores in a third of the time that it takes for thirty.
         packed = save({f"{i}": leaf for i, leaf in enumerate(to_host(self._state))})
         return answer_of(estimate, count), np.frombuffer(packed, np.uint8)
 
-    def _restored(self, theta: Any, snapshot: Any) -> Any:
+    def _restored(self, theta: Any, snapshots: list[Any]) -> Any:
         import ray
 
-        found = _fetched(ray, snapshot)
-        if found is None:  # before the first window, or lost with its machine: new particles
-            return prepare(self._part, theta, self._key)
-        return from_host(found, self._like)
+        for snapshot in snapshots:
+            if (found := _fetched(ray, snapshot)) is not None:
+                return from_host(found, self._like)
+        return prepare(self._part, theta, self._key)  # before the first window
 
 
 def _fetched(ray: Any, snapshot: Any) -> Any:
@@ -135,7 +140,10 @@ def _fetched(ray: Any, snapshot: Any) -> Any:
     if not isinstance(snapshot, ray.ObjectRef):
         return snapshot
     try:
-        leaves = load(ray.get(snapshot).tobytes())
+        found = ray.get(snapshot)
     except ray.exceptions.ObjectLostError:
         return None
+    if isinstance(found, list):  # of the last checkpoint
+        return found
+    leaves = load(found.tobytes())
     return [leaves[f"{i}"] for i in range(len(leaves))]
