@@ -588,7 +588,7 @@ def test_arguments_that_are_refused(make_one, message):
 
 
 def test_a_name_that_is_not_there():
-    with pytest.raises(FileNotFoundError, match=r"no file lopt-2.*pretrained_names"):
+    with pytest.raises(FileNotFoundError, match=r"no file lopt-2.*lopt pretrained lists"):
         of(torch.ones(2), "lopt-2")
 
 
