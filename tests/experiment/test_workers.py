@@ -237,6 +237,18 @@ def test_a_refused_number_of_workers_leaves_nothing_behind(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_windows_of_a_killed_driver_are_counted():
+    made, tally = experiment(), np.zeros(2, np.int64)
+    for done, lost in ((0, 0), (0, 4), (2, 0)):
+        fleet = threads.Here(made)
+        for one in fleet.workers:
+            one.made.result()
+        engine = w.Workers(made, fleet, tally=tally)
+        state = dataclasses.replace(engine.begin(), step=jnp.int32(done))
+        record = engine.advance(state, 2)[1]
+        assert record["lost"].tolist() == [lost, 0]
+
+
 def test_who_is_waited_for_is_said(monkeypatch, capsys):
     made = experiment()
     fleet = threads.Here(made)
@@ -350,7 +362,7 @@ def test_chaos(tmp_path):
         assert status == -signal.SIGKILL
     assert not victims
     lines = [json.loads(line) for line in lines_of(folder)]
-    assert sum(line["lost"] for line in lines) >= 1
+    assert sum(line["lost"] for line in lines) >= 5 + 1  # of each driver, and of workers
     # Windows that were lost are computed again: it is the same run, to rounding.
     expected = [json.loads(line)["meta_loss"] for line in lines_of(calm)]
     found = [line["meta_loss"] for line in lines]

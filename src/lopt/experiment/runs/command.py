@@ -5,6 +5,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lopt.experiment.evaluation.contestants import evaluate_run
 from lopt.experiment.report import tell
 from lopt.experiment.runs import distributed, files
@@ -39,7 +41,9 @@ def train_command(settings: TrainSettings) -> None:
         with connected(settings.workers, settings.ray) as ray:
             run = _run(settings)
             actors = RayFleet(ray, run, settings.workers)
-            _finished(run, engine=Workers(run.experiment, actors, settings.stale))
+            path = run.folder / "windows"
+            tally = np.memmap(path, np.int64, "r+" if path.exists() else "w+", shape=(2,))
+            _finished(run, engine=Workers(run.experiment, actors, settings.stale, tally))
     elif settings.workers == 0:
         run = _run(settings)
         if len(mean_of(run.experiment).shares()) == 1:

@@ -156,10 +156,20 @@ class Workers(AbstractEngine):
     a window that was lost is computed again. Otherwise a worker gets the theta of the moment as
     soon as it has answered, and an answer whose theta is more than `stale` steps old is dropped. An
     estimate belongs to the theta that its noise was added to, on the worker.
+
+    The `tally`, a file that outlives a killed driver, is the outer step of the last checkpoint and
+    how many windows were asked for since: these are lost then.
     """
 
-    def __init__(self, experiment: Experiment, fleet: AbstractFleet, stale: int = 0) -> None:
+    def __init__(
+        self,
+        experiment: Experiment,
+        fleet: AbstractFleet,
+        stale: int = 0,
+        tally: np.ndarray | None = None,
+    ) -> None:
         self._experiment, self._fleet, self._stale = experiment, fleet, stale
+        self._tally = np.zeros(2, np.int64) if tally is None else tally
         self._optimizer, self._log = guarded(experiment), StepLog(experiment.record)
         self._like = shapes(experiment).estimator_state
         self._layout = _Layout(mean_of(experiment), self._like)
@@ -190,13 +200,16 @@ class Workers(AbstractEngine):
 
     @override
     def advance(self, state: TrainState, num_steps: int) -> tuple[TrainState, Record]:
-        records = []
+        records, before = [], dict(self._counts)
+        step, asked = self._tally.tolist()
+        self._counts["lost"] += asked if step == int(state.step) else 0
+        self._tally[:] = int(state.step), 0
         for _ in range(num_steps):
-            before = dict(self._counts)
             estimate = self._gathered(state)
             state, record = _step(self._optimizer, state, estimate, self._log)
             since = {name: self._counts[name] - before[name] for name in ("lost", "stale")}
             records.append(jax.device_get(record) | since)
+            before = dict(self._counts)
         return state, jax.tree.map(lambda *leaves: np.stack(leaves), *records)
 
     @override
@@ -226,6 +239,7 @@ class Workers(AbstractEngine):
                 if free and (self._stale or last < step):
                     key = jax.random.fold_in(own, times) if last == step else own
                     one.asked, one.began = step, time.perf_counter()
+                    self._tally[1] += 1
                     one.answer = one.ask(theta, np.asarray(jax.random.key_data(key)))
             asked = [one for one in ready if one.asked is not None]
             seconds = RETRY if any(not one.alive for one in ready) else PATIENCE
