@@ -135,7 +135,7 @@ def test_a_process_that_is_killed_stops_the_others_and_nothing_is_lost(tmp_path)
         (
             (),
             ((), ("--set", "truncation=4")),
-            "Process 1 has another settings than process 0: ('truncation=4',), not ()",
+            "Process 1 differs from process 0 in settings: ('truncation=4',), not ()",
         ),
     ],
 )

@@ -61,8 +61,8 @@ class MuonMLP(AbstractLearnedOptimizer):
     n = b m + (1 - b) g, the features f of a tensor are g, n and s, the same over the root of v, and
     n over that of the factored v; each over its root mean square. The factors c of a tensor are
     even in g: progress and length of the run, depth up to 12, agreement of g and s, signal over
-    noise, size of the weights, and fit: -3 at most, as gradients fall to a thousandth of their
-    largest. The update is -rate (exp(S c) D(d) + decay exp(E c) p), with
+    noise, size of the weights, and fit: from 0, where gradients are at their largest, to -3 at a
+    thousandth of it. The update is -rate (exp(S c) D(d) + decay exp(E c) p), with
 
         d = sum_i (A c)_i f_i + sum_j (G c)_j tanh((W f)_j).
 

@@ -30,6 +30,7 @@ def train_command(settings: TrainSettings) -> None:
             code = Path(f"{settings.recipe}")
             digest = files.digest(code) if code.suffix == ".py" and code.is_file() else ""
             alike = dataclasses.replace(settings, coordinator=None, process=None, processes=None)
+            # With the devices of each, which may be any for workers.
             own = here() | surroundings() | {"recipe file": digest} | vars(alike)
             distributed.check_same(own)
             _finished(_shared(settings))
@@ -89,7 +90,13 @@ def _run(settings: TrainSettings) -> Run:
     if settings.start is not None:
         recipe = "transfer"
         fields = (f"start={settings.start}", f"task={settings.task}", *fields)
-    return Run.create(settings.run or _folder(recipe), recipe, fields, **options)
+    while True:
+        folder = settings.run or _folder(recipe)
+        try:
+            return Run.create(folder, recipe, fields, **options)
+        except FileExistsError:  # taken by a run that began at the same moment
+            if settings.run or not holds_run(folder):
+                raise
 
 
 def _folder(name: str) -> Path:

@@ -6,6 +6,7 @@ The engine is JAX's own. A process alone agrees with itself, so that nobody has 
 import atexit
 import contextlib
 import functools
+import hashlib
 import json
 import os
 import subprocess
@@ -116,15 +117,22 @@ def together(function: Callable[[], _T]) -> _T:
     return result
 
 
+def _shortened(text: str) -> str:
+    mark = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return text if len(text) < 80 else f"{text[:60]}... ({mark})"
+
+
 def check_same(own: dict[str, Any]) -> None:
     """Refuses processes that differ in what they were given or consist of, by name."""
-    said = tell_each_other(json.dumps({name: f"{value}" for name, value in own.items()}))
+    # Short, and different where they differ.
+    short = {name: _shortened(f"{value}") for name, value in own.items()}
+    said = tell_each_other(json.dumps(short))
     first, *others = map(json.loads, said)
     for i, other in enumerate(others, 1):
         if wrong := [name for name in other if other[name] != first.get(name)]:
             name = wrong[0]
             raise ValueError(
-                f"Process {i} has another {name} than process 0: {other[name]}, not "
+                f"Process {i} differs from process 0 in {name}: {other[name]}, not "
                 f"{first.get(name)}; start all with the same command and versions."
             )
 

@@ -70,6 +70,8 @@ class _Remote(AbstractWorker):
 
     @override
     def ask(self, theta: Any, key: np.ndarray) -> Any:
+        if isinstance(self.snapshot, list):  # of a checkpoint
+            self.snapshot = self._kept = self._ray.put(self.snapshot)
         # In a list, so that they are not sent unless they are needed.
         call, snapshots = self._actor.window.options(num_returns=2), [self.snapshot, self._kept]
         answer, self._next = call.remote(theta, key, self._windows, snapshots)

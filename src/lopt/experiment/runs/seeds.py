@@ -95,6 +95,7 @@ def free_memory() -> float:
     left = [float("inf")]
     with contextlib.suppress(OSError, IndexError):
         left.append(1024 * number(ROOT / "proc/meminfo", "MemAvailable"))
+    with contextlib.suppress(OSError):
         groups = (ROOT / "proc/self/cgroup").read_text()
         for kind, path in re.findall(r"^\d+:(memory|):/(.*)", groups, re.MULTILINE):
             place = ROOT / "sys/fs/cgroup" / kind / path

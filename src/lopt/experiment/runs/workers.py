@@ -202,8 +202,9 @@ class Workers(AbstractEngine):
     def advance(self, state: TrainState, num_steps: int) -> tuple[TrainState, Record]:
         records, before = [], dict(self._counts)
         step, asked = self._tally.tolist()
-        self._counts["lost"] += asked if step == int(state.step) else 0
-        self._tally[:] = int(state.step), 0
+        asked = asked if step == int(state.step) else 0
+        self._counts["lost"] += asked
+        self._tally[:] = int(state.step), asked
         for _ in range(num_steps):
             estimate = self._gathered(state)
             state, record = _step(self._optimizer, state, estimate, self._log)
@@ -261,7 +262,9 @@ class Workers(AbstractEngine):
         received = one.received(one.answer)
         if received is None:
             # One that is asked while it is not back fails at once, and has lost nothing.
-            self._counts["lost"] += one.alive or time.perf_counter() - one.began > 0.25
+            lost = one.alive or time.perf_counter() - one.began > 0.25
+            self._counts["lost"] += lost
+            self._tally[1] -= not lost
             one.alive, one.due = False, time.perf_counter() + RETRY
             return None
         answer, one.snapshot = received
