@@ -56,7 +56,7 @@ def connected(workers: int, address: str | None) -> Iterator[Any]:
     try:
         # JAX warns of forks; those of Ray become other programs at once.
         with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
-            _check_answers(address)
+            _check_answers(address or "")
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
     except SystemExit:  # of that handler
         raise KeyboardInterrupt(signal.SIGTERM) from None
@@ -76,15 +76,15 @@ def connected(workers: int, address: str | None) -> Iterator[Any]:
         ray.shutdown()
 
 
-def _check_answers(address: str | None) -> None:
+def _check_answers(address: str) -> None:
     """Refuses an address where no Ray answers, for which it would wait for ever.
 
     By what `ray health-check` uses.
     """
-    host, _, port = (address or "").rpartition("://")[2].rpartition(":")
+    host, _, port = address.rpartition("://")[2].rpartition(":")
     if host and port.isdigit():
         socket.create_connection((host, int(port)), timeout=20).close()
-        if "://" not in f"{address}":
+        if "://" not in address:
             from ray._raylet import GcsClient  # type: ignore[attr-defined]
 
             GcsClient(address=address)

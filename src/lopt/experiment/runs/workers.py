@@ -201,10 +201,9 @@ class Workers(AbstractEngine):
     @override
     def advance(self, state: TrainState, num_steps: int) -> tuple[TrainState, Record]:
         records, before = [], dict(self._counts)
-        step, asked = self._tally.tolist()
-        asked = asked if step == int(state.step) else 0
-        self._counts["lost"] += asked
-        self._tally[:] = int(state.step), asked
+        if self._tally[0] != state.step:
+            self._tally[:] = state.step, 0
+        self._counts["lost"] += int(self._tally[1])
         for _ in range(num_steps):
             estimate = self._gathered(state)
             state, record = _step(self._optimizer, state, estimate, self._log)
