@@ -33,7 +33,7 @@ floors:
 	$(PYTHON) -m venv --clear $(VENV)/floors
 	$(VENV)/floors/bin/python -m pip install --quiet uv
 	$(VENV)/floors/bin/uv pip install --quiet --python $(VENV)/floors --resolution lowest-direct --editable '.[test]'
-	$(VENV)/floors/bin/python -m pytest -m "not slow" tests/core tests/learned tests/experiment tests/test_border.py
+	$(VENV)/floors/bin/python -m pytest -m "not slow" --numprocesses $(WORKERS) --dist worksteal tests/core tests/learned tests/experiment tests/test_border.py
 
 # Debian keeps ensurepip in a package of its own; without it, the pip at hand installs another.
 $(RUNS): pyproject.toml constraints.txt

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import importlib
 import json
 import os
 import random
@@ -176,6 +177,7 @@ def test_workers_need_particles():
 
 @pytest.fixture(scope="module")
 def ray():
+    importlib.import_module("ray")  # as others of the process may have
     with connected(2, None) as found:
         yield found
 
@@ -237,9 +239,9 @@ def test_a_refused_number_of_workers_leaves_nothing_behind(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_windows_of_a_killed_driver_are_counted():
-    made, tally = experiment(), np.zeros(2, np.int64)
-    for done, lost in ((0, 0), (0, 4), (2, 0)):
+def test_windows_that_a_driver_asked_for_and_did_not_keep_are_counted():
+    made, tally = experiment(), np.zeros((2, 2), np.int64)
+    for done, lost in ((0, 0), (0, 4), (2, 0), (4, 0)):
         fleet = threads.Here(made)
         for one in fleet.workers:
             one.made.result()
@@ -247,6 +249,24 @@ def test_windows_of_a_killed_driver_are_counted():
         state = dataclasses.replace(engine.begin(), step=jnp.int32(done))
         record = engine.advance(state, 2)[1]
         assert record["lost"].tolist() == [lost, 0]
+
+
+def test_windows_in_progress_when_a_driver_stops_are_counted(monkeypatch):
+    made, tally, run = experiment(), np.zeros((2, 2), np.int64), threads._Thread._window
+    monkeypatch.setattr(
+        threads._Thread,
+        "_window",
+        lambda one, *a: (time.sleep(one.part.rows[0] > 0), run(one, *a))[1],
+    )
+    found = []
+    for done in (0, 2):
+        fleet = threads.Here(made)
+        for one in fleet.workers:
+            one.made.result()
+        engine = w.Workers(made, fleet, stale=9, tally=tally)
+        state = dataclasses.replace(engine.begin(), step=jnp.int32(done))
+        found.append(engine.advance(state, 2)[1]["lost"].tolist())
+    assert found == [[0, 0], [1, 0]]
 
 
 def test_who_is_waited_for_is_said(monkeypatch, capsys):

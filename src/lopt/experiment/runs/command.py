@@ -43,7 +43,7 @@ def train_command(settings: TrainSettings) -> None:
             run = _run(settings)
             actors = RayFleet(ray, run, settings.workers)
             path = run.folder / "windows"
-            tally = np.memmap(path, np.int64, "r+" if path.exists() else "w+", shape=(2,))
+            tally = np.memmap(path, np.int64, "r+" if path.exists() else "w+", shape=(2, 2))
             _finished(run, engine=Workers(run.experiment, actors, settings.stale, tally))
     elif settings.workers == 0:
         run = _run(settings)

@@ -157,8 +157,8 @@ class Workers(AbstractEngine):
     soon as it has answered, and an answer whose theta is more than `stale` steps old is dropped. An
     estimate belongs to the theta that its noise was added to, on the worker.
 
-    The `tally`, a file that outlives a killed driver, is the outer step of the last checkpoint and
-    how many windows were asked for since: these are lost then.
+    The `tally`, a file that outlives the driver, has two outer steps that the last checkpoint may
+    be of, and how many windows it is without that were asked for: these are lost.
     """
 
     def __init__(
@@ -169,7 +169,7 @@ class Workers(AbstractEngine):
         tally: np.ndarray | None = None,
     ) -> None:
         self._experiment, self._fleet, self._stale = experiment, fleet, stale
-        self._tally = np.zeros(2, np.int64) if tally is None else tally
+        self._tally = np.zeros((2, 2), np.int64) if tally is None else tally
         self._optimizer, self._log = guarded(experiment), StepLog(experiment.record)
         self._like = shapes(experiment).estimator_state
         self._layout = _Layout(mean_of(experiment), self._like)
@@ -200,16 +200,17 @@ class Workers(AbstractEngine):
 
     @override
     def advance(self, state: TrainState, num_steps: int) -> tuple[TrainState, Record]:
-        records, before = [], dict(self._counts)
-        if self._tally[0] != state.step:
-            self._tally[:] = state.step, 0
-        self._counts["lost"] += int(self._tally[1])
+        records, before, step = [], dict(self._counts), int(state.step)
+        self._tally[0] = step, dict(self._tally[::-1].tolist()).get(step, 0)
+        if not self._counts["windows"]:  # of another driver, before this one
+            self._counts["lost"] += int(self._tally[0, 1])
         for _ in range(num_steps):
             estimate = self._gathered(state)
             state, record = _step(self._optimizer, state, estimate, self._log)
             since = {name: self._counts[name] - before[name] for name in ("lost", "stale")}
             records.append(jax.device_get(record) | since)
             before = dict(self._counts)
+        self._tally[1] = state.step, sum(one.asked is not None for one in self._fleet.workers)
         return state, jax.tree.map(lambda *leaves: np.stack(leaves), *records)
 
     @override
@@ -239,7 +240,7 @@ class Workers(AbstractEngine):
                 if free and (self._stale or last < step):
                     key = jax.random.fold_in(own, times) if last == step else own
                     one.asked, one.began = step, time.perf_counter()
-                    self._tally[1] += 1
+                    self._tally[0, 1] += 1
                     one.answer = one.ask(theta, np.asarray(jax.random.key_data(key)))
             asked = [one for one in ready if one.asked is not None]
             seconds = RETRY if any(not one.alive for one in ready) else PATIENCE
@@ -263,7 +264,7 @@ class Workers(AbstractEngine):
             # One that is asked while it is not back fails at once, and has lost nothing.
             lost = one.alive or time.perf_counter() - one.began > 0.25
             self._counts["lost"] += lost
-            self._tally[1] -= not lost
+            self._tally[0, 1] -= not lost
             one.alive, one.due = False, time.perf_counter() + RETRY
             return None
         answer, one.snapshot = received
