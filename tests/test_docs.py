@@ -22,7 +22,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 IDS = [page.stem for page in PAGES]
 # Their Python is checked by hand (make slow): minutes, nearly all of them to compile.
-LONG = ("concepts", "estimators", "extending", "horizon", "symbolic", "symmetry")
+LONG = ("concepts", "estimators", "experiments", "extending", "horizon", "optax")
+LONG += ("symbolic", "symmetry", "tasks", "torch", "tutorial")
 WORDS = {word for name in COMMANDS for word in name.split()[:1]} | {"--help"}
 
 # A tiny run of the recipe digits.

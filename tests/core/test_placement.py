@@ -41,6 +41,7 @@ def check_sharded(found):
         assert one["spread"] >= (0.7 if factored else 1), name
 
 
+@pytest.mark.slow
 def test_sharded_params_nnx_and_orbax():
     """In one test, so that one process imports and compiles what they have in common.
 

@@ -18,7 +18,9 @@ RULES = {
     "lopt-1": lopt.learned.FallBack(lopt.learned.muon_mlp(2, weight_decay=0.1)),
     "velo_small": lopt.velo_small(),
 }
-each = pytest.mark.parametrize("name", RULES)
+# A tensorwise one takes as long as the others together.
+SLOW = {"velo_small": [pytest.mark.slow]}
+each = pytest.mark.parametrize("name", [pytest.param(n, marks=SLOW.get(n, [])) for n in RULES])
 
 
 def weights(name):

@@ -11,6 +11,7 @@ from lopt.experiment.runs.sweep import compare_designs
 SMALL = ("outer_steps=4", "horizon=4", "estimator=es", "particles=1", "hidden=3", "batch_size=4")
 
 
+@pytest.mark.slow
 @pytest.mark.standard_promotion  # Optax's Adam, as the outer optimizer
 def test_a_comparison_has_a_row_for_each_design_and_goes_on(tmp_path):
     settings = CompareSettings(("small_mlp", "dm"), settings=(*SMALL, "datasets=()"), seeds=2)

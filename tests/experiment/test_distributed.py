@@ -1,6 +1,7 @@
 """Several processes that train one run: real ones, which the command line joins."""
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -101,6 +102,28 @@ def test_two_processes_train_what_one_does_and_hand_over_to_one_another(tmp_path
     assert eqx.tree_equal(arrays(three / "weights.safetensors"), expected, rtol=1e-6)
     losses = [[line["meta_loss"] for line in log(folder)] for folder in (one, two, three)]
     np.testing.assert_allclose(losses[1:], [losses[0]] * 2, rtol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheduler", ["Slurm", "Open MPI"])
+def test_what_a_scheduler_says_need_not_be_said_again(scheduler, tmp_path):
+    port = free_port() % 4096  # of the job; both put it among the last
+    started = []
+    for i in "01":
+        if scheduler == "Slurm":
+            told = {"JOB_ID": f"{port}", "STEP_NODELIST": "localhost", "STEP_NUM_NODES": "1"}
+            told |= {"NTASKS": "2", "PROCID": i, "LOCALID": i}
+            told = {f"SLURM_{name}": value for name, value in told.items()}
+        else:
+            told = {"MCA_orte_hnp_uri": f"{port * 4096}.0;tcp://127.0.0.1:34911"}
+            told |= {"COMM_WORLD_SIZE": "2", "COMM_WORLD_RANK": i, "COMM_WORLD_LOCAL_RANK": i}
+            told = {f"OMPI_{name}": value for name, value in told.items()}
+        words = ["train", str(RECIPE), "--run", str(tmp_path / "run"), "--distributed"]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        started.append(subprocess.Popen([*LOPT, *words], env=os.environ | told, **pipes))
+    ended = ends(started)
+    assert [status for status, _ in ended] == [0, 0], ended
+    assert len(log(tmp_path / "run")) == 60
 
 
 def test_a_process_that_is_killed_stops_the_others_and_nothing_is_lost(tmp_path):

@@ -108,6 +108,7 @@ def test_every_logger_has_a_name_on_the_command_line():
     assert tuple(LOGGERS) == NAMED
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_without_doubled_or_lost_steps(tmp_path):
     folder, environment = tmp_path / "run", os.environ | {"LOPT_CACHE_DIR": str(tmp_path)}
     command = [sys.executable, "-m", "lopt.experiment.cli", "train"]

@@ -49,6 +49,7 @@ def shown(tmp_path_factory):
     return [[one.data for one in cell.outputs] for cell in book.cells]
 
 
+@pytest.mark.slow
 def test_the_bar_ends_where_it_began(shown):
     (bar,) = shown[1]  # one output, in its place from the first step to the last
     assert "10/10" in bar["text/plain"]

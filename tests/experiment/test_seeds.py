@@ -81,6 +81,7 @@ def test_stopped_and_resumed_nothing_changes(tmp_path, recipe):
         assert eqx.tree_equal(one.theta, other.theta)
 
 
+@pytest.mark.slow
 def test_as_many_as_memory_allows_are_side_by_side(tmp_path, recipe, monkeypatch):
     sizes, made = [], s.SideBySide.__init__
     need = s.SideBySide([run.experiment for run in s.create(tmp_path / "a", recipe, (), (), 4)])
@@ -144,6 +145,7 @@ def test_a_folder_of_seeds_is_not_one_run(tmp_path, recipe):
         Run(tmp_path / "all")
 
 
+@pytest.mark.slow
 def test_what_a_function_encloses_is_each_seeds_own(tmp_path, recipe):
     path = tmp_path / "closures.py"
     path.write_text(Path(recipe).read_text().replace("adam(0.01)", "adam(0.01 * (1 + self.seed))"))
@@ -166,6 +168,7 @@ def test_seeds_at_different_steps_lose_nothing(tmp_path, recipe):
     assert one.log["meta_loss"].tolist() == lines
 
 
+@pytest.mark.slow
 def test_reports_have_bands_over_seeds(tmp_path, recipe):
     runs = s.create(tmp_path / "all", recipe, ["evaluate=True"], (), 2)
     s.train_seeds(runs)
@@ -182,6 +185,7 @@ def test_reports_have_bands_over_seeds(tmp_path, recipe):
     assert row["training loss"]["error"] == pytest.approx(error)
 
 
+@pytest.mark.slow
 def test_the_command_line(tmp_path, recipe):
     words = ["train", recipe, "--seeds", "2", "--run", str(tmp_path / "run")]
     lopt = [sys.executable, "-m", "lopt.experiment.cli"]

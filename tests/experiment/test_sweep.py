@@ -154,6 +154,7 @@ def test_a_run_of_other_code_is_not_gone_on_with(tmp_path, seeded):
         sweep(tmp_path / "out", settings)
 
 
+@pytest.mark.slow
 def test_workers_give_the_same_numbers_also_if_one_dies(tmp_path, seeded):
     pytest.importorskip("ray")
     settings = SweepSettings(recipe=seeded, settings=("outer_steps=4,6", "truncation=2"))

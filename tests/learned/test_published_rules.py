@@ -315,6 +315,7 @@ def weights(learned):
     return jax.jit(learned.init)(KEY)
 
 
+@pytest.mark.slow
 def test_tensors_may_come_in_any_order_and_lack_a_gradient():
     learned = Tensorwise(VeLO(3, 2))
     theta = weights(learned)

@@ -90,7 +90,7 @@ def network():
     return Network().to(torch.float64)
 
 
-@pytest.mark.parametrize("name", ["lopt-1", "adafactor_mlp"])
+@pytest.mark.parametrize("name", ["lopt-1", pytest.param("adafactor_mlp", marks=pytest.mark.slow)])
 def test_the_same_network_in_both_layouts(name):
     arguments, theirs, options = {n: rest for n, *rest in rules()}[name]
     model = network()

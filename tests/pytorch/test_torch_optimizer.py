@@ -31,7 +31,9 @@ DESIGNS = {
     "small_mlp": {"optimizer": lopt.small_mlp()},
     "velo_small": {"optimizer": lopt.velo_small(), "num_steps": 20},
 }
-each = pytest.mark.parametrize("name", DESIGNS)
+# A tensorwise one takes as long as the others together.
+SLOW = {"velo_small": [pytest.mark.slow]}
+each = pytest.mark.parametrize("name", [pytest.param(n, marks=SLOW.get(n, [])) for n in DESIGNS])
 few = pytest.mark.parametrize("name", ["lopt-1", pytest.param("rnnprop", marks=pytest.mark.slow)])
 
 
@@ -376,7 +378,7 @@ def test_gradients_of_another_precision_and_groups_of_two():
 # -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16], ids=["bfloat16"])  # with a float32 state
 @each
 def test_a_resumed_run_equals_an_uninterrupted_one(name, dtype):
     whole, model = network(dtype), network(dtype)
@@ -525,12 +527,9 @@ torch.testing.assert_close(*ends, rtol=1e-4, atol=1e-6)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "backend"),
-    [
-        ("small_mlp", "aot_eager"),
-        *(pytest.param(n, "inductor", marks=pytest.mark.slow) for n in DESIGNS),
-    ],
+    ("name", "backend"), [("small_mlp", "aot_eager"), *((name, "inductor") for name in DESIGNS)]
 )
 def test_a_compiled_step_is_the_eager_one(name, backend, tmp_path):
     script = tmp_path / "compiled.py"

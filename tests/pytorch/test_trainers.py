@@ -80,7 +80,7 @@ def test_hugging_face_by_optimizer_and_schedule(language):
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:.*num_workers", "ignore:.*log_every")
-@pytest.mark.parametrize("name", ["lopt-1", "velo_small"])
+@pytest.mark.parametrize("name", ["lopt-1", pytest.param("velo_small", marks=pytest.mark.slow)])
 def test_lightning(name, tmp_path):
     lightning = pytest.importorskip("lightning")
     torch.manual_seed(0)

@@ -236,6 +236,7 @@ def test_distillation_finds_a_law_and_reports_each_side():
     assert {total for _, total, _ in stages} == {4}
 
 
+@pytest.mark.slow
 def test_the_longest_that_may_be_chosen_leaves_the_front_as_it_is():
     table = sample(tanh_table(0), 400, 0)
     search = TemplateSearch(("linear", "tanh"), max_terms=3)

@@ -93,9 +93,8 @@ LINEAR = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n != "few inputs")) for n in LINEAR]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LINEAR)
 def test_of_more_linear_units_all_of_the_null_space(name, key):
     (inputs, width, depth, outputs), nullity, more = LINEAR[name]
     model = eqx.nn.MLP(inputs, outputs, width, depth, lambda z: z, key=key)
@@ -337,6 +336,7 @@ def test_a_free_generator_may_be_proposed(key):
     assert [g.name for g in found.generators].count("free") == 1
 
 
+@pytest.mark.slow
 def test_signs_and_places_of_each_unit_are_told_from_those_of_all(key):
     # Channels first: seen with channels last, only the sign of all units at once may change.
     params = {"w1": jax.random.normal(key, (2, 2)), "w2": jax.random.normal(key, (2, 8))}
