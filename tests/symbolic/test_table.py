@@ -56,7 +56,7 @@ def test_by_default_all_that_the_rule_got_and_its_only_output():
     np.testing.assert_array_equal(second.output, 1 + 2 * second.values[:, 0])
 
 
-def test_dead_coordinates_are_left_out_unless_asked_for():
+def test_dead_coordinates_are_left_out():
     recorded = series(steps=60)
     gradient = recorded.features["raw_gradient"]
     gradient[:, :, 0] = 0
@@ -69,7 +69,6 @@ def test_dead_coordinates_are_left_out_unless_asked_for():
     longer = make_table(recorded, lagged("gradient", 25))
     alive = longer.step[(longer.coordinate == 7) & (longer.run == 0)]
     assert alive.tolist() == [*range(24, 34), *range(50, 60)]
-    assert len(make_table(recorded, drop_dead=False)) == 3 * 60 * 4
 
 
 def test_chosen_rows_are_even_over_tensors_steps_and_tasks():

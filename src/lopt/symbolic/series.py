@@ -100,10 +100,12 @@ def make_table(
     rows: int | None = None,
     *,
     padded: bool = False,
-    drop_dead: bool = True,
     seed: int = 0,
 ) -> Table:
     """Cuts a table from recorded runs.
+
+    Rows are left out whose gradient was exactly zero for as long as the longest lag reaches, and
+    for 20 steps at least, or since the start.
 
     Args:
         series: the runs.
@@ -114,8 +116,6 @@ def make_table(
             there are; all by default.
         padded: whether features before the first step count as zeros, which is what a rule with a
             memory of lags sees; otherwise rows that would need them are left out.
-        drop_dead: whether rows are left out whose gradient was exactly zero for as long as the
-            longest lag reaches, and for 20 steps at least, or since the start.
         seed: of the choice of rows.
 
     Returns:
@@ -131,7 +131,7 @@ def make_table(
     check_columns(series, columns)
     output = default_output(series) if output is None else output
     check_output(series, output)
-    usable = usable_rows(series, columns, padded, drop_dead)
+    usable = usable_rows(series, columns, padded)
     run, coordinate, step = np.nonzero(usable.transpose(0, 2, 1))
     if rows is not None:
         if not 1 <= rows <= len(run):
@@ -162,14 +162,10 @@ def make_table(
     )
 
 
-def usable_rows(
-    series: Series, columns: Sequence[Variable], padded: bool = False, drop_dead: bool = True
-) -> Alive:
+def usable_rows(series: Series, columns: Sequence[Variable], padded: bool = False) -> Alive:
     """Returns which steps of which coordinates can be rows of a table of these columns."""
     reach = max(variable.lag for variable in columns)
-    usable = np.ones(series.shape, bool)
-    if drop_dead:
-        usable &= series.alive(max(reach + 1, HISTORY))
+    usable = series.alive(max(reach + 1, HISTORY))
     if not padded:
         usable[:, :reach] = False
     return usable
