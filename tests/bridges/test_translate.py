@@ -41,7 +41,11 @@ FUNCTIONS = {
     "roots": lambda x: (jnp.sqrt(jnp.abs(x)), jax.lax.rsqrt(x * x), jnp.abs(x) ** 0.3, x**-3),
     "errors": lambda x: (jax.lax.erf(x), jax.lax.erfc(x), jax.nn.sigmoid(x)),
     "bounds": lambda x: (jnp.clip(x, -0.5, 0.5), jnp.maximum(x, x[:1]), jax.nn.relu(x)),
-    "choices": lambda x: (jnp.where(x > 0, x, -1.0), jnp.where(x[0] > 9, 1.0, 2.0), jnp.sign(x)),
+    "choices": lambda x: (
+        jnp.where(x > 0, x, -1.0),
+        jnp.where(x[0] > 9, 1.0, 2.0),
+        jnp.sign(jnp.log(x)),
+    ),
     "reductions": lambda x: (x.sum(1), x.max(0), jnp.mean(x), jnp.all(x > 0)),
     "shapes": lambda x: (x.T, x[1:3, ::2], x.reshape(2, 10), jnp.stack([x, x]), x[:, None]),
     "products": lambda x: (x @ x.T, jnp.einsum("ij,kj->ki", x, x), jnp.stack([x, x]) @ x.T),

@@ -308,12 +308,13 @@ RULES: dict[str, Rule] = {
     "addcmul": lambda o: _add_product(
         f"@.add({o.texts[0]}, ", f"@.addcmul({o.texts[0]}, ", *o.texts[1:]
     ),
+    "sign": lambda o: "@.where({0} == {0}, @.sign({0}), {0})".format(*o.texts),  # NaN is NaN
     **{
         name: _call(name)
         for name in (
             *("abs", "acos", "acosh", "asin", "asinh", "atan", "atanh", "ceil", "cos", "cosh"),
             *("erf", "erfc", "exp", "exp2", "expm1", "floor", "log", "log1p", "rsqrt"),
-            *("sign", "sin", "sinh", "sqrt", "square", "tan", "tanh"),
+            *("sin", "sinh", "sqrt", "square", "tan", "tanh"),
         )
     },
     **{
