@@ -14,7 +14,7 @@ from lopt.analysis.surface import losses_after
 from lopt.analysis.truncation import Knob
 from lopt.experiment import cli
 from lopt.experiment.probes.subject import subject
-from lopt.experiment.probes.truncation import report_of, resting, sweep, verdict
+from lopt.experiment.probes.truncation import probe_truncation, resting, sweep, verdict
 from lopt.experiment.settings import HorizonSettings
 from lopt.experiment.studies.setting import (
     compute_surface,
@@ -175,7 +175,7 @@ def probe_of(horizon, **more):
     inner = noisy_inner(horizon)
     theta = inner.learned.init(jax.random.key(0))
     settings = HorizonSettings(**{"episodes": 6, "positions": 9, "seed": 1, **more})
-    return report_of("toy", inner, theta, settings).json()
+    return probe_truncation("toy", settings, (inner, theta)).json()
 
 
 def test_the_probe_finds_that_short_truncations_want_small_rates():
@@ -251,7 +251,7 @@ def test_a_decay_is_turned_by_one_minus_it_and_never_below_zero():
     learned = lopt.learnable(optax.sgd, learning_rate=0.01, momentum=0.9)
     inner = lopt.InnerTraining(task, learned, 6)
     settings = HorizonSettings(truncations=(3, 6), episodes=2, positions=5, seed=1)
-    report = report_of("toy", inner, learned.init(jax.random.key(0)), settings)
+    report = probe_truncation("toy", settings, (inner, learned.init(jax.random.key(0))))
     found = report.parts[-1].data
     assert set(found) == {"learning_rate", "1 - momentum"}
     most = {name: np.exp(max(one["logs"])) for name, one in found.items()}

@@ -13,7 +13,7 @@ from toys import Faulty, linear_toy
 import lopt
 from lopt.experiment import cli
 from lopt.experiment.data.named_tasks import without_data
-from lopt.experiment.probes.estimators import default_truncation, loss_slices, report_of
+from lopt.experiment.probes.estimators import default_truncation, loss_slices, probe_estimators
 from lopt.experiment.probes.subject import subject
 from lopt.experiment.runs.run import Run
 from lopt.experiment.runs.storage import save_weights
@@ -37,7 +37,7 @@ def probed():
     theta = inner.learned.init(jax.random.key(0))
     only = ("Truncated", "ForwardMode", "ES", "PES", "NRES")
     settings = ProbeSettings(truncation=2, sigma=0.01, samples=1024, at_once=256, only=only, seed=1)
-    return report_of("toy", inner, theta, settings)
+    return probe_estimators("toy", settings, (inner, theta))
 
 
 def rows_of(report):
@@ -81,7 +81,7 @@ def test_the_variance_of_each_weight_is_listed(key):
     task = lopt.tasks.Quadratic(jnp.array([0.5, 1.0]), jnp.array([1.0, -1.0]), 0.1)
     inner = lopt.InnerTraining(task, lopt.LearnableAdam(0.05), 4)
     settings = ProbeSettings(truncation=2, particles=4, samples=8, only=("PES",))
-    said = report_of("toy", inner, inner.learned.init(key), settings).json()
+    said = probe_estimators("toy", settings, (inner, inner.learned.init(key))).json()
     assert list(said["variances"]) == ["full backprop", "PES"]
     for name, variances in said["variances"].items():
         assert len(variances) == 4
@@ -89,11 +89,24 @@ def test_the_variance_of_each_weight_is_listed(key):
         np.testing.assert_allclose(np.mean(variances), rows_of(said)[name]["variance"], rtol=1e-3)
 
 
+def test_of_several_architectures_it_probes_their_mean(key):
+    still = [
+        lopt.tasks.Quadratic(0.5 * ones, ones, 0.0, 0.0) for ones in (jnp.ones(1), jnp.ones(3))
+    ]
+    settings, norms = ProbeSettings(truncation=2, particles=4, samples=8, only=("PES",)), []
+    for tasks in (*still, lopt.tasks.Mixture(still)):
+        inner = lopt.InnerTraining(tasks, lopt.LearnableSGD(0.05), 4)
+        said = probe_estimators("toy", settings, (inner, inner.learned.init(key))).json()
+        norms.append(said["truth_norm"])
+    assert norms[2] == pytest.approx(np.mean(norms[:2]))
+    assert rows_of(said)["PES"]["samples"] == 4  # of two pairs each
+
+
 def test_of_ranks_and_searches_only_the_cost_is_said(key):
     only = ("RankedES", "RandomSearch")
     settings = ProbeSettings(truncation=2, particles=4, samples=8, only=only)
     inner = noisy_quadratic(4)
-    said = report_of("toy", inner, inner.learned.init(key), settings).json()
+    said = probe_estimators("toy", settings, (inner, inner.learned.init(key))).json()
     _, *rows = rows_of(said).values()
     assert [row["estimator"] for row in rows] == list(only)
     for row in rows:
@@ -106,7 +119,7 @@ def test_of_ranks_and_searches_only_the_cost_is_said(key):
 def test_a_truth_that_is_not_finite_is_said_to_be_none(key, capsys):
     inner = lopt.InnerTraining(Faulty(0.3), lopt.LearnableSGD(0.1), 4)
     settings = ProbeSettings(truncation=2, particles=4, samples=8, only=("PES",))
-    report = report_of("faulty", inner, inner.learned.init(key), settings)
+    report = probe_estimators("faulty", settings, (inner, inner.learned.init(key)))
     assert report.data["truth_dropped"] > 0
     assert "truth_norm" not in report.data
     assert {row["bias"] for row in rows_of(report.json()).values()} == {None}
@@ -144,7 +157,7 @@ def test_slices_in_two_directions_agree_in_the_middle(key):
 def test_what_is_not_finite_becomes_null(tmp_path, key):
     inner, theta = noisy_quadratic(200), {"learning_rate": jnp.asarray(9.0)}
     settings = ProbeSettings(truncation=100, particles=4, samples=8, only=("PES",))
-    report = report_of("toy", inner, theta, settings)
+    report = probe_estimators("toy", settings, (inner, theta))
     report.save(tmp_path, "estimators")
     text = (tmp_path / "estimators.json").read_text()
     assert "NaN" not in text

@@ -22,7 +22,7 @@ import lopt.estimators as est
 from lopt.core.estimator import AbstractGradientEstimator
 from lopt.core.inner import InnerTraining, MetaTask
 from lopt.core.types import Key, Theta
-from lopt.experiment.probes.subject import subject
+from lopt.experiment.probes.subject import Subject, subject
 from lopt.experiment.report import Measured, Report, finish, panels, stages
 from lopt.experiment.settings import ProbeSettings
 from lopt.experiment.trainings import OverDevices, mean_estimate
@@ -34,13 +34,9 @@ SIGNIFICANT = 1e-3
 MOST_LISTED = 10_000
 
 
-def probe_estimators(name: str, settings: ProbeSettings) -> Report:
-    """Measures bias, noise and cost of the estimators of a recipe, a run or a task by name."""
-    return report_of(name, *subject(name, settings), settings)
-
-
-def report_of(name: str, inner: InnerTraining, theta: Theta, settings: ProbeSettings) -> Report:
-    """Measures the estimators of an inner training at theta."""
+def probe_estimators(name: str, settings: ProbeSettings, of: Subject | None = None) -> Report:
+    """Measures bias, noise and cost of the estimators of what has a name, or is given."""
+    inner, theta = of or subject(name, settings)
     weights = ravel_pytree(theta)[0].size
     if not weights:
         raise ValueError("Theta has no weights: there is no gradient to probe.")
@@ -84,7 +80,8 @@ def report_of(name: str, inner: InnerTraining, theta: Theta, settings: ProbeSett
             row |= {"MiB": program.memory / 2**20, "samples": own.size, "dropped": own.dropped}
             rows.append(row | {"compile s": program.compile_seconds, "at once": pairs})
         announce("slices of the meta-loss")
-        slices = loss_slices(inner, theta, slices_key, (window, inner.horizon, 3 * inner.horizon))
+        shown = dataclasses.replace(inner, tasks=inner.tasks.architectures()[0])
+        slices = loss_slices(shown, theta, slices_key, (window, inner.horizon, 3 * inner.horizon))
     said = f"not finite in {truth.dropped} of its samples" if truth.dropped else "too noisy"
     said = f"Full backpropagation is {said}: it is no truth here, so no bias is given."
     steps = 2 * inner.horizon * settings.particles
@@ -106,7 +103,7 @@ def report_of(name: str, inner: InnerTraining, theta: Theta, settings: ProbeSett
     )
     report.figure("estimators", lambda figure: _draw_rows(figure, rows), (13.0, 5.4), budget)
     draw, numbers = partial(_draw_slices, **slices), jax.tree.map(np.ndarray.tolist, slices)
-    caption = "The meta-loss of one episode around theta."
+    caption = "The meta-loss of one episode around theta, of the first architecture."
     report.figure("slices", draw, caption=caption, **numbers)
     return report
 
@@ -163,7 +160,12 @@ def _entries(
             known = "; ".join(entry.name for entry in listed)
             raise ValueError(f"There is no estimator {name!r} to probe; there are: {known}.")
     chosen = [e for e in listed[1:] if (e.name.startswith(only) if only else e.gradient)]
-    return [listed[0], *chosen]
+    chosen, kinds = [listed[0], *chosen], len(inner.tasks.architectures())
+    if kinds == 1:
+        return chosen
+    # A sample is of a task of each architecture.
+    means = [e._replace(estimator=est.Mean(e.estimator, kinds)) for e in chosen]
+    return [e._replace(pairs=kinds * e.pairs) for e in means]
 
 
 class _Moments(NamedTuple):

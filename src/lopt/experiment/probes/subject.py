@@ -19,6 +19,7 @@ from lopt.experiment.runs.run import Run
 from lopt.learned import LearnableAdam
 
 LONGEST = 500  # default number of steps
+Subject = tuple[InnerTraining, Theta]
 # The baselines beside which runs are watched.
 REFERENCES = ("SGD", "momentum", "Adam", "Lion")
 
@@ -36,9 +37,7 @@ def rate_cells(tuned: Mapping[str, Tuned], name: str) -> dict[str, Cell]:
     return {"rate": own.values[0] if own else None, "edge": own.at_edge if own else None}
 
 
-def subject(
-    name: str, settings: s.ProbeSettings | s.HorizonSettings, longest: int = 40
-) -> tuple[InnerTraining, Theta]:
+def subject(name: str, settings: s.ProbeSettings | s.HorizonSettings, longest: int = 40) -> Subject:
     """Returns what is probed, and at which theta: a recipe, by name or file, a run, or a task.
 
     Adam with learned hyperparameters trains tasks. Horizons are at most the longest by default.
@@ -46,7 +45,7 @@ def subject(
     run = None
     if is_task(name):
         inner = InnerTraining(named_task(name), LearnableAdam(0.01), longest)
-    elif name in recipe_names() or name.endswith(".py"):
+    elif name.replace("-", "_") in recipe_names() or name.endswith(".py"):
         inner = build(name, settings.settings).inner_training()
     elif Path(name).is_dir():
         run = Run(Path(name))

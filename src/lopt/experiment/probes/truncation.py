@@ -19,7 +19,7 @@ from lopt.analysis.truncation import Knob, TruncationSweep, truncations_of
 from lopt.core.inner import InnerTraining
 from lopt.core.types import Key, Scalar, Theta
 from lopt.estimators import TruncatedBackprop
-from lopt.experiment.probes.subject import subject
+from lopt.experiment.probes.subject import Subject, subject
 from lopt.experiment.report import Measured, Report, bands, finish, panels, stages
 from lopt.experiment.report.statistics import mean_and_error
 from lopt.experiment.settings import HorizonSettings
@@ -30,13 +30,9 @@ MOST_KNOBS = 6
 Rows = Sequence[Mapping[str, Any]]
 
 
-def probe_truncation(name: str, settings: HorizonSettings) -> Report:
-    """Measures what truncations of a recipe, a run or a task by name do."""
-    return report_of(name, *subject(name, settings, longest=200), settings)
-
-
-def report_of(name: str, inner: InnerTraining, theta: Theta, settings: HorizonSettings) -> Report:
-    """Measures what truncations of an inner training do at theta."""
+def probe_truncation(name: str, settings: HorizonSettings, of: Subject | None = None) -> Report:
+    """Measures what truncations do, of what has a name, or is given."""
+    inner, theta = of or subject(name, settings, longest=200)
     lengths = settings.truncations or truncations_of(inner.horizon)
     if len(lengths) < 2 or lengths[-1] != inner.horizon:
         raise ValueError(
