@@ -32,7 +32,7 @@ def axes_of(model: nn.Module) -> dict[str, Axes]:
     Kernels of `nn.Linear`, of convolutions and of recurrent and attention layers are seen inputs
     first, outputs last. Other parameters are seen as they are.
     """
-    linear = nn.Linear, nn.Bilinear, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention
+    linear = nn.Linear, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention
     found: dict[str, Axes] = {}
     for name, parameter in model.named_parameters():
         owner, rank = owner_of(name, model), parameter.ndim

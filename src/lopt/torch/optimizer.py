@@ -229,7 +229,7 @@ class _Rule:
             weights = b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(self.theta))
             digest = hashlib.sha256(weights + repr(self.axes).encode()).hexdigest()[:8]
             name = optimizer if self.named else type(self.learned).__name__
-            self.design = f"{name} ({digest}, layout={layout!r})"
+            self.design = f"{name} ({digest}, layout={layout!r}, num_steps={num_steps})"
 
     @property
     def needs(self) -> set[str]:

@@ -121,7 +121,7 @@ def _trained_alike(
         # What is there was checked to be of the recipe that was given.
         there = holds_run(place)
         runs[label].append(Run(place, trust=True) if there else Run.create(place, recipe, given))
-    _train([run for some in zip(*runs.values(), strict=True) for run in some], settings)
+    _train([run for some in runs.values() for run in some], settings)
     return _report(f"{what} {recipe}", settings, runs, heads)
 
 
@@ -164,6 +164,8 @@ def _train(runs: Sequence[Run], settings: SweepSettings | CompareSettings) -> No
             for done, run in enumerate(left, len(runs) - len(left)):
                 at(done, run.name)
                 train(run, show_progress=False)
+                if (done + 1) % settings.seeds == 0:  # a process can map only so many programs
+                    jax.clear_caches()
             return
         folders = [str(run.folder.resolve()) for run in left]
         names = map_on_workers(train_folder, folders, settings.workers, settings.ray)
