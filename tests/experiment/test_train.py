@@ -20,7 +20,7 @@ from lopt.experiment import cli
 from lopt.experiment.runs import storage
 from lopt.experiment.runs.files import locked, read_json, read_lines, write_json
 from lopt.experiment.runs.registry import build, recipe_names
-from lopt.experiment.runs.run import Run
+from lopt.experiment.runs.run import Run, printed
 from lopt.experiment.runs.train import guarded, train
 from lopt.learned import LearnableSGD
 
@@ -460,6 +460,13 @@ def test_recipes_that_come_along_can_be_built(tmp_path):
     needed = {"transfer": (f"start={tmp_path / 'start.safetensors'}",)}
     for name in recipe_names():
         assert build(name, needed.get(name, ())).outer_steps > 0
+
+
+def test_numbers_of_a_file_are_as_good_as_defaults():
+    written = build("lopt-1", ("held_out=0.5", "depths=(1,)", "datasets=()"))
+    assert printed(written) == printed(build("lopt-1", ("depths=(1,)", "datasets=()")))
+    other = build("lopt-1", ("held_out=0.25", "depths=(1,)", "datasets=()"))
+    assert printed(written) != printed(other)
 
 
 @pytest.mark.slow

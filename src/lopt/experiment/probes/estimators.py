@@ -260,7 +260,6 @@ def _draw_rows(figure: Any, rows: Sequence[dict[str, Any]]) -> None:
         low, high = axes.get_xlim()
         axes.set_xlim(low / 4, high * 4)  # more than a decade, so that a power of ten is in it
         axes.xaxis.set_minor_formatter("")
-        axes.tick_params(axis="x", labelsize=8)
     axes.set_yticks(places, [row["estimator"] for row in rows])
 
 

@@ -1,11 +1,10 @@
-"""The rule that starts at Muon, meta-trained on networks of many kinds and runs of many lengths.
+"""The rule that starts at Muon, meta-trained on networks of many kinds.
 
 Perceptrons of several depths, with drawn widths and activation, classify 8x8 images: digits, and
 MNIST and Fashion-MNIST where their files are found. An autoencoder and a small language model are
-trained beside them. Parameters are in units drawn anew for each task. Every architecture is a
-program. Gradients are exact, through runs of 200 steps. Where few examples are learned by heart, or
-steps of theta are large, they explode and are dropped, so that nothing speaks for smaller steps.
-Evolution strategies, in episodes of log-uniform lengths, help there. `lopt-1` has had both.
+trained beside them, in units drawn anew for each task. Every architecture is a program. Gradients
+are exact, through runs of 200 steps. Where few examples are learned by heart, they explode and are
+dropped; other estimators, in episodes of log-uniform lengths, help there. `lopt-1` has had both.
 """
 
 import dataclasses
@@ -74,7 +73,7 @@ class RampedLogLoss(eqx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """The rule that starts at Muon, meta-trained on many kinds of networks and lengths."""
+    """The rule that starts at Muon, meta-trained on many kinds of networks."""
 
     budget: float = 30.0  # minutes of meta-training, about, on two cores.
     hidden: int = 4  # odd units of the rule; without any it is an equation.

@@ -15,9 +15,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import equinox as eqx
 import jax
 import numpy as np
+import wadler_lindig as wl
 from jaxtyping import Float
 
 from lopt.core.inner import InnerTraining
@@ -285,7 +285,12 @@ def holds_run(folder: Path) -> bool:
 
 def printed(thing: Any) -> str:
     """Returns an experiment, or a part, as one line that is the same in every process."""
-    return without_addresses(eqx.tree_pformat(thing, width=2**30))
+
+    def own(node: Any) -> Any:  # relu, and not what wraps it
+        return wl.pdoc(node.fun) if isinstance(node, jax.custom_jvp) else None
+
+    # What hides defaults takes numbers for them by identity, which those of a file have not.
+    return without_addresses(wl.pformat(thing, width=2**30, hide_defaults=False, custom=own))
 
 
 def without_addresses(text: str) -> str:
@@ -295,10 +300,9 @@ def without_addresses(text: str) -> str:
 
 def surroundings() -> dict[str, str]:
     """Returns the versions and the devices that there are."""
-    devices = jax.devices()
     versions = {name: version(name) for name in ("lopt", "jax", "equinox", "optax")}
-    found = f"{len(devices)} x {devices[0].device_kind}"
-    return {"python": platform.python_version(), **versions, "devices": found}
+    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    return {"python": platform.python_version(), **versions, "devices": devices}
 
 
 def _mark(sha256: str) -> Path:

@@ -205,8 +205,7 @@ def _report(
             "skipped steps": int(sum(np.sum(log["finite"] == 0) for log in own)),
         }
         rows.append({**head, **cells})
-    lost = ("dropped particles", "skipped steps")
-    none = {name for name in lost if not any(row[name] for row in rows)}
+    none = {n for n in ("dropped particles", "skipped steps") if not any(row[n] for row in rows)}
     rows = [{name: cell for name, cell in row.items() if name not in none} for row in rows]
     report = Report(title, vars(settings))
     report.table(f"Meta-training, seeds of each: {settings.seeds}", rows)
