@@ -65,6 +65,21 @@ def test_at_first_it_is_the_muon_of_optax():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), ours, theirs)
 
 
+def test_embeddings_and_norms_are_known_by_words_of_their_names():
+    vectors = (
+        "pos_embedding",
+        "TokEmbedding_0",
+        "embedder",
+        "wpe.position_embeddings",
+        "scale",
+        "MLPBias",
+    )
+    matrices = ("upscale", "rescale_mlp", "shifted_window_attn", "positionwise_ffn", "kernel")
+    found = MatrixAxes()({name: {"kernel": jnp.zeros((2, 3))} for name in (*vectors, *matrices)})
+    assert {name for name, one in found.items() if one["kernel"] is None} == {*vectors}
+    assert found["upscale"]["kernel"] == optax.contrib.MuonDimensionNumbers((0,), (1,))
+
+
 def test_updates_have_the_symmetries_of_the_rule():
     def found(theta):
         rules = (muon_mlp(2, axes=MatrixAxes(layout)) for layout in ("in_out", "out_in"))

@@ -4,6 +4,7 @@ The direction of a step does not depend on which of the two is which, but its si
 """
 
 import math
+import re
 from typing import Any
 
 import equinox as eqx
@@ -28,8 +29,7 @@ class MatrixAxes(eqx.Module):
         layout: "in_out" as in Flax, Haiku, Keras and Optax; "out_in" as in Equinox and PyTorch.
         stacked: names of keys or attributes below which every tensor has one more axis in front,
             as layers have that are stacked for a scan; one for each name on the path.
-        vectors: what is below a key or attribute whose name contains one of these words is no
-            matrix.
+        vectors: what is below a name with one of these words is no matrix, see `has_word`.
     """
 
     layout: str = eqx.field(static=True, default="in_out")
@@ -48,15 +48,19 @@ class MatrixAxes(eqx.Module):
         def one(path: Any, leaf: Array) -> MuonDimensionNumbers | None:
             names = [jax.tree_util.keystr((key,), simple=True) for key in path]
             first = sum(name in self.stacked for name in names)
-            vector = any(word in name.lower() for word in self.vectors for name in names)
-            if vector or jnp.ndim(leaf) - first < 2:
+            if any(has_word(name, self.vectors) for name in names) or jnp.ndim(leaf) - first < 2:
                 return None
             axes = tuple(range(first, jnp.ndim(leaf)))
-            if self.layout == "in_out":
-                return MuonDimensionNumbers(axes[:-1], axes[-1:])
-            return MuonDimensionNumbers(axes[1:], axes[:1])
+            in_out = MuonDimensionNumbers(axes[:-1], axes[-1:])
+            return in_out if self.layout == "in_out" else MuonDimensionNumbers(axes[1:], axes[:1])
 
         return jax.tree_util.tree_map_with_path(one, params)
+
+
+def has_word(name: str, words: tuple[str, ...]) -> bool:
+    """Whether a name has a word, as `pos_embedding` has "embed", and `upscale` has no "scale"."""
+    parts = re.findall("[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)
+    return any(re.fullmatch(f"({'|'.join(words)})(s|es|al|d(er|ing)s?)?", p.lower()) for p in parts)
 
 
 class View(eqx.Module):

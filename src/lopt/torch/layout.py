@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from lopt.bridges.export import inputs_first
+from lopt.learned.matrices import has_word
 
 # Axes of a tensor of PyTorch in the order in which a rule sees them.
 Axes = tuple[int, ...]
@@ -20,8 +21,7 @@ def by_rank(name: str, tensor: torch.Tensor, layout: str) -> Axes:
     are known by name; what has three to five axes is taken for a kernel of a convolution.
     """
     rank = tensor.ndim
-    table = any(word in name.lower() for word in ("embed", "position"))
-    if layout == "jax" or rank < 2 or rank > 5 or table:
+    if layout == "jax" or rank < 2 or rank > 5 or has_word(name, ("embed", "position")):
         return tuple(range(rank))
     return inputs_first(rank)
 
@@ -49,7 +49,7 @@ def axes_of(model: nn.Module) -> dict[str, Axes]:
 def key_of(name: str, model: nn.Module) -> str:
     """Returns the name under which a rule sees a parameter; embeddings are known by theirs."""
     table = isinstance(owner_of(name, model), nn.Embedding | nn.EmbeddingBag)
-    return f"{name}: embedding" if table and "embed" not in name.lower() else name
+    return f"{name}: embedding" if table and not has_word(name, ("embed",)) else name
 
 
 def owner_of(name: str, model: nn.Module) -> nn.Module:
