@@ -44,19 +44,19 @@ Trajectory = dict[str, Any]
 
 
 def probe_symmetry(run: Run, settings: SymmetrySettings) -> Report:
-    """Measures a run's weights on tasks that its meta-training never drew."""
-    learned, tasks, steps = run.learned, run.inner.tasks, num_steps(run, settings, 2)
+    """Measures a run's weights on tasks it never drew, of the first of several architectures."""
+    tasks, steps = run.inner.tasks.architectures()[0], num_steps(run, settings, 2)
     find_key, run_key = jax.random.split(stream("symmetry", settings.seed))
     keys = jax.random.split(run_key, settings.seeds)
     thetas = kept_thetas(run.experiment, run.folder)
     short, again = min(SHORT, steps), min(settings.outer_steps, run.experiment.outer_steps)
     per_call = math.gcd(again, 10)  # outer steps of a compiled call
     trained, rates, rules, kept, replayed = {}, {}, {}, {}, []
-    optimizers = {"learned": learned.optimizer(run.theta, steps)}
+    optimizers = {"learned": run.learned.optimizer(run.theta, steps)}
     total = 2 + 2 * len(REFERENCES) + len(thetas) + again // per_call
     with stages("probing", total) as progress:
         progress("finding symmetries")
-        found = _symmetries(run, find_key)
+        found = _symmetries(run, tasks, find_key)
         generators = (*found.generators, *found.nearly)
         watch = eqx.Partial(trajectory, tasks, keys, SymmetryProbe(generators))
         for name in REFERENCES:
@@ -70,8 +70,8 @@ def probe_symmetry(run: Run, settings: SymmetrySettings) -> Report:
                 rules[name] = equivariances(optimizer, find_key, num_steps=min(steps, 5))
         for outer_step, theta in thetas.items():
             progress(f"the weights of outer step {outer_step}")
-            kept[outer_step] = jax.device_get(watch(steps, learned.optimizer(theta, steps)))
-        parts = replay(run.experiment, per_call, eqx.Partial(_early, watch, short, learned))
+            kept[outer_step] = jax.device_get(watch(steps, run.learned.optimizer(theta, steps)))
+        parts = replay(run.experiment, per_call, eqx.Partial(_early, watch, short, run.learned))
         for outer_step in range(0, again, per_call):
             progress(f"meta-training again, outer step {outer_step}")
             replayed.append(next(parts))
@@ -132,11 +132,11 @@ def _early(watch: Any, steps: int, learned: AbstractLearnedOptimizer, step: Step
     return watch(steps, learned.optimizer(step.params, steps))["early"]
 
 
-def _symmetries(run: Run, key: Key) -> Symmetries:
+def _symmetries(run: Run, tasks: AbstractTaskFamily, key: Key) -> Symmetries:
     draw_key, find_key = jax.random.split(key)
     # In double precision what an epsilon breaks is told from rounding.
     with jax.enable_x64(True):
-        task = run.inner.tasks.draw(draw_key)
+        task = tasks.draw(draw_key)
         found = symmetries(task, find_key)
     if found.generators or found.nearly:
         return found
