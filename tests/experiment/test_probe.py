@@ -100,6 +100,9 @@ def test_of_several_architectures_it_probes_their_mean(key):
         norms.append(said["truth_norm"])
     assert norms[2] == pytest.approx(np.mean(norms[:2]))
     assert rows_of(said)["PES"]["samples"] == 4  # of two pairs each
+    faulty = lopt.InnerTraining(lopt.tasks.Mixture([still[1], Faulty(0.3)]), inner.learned, 4)
+    said = probe_estimators("faulty", settings, (faulty, inner.learned.init(key))).json()
+    assert said["truth_dropped"] > 0
 
 
 def test_of_ranks_and_searches_only_the_cost_is_said(key):

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -254,19 +255,25 @@ def test_windows_that_a_driver_asked_for_and_did_not_keep_are_counted():
 
 def test_windows_in_progress_when_a_driver_stops_are_counted(monkeypatch):
     made, tally, run = experiment(), np.zeros((2, 2), np.int64), threads._Thread._window
-    monkeypatch.setattr(
-        threads._Thread,
-        "_window",
-        lambda one, *a: (time.sleep(one.part.rows[0] > 0), run(one, *a))[1],
-    )
+    stopped, pools = threading.Event(), [threads.ThreadPoolExecutor(1) for _ in range(2)]
+
+    def late(one, *given):
+        if one.part.rows[0] > 0:
+            assert stopped.wait(60)
+        return run(one, *given)
+
+    monkeypatch.setattr(threads._Thread, "_window", late)
     found = []
     for done in (0, 2):
+        stopped.clear()
         fleet = threads.Here(made)
-        for one in fleet.workers:
+        for one, thread in zip(fleet.workers, pools, strict=True):
             one.made.result()
+            one._thread = thread  # of its own, so that the first need not wait for the second
         engine = w.Workers(made, fleet, stale=9, tally=tally)
         state = dataclasses.replace(engine.begin(), step=jnp.int32(done))
         found.append(engine.advance(state, 2)[1]["lost"].tolist())
+        stopped.set()
     assert found == [[0, 0], [1, 0]]
 
 

@@ -72,11 +72,16 @@ def test_embeddings_and_norms_are_known_by_words_of_their_names():
         "embedder",
         "wpe.position_embeddings",
         "scale",
-        "MLPBias",
+        "tokembed",
+        "MLP_Biases",
     )
     matrices = ("upscale", "rescale_mlp", "shifted_window_attn", "positionwise_ffn", "kernel")
     found = MatrixAxes()({name: {"kernel": jnp.zeros((2, 3))} for name in (*vectors, *matrices)})
     assert {name for name, one in found.items() if one["kernel"] is None} == {*vectors}
+    params = {"lm_head": jnp.ones((2, 3)), "norm1_w": jnp.ones((1, 1))}
+    own = MatrixAxes(vectors=("lm_head", "Norm1"))(params)
+    assert own == {"lm_head": None, "norm1_w": None}
+    assert MatrixAxes(vectors=())({"s": jnp.ones((2, 3))})["s"] is not None
     assert found["upscale"]["kernel"] == optax.contrib.MuonDimensionNumbers((0,), (1,))
 
 

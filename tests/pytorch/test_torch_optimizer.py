@@ -378,15 +378,14 @@ def test_gradients_of_another_precision_and_groups_of_two():
 # -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16], ids=["bfloat16"])  # with a float32 state
 @each
-def test_a_resumed_run_equals_an_uninterrupted_one(name, dtype):
-    whole, model = network(dtype), network(dtype)
+def test_a_resumed_run_equals_an_uninterrupted_one(name):
+    whole, model = network(torch.bfloat16), network(torch.bfloat16)
     train(whole, make(whole, name), 6)
     optimizer = make(model, name)
     train(model, optimizer, 3)
     weights, state = saved(model.state_dict()), saved(optimizer.state_dict())
-    model = network(dtype)
+    model = network(torch.bfloat16)
     model.load_state_dict(weights)
     optimizer = make(model, name)
     optimizer.load_state_dict(state)
@@ -615,13 +614,14 @@ def test_a_sparse_gradient():
         (lambda m: torch.optim.Adam(m.parameters()), r"the state is that of None"),
         (lambda m: make(m, "rnnprop"), r"the state is that of .*make the optimizer with"),
         (lambda m: make(m, layout="jax"), r"layout='jax'.*layout='torch'"),
+        (lambda m: make(m, num_steps=7), r"num_steps=7"),
         (lambda m: make(nn.Sequential(nn.Linear(3, 6), nn.Linear(6, 2))), r"the shapes"),
         (
             lambda m: LearnedOptimizer([{"params": [p]} for p in m.parameters()], lopt.dm()),
             r"make the optimizer with|different number of parameter groups",
         ),
     ],
-    ids=["adam", "design", "layout", "shape", "groups"],
+    ids=["adam", "design", "layout", "length", "shape", "groups"],
 )
 def test_states_that_are_refused(other, message):
     model = network()

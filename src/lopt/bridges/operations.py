@@ -308,7 +308,7 @@ RULES: dict[str, Rule] = {
     "addcmul": lambda o: _add_product(
         f"@.add({o.texts[0]}, ", f"@.addcmul({o.texts[0]}, ", *o.texts[1:]
     ),
-    "sign": lambda o: "@.where({0} == {0}, @.sign({0}), {0})".format(*o.texts),  # NaN is NaN
+    "sign": lambda o: "@.where({0} == {0}, @.sign({0}), {0})".format(*o.texts),  # PyTorch: 0
     **{
         name: _call(name)
         for name in (

@@ -132,12 +132,11 @@ def mean_estimate(
     shared: tuple[AbstractGradientEstimator, Theta],
     key: Key,
     count: int,
-    record: Callable[[Step], Any] = lambda step: ravel_pytree(step.grads)[0],
+    record: Callable[[Step], Any] = lambda step: jnp.where(
+        step.dropped > 0, jnp.nan, ravel_pytree(step.grads)[0]
+    ),
 ) -> Any:
-    """Returns the mean of records of so many estimates in a row; by default of the gradient.
-
-    The estimator, which begins anew, and theta, which stays where it is, are `shared`.
-    """
+    """Returns the mean record, by default the whole gradient, of estimates in a row at a theta."""
     (estimator, theta), still = shared, optax.set_to_zero()
     begun = start(estimator, still, theta, key)
     _, records = unroll(estimator, still, begun, count, record=record)

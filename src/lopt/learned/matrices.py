@@ -27,8 +27,7 @@ class MatrixAxes(eqx.Module):
 
     Attributes:
         layout: "in_out" as in Flax, Haiku, Keras and Optax; "out_in" as in Equinox and PyTorch.
-        stacked: names of keys or attributes below which every tensor has one more axis in front,
-            as layers have that are stacked for a scan; one for each name on the path.
+        stacked: names below each of which tensors have one more axis in front, as for a scan.
         vectors: what is below a name with one of these words is no matrix, see `has_word`.
     """
 
@@ -58,9 +57,10 @@ class MatrixAxes(eqx.Module):
 
 
 def has_word(name: str, words: tuple[str, ...]) -> bool:
-    """Whether a name has a word, as `pos_embedding` has "embed", and `upscale` has no "scale"."""
-    parts = re.findall("[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)
-    return any(re.fullmatch(f"({'|'.join(words)})(s|es|al|d(er|ing)s?)?", p.lower()) for p in parts)
+    """Whether a name has a word by itself, as `upscale` has no "scale"; or "embed" anywhere."""
+    name = re.sub("(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+    alone = [rf"(?<![a-z]){re.escape(word.lower())}(s|es|al)?(?![a-z])" for word in words]
+    return any(re.search(one, name) for one in alone) or ("embed" in words and "embed" in name)
 
 
 class View(eqx.Module):

@@ -59,7 +59,8 @@ def probe_estimators(name: str, settings: ProbeSettings, of: Subject | None = No
             list(pool.map(OverDevices.compile, programs))
         announce("measuring the truth")
         truth_key = jax.random.fold_in(key, len(entries))
-        truth = _Moments.of(programs[0](jax.random.split(truth_key, 2 * settings.samples)))
+        count = 2 * max(1, round(settings.samples / entries[0].pairs))
+        truth = _Moments.of(programs[0](jax.random.split(truth_key, count)))
         square = float(truth.mean @ truth.mean)
         trusted = square > 4 * truth.noise and not truth.dropped
         for i, (entry, program) in enumerate(zip(entries, programs, strict=True)):
@@ -103,7 +104,7 @@ def probe_estimators(name: str, settings: ProbeSettings, of: Subject | None = No
     )
     report.figure("estimators", lambda figure: _draw_rows(figure, rows), (13.0, 5.4), budget)
     draw, numbers = partial(_draw_slices, **slices), jax.tree.map(np.ndarray.tolist, slices)
-    caption = "The meta-loss of one episode around theta, of the first architecture."
+    caption = "The meta-loss of one episode around theta."
     report.figure("slices", draw, caption=caption, **numbers)
     return report
 

@@ -20,7 +20,7 @@ MAJOR = "2"
 # How often a task whose process died is started again.
 RETRIES = 3
 # On a machine of its own Ray listens on loopback only, as it does elsewhere than on Linux, and
-# reports to nobody; its processes read it, and it when it is imported.
+# reports to nobody. Its processes read this, and it does when it is imported.
 ALONE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
 # Of JAX, what numbers depend on.
 CONFIG = ("jax_enable_x64", "jax_default_matmul_precision", "jax_numpy_dtype_promotion")
@@ -47,11 +47,11 @@ def connected(workers: int, address: str | None) -> Iterator[Any]:
         )
     import ray
 
+    ray._private.ray_constants.ENABLE_RAY_CLUSTER = address is not None  # if imported before
     options: dict[str, Any] = {"address": address or "local"}
     if not address:
         options |= {"num_cpus": workers, "include_dashboard": False}
         options["_node_ip_address"] = "127.0.0.1"
-        ray._private.ray_constants.ENABLE_RAY_CLUSTER = False  # if it was imported before
     # Ray's own handler would end this process before there is a checkpoint.
     handler = signal.getsignal(signal.SIGTERM)
     try:

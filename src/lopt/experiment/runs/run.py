@@ -287,7 +287,7 @@ def printed(thing: Any) -> str:
     """Returns an experiment, or a part, as one line that is the same in every process."""
 
     def own(node: Any) -> Any:  # relu, and not what wraps it
-        return wl.pdoc(node.fun) if isinstance(node, jax.custom_jvp) else None
+        return wl.pdoc(node.fun) if isinstance(node, jax.custom_jvp | jax.custom_vjp) else None
 
     # What hides defaults takes numbers for them by identity, which those of a file have not.
     return without_addresses(wl.pformat(thing, width=2**30, hide_defaults=False, custom=own))

@@ -118,7 +118,6 @@ def _trained_alike(
             raise ValueError(f"{label}: {error}") from error
     for label, values in order:
         place, given = folder / name(values), [f"{field}={text}" for field, text in values.items()]
-        # What is there was checked to be of the recipe that was given.
         there = holds_run(place)
         runs[label].append(Run(place, trust=True) if there else Run.create(place, recipe, given))
     _train([run for some in runs.values() for run in some], settings)
@@ -156,7 +155,6 @@ def _check(folder: Path, recipe: str, values: Point, *, trace: bool) -> None:
 
 def _train(runs: Sequence[Run], settings: SweepSettings | CompareSettings) -> None:
     """Trains runs to their ends, one after another here, or several at a time by Ray."""
-    # The last checkpoint is what a run writes last.
     kept = {run: checkpoints(run.folder / "checkpoints") for run in runs}
     left = [run for run in runs if run.experiment.outer_steps not in kept[run]]
     with progress("training", len(runs), done=len(runs) - len(left)) as at:

@@ -157,8 +157,8 @@ class Workers(AbstractEngine):
     soon as it has answered, and an answer whose theta is more than `stale` steps old is dropped. An
     estimate belongs to the theta that its noise was added to, on the worker.
 
-    The `tally`, a file that outlives the driver, has two outer steps that the last checkpoint may
-    be of, and how many windows it is without that were asked for: these are lost.
+    The `tally` is a file that outlives the driver. The last checkpoint is that before or after a
+    chunk: for each a row has its outer step, and how many windows were asked for that it lacks.
     """
 
     def __init__(
