@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -44,18 +45,33 @@ def begin(*words, processes=2, differing=()):
         join = ["--coordinator", where, "--processes", f"{processes}", "--process", f"{i}"]
         own = differing[i] if differing else ()
         command = [*LOPT, "train", *map(str, words), *own, *join]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        started.append(subprocess.Popen(command, **pipes))
+        started.append(popen(command))
     return started
+
+
+def popen(command, **told):
+    """Starts a process that may write much before it is read, as JAX 0.9 does of its cache."""
+    said = tempfile.TemporaryFile("w+")  # noqa: SIM115
+    one = subprocess.Popen(
+        command, env=os.environ | told, stdout=said, stderr=subprocess.STDOUT, text=True
+    )
+    one.said = said
+    return one
 
 
 def ends(started, timeout=90):
     """Returns exit status and output of each process; none is left."""
     try:
-        texts = [one.communicate(timeout=timeout)[0] for one in started]
+        for one in started:
+            one.wait(timeout)
     finally:
+        texts = []
         for one in started:
             one.kill()
+            one.wait()
+            with one.said:
+                one.said.seek(0)
+                texts.append(one.said.read())
     return [(one.returncode, text) for one, text in zip(started, texts, strict=True)]
 
 
@@ -128,8 +144,7 @@ def test_what_a_scheduler_says_need_not_be_said_again(scheduler, tmp_path):
             told |= {"COMM_WORLD_SIZE": "2", "COMM_WORLD_RANK": i, "COMM_WORLD_LOCAL_RANK": i}
             told = {f"OMPI_{name}": value for name, value in told.items()}
         words = ["train", str(RECIPE), "--run", str(tmp_path / "run"), "--distributed"]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        started.append(subprocess.Popen([*LOPT, *words], env=os.environ | told, **pipes))
+        started.append(popen([*LOPT, *words], **told))
     ended = ends(started)
     assert [status for status, _ in ended] == [0, 0], ended
     assert len(log(tmp_path / "run")) == 60
