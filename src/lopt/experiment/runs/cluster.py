@@ -47,11 +47,11 @@ def connected(workers: int, address: str | None) -> Iterator[Any]:
         )
     import ray
 
-    ray._private.ray_constants.ENABLE_RAY_CLUSTER = address is not None  # if imported before
     options: dict[str, Any] = {"address": address or "local"}
     if not address:
         options |= {"num_cpus": workers, "include_dashboard": False}
         options["_node_ip_address"] = "127.0.0.1"
+        ray._private.ray_constants.ENABLE_RAY_CLUSTER = False  # if it was imported before
     # Ray's own handler would end this process before there is a checkpoint.
     handler = signal.getsignal(signal.SIGTERM)
     try:
