@@ -170,7 +170,9 @@ class TestVarianceCrossover:
         if apart or k > 1:
             assert variance < allowed
 
-    @pytest.mark.parametrize("k", [1, 3, 9])
+    @pytest.mark.parametrize(
+        "k", [1, 3, 9, *(pytest.param(k, marks=pytest.mark.slow) for k in (2, 5))]
+    )
     def test_with_covariance_the_mix_is_never_worse(self, k, key):
         """Of shares from 0 to 1 of the better, the one of least variance, and no more than that."""
         num, repeats = 256, 4_000

@@ -67,7 +67,9 @@ def states_equal(one, other, **tolerance):
     return eqx.tree_equal(w.to_host(one), w.to_host(other), **tolerance)
 
 
-@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize(
+    "count", [1, 3, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 6))]
+)
 def test_the_parts_of_a_mean_are_its_particles(count):
     mean = experiment().meta
     theta, key = beginning(experiment())

@@ -378,14 +378,17 @@ def test_gradients_of_another_precision_and_groups_of_two():
 # -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    "dtype", [torch.bfloat16, pytest.param(torch.float32, marks=pytest.mark.slow)], ids=str
+)
 @each
-def test_a_resumed_run_equals_an_uninterrupted_one(name):
-    whole, model = network(torch.bfloat16), network(torch.bfloat16)
+def test_a_resumed_run_equals_an_uninterrupted_one(name, dtype):
+    whole, model = network(dtype), network(dtype)
     train(whole, make(whole, name), 6)
     optimizer = make(model, name)
     train(model, optimizer, 3)
     weights, state = saved(model.state_dict()), saved(optimizer.state_dict())
-    model = network(torch.bfloat16)
+    model = network(dtype)
     model.load_state_dict(weights)
     optimizer = make(model, name)
     optimizer.load_state_dict(state)
