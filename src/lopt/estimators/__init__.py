@@ -6,6 +6,7 @@ from lopt.estimators.evolution import ES, RankedES, TruncatedES
 from lopt.estimators.forward import ForwardMode, OnlineForwardMode
 from lopt.estimators.look_ahead import LookAhead
 from lopt.estimators.mean import Mean, particle_mesh
+from lopt.estimators.part import Part
 from lopt.estimators.persistent import GPES, NRES, PES, ESSingle
 from lopt.estimators.reparameterized import Reparameterized
 from lopt.estimators.resume import Resume
@@ -33,6 +34,7 @@ __all__ = [
     "LookAhead",
     "Mean",
     "OnlineForwardMode",
+    "Part",
     "PolicyGradient",
     "RampedHorizon",
     "RandomSearch",

@@ -19,6 +19,7 @@ from lopt.core.estimator import AbstractGradientEstimator, Estimate
 from lopt.core.inner import InnerTraining
 from lopt.core.types import Key, Params, State
 from lopt.estimators.finite import alike, mean_of_finite
+from lopt.estimators.truncation import nodes
 
 # Measured on two cores, in operations of one inner step (benchmarks/README.md). Particles that take
 # more than the first side by side leave the caches of a CPU's core; particles that take less than
@@ -125,7 +126,7 @@ def particle_mesh(estimator: AbstractGradientEstimator) -> Mesh:
         with jax.set_mesh(lopt.particle_mesh(meta)):
             state, losses = lopt.unroll(meta, optimizer, state, 100)
     """
-    shares = [share for mean in _nodes(estimator, Mean) for share in mean.shares()]
+    shares = [share for mean in nodes(estimator, Mean) for share in mean.shares()]
     counts = [rows.stop - rows.start for _, rows in shares] or [1]
     if jax.process_count() > 1:
         return _mesh_of_processes(counts)
@@ -183,19 +184,14 @@ def _map(
     return jax.tree.map(unfold, jax.lax.map(chunk, jax.tree.map(fold, (states, keys))))
 
 
-def _nodes(tree: Any, kind: type) -> list[Any]:
-    nodes = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, kind))
-    return [node for node in nodes if isinstance(node, kind)]
-
-
 def _architectures(one: AbstractGradientEstimator) -> list[AbstractGradientEstimator]:
     """Returns an estimator for each architecture that the tasks of its inner training are of."""
-    families = [inner.tasks.architectures() for inner in _nodes(one, InnerTraining)]
+    families = [inner.tasks.architectures() for inner in nodes(one, InnerTraining)]
     if all(len(each) == 1 for each in families):
         return [one]
 
     def tasks(tree: Any) -> list[Any]:
-        return [inner.tasks for inner in _nodes(tree, InnerTraining)]
+        return [inner.tasks for inner in nodes(tree, InnerTraining)]
 
     count = max(map(len, families))
     families = [each * count if len(each) == 1 else each for each in families]
@@ -208,7 +204,7 @@ def step_cost(one: AbstractGradientEstimator) -> float:
     They are those of the task's gradient, and two for each pair of a weight of the network and one
     of theta. Nothing is compiled.
     """
-    return max(map(_inner_cost, _nodes(one, InnerTraining)), default=math.inf)
+    return max(map(_inner_cost, nodes(one, InnerTraining)), default=math.inf)
 
 
 def _inner_cost(inner: InnerTraining) -> float:

@@ -3,16 +3,19 @@
 The resume buffer of ELO (2026, arXiv:2607.06772), with all that an estimator remembers.
 """
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 from typing_extensions import override
 
+from lopt.core.checks import check_length
 from lopt.core.estimator import AbstractGradientEstimator, Estimate
-from lopt.core.inner import Episode
+from lopt.core.inner import Episode, InnerTraining
 from lopt.core.types import Key, State, Theta
-from lopt.estimators.truncation import CLOCK, Clock, check_fraction, where, windows_of
+from lopt.estimators.truncation import CLOCK, Clock, check_fraction, nodes, where, windows_of
 
 
 class ResumeState(eqx.Module):
@@ -32,7 +35,8 @@ class Resume(AbstractGradientEstimator):
     Stored is the state before a window whose loss rose above that of the window before, or the one
     at the end of an episode, whichever was later. It is resumed for as long as a new episode would
     last, with all that the estimator remembers: without the sum of its perturbations `PES` would
-    not see how theta led to it.
+    not see how theta led to it. An optimizer that has to be told the length of its runs goes on to
+    the end that it was told, and ends are not stored.
 
     `PES` stays unbiased for each window of the episodes that are chosen, but for the choice, whose
     dependence on theta it does not see. Of the perturbations the choice depends only on what is
@@ -51,12 +55,7 @@ class Resume(AbstractGradientEstimator):
         name, fields = type(self.one).__name__, vars(self.one)
         if "truncation" not in fields:
             raise ValueError(f"Resume(one={name}) has no windows; try lopt.PES(inner, truncation).")
-        learned = fields["inner"].learned
-        if learned.max_steps is not None or learned.needs_num_steps:
-            raise ValueError(
-                f"Resume(one={name}) has episodes without a known end, but "
-                f"{type(learned).__name__} has a schedule with one; try a schedule without an end."
-            )
+        check_length("Resume, whose episodes may grow,", None, fields["inner"].learned.max_steps)
 
     @override
     def prepare(self, params: Theta, key: Key) -> ResumeState:
@@ -71,14 +70,16 @@ class Resume(AbstractGradientEstimator):
         chance = jax.random.uniform(jax.random.fold_in(key, CLOCK - 2), dtype=jnp.float32)
         there = stored.clock.age <= stored.clock.length
         resumed = now.clock.over & there & (chance < self.probability)
-        length = stored.clock.age + windows_of(self.one).restart_if_over(now.clock, key).length
+        ends = nodes(self.one, InnerTraining)[0].learned.needs_num_steps
+        longer = stored.clock.age + windows_of(self.one).restart_if_over(now.clock, key).length
+        length = stored.clock.length if ends else longer
         clock = Clock(stored.clock.age, length, now.clock.outer_step)
         before = where(resumed, _continued(stored, clock), now)
         estimate, after = self.one.estimate(params, before, key)
 
         loss = estimate.loss.astype(jnp.float32)
         last = jnp.where(before.clock.over | resumed, jnp.inf, state.loss)
-        kept = where(after.clock.age == after.clock.length, after, stored)
+        kept = stored if ends else where(after.clock.age == after.clock.length, after, stored)
         kept = where(jnp.isfinite(loss) & (loss > last), before, kept)
         return estimate, ResumeState(after, kept, loss)
 
@@ -86,9 +87,7 @@ class Resume(AbstractGradientEstimator):
 def _continued(state: State, clock: Clock) -> State:
     """Returns a state with this clock, and with episodes as long as it says."""
 
-    def lengthen(node: Episode | Array) -> Episode | Array:
-        episode = isinstance(node, Episode)
-        return eqx.tree_at(lambda e: e.num_steps, node, clock.length) if episode else node
+    def parts(state: State) -> Any:
+        return state.clock, [episode.num_steps for episode in nodes(state, Episode)]
 
-    state = jax.tree.map(lengthen, state, is_leaf=lambda node: isinstance(node, Episode))
-    return eqx.tree_at(lambda state: state.clock, state, clock)
+    return eqx.tree_at(parts, state, (clock, [clock.length] * len(parts(state)[1])))

@@ -198,27 +198,21 @@ def windows_of(estimator: Any) -> Windows:
     return Windows(estimator.truncation, schedule, estimator.stagger)
 
 
+def nodes(tree: Any, kind: type) -> list[Any]:
+    """Returns the modules of a kind in a tree."""
+    found = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, kind))
+    return [node for node in found if isinstance(node, kind)]
+
+
 def restart_together(states: State) -> State:
     """Returns states of which all episodes are over if one is broken: compared runs keep step."""
-    nodes = jax.tree.leaves(states, is_leaf=_is_clock)
-    breaks = [jnp.any(node.age > node.length) for node in nodes if _is_clock(node)]
-    if not breaks:
+    clocks = nodes(states, Clock)
+    if not clocks:
         return states
-    broken = jnp.stack(breaks).any()
-
-    def stop(node: Any) -> Any:
-        if not _is_clock(node):
-            return node
-        # Of arms or particles that are stacked, all at once.
-        return eqx.tree_at(
-            lambda clock: clock.age, node, jnp.where(broken, node.length + 1, node.age)
-        )
-
-    return jax.tree.map(stop, states, is_leaf=_is_clock)
-
-
-def _is_clock(node: Any) -> bool:
-    return isinstance(node, Clock)
+    # Of arms or particles that are stacked, all at once.
+    broken = jnp.stack([jnp.any(clock.age > clock.length) for clock in clocks]).any()
+    ages = [jnp.where(broken, clock.length + 1, clock.age) for clock in clocks]
+    return eqx.tree_at(lambda tree: [clock.age for clock in nodes(tree, Clock)], states, ages)
 
 
 def check_fraction(owner: str, field: str, value: float, hint: float) -> None:

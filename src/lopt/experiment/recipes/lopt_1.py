@@ -15,7 +15,6 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Int
 
 import lopt
@@ -23,7 +22,7 @@ from lopt import tasks
 from lopt.core.task import AbstractTask, AbstractTaskFamily
 from lopt.core.types import Scalar
 from lopt.core.unroll import Step
-from lopt.estimators import Clipped, LogUniformHorizon
+from lopt.estimators import Clipped, LogUniformHorizon, Part, RampedHorizon, Resume
 from lopt.experiment.data.datasets import load_images
 from lopt.experiment.data.text import load_text
 from lopt.experiment.recipes import falling_adam
@@ -34,11 +33,13 @@ from lopt.learned import MatrixAxes, MuonMLP, muon_mlp
 
 # With outer steps a minute, on two cores with the defaults below, and the norm above which single
 # estimates count less.
-ESTIMATORS: dict[str, tuple[Any, float, float]] = {
-    "exact": (lopt.MetaTask, 10.0, 10.0),
-    "truncated": (lopt.TruncatedBackprop, 40.0, 10.0),
-    "nres": (lopt.NRES, 120.0, 200.0),
-    "pes": (lopt.PES, 120.0, 200.0),
+ESTIMATORS = {
+    "exact": (10.0, 10.0),
+    "truncated": (40.0, 10.0),
+    "forward": (16.0, 10.0),
+    "mixed": (8.0, 10.0),
+    "nres": (120.0, 200.0),
+    "pes": (120.0, 200.0),
 }
 PARTS = ("matrix", "vector", "sizes", "decay", "fans", "coefficients", "schedule")
 ACTIVATIONS = (jax.nn.relu, jnp.tanh, jax.nn.gelu)
@@ -82,9 +83,16 @@ class Recipe:
     truncation: int = 50  # per outer step, unless gradients are exact; divides the longest.
     # a run, or weights of this rule, to begin with; by default Muon.
     start: Path = Path()
-    # of the meta-gradient: nres, pes, truncated; or exact, through runs of the longest length.
+    # of the meta-gradient: nres, pes, truncated, forward; mixed, of truncated evolution strategies
+    # and backpropagation by inverse variance; or exact, through runs of the longest length.
     estimator: str = "nres"
-    sigma: float = 0.02  # perturbation of theta by nres and pes.
+    sigma: float = 0.02  # perturbation of theta by nres, pes and mixed.
+    growing: bool = (
+        False  # whether lengths grow from the shortest to the longest, and are not drawn.
+    )
+    resumed: float = (
+        0.0  # chance that an episode of nres or pes goes on from where one was in trouble.
+    )
     # episodes side by side, or pairs of them, shared equally among architectures.
     particles: int = 20
     learning_rate: float = 0.004  # of the outer Adam; falls to zero along a cosine.
@@ -125,18 +133,10 @@ class Recipe:
             [tasks.Reparameterization(one, 1 / self.unit, self.unit, "task") for one in families]
         )
         inner = lopt.InnerTraining(drawn, learned, self.longest, RampedLogLoss(self.held_out))
-        kind, pace, outlying = ESTIMATORS[self.estimator]
-        fields: dict[str, Any] = {}
-        if self.estimator != "exact":
-            lengths = LogUniformHorizon(self.shortest, self.longest)
-            fields = {"truncation": self.truncation, "schedule": lengths}
-        if self.estimator in ("nres", "pes"):
-            fields["sigma"] = self.sigma
-        meta = lopt.Mean(Clipped(kind(inner, **fields), outlying), self.particles)
+        pace, outlying = ESTIMATORS[self.estimator]
         steps = max(1, round(self.budget * pace))
+        meta = lopt.Mean(Clipped(self.one(inner, steps), outlying), self.particles)
         outer = falling_adam(self.learning_rate, steps, 1.0)
-        fixed = {part: part not in self.only for part in PARTS}
-        outer = optax.chain(outer, optax.masked(optax.set_to_zero(), fixed))
         initial = None
         if self.start != Path():
             found, initial = load(self.start)
@@ -145,6 +145,33 @@ class Recipe:
         # Few steps for each checkpoint, as one takes seconds.
         about: dict[str, Any] = {"seed": self.seed, "initial": initial, "steps_per_chunk": 4}
         return lopt.Experiment(learned, meta, outer, steps, **about)
+
+    def one(self, inner: lopt.InnerTraining, steps: int) -> lopt.AbstractGradientEstimator:
+        """Returns the estimator of one particle, of four with the mixed one."""
+        lengths: Any = LogUniformHorizon(self.shortest, self.longest)
+        if self.growing:
+            lengths = RampedHorizon(self.shortest, self.longest, steps)
+        windows: dict[str, Any] = {"truncation": self.truncation, "schedule": lengths}
+        one: lopt.AbstractGradientEstimator
+        match self.estimator:
+            case "exact":
+                one = lopt.MetaTask(inner)
+            case "forward":
+                one = lopt.OnlineForwardMode(inner, **windows)
+            case "truncated":
+                one = lopt.TruncatedBackprop(inner, **windows)
+            case "mixed":
+                through = lopt.Reparameterized(lopt.TruncatedBackprop(inner, **windows), self.sigma)
+                past = lopt.TruncatedES(inner, sigma=self.sigma, **windows)
+                one = lopt.InverseVariance(past, through, 4)
+            case name:
+                kind = lopt.NRES if name == "nres" else lopt.PES
+                one = kind(inner, sigma=self.sigma, **windows)
+        if self.resumed:
+            one = Resume(one, self.resumed)
+        if {*self.only} >= {*PARTS}:
+            return one
+        return Part(one, lambda theta: [theta[part] for part in self.only])
 
 
 def _of_one(family: AbstractTaskFamily, initial: float) -> AbstractTaskFamily:

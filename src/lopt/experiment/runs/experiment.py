@@ -14,6 +14,7 @@ from lopt.core.inner import InnerTraining
 from lopt.core.learned import AbstractLearnedOptimizer
 from lopt.core.types import Key, Scalar, Theta
 from lopt.core.unroll import Step
+from lopt.estimators.truncation import nodes
 from lopt.experiment.evaluation.evaluation import Evaluation, trial
 from lopt.experiment.runs.loggers import LOGGERS, Logger
 
@@ -69,11 +70,8 @@ class Experiment:
 
     def inner_training(self) -> InnerTraining:
         """Returns the first inner training in the estimator; a ValueError if it has none."""
-        for node in jax.tree.leaves(
-            self.meta, is_leaf=lambda node: isinstance(node, InnerTraining)
-        ):
-            if isinstance(node, InnerTraining):
-                return node
+        for inner in nodes(self.meta, InnerTraining):
+            return inner
         raise ValueError(f"The estimator, {type(self.meta).__name__}, has no InnerTraining.")
 
     def __post_init__(self) -> None:
