@@ -201,6 +201,7 @@ ESTIMATORS = {
         lopt.TruncatedBackprop(INNER, truncation=2), antithetic=False
     ),
     "Clipped": lambda: lopt.estimators.Clipped(lopt.ES(INNER), 1.0),
+    "Part": lambda: lopt.estimators.Part(lopt.PES(INNER, truncation=2), lambda theta: theta),
     "Resume": lambda: lopt.estimators.Resume(lopt.PES(INNER, truncation=2)),
     "Scheduled": lambda: lopt.estimators.Scheduled(
         lopt.PES(lopt.InnerTraining(INNER.tasks, INNER.learned, 4, Weighted(jnp.ones(()))), 2),

@@ -66,6 +66,39 @@ def test_the_latest_struggling_state_is_stored_and_gone_on_from():
     np.testing.assert_array_equal(states.now.episodes.train.step[0, 4:], ages[0, 4:])
 
 
+class Timed(Drift):
+    """Drift for runs of a known length, which it has in its state."""
+
+    @property
+    def needs_num_steps(self):
+        return True
+
+    def begin(self, theta, params, num_steps=None):
+        return num_steps
+
+
+def test_a_run_of_known_length_goes_on_to_its_own_end():
+    inner = lopt.InnerTraining(Valley(), Timed(), 8)
+    pes = lopt.PES(inner, truncation=2, sigma=1e-6, stagger=False)
+    _, ages, _, states = walk(Resume(pes, 0.999), jnp.full((), 0.5), 1, 7)
+    # The window from age 6 rose, and is resumed, again and again; the end at 8 is not stored.
+    np.testing.assert_array_equal(ages[0], [2, 4, 6, 8, 8, 8, 8])
+    assert (states.now.episodes.num_steps == 8).all()
+    assert (states.now.episodes.train.opt_state == 8).all()
+
+
+def test_pes_is_unbiased_where_runs_of_known_length_are_resumed():
+    inner = lopt.InnerTraining(Position(), Timed(), 6)
+    pes = lopt.PES(inner, truncation=2, sigma=0.1, stagger=False)
+    grads, ages, losses, _ = walk(Resume(pes, 0.7), jnp.full((), 0.3), 4000, 9)
+    np.testing.assert_allclose(losses, 0.3 * (ages - 1.5), rtol=1e-9)
+    for age in (2, 4, 6):
+        found = grads[ages == age]
+        error = found.std() / len(found) ** 0.5
+        assert abs(found.mean() - (age - 1.5)) < 4 * error < 0.5 * (age - 1.5)
+    assert (ages == 2).mean() < 0.3  # resumed from later windows, it begins less often
+
+
 def test_without_a_chance_it_is_the_estimator_itself():
     pes = lopt.PES(linear_toy(4), truncation=2)
     theta = jnp.full((), 0.3)

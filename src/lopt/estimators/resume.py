@@ -87,7 +87,7 @@ class Resume(AbstractGradientEstimator):
 def _continued(state: State, clock: Clock) -> State:
     """Returns a state with this clock, and with episodes as long as it says."""
 
-    def parts(state: State) -> Any:
-        return state.clock, [episode.num_steps for episode in nodes(state, Episode)]
+    def parts(state: State) -> list[Any]:
+        return [state.clock, *(episode.num_steps for episode in nodes(state, Episode))]
 
-    return eqx.tree_at(parts, state, (clock, [clock.length] * len(parts(state)[1])))
+    return eqx.tree_at(parts, state, [clock] + [clock.length] * len(parts(state)[1:]))
