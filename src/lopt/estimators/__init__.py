@@ -1,14 +1,12 @@
 """Meta-gradients: estimators of the gradient of a meta-loss."""
 
 from lopt.estimators.blackbox import Evosax, PolicyGradient, RandomSearch
-from lopt.estimators.combine import Clipped, InverseVariance, Scheduled, Sum
-from lopt.estimators.evolution import ES, RankedES, TruncatedES
+from lopt.estimators.combine import Clipped, InverseVariance, Part, Scheduled, Sum
+from lopt.estimators.evolution import ES, RankedES, Reparameterized, TruncatedES
 from lopt.estimators.forward import ForwardMode, OnlineForwardMode
 from lopt.estimators.look_ahead import LookAhead
 from lopt.estimators.mean import Mean, particle_mesh
-from lopt.estimators.part import Part
 from lopt.estimators.persistent import GPES, NRES, PES, ESSingle
-from lopt.estimators.reparameterized import Reparameterized
 from lopt.estimators.resume import Resume
 from lopt.estimators.truncated import TruncatedBackprop, log_of_sum
 from lopt.estimators.truncation import (

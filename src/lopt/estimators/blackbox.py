@@ -18,7 +18,7 @@ from lopt.core.checks import check_integer, check_positive
 from lopt.core.estimator import AbstractGradientEstimator, Estimate
 from lopt.core.inner import InnerTraining
 from lopt.core.types import Key, Scalar, State, Theta
-from lopt.estimators.antithetic import check_weights, perturbation, score
+from lopt.estimators.evolution import check_weights, perturbation, score
 from lopt.estimators.finite import total
 from lopt.estimators.truncation import check_fraction
 
@@ -128,12 +128,8 @@ class Evosax(AbstractGradientEstimator):
         build = _strategies()[self.strategy]
         if self.strategy == "Open_ES":
             # Its own Adam would move by 1e-3, whatever the scale of the search.
-            algorithm = build(
-                self.num,
-                like,
-                optimizer=optax.adam(self.sigma),
-                std_schedule=lambda step: self.sigma,
-            )
+            own = {"optimizer": optax.adam(self.sigma), "std_schedule": lambda step: self.sigma}
+            algorithm = build(self.num, like, **own)
             return algorithm, algorithm.default_params
         algorithm = build(self.num, like)
         return algorithm, algorithm.default_params.replace(std_init=self.sigma)
@@ -185,15 +181,11 @@ def _strategies() -> dict[str, Any]:
         raise ImportError(
             "Evosax needs the extra blackbox; install it with: pip install 'lopt[blackbox]'"
         ) from error
-    return {
-        name: value
-        for name, value in vars(distribution_based).items()
-        if isinstance(value, type) and name in _TESTED
-    }
+    return {name: found for name in _TESTED if (found := getattr(distribution_based, name, None))}
 
 
 # Those that are functions of the population and its losses alone, as the tests run them.
-_TESTED = {"CMA_ES", "Sep_CMA_ES", "SNES", "Open_ES", "PGPE", "SimpleES", "MA_ES", "Rm_ES"}
+_TESTED = ("CMA_ES", "Sep_CMA_ES", "SNES", "Open_ES", "PGPE", "SimpleES", "MA_ES", "Rm_ES")
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Combinations of estimators: weighted sums, mixes by inverse variance; and schedules of one."""
+"""Combinations of estimators: sums, mixes by inverse variance; schedules and parts of one."""
 
 import dataclasses
 import math
@@ -14,9 +14,11 @@ from typing_extensions import override
 
 from lopt.core.checks import check_integer, check_positive
 from lopt.core.estimator import AbstractGradientEstimator, Estimate
-from lopt.core.types import Key, Params, State
+from lopt.core.inner import InnerTraining
+from lopt.core.learned import AbstractLearnedOptimizer
+from lopt.core.types import Key, NumSteps, Params, State, Theta
 from lopt.estimators.finite import alike, along, is_finite, mean_of_finite, mean_where, total
-from lopt.estimators.truncation import restart_together
+from lopt.estimators.truncation import nodes, restart_together
 
 
 class Sum(AbstractGradientEstimator):
@@ -74,20 +76,19 @@ class InverseVariance(AbstractGradientEstimator):
     """Two estimators of one gradient, mixed weight by weight by their inverse variances.
 
     Over `num` particles, with means m and unbiased variances v + 1e-8 of either estimator, each
-    weight's gradient is (m_a / v_a + m_b / v_b) / (1 / v_a + 1 / v_b). Both see the same keys:
-    `ES` and `Reparameterized`, or `TruncatedES` and `Reparameterized(TruncatedBackprop)`, then use
-    the same antithetic pairs on the same episodes, which restart together if one of them breaks.
-    The weights come from the samples that they weigh, which biases the mix a little.
+    weight's gradient is (m_a / v_a + m_b / v_b) / (1 / v_a + 1 / v_b), biased a little, as these
+    are from the same samples. Both see the same keys: `ES` and `Reparameterized`, or `TruncatedES`
+    and `Reparameterized(TruncatedBackprop)`, then use the same antithetic pairs on the same
+    episodes, which restart together if one of them breaks.
 
     Shared noise correlates the errors of the two, and can make this mix up to 1.5 times as noisy as
     the better one. With `covariance`, shares in [0, 1] have the least variance; that of a is
     (v_b - c) / (v_a + v_b - 2 c), with the covariance c over particles that are finite in both. It
     takes a hundred particles or more.
 
-    Mean and variance are over an estimator's finite particles. With fewer than two it has no
-    variance, and the other counts alone; if both have fewer, the gradient is zero. The loss is the
-    mean over all that is finite. `Estimate.dropped` counts particles of which neither half was
-    used. The published clip of +-0.1 is an outer transformation: `optax.clip(0.1)`.
+    Mean and variance are over finite particles. With fewer than two an estimator has no variance,
+    and the other counts alone; if both have fewer, the gradient is zero. `Estimate.dropped` counts
+    particles of which neither half was used. The published clip of +-0.1 is `optax.clip(0.1)`.
 
     Attributes:
         one, other: the two estimators of each particle.
@@ -188,6 +189,55 @@ class Scheduled(AbstractGradientEstimator):
         )
         estimate, new = one.estimate(params, old, key)
         return estimate, (count + 1, new)
+
+
+class Part(AbstractGradientEstimator):
+    """Another estimator, to which a part of theta is all of it; other gradients are zero.
+
+    Forward mode takes a direction for each weight, and the variance of evolution strategies is in
+    proportion to their number: both gain.
+
+    Attributes:
+        one: the estimator, of inner training.
+        where: from theta to the part, a node of it or a list of some, as for `equinox.tree_at`.
+    """
+
+    one: AbstractGradientEstimator
+    where: Callable[[Theta], Any] = eqx.field(static=True)
+
+    @override
+    def prepare(self, params: Theta, key: Key) -> State:
+        return self._of(params).prepare(self.where(params), key)
+
+    @override
+    def estimate(self, params: Theta, state: State, key: Key) -> tuple[Estimate, State]:
+        estimate, state = self._of(params).estimate(self.where(params), state, key)
+        grads = jax.tree.map(jnp.zeros_like, params)
+        grads = eqx.tree_at(self.where, grads, estimate.grads)
+        return dataclasses.replace(estimate, grads=grads), state
+
+    def _of(self, theta: Theta) -> Any:
+        """Returns the estimator, whose optimizers have the rest of this theta."""
+        return eqx.tree_at(
+            lambda one: [inner.learned for inner in nodes(one, InnerTraining)],
+            self.one,
+            replace_fn=lambda learned: _Remaining(learned, theta, self.where),
+        )
+
+
+class _Remaining(eqx.Module):
+    """What inner training asks of a learned optimizer, for a part of its theta."""
+
+    learned: AbstractLearnedOptimizer
+    theta: Theta
+    where: Callable[[Theta], Any] = eqx.field(static=True)
+
+    @property
+    def needs_num_steps(self) -> bool:
+        return self.learned.needs_num_steps
+
+    def optimizer(self, part: Theta, num_steps: NumSteps) -> optax.GradientTransformation:
+        return self.learned.optimizer(eqx.tree_at(self.where, self.theta, part), num_steps)
 
 
 class Clipped(AbstractGradientEstimator):

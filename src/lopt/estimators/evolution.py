@@ -1,4 +1,8 @@
-"""Evolution strategies: the gradient of a smoothed meta-loss from evaluations alone.
+"""Evolution strategies: the gradient of a smoothed meta-loss from evaluations or derivatives.
+
+Antithetic pairs are two runs at theta + e and theta - e that share all other randomness. With
+e ~ N(0, sigma^2 I), e (L(theta + e) - L(theta - e)) / (2 sigma^2) is unbiased for the gradient of
+E[L(theta + e)].
 
 Salimans et al. 2017, arXiv:1703.03864; for learned optimizers Metz et al. 2019, arXiv:1810.10180.
 """
@@ -6,6 +10,8 @@ Salimans et al. 2017, arXiv:1703.03864; for learned optimizers Metz et al. 2019,
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import optax
+from jax.flatten_util import ravel_pytree
 from jax.scipy.stats import rankdata
 from jaxtyping import Array, Float
 from typing_extensions import override
@@ -13,14 +19,40 @@ from typing_extensions import override
 from lopt.core.checks import check_integer, check_positive
 from lopt.core.estimator import AbstractGradientEstimator, Estimate
 from lopt.core.inner import Episode, InnerTraining
-from lopt.core.types import Key, State, Theta
-from lopt.estimators.antithetic import check_weights, pair, perturbation, score
+from lopt.core.types import Key, Scalar, State, Theta
 from lopt.estimators.truncation import (
     AbstractHorizonSchedule,
     TruncatedState,
     check_windows,
+    restart_together,
     windows_of,
 )
+
+
+def check_weights(theta: Theta) -> None:
+    """Refuses an empty theta, which is not known at construction."""
+    if not optax.tree.size(theta):
+        raise ValueError("theta has no weights to perturb; try lopt.LearnableSGD().")
+
+
+def perturbation(key: Key, theta: Theta, sigma: float) -> Theta:
+    """Returns noise ~ N(0, sigma^2 I) in the shape of theta."""
+    check_weights(theta)
+    # One draw for all leaves: the generator is most of what a small program takes to compile.
+    flat, unravel = ravel_pytree(theta)
+    return unravel(sigma * jax.random.normal(key, flat.shape, flat.dtype))
+
+
+def pair(theta: Theta, noise: Theta) -> Theta:
+    """Returns theta + noise and theta - noise, stacked on a new leading axis."""
+    check_weights(theta)
+    return jax.tree.map(lambda t, e: jnp.stack([t + e, t - e]), theta, noise)
+
+
+def score(noise: Theta, positive: Scalar, negative: Scalar, sigma: float) -> Theta:
+    """Returns noise (positive - negative) / (2 sigma^2)."""
+    factor = (positive - negative) / (2 * sigma**2)
+    return jax.tree.map(lambda e: e * factor.astype(e.dtype), noise)
 
 
 class ES(AbstractGradientEstimator):
@@ -127,8 +159,7 @@ class TruncatedES(AbstractGradientEstimator):
         inner: what is measured.
         truncation: inner steps per estimate; divides `inner.horizon`.
         sigma: standard deviation of the perturbation of theta.
-        stagger: whether particles start at random windows, so as not to restart in step.
-        schedule: of the length of episodes; always `inner.horizon` by default.
+        stagger, schedule: of episodes, as those of `GPES`.
 
     Reference: the baseline TES of Vicol et al. 2021, arXiv:2112.13835.
     """
@@ -167,3 +198,44 @@ class TruncatedES(AbstractGradientEstimator):
         estimate = Estimate(means.mean(), score(noise, means[0], means[1], self.sigma))
         kept = jax.tree.map(lambda leaf: leaf[0], episodes)
         return estimate, TruncatedState(kept, windows.advance(clock, losses))
+
+
+class Reparameterized(AbstractGradientEstimator):
+    """Another estimator's gradient at theta + e, e ~ N(0, sigma^2 I): Kingma & Welling 2014.
+
+    Of `MetaTask(inner)` it is unbiased for the gradient of E[L(theta + e)]; of a truncated
+    estimator it has that one's bias. The noise and the randomness of both arms are those that `ES`
+    and its relatives draw from the same key, as `InverseVariance` needs. If the episode of one arm
+    breaks, both restart.
+
+    Attributes:
+        one: the estimator that differentiates: MetaTask, TruncatedBackprop, ForwardMode.
+        sigma: standard deviation of the perturbation of theta.
+        antithetic: whether the mean is taken over theta + e and theta - e.
+    """
+
+    one: AbstractGradientEstimator
+    sigma: float = eqx.field(static=True, default=0.01)
+    antithetic: bool = eqx.field(static=True, default=True)
+
+    def __check_init__(self) -> None:
+        check_positive("Reparameterized", "sigma", self.sigma, 0.01)
+
+    @override
+    def prepare(self, params: Theta, key: Key) -> State:
+        arms = self._arms(params, jax.tree.map(jnp.zeros_like, params))
+        return jax.vmap(self.one.prepare, (0, None))(arms, key)
+
+    @override
+    def estimate(self, params: Theta, state: State, key: Key) -> tuple[Estimate, State]:
+        noise_key, key = jax.random.split(key)
+        arms = self._arms(params, perturbation(noise_key, params, self.sigma))
+        estimates, state = jax.vmap(self.one.estimate, (0, 0, None))(arms, state, key)
+        found = estimates.loss, estimates.grads, estimates.extra
+        loss, grads, extra = jax.tree.map(lambda leaf: leaf.mean(0), found)
+        dropped = jnp.sum(jnp.asarray(estimates.dropped), dtype=jnp.int32)
+        return Estimate(loss, grads, dropped, extra), restart_together(state)
+
+    def _arms(self, params: Theta, noise: Theta) -> Theta:
+        both = pair(params, noise)
+        return both if self.antithetic else jax.tree.map(lambda leaf: leaf[:1], both)

@@ -46,12 +46,9 @@ def mean_of_finite(estimates: Estimate) -> Estimate:
 def alike(estimates: Sequence[Estimate]) -> list[Estimate]:
     """Returns estimates of one structure: counts are arrays, and a missing `extra` is zero."""
     names = sorted({name for each in estimates for name in each.extra})
-    return [
-        Estimate(
-            each.loss,
-            each.grads,
-            jnp.asarray(each.dropped, jnp.int32),
-            {name: each.extra.get(name, jnp.zeros_like(each.loss)) for name in names},
-        )
-        for each in estimates
-    ]
+
+    def like(each: Estimate) -> Estimate:
+        extra = {name: each.extra.get(name, jnp.zeros_like(each.loss)) for name in names}
+        return Estimate(each.loss, each.grads, jnp.asarray(each.dropped, jnp.int32), extra)
+
+    return [like(each) for each in estimates]

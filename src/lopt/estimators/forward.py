@@ -97,8 +97,7 @@ class OnlineForwardMode(AbstractGradientEstimator):
         truncation: inner steps per estimate; divides `inner.horizon`.
         directions: random directions, drawn when an episode begins; None takes all of theta's.
             A single one is the cheapest unbiased online estimate, of rank one.
-        stagger: whether particles start at random windows, so as not to restart in step.
-        schedule: of the length of episodes; always `inner.horizon` by default.
+        stagger, schedule: of episodes, as those of `GPES`.
     """
 
     inner: InnerTraining

@@ -60,9 +60,8 @@ class LookAhead(AbstractGradientEstimator):
     def __check_init__(self) -> None:
         for name in ("steps", "batches", "estimates", "stride"):
             check_integer("LookAhead", name, getattr(self, name), hint=5)
-        check_length(
-            "LookAhead, whose run has no end,", None, self.inner.learned.max_steps, "lopt.ES"
-        )
+        end = self.inner.learned.max_steps
+        check_length("LookAhead, whose run has no end,", None, end, "lopt.ES")
 
     @override
     def prepare(self, params: Theta, key: Key) -> LookAheadState:

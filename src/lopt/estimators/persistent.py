@@ -16,7 +16,7 @@ from lopt.core.checks import check_integer, check_positive
 from lopt.core.estimator import AbstractGradientEstimator, Estimate
 from lopt.core.inner import Episode, InnerTraining
 from lopt.core.types import Key, Theta
-from lopt.estimators.antithetic import pair, perturbation, score
+from lopt.estimators.evolution import pair, perturbation, score
 from lopt.estimators.truncation import (
     AbstractHorizonSchedule,
     Clock,

@@ -44,8 +44,7 @@ class TruncatedBackprop(AbstractGradientEstimator):
     Attributes:
         inner: what is measured.
         truncation: inner steps per estimate; divides `inner.horizon`.
-        stagger: whether particles start at random windows, so as not to restart in step.
-        schedule: of the length of episodes; always `inner.horizon` by default.
+        stagger, schedule: of episodes, as those of `GPES`.
         segments: checkpoint segments of a window, which they divide, see `lopt.unroll`.
         keep_products: whether the matrix products of inner steps are kept.
         reduction: what is made of the objectives of a window's steps, and so the loss of the
