@@ -6,7 +6,7 @@ import pytest
 from toys import linear_toy, quadratic_toy
 
 import lopt
-from lopt.estimators.evolution import perturbation, score
+from lopt.estimators.antithetic import perturbation, score
 
 
 def golden_case(golden, name):

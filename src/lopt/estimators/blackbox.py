@@ -18,7 +18,7 @@ from lopt.core.checks import check_integer, check_positive
 from lopt.core.estimator import AbstractGradientEstimator, Estimate
 from lopt.core.inner import InnerTraining
 from lopt.core.types import Key, Scalar, State, Theta
-from lopt.estimators.evolution import check_weights, perturbation, score
+from lopt.estimators.antithetic import check_weights, perturbation, score
 from lopt.estimators.finite import total
 from lopt.estimators.truncation import check_fraction
 

@@ -212,17 +212,17 @@ class Part(AbstractGradientEstimator):
     @override
     def estimate(self, params: Theta, state: State, key: Key) -> tuple[Estimate, State]:
         estimate, state = self._of(params).estimate(self.where(params), state, key)
-        grads = jax.tree.map(jnp.zeros_like, params)
-        grads = eqx.tree_at(self.where, grads, estimate.grads)
+        grads = eqx.tree_at(self.where, jax.tree.map(jnp.zeros_like, params), estimate.grads)
         return dataclasses.replace(estimate, grads=grads), state
 
     def _of(self, theta: Theta) -> Any:
         """Returns the estimator, whose optimizers have the rest of this theta."""
-        return eqx.tree_at(
-            lambda one: [inner.learned for inner in nodes(one, InnerTraining)],
-            self.one,
-            replace_fn=lambda learned: _Remaining(learned, theta, self.where),
-        )
+
+        def learned(one: AbstractGradientEstimator) -> list[AbstractLearnedOptimizer]:
+            return [inner.learned for inner in nodes(one, InnerTraining)]
+
+        rest = [_Remaining(each, theta, self.where) for each in learned(self.one)]
+        return eqx.tree_at(learned, self.one, rest)
 
 
 class _Remaining(eqx.Module):

@@ -1,17 +1,11 @@
 """Evolution strategies: the gradient of a smoothed meta-loss from evaluations or derivatives.
 
-Antithetic pairs are two runs at theta + e and theta - e that share all other randomness. With
-e ~ N(0, sigma^2 I), e (L(theta + e) - L(theta - e)) / (2 sigma^2) is unbiased for the gradient of
-E[L(theta + e)].
-
 Salimans et al. 2017, arXiv:1703.03864; for learned optimizers Metz et al. 2019, arXiv:1810.10180.
 """
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import optax
-from jax.flatten_util import ravel_pytree
 from jax.scipy.stats import rankdata
 from jaxtyping import Array, Float
 from typing_extensions import override
@@ -19,7 +13,8 @@ from typing_extensions import override
 from lopt.core.checks import check_integer, check_positive
 from lopt.core.estimator import AbstractGradientEstimator, Estimate
 from lopt.core.inner import Episode, InnerTraining
-from lopt.core.types import Key, Scalar, State, Theta
+from lopt.core.types import Key, State, Theta
+from lopt.estimators.antithetic import check_weights, pair, perturbation, score
 from lopt.estimators.truncation import (
     AbstractHorizonSchedule,
     TruncatedState,
@@ -27,32 +22,6 @@ from lopt.estimators.truncation import (
     restart_together,
     windows_of,
 )
-
-
-def check_weights(theta: Theta) -> None:
-    """Refuses an empty theta, which is not known at construction."""
-    if not optax.tree.size(theta):
-        raise ValueError("theta has no weights to perturb; try lopt.LearnableSGD().")
-
-
-def perturbation(key: Key, theta: Theta, sigma: float) -> Theta:
-    """Returns noise ~ N(0, sigma^2 I) in the shape of theta."""
-    check_weights(theta)
-    # One draw for all leaves: the generator is most of what a small program takes to compile.
-    flat, unravel = ravel_pytree(theta)
-    return unravel(sigma * jax.random.normal(key, flat.shape, flat.dtype))
-
-
-def pair(theta: Theta, noise: Theta) -> Theta:
-    """Returns theta + noise and theta - noise, stacked on a new leading axis."""
-    check_weights(theta)
-    return jax.tree.map(lambda t, e: jnp.stack([t + e, t - e]), theta, noise)
-
-
-def score(noise: Theta, positive: Scalar, negative: Scalar, sigma: float) -> Theta:
-    """Returns noise (positive - negative) / (2 sigma^2)."""
-    factor = (positive - negative) / (2 * sigma**2)
-    return jax.tree.map(lambda e: e * factor.astype(e.dtype), noise)
 
 
 class ES(AbstractGradientEstimator):
@@ -119,8 +88,6 @@ class RankedES(AbstractGradientEstimator):
     Attributes:
         one: the estimator of each particle.
         num: particles; with a single arm at least 2.
-
-    Reference: Salimans et al. 2017, arXiv:1703.03864, section 2.1.
     """
 
     one: ES

@@ -16,7 +16,7 @@ from lopt.core.checks import check_integer, check_positive
 from lopt.core.estimator import AbstractGradientEstimator, Estimate
 from lopt.core.inner import Episode, InnerTraining
 from lopt.core.types import Key, Theta
-from lopt.estimators.evolution import pair, perturbation, score
+from lopt.estimators.antithetic import pair, perturbation, score
 from lopt.estimators.truncation import (
     AbstractHorizonSchedule,
     Clock,
@@ -161,8 +161,7 @@ def NRES(
     return GPES(inner, truncation, None, sigma, stagger, schedule)
 
 
-# One perturbation per inner problem, found independently by Vicol 2023, arXiv:2304.11153.
-ESSingle = NRES
+ESSingle = NRES  # found independently: Vicol 2023, arXiv:2304.11153
 
 
 def _pair_axes(episodes: Episode) -> Any:
