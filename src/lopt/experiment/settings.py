@@ -107,7 +107,8 @@ class EvaluateSettings:
     contestants: Several = ()
     # an Optax optimizer, or a function of its rate, as module:function; may be repeated.
     optimizer: Repeated = ()
-    suite: str | None = None  # quick, standard or far; the run's own evaluations by default.
+    # quick, standard, far or validation; the run's own evaluations by default.
+    suite: str | None = None
     # a baseline such as Adam or Muon, may be repeated; by default all in suites, and momentum
     # and Adam otherwise.
     baselines: Repeated = ()

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from lopt import tasks
 from lopt.core.task import AbstractTaskFamily
-from lopt.experiment.data.datasets import load_images
+from lopt.experiment.data.datasets import available, load_images
 from lopt.experiment.data.text import load_text
 from lopt.experiment.evaluation.evaluation import Evaluation
 
@@ -107,16 +107,59 @@ def _sweeps(data: tasks.Data) -> list[Evaluation]:
     ]
 
 
+def validation(_: tasks.Data) -> list[Evaluation]:
+    """Returns what choices for `lopt-1` are made on, but of no data whose files are not found.
+
+    None of it is in the other suites, and test images have no part in it.
+    """
+    relu, gelu = jax.nn.relu, jax.nn.gelu
+    rows: tuple[tuple[str, tuple[int, ...], Any, int, int], ...] = (
+        ("digits", (24,), relu, 200, 200),
+        ("digits", (48, 48), relu, 300, 400),
+        ("mnist", (64,), relu, 400, 500),
+        ("digits", (24,), relu, 400, 0),
+        ("digits", (24,) * 4, gelu, 150, 0),
+        ("fashion_mnist", (32,), relu, 200, 0),
+        ("mnist", (32,), relu, 1000, 0),
+        ("fashion_mnist", (64,) * 3, relu, 600, 0),
+        ("fashion_mnist", (64,) * 6, relu, 1000, 0),
+        ("fashion_mnist", (32,) * 10, jnp.tanh, 300, 0),
+    )
+    found: list[tuple[str, AbstractTaskFamily, int]] = []
+    names = [name for name in ("digits", "mnist", "fashion_mnist") if available(name)]
+
+    def untested(data: tasks.Data) -> tasks.Data:
+        return eqx.tree_at(lambda d: d.test, data, data.valid_outer)
+
+    data = {name: untested(load_images(name, size=8)) for name in names}
+    for name, widths, activation, steps, examples in rows:
+        if name in data:
+            one: AbstractTaskFamily
+            one = tasks.mlp_classification(data[name], widths, activation, batch_size=64)
+            title = f"{name}, {len(widths)} x {widths[0]} {activation.__name__}"
+            if examples:
+                one, title = tasks.DataSubset(one, examples), f"{title}, {examples} examples"
+            found.append((title, one, steps))
+    encode = tasks.mlp_autoencoder(data[names[-1]], (32, 8, 32), batch_size=32)
+    text = untested(load_text("bundled", length=17))
+    found += [
+        (f"{names[-1]}, autoencoder", encode, 300),
+        ("text, transformer", tasks.char_transformer(text, 16, 3, 2, 8), 300),
+    ]
+    return [Evaluation(title, task, steps, group="validation") for title, task, steps in found]
+
+
 # `quick` is a part of `standard`; `far` is, too.
 SUITES: dict[str, tuple[Callable[[tasks.Data], list[Evaluation]], ...]] = {
     "quick": (quick,),
     "standard": (quick, _far, _sweeps),
     "far": (_far,),
+    "validation": (validation,),
 }
 
 
 def suite(name: str) -> tuple[Evaluation, ...]:
-    """Returns the evaluations of a suite: "quick", "standard" or "far"."""
+    """Returns the evaluations of a suite: "quick", "standard", "far" or "validation"."""
     if name not in SUITES:
         raise ValueError(f"--suite {name} must be one of: {', '.join(SUITES)}.")
     data = load_images("digits")
