@@ -574,14 +574,19 @@ def test_parameters_that_are_refused(tensor, what):
         (lambda: of(torch.ones(2)), r"'lopt-1'.*try num_steps=1000, or lr=0.05"),
         (lambda: of(torch.ones(2), lopt.velo_small()), r"length of the run; try num_steps=1000"),
         (lambda: of(torch.ones(2), lopt.dm(), layout="row"), r"layout='row'.*'torch' or 'jax'"),
-        (lambda: of(torch.ones(2), lopt.dm(), lr=-1.0), r"lr=-1.0"),
+        (lambda: of(torch.ones(2), lopt.dm(), lr=-1.0), r"lr=-1.0\) is negative; leave it out"),
+        (lambda: of(torch.ones(2), lopt.dm(), weight_decay=-1.0), r"weight_decay=-1.0\)"),
+        (
+            lambda: LearnedOptimizer([{"params": nn.Linear(2, 2).parameters(), "optimizer": None}]),
+            r"optimizer=None\) is no optimizer; try \"lopt-1\"",
+        ),
         (lambda: of(torch.ones(2), "lopt-1", lopt.load("lopt-1")[1]), r"leave theta out"),
         (
             lambda: of(torch.ones(2), lopt.dm(), lopt.dm((3,)).init(jax.random.key(0))),
             r"another design or size",
         ),
     ],
-    ids=["rate", "num_steps", "layout", "negative", "theta", "weights"],
+    ids=[*"1234567", "weights"],
 )
 def test_arguments_that_are_refused(make_one, message):
     with pytest.raises(ValueError, match=message):

@@ -80,7 +80,7 @@ class AbstractLearnedOptimizer(eqx.Module):
         name = f"{type(self).__name__}.optimizer"
         if num_steps is None and self.needs_num_steps:
             raise ValueError(f"{name}(theta) needs the length of the run; try num_steps=1000.")
-        if isinstance(num_steps, int):
+        if isinstance(num_steps, int | float):
             check_integer(name, "num_steps", num_steps, hint=1000)
         own, given = (
             {jax.tree_util.keystr(path): jnp.shape(x) for path, x in jax.tree.leaves_with_path(t)}

@@ -52,9 +52,6 @@ class LearnedOptimizer(torch.optim.Optimizer):
         layout: "torch": weights of `nn.Linear` and convolutions have outputs first. What they
             belong to is told by names and ranks; `for_module` knows it. "jax": as they are.
 
-    Attributes:
-        needs: what the rules need: "loss", "num_steps".
-
     Raises:
         ValueError: if parameters are not real floats, sparse or on the meta device, a rule needs
             what it is not given, or weights are of another design.
@@ -86,7 +83,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     @property
     def needs(self) -> frozenset[str]:
-        """What the rules need."""
+        """What the rules need: "loss", "num_steps"."""
         return frozenset().union(*(rule.needs for rule in self._rules))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -180,8 +177,9 @@ class _Rule:
         params, rate, decay = group["params"], group["lr"], group["weight_decay"]
         if layout not in ("torch", "jax"):
             raise ValueError(f"LearnedOptimizer(layout={layout!r}) must be 'torch' or 'jax'.")
-        if rate is not None and not rate >= 0:
-            raise ValueError(f"LearnedOptimizer(lr={rate}) must not be negative; try 1.0.")
+        for field, number in (("lr", rate), ("weight_decay", decay)):
+            if number is not None and not number >= 0:
+                raise ValueError(f"LearnedOptimizer({field}={number}) is negative; leave it out.")
         if theta is not None and isinstance(optimizer, str | Path):
             raise ValueError(
                 f"LearnedOptimizer({optimizer!r}, theta) has weights already; leave theta out, or "
@@ -212,8 +210,12 @@ class _Rule:
             if isinstance(optimizer, str | Path):
                 path = pretrained_file(str(optimizer)) if self.named else optimizer
                 self.learned, self.theta = load(path)
-            elif theta is None and isinstance(optimizer, AbstractLearnedOptimizer):
-                self.theta = optimizer.init(jax.random.key(0))
+            elif isinstance(optimizer, AbstractLearnedOptimizer):
+                self.theta = optimizer.init(jax.random.key(0)) if theta is None else theta
+            elif not isinstance(optimizer, optax.GradientTransformation):
+                raise ValueError(
+                    f'LearnedOptimizer(optimizer={optimizer!r:.60}) is no optimizer; try "lopt-1".'
+                )
             self.own_decay = isinstance(self.learned, MuonMLP)
             own = float(self.learned.weight_decay) if self.own_decay else 0.0
             self.decay = own if decay is None else decay
