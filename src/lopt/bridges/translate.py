@@ -61,7 +61,9 @@ def translate(
     """
     token = tensors.SLABS.set(slabs)
     try:
-        closed, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
+        # A new function each time, as JAX remembers what a known one is, whatever the slabs.
+        one = jax.make_jaxpr(lambda *given: function(*given), return_shape=True)
+        closed, shapes = one(*arguments)
     finally:
         tensors.SLABS.reset(token)
     tracer = Tracer()

@@ -186,7 +186,8 @@ def in_slabs(
     last. Cut are arrays and results whose `axis`, counted from the end, has this `length`, into
     slabs of so many `rows`; the last may have less. Derivatives are those of everything at once.
     """
-    call = functools.partial(eqx.filter_jit(function))  # traced once for all of the same shapes
+    # Traced once for all of the same shapes; but what is traced is remembered whatever `SLABS` is.
+    call = functools.partial(eqx.filter_jit(function) if SLABS.get() == 1 else function)
     if rows >= length:
         return call(arrays, kept)
 
