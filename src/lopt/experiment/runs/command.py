@@ -13,11 +13,10 @@ from lopt.experiment.runs import distributed, files
 from lopt.experiment.runs.cluster import connected, here
 from lopt.experiment.runs.environment import PATIENCE, asked_to_stop, stoppable
 from lopt.experiment.runs.files import free_folder
-from lopt.experiment.runs.ray_workers import RayFleet
+from lopt.experiment.runs.fleets import Here, RayFleet
 from lopt.experiment.runs.run import SEEDS, Run, holds_run, surroundings
 from lopt.experiment.runs.seeds import create, open_all, train_seeds
 from lopt.experiment.runs.settings import TrainSettings
-from lopt.experiment.runs.threads import Here
 from lopt.experiment.runs.train import AbstractEngine, train
 from lopt.experiment.runs.workers import Workers, mean_of, split
 from lopt.experiment.settings import TuneSettings
