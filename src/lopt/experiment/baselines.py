@@ -29,10 +29,6 @@ Grid = Float[np.ndarray, "trial hyperparameter"]
 WIDEN_BY = 8
 
 
-def _params(state: Any, params: Any) -> Any:
-    return params
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Contestant:
     """An optimizer to be judged, and the hyperparameters that are tried, in the order of trials."""
@@ -45,7 +41,7 @@ class Contestant:
     # Whether half decades of the first, a rate or factor, are added while the best is at an edge.
     widens: bool = True
     # From the optimizer's state and the trained params to those that are judged.
-    params_of: Callable[[Any, Any], Any] = _params
+    params_of: Callable[[Any, Any], Any] = lambda state, params: params
     # What results depend on besides name and grid; they are not kept on disk where it is None.
     identity: str | None = ""
     folder: Path | None = None  # where they are kept; by default where those of all baselines are
@@ -136,13 +132,13 @@ _MORE: dict[str, tuple[Any, ...]] = {
     "Adam, linear": (_decaying, 1e-3, 0.0, 0.0, 1.0),
     "AggMo": (_of_rate(aggmo), 0.01),
 }
-_JUDGED = {"schedule-free AdamW": contrib.schedule_free_eval_params}
 BASELINES = {
-    name: Contestant(
-        name, factory, outward(*row), params_of=_JUDGED.get(name, _params), is_baseline=True
-    )
+    name: Contestant(name, factory, outward(*row), is_baseline=True)
     for name, (factory, *row) in (_ROWS | _MORE).items()
 }
+BASELINES["schedule-free AdamW"] = dataclasses.replace(
+    BASELINES["schedule-free AdamW"], params_of=contrib.schedule_free_eval_params
+)
 # Those of suites.
 USUAL = tuple(_ROWS)
 

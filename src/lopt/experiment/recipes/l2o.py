@@ -17,7 +17,6 @@ import optax
 from jaxtyping import Array
 
 import lopt
-from lopt.core.task import AbstractTask
 from lopt.estimators import log_of_sum
 from lopt.experiment.data.datasets import load_images, mnist_or_digits
 from lopt.tasks import Data, batch_norm_classification, mlp_classification
@@ -67,7 +66,7 @@ class Recipe:
 
 def network_task(
     data: Data, activation: str, hidden: tuple[int, ...] = (20,), batch_size: int = 128
-) -> AbstractTask:
+) -> lopt.AbstractTask:
     """Returns classification by one of the networks of the study."""
     if activation == BATCH_NORM:
         return batch_norm_classification(data, hidden, batch_size=batch_size, init="torch")

@@ -295,7 +295,6 @@ class Report:
         return head | {"parts": [part.json() for part in self.parts]}
 
     def _repr_html_(self) -> str:
-        """Returns the report for a notebook."""
         body = "\n".join(part.html() for part in self.parts)
         return f"<h1>{_escaped(self.title)}</h1>\n{body}"
 

@@ -160,7 +160,6 @@ class SideBySide(train.AbstractEngine):
         return [{k: v[i] for k, v in record.items()} for i in range(len(self._experiments))]
 
     def _program(self, state: TrainState, num_steps: int) -> Any:
-        """Returns the compiled program for states such as this one."""
         if num_steps not in self._compiled:
 
             def one(arrays: Any, state: TrainState) -> tuple[TrainState, Record]:

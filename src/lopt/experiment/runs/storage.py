@@ -242,7 +242,6 @@ def is_key(leaf: Any) -> bool:
 
 
 def _arrays(tree: Any) -> dict[str, np.ndarray]:
-    """Returns the leaves of a tree by name."""
     return {
         # safetensors 0.8.0 scrambles arrays that are not contiguous, without a word.
         _name(path): np.asarray(

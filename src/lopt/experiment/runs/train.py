@@ -256,17 +256,6 @@ class OneProgram(AbstractEngine):
         return jax.tree.map(lambda x: x if is_spread(x) else jax.device_put(x, everywhere), state)
 
 
-def replay(
-    experiment: Experiment, num_steps: int, record: Callable[[Step], Any]
-) -> Iterator[Record]:
-    """Does meta-training again, bit for bit, and yields records of so many steps without end."""
-    engine = OneProgram(experiment, record)
-    state = engine.begin()
-    while True:
-        state, records = engine.advance(state, num_steps)
-        yield jax.device_get(records)
-
-
 def kept_thetas(experiment: Experiment, folder: Path) -> dict[int, Theta]:
     """Returns the weights of a run by outer step: those it began with, and of its checkpoints."""
     like = shapes(experiment)
