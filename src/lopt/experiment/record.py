@@ -42,12 +42,11 @@ def record(run: Run, settings: RecordSettings) -> None:
     table = record_run(run, settings)
     save_table(path, table)
     about, dropped = table.about, table.about["diverged_runs"]
+    left_out = f" {dropped} runs became not finite and were left out." * (dropped > 0)
     tell(
         f"Wrote {path}: {len(table)} rows, {len(table.columns)} columns, output {about['output']}, "
         f"from {about['runs']} runs of {settings.steps} steps on {len(set(table.task.tolist()))} "
-        f"tasks, in {time.perf_counter() - began:.0f} s."
-        + f" {dropped} runs became not finite and were left out."
-        * (dropped > 0)
+        f"tasks, in {time.perf_counter() - began:.0f} s.{left_out}"
     )
 
 

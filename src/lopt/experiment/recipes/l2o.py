@@ -10,22 +10,16 @@ trained best. See what comes out with `lopt probe symmetry` and `lopt probe dyna
 """
 
 import dataclasses
-from collections.abc import Callable
 
 import jax
 import optax
-from jaxtyping import Array
 
 import lopt
 from lopt.estimators import log_of_sum
 from lopt.experiment.data.datasets import load_images, mnist_or_digits
 from lopt.tasks import Data, batch_norm_classification, mlp_classification
 
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "sigmoid": jax.nn.sigmoid,
-    "relu": jax.nn.relu,
-    "leaky_relu": jax.nn.leaky_relu,
-}
+ACTIVATIONS = {name: getattr(jax.nn, name) for name in ("sigmoid", "relu", "leaky_relu")}
 BATCH_NORM = "batch_norm"
 
 

@@ -52,8 +52,7 @@ class Here(workers.AbstractFleet):
         for i in np.argsort(costs):
             at = int(np.argmin(loads))
             loads[at] += costs[i] * (parts[i].rows[1] - parts[i].rows[0])
-            made = _Thread(parts[i], devices[at], threads[at], self._compiler, begun)
-            self._threads.append(made)
+            self._threads.append(_Thread(parts[i], devices[at], threads[at], self._compiler, begun))
 
     def close(self) -> None:
         """Compiles nothing any more but what is begun."""

@@ -143,10 +143,7 @@ def load_optimizer(
 
 
 def save_checkpoint(
-    folder: Path,
-    step: int,
-    state: Any,
-    gather: Callable[[str], list[str]] = lambda own: [own],
+    folder: Path, step: int, state: Any, gather: Callable[[str], list[str]] = lambda own: [own]
 ) -> None:
     """Saves a training state as checkpoint number `step`, and drops all but the last few.
 
