@@ -24,10 +24,10 @@ import pytest
 
 import lopt
 from lopt.estimators.finite import mean_of_finite
-from lopt.experiment.runs import files, threads
+from lopt.experiment.runs import files, fleets
 from lopt.experiment.runs import workers as w
 from lopt.experiment.runs.cluster import connected
-from lopt.experiment.runs.ray_workers import RayFleet
+from lopt.experiment.runs.fleets import RayFleet
 from lopt.experiment.runs.run import Run
 from lopt.experiment.runs.storage import _read
 from lopt.experiment.runs.train import OneProgram, beginning, train
@@ -115,7 +115,7 @@ def test_costs_decide_how_particles_are_split():
 
 def test_architectures_that_are_compiled_apart_train_what_one_program_does():
     made = experiment()
-    fleet = threads.Here(made)
+    fleet = fleets.Here(made)
     for one in fleet.workers:
         one.made.result()
     found = []
@@ -129,7 +129,7 @@ def test_architectures_that_are_compiled_apart_train_what_one_program_does():
 
 def test_the_first_steps_do_not_wait_for_the_last_compilation(monkeypatch):
     made, compiled = experiment(), []
-    make = threads._Thread._make
+    make = fleets._Thread._make
 
     def slow(self, *begun):
         if compiled:  # all but the first
@@ -137,8 +137,8 @@ def test_the_first_steps_do_not_wait_for_the_last_compilation(monkeypatch):
         compiled.append(self)
         return make(self, *begun)
 
-    monkeypatch.setattr(threads._Thread, "_make", slow)
-    engine = w.Workers(made, threads.Here(made))
+    monkeypatch.setattr(fleets._Thread, "_make", slow)
+    engine = w.Workers(made, fleets.Here(made))
     state, _ = engine.advance(engine.begin(), 3)
     assert ", 1 of 2 workers" in engine.status
     full = engine.states(state)[0]  # also of what has not begun
@@ -150,12 +150,12 @@ def test_the_first_steps_do_not_wait_for_the_last_compilation(monkeypatch):
 
 def test_estimates_that_are_too_old_are_dropped_and_counted(monkeypatch):
     made = experiment()
-    fleet = threads.Here(made)
+    fleet = fleets.Here(made)
     for one in fleet.workers:
         one.made.result()
     # One device each, so that the second is not kept waiting by the first.
-    run = threads._Thread._window
-    pools = [threads.ThreadPoolExecutor(1) for _ in fleet.workers]
+    run = fleets._Thread._window
+    pools = [fleets.ThreadPoolExecutor(1) for _ in fleet.workers]
     for one, thread in zip(fleet.workers, pools, strict=True):
         one._thread = thread
 
@@ -164,7 +164,7 @@ def test_estimates_that_are_too_old_are_dropped_and_counted(monkeypatch):
             time.sleep(0.1)
         return run(self, *given)
 
-    monkeypatch.setattr(threads._Thread, "_window", slow)
+    monkeypatch.setattr(fleets._Thread, "_window", slow)
     engine = w.Workers(made, fleet, stale=1)
     _, record = engine.advance(engine.begin(), 200)
     assert record["stale"].sum() >= 1
@@ -246,7 +246,7 @@ def test_a_refused_number_of_workers_leaves_nothing_behind(tmp_path):
 def test_windows_that_a_driver_asked_for_and_did_not_keep_are_counted():
     made, tally = experiment(), np.zeros((2, 2), np.int64)
     for done, lost in ((0, 0), (0, 4), (2, 0), (4, 0)):
-        fleet = threads.Here(made)
+        fleet = fleets.Here(made)
         for one in fleet.workers:
             one.made.result()
         engine = w.Workers(made, fleet, tally=tally)
@@ -256,19 +256,19 @@ def test_windows_that_a_driver_asked_for_and_did_not_keep_are_counted():
 
 
 def test_windows_in_progress_when_a_driver_stops_are_counted(monkeypatch):
-    made, tally, run = experiment(), np.zeros((2, 2), np.int64), threads._Thread._window
-    stopped, pools = threading.Event(), [threads.ThreadPoolExecutor(1) for _ in range(2)]
+    made, tally, run = experiment(), np.zeros((2, 2), np.int64), fleets._Thread._window
+    stopped, pools = threading.Event(), [fleets.ThreadPoolExecutor(1) for _ in range(2)]
 
     def late(one, *given):
         if one.part.rows[0] > 0:
             assert stopped.wait(60)
         return run(one, *given)
 
-    monkeypatch.setattr(threads._Thread, "_window", late)
+    monkeypatch.setattr(fleets._Thread, "_window", late)
     found = []
     for done in (0, 2):
         stopped.clear()
-        fleet = threads.Here(made)
+        fleet = fleets.Here(made)
         for one, thread in zip(fleet.workers, pools, strict=True):
             one.made.result()
             one._thread = thread  # of its own, so that the first need not wait for the second
@@ -281,11 +281,11 @@ def test_windows_in_progress_when_a_driver_stops_are_counted(monkeypatch):
 
 def test_who_is_waited_for_is_said(monkeypatch, capsys):
     made = experiment()
-    fleet = threads.Here(made)
+    fleet = fleets.Here(made)
     for one in fleet.workers:
         one.made.result()
-    run = threads._Thread._window
-    monkeypatch.setattr(threads._Thread, "_window", lambda *a: (time.sleep(0.4), run(*a))[1])
+    run = fleets._Thread._window
+    monkeypatch.setattr(fleets._Thread, "_window", lambda *a: (time.sleep(0.4), run(*a))[1])
     monkeypatch.setattr(w, "PATIENCE", 0.1)
     engine = w.Workers(made, fleet)
     engine.advance(engine.begin(), 1)

@@ -29,10 +29,6 @@ Grid = Float[np.ndarray, "trial hyperparameter"]
 WIDEN_BY = 8
 
 
-def _params(state: Any, params: Any) -> Any:
-    return params
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Contestant:
     """An optimizer to be judged, and the hyperparameters that are tried, in the order of trials."""
@@ -45,7 +41,7 @@ class Contestant:
     # Whether half decades of the first, a rate or factor, are added while the best is at an edge.
     widens: bool = True
     # From the optimizer's state and the trained params to those that are judged.
-    params_of: Callable[[Any, Any], Any] = _params
+    params_of: Callable[[Any, Any], Any] = lambda state, params: params
     # What results depend on besides name and grid; they are not kept on disk where it is None.
     identity: str | None = ""
     folder: Path | None = None  # where they are kept; by default where those of all baselines are
@@ -136,13 +132,13 @@ _MORE: dict[str, tuple[Any, ...]] = {
     "Adam, linear": (_decaying, 1e-3, 0.0, 0.0, 1.0),
     "AggMo": (_of_rate(aggmo), 0.01),
 }
-_JUDGED = {"schedule-free AdamW": contrib.schedule_free_eval_params}
 BASELINES = {
-    name: Contestant(
-        name, factory, outward(*row), params_of=_JUDGED.get(name, _params), is_baseline=True
-    )
+    name: Contestant(name, factory, outward(*row), is_baseline=True)
     for name, (factory, *row) in (_ROWS | _MORE).items()
 }
+BASELINES["schedule-free AdamW"] = dataclasses.replace(
+    BASELINES["schedule-free AdamW"], params_of=contrib.schedule_free_eval_params
+)
 # Those of suites.
 USUAL = tuple(_ROWS)
 
@@ -156,16 +152,16 @@ def baselines(names: Sequence[str], optlist_path: Path | None = None) -> list[Co
     return [optlist(optlist_path) if name == "OptList" else BASELINES[name] for name in names]
 
 
-def random_adam(count: int = 32) -> Contestant:
+def random_adam() -> Contestant:
     """Returns Adam at random settings, for the scale of losses and for what tuning is worth.
 
     Rate from 1e-5 to 1, both decays from 0 to 0.999 and 0.99999, epsilon from 1e-10 to 1e-2: all
     log-uniform, the decays in their distance from 1.
     """
     low, high = np.log([1e-5, 1e-3, 1e-5, 1e-10]), np.log([1.0, 1.0, 1.0, 1e-2])
-    drawn = np.exp(np.random.default_rng(0).uniform(low, high, (count, 4)))
+    drawn = np.exp(np.random.default_rng(0).uniform(low, high, (32, 4)))
     grid = np.array([(r, *_NO_SCHEDULE, 1 - a, 1 - b, e, 0.0, 0.0) for r, a, b, e in drawn])
-    return Contestant("random Adam", _adam, grid, (count,), widens=False)
+    return Contestant("random Adam", _adam, grid, (len(grid),), widens=False)
 
 
 OPTLIST = (
@@ -175,11 +171,11 @@ OPTLIST = (
 OPTLIST_SHA256 = "774c4c189a6f75301c16c59dd9433c62f9a5d199c407de9a8df929d4c7702766"
 
 
-def optlist(path: Path | None = None, budgets: tuple[int, ...] = (1, 10, 30)) -> Contestant:
+def optlist(path: Path | None = None) -> Contestant:
     """Returns NAdamW at the settings of OptList, in their order (Metz et al., arXiv:2002.11887).
 
     The order was found with an implementation whose L2 term has the other sign. The list, JSON, is
-    downloaded once if no path is given; as many settings as the budgets ask for are taken from it.
+    downloaded once if no path is given; at most 30 settings are taken from it.
     """
     if path is None:
         import pooch
@@ -196,13 +192,13 @@ def optlist(path: Path | None = None, budgets: tuple[int, ...] = (1, 10, 30)) ->
         *("beta1", "beta2", "epsilon", "adamw_weight_decay", "l2_weight_decay"),
     ]
     try:
-        found = json.loads(path.read_bytes())[: budgets[-1]]
+        found = json.loads(path.read_bytes())[:30]
         grid = np.array([[float(one[name]) for name in names] for one in found])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"--optlist {path} is not a list of settings with {', '.join(names)}."
         ) from error
-    kept = tuple(budget for budget in budgets if budget <= len(grid))
+    kept = tuple(budget for budget in (1, 10, 30) if budget <= len(grid))
     known: Any = {"widens": False, "identity": digest(path), "is_baseline": True}
     return Contestant("OptList", _nadam, grid, kept, **known)
 

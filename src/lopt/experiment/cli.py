@@ -41,11 +41,6 @@ def _study(settings: Any, report: str) -> Command:
     return Command(settings, function, "", "horizon/{dataset}", report, keeps=True)
 
 
-def _swept(settings: Any, function: str, place: str) -> Command:
-    folder = f"{place}/{{recipe}}"
-    return Command(settings, f"runs.sweep:{function}", "", folder, "report", keeps=True)
-
-
 SUBJECTS = {
     "run": "the folder of a run.",
     "name": "a recipe, by name or as a Python file, a run, or a task such as Rosenbrock.",
@@ -59,8 +54,10 @@ COMMANDS = {
     "tasks show": Command(s.ShowTaskSettings, "data.catalogue:show_task"),
     "tasks": Command(s.TasksSettings, "data.catalogue:list_tasks"),
     "evaluate": Command(s.EvaluateSettings, "evaluation.contestants:evaluate_command"),
-    "sweep": _swept(r.SweepSettings, "sweep", "sweep"),
-    "compare": _swept(r.CompareSettings, "compare_designs", "compare"),
+    "sweep": Command(r.SweepSettings, "runs.sweep:sweep", "", "sweep/{recipe}", "report", True),
+    "compare": Command(
+        r.CompareSettings, "runs.sweep:compare_designs", "", "compare/{recipe}", "report", True
+    ),
     "record": Command(s.RecordSettings, "record:record", "run"),
     "distill": Command(
         s.DistillSettings, "distill:distill_run", "run", "{}/distilled", "report", True

@@ -22,17 +22,9 @@ from lopt.experiment.runs.run import Run
 from lopt.experiment.settings import RecordSettings, split_lag
 from lopt.experiment.trainings import OverDevices, stream
 from lopt.learned import MomentFeatures, with_features
+from lopt.symbolic import series
 from lopt.symbolic.expression import Variable
 from lopt.symbolic.record import RAW_GRADIENT, Recorded, record_episode
-from lopt.symbolic.series import (
-    Series,
-    check_columns,
-    check_output,
-    lagged,
-    make_table,
-    to_series,
-    usable_rows,
-)
 from lopt.symbolic.table import Table
 
 # Of neighbouring rows, which are nearly the same, a table takes one of so many.
@@ -50,12 +42,11 @@ def record(run: Run, settings: RecordSettings) -> None:
     table = record_run(run, settings)
     save_table(path, table)
     about, dropped = table.about, table.about["diverged_runs"]
+    left_out = f" {dropped} runs became not finite and were left out." * (dropped > 0)
     tell(
         f"Wrote {path}: {len(table)} rows, {len(table.columns)} columns, output {about['output']}, "
         f"from {about['runs']} runs of {settings.steps} steps on {len(set(table.task.tolist()))} "
-        f"tasks, in {time.perf_counter() - began:.0f} s."
-        + f" {dropped} runs became not finite and were left out."
-        * (dropped > 0)
+        f"tasks, in {time.perf_counter() - began:.0f} s.{left_out}"
     )
 
 
@@ -86,9 +77,9 @@ def record_run(run: Run, settings: RecordSettings) -> Table:
     with progress("recording rows", wanted) as at:
         for part in _recordings(inner, theta, settings):
             parts.append(part)
-            series = to_series([part])
-            stayed = series.finite()
-            count, found = count + len(stayed), found + _num_rows(series.take(stayed), settings)
+            some = series.to_series([part])
+            stayed = some.finite()
+            count, found = count + len(stayed), found + _num_rows(some.take(stayed), settings)
             if not found:
                 raise ValueError(
                     f"No row of {count} recorded runs of {steps} steps can be used: "
@@ -98,17 +89,12 @@ def record_run(run: Run, settings: RecordSettings) -> Table:
             at(min(found, wanted), f"{count} runs")
             if found >= wanted:
                 break
-    series = to_series(parts)
-    stayed = series.finite()
-    series = series.take(stayed)
-    table = make_table(
-        series,
-        _columns(settings, series),
-        settings.target,
-        settings.rows,
-        padded=settings.padded,
-        seed=settings.seed,
-    )
+    every = series.to_series(parts)
+    stayed = every.finite()
+    every = every.take(stayed)
+    columns, target, rows = _columns(settings, every), settings.target, settings.rows
+    options: Any = {"padded": settings.padded, "seed": settings.seed}
+    table = series.make_table(every, columns, target, rows, **options)
     about = {"run": run.name, "runs": int(stayed.sum()), "steps": steps, "seed": settings.seed}
     about["diverged_runs"] = int((~stayed).sum())
     return dataclasses.replace(table, about={**table.about, **about})
@@ -128,20 +114,20 @@ def _recordings(inner: InnerTraining, theta: Theta, settings: RecordSettings) ->
         yield run(jnp.arange(first, first + batch, dtype=jnp.uint32))
 
 
-def _columns(settings: RecordSettings, series: Series) -> tuple[Variable, ...] | None:
+def _columns(settings: RecordSettings, part: series.Series) -> tuple[Variable, ...] | None:
     """Returns the columns of the table; None for all that the rule gets."""
     if settings.lags is None:
         return tuple(Variable(*split_lag(feature)) for feature in settings.features) or None
     # Rules that get the gradient as it is know it by its name.
-    named, raw = series.features.get("gradient"), series.features[RAW_GRADIENT]
+    named, raw = part.features.get("gradient"), part.features[RAW_GRADIENT]
     plain = named is not None and np.array_equal(named, raw)
-    return lagged("gradient" if plain else RAW_GRADIENT, settings.lags)
+    return series.lagged("gradient" if plain else RAW_GRADIENT, settings.lags)
 
 
-def _num_rows(part: Series, settings: RecordSettings) -> int:
+def _num_rows(part: series.Series, settings: RecordSettings) -> int:
     """Returns how many rows a recording has, having checked that it has what is asked for."""
     columns = _columns(settings, part) or (Variable(RAW_GRADIENT),)
-    check_columns(part, columns)
+    series.check_columns(part, columns)
     if settings.target is not None:
-        check_output(part, settings.target)
-    return int(usable_rows(part, columns, settings.padded).sum())
+        series.check_output(part, settings.target)
+    return int(series.usable_rows(part, columns, settings.padded).sum())

@@ -66,7 +66,6 @@ def measure(name: str) -> Cost:
 
 
 def _path(name: str) -> Path:
-    """Returns where the cost of a task is kept."""
     machine = platform.node(), os.cpu_count(), jax.devices()[0].device_kind
     where = *machine, version("lopt"), jax.__version__, at_hand()
     key = hashlib.sha256(json.dumps(where).encode()).hexdigest()

@@ -49,8 +49,7 @@ CIFAR = {
 ADDRESSES = {
     "mnist": "https://ossci-datasets.s3.amazonaws.com/mnist/",
     "fashion_mnist": "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
-    "cifar10": "https://www.cs.toronto.edu/~kriz/",
-    "cifar100": "https://www.cs.toronto.edu/~kriz/",
+    **dict.fromkeys(CIFAR, "https://www.cs.toronto.edu/~kriz/"),
 }
 
 # SHA-256, in the order of FILES.

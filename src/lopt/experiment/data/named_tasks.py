@@ -89,9 +89,8 @@ def is_task(name: str) -> bool:
 def nearest_task(name: str) -> str:
     """Returns the name of a task that is most like another name."""
     seed = name.rpartition("_seed")[2]
-    seeds = (
-        f"{family}_seed{seed if seed.isascii() and seed.isdigit() else 0}" for family in FAMILIES
-    )
+    seed = seed if seed.isascii() and seed.isdigit() else "0"
+    seeds = (f"{family}_seed{seed}" for family in FAMILIES)
     return difflib.get_close_matches(name, [*task_names(), *seeds], 1, 0.0)[0]
 
 

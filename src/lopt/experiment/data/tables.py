@@ -34,7 +34,7 @@ def save_table(path: str | Path, table: Table) -> None:
         rows = np.stack([*map(table.column, by_lag), table.output], axis=1)
         np.save(buffer, rows, allow_pickle=False)
     else:
-        arrays = {_key(column): values for column, values in table.mapping().items()}
+        arrays = {f"feature.{column}": values for column, values in table.mapping().items()}
         arrays |= {"output": table.output} | {name: getattr(table, name) for name in IDS}
         columns = [[column.name, column.lag] for column in table.columns]
         content = {"format": FORMAT, "version": VERSION, "rows": len(table), "columns": columns}
@@ -73,10 +73,6 @@ def check_path(path: Path) -> None:
         raise ValueError(f"A table's file ends in {', '.join(SUFFIXES)}, not as {path.name} does.")
 
 
-def _key(column: Variable) -> str:
-    return f"feature.{column}"
-
-
 def _read(path: Path) -> Any:
     """Returns the array of an npy, or arrays by name."""
     try:
@@ -108,7 +104,8 @@ def _from_npz(path: Path, names: Sequence[str] | None) -> Table:
             f"it is a {kind[0]!r} of version {kind[1]!r}, and this lopt reads {FORMAT!r} of "
             f"version {VERSION}; record it again, or use the version of lopt that wrote it."
         )
-    for key in (*map(_key, columns), "output", *IDS):
+    features = [f"feature.{column}" for column in columns]
+    for key in (*features, "output", *IDS):
         if key not in arrays:
             raise ValueError(f"it lacks the column {key}; record it again.")
         found, wanted = arrays[key], np.integer if key in IDS else np.floating
@@ -117,7 +114,7 @@ def _from_npz(path: Path, names: Sequence[str] | None) -> Table:
                 f"its column {key} holds {found.dtype} of shape {found.shape}, not "
                 f"{wanted.__name__} numbers of shape ({rows},); record it again."
             )
-    values = np.stack([arrays[_key(column)] for column in columns], axis=1)
+    values = np.stack([arrays[key] for key in features], axis=1)
     ids = {name: arrays[name] for name in IDS}
     return Table(columns, values, arrays["output"], **ids, about=about)
 

@@ -29,9 +29,7 @@ ADDRESS = (
 )
 
 # Modules of the standard library with about 100,000 bytes of source and more.
-MODULES = (
-    *("argparse", "doctest", "inspect", "pickletools", "pydoc", "tarfile", "turtle", "typing"),
-)
+MODULES = ("argparse", "doctest", "inspect", "pickletools", "pydoc", "tarfile", "turtle", "typing")
 
 SUBWORDS = 8192
 
@@ -110,7 +108,6 @@ def source_classification(
 
 
 def _read(name: str) -> bytes:
-    """Returns the bytes of a text."""
     if name == "bundled":
         from pydoc_data.topics import topics
 

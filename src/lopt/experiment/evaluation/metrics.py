@@ -6,6 +6,7 @@ More 2002, integrated as AlgoPerf does (Dahl et al. 2023, arXiv:2306.07179).
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,6 +24,8 @@ ZERO = 1e-8
 LEVEL = 0.95
 # Of costs, over which profiles are drawn and their scores are means.
 RATIOS = np.linspace(1, 4, 301)
+# The interquartile mean: that of the middle half.
+iqm = functools.partial(stats.trim_mean, proportiontocut=0.25, axis=-1)
 
 Seeds = Float[np.ndarray, " seed"]
 
@@ -131,11 +134,6 @@ def verdict(difference: Interval) -> str:
     if difference.high < 0:
         return "beats"
     return "falls behind" if difference.low > 0 else "inconclusive"
-
-
-def iqm(values: Float[np.ndarray, "..."], axis: int = -1) -> Any:
-    """Returns the interquartile mean: that of the middle half."""
-    return stats.trim_mean(values, 0.25, axis=axis)
 
 
 def stratified(samples: Sequence[Seeds], statistic: Callable[..., Any] = iqm) -> Interval:

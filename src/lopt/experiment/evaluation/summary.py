@@ -165,10 +165,8 @@ def _tuning(comparisons: Sequence[Comparison]) -> Figure:
 def _sweep(group: str, comparisons: Sequence[Comparison]) -> Figure:
     """Returns losses over what a sweep changes; the range of meta-training is shaded."""
     ordered = sorted(comparisons, key=lambda one: one.evaluation.place or 0)
-    places = [float(one.evaluation.place or 0) for one in ordered]
-    shaded = [
-        place for place, one in zip(places, ordered, strict=True) if one.evaluation.trained_on
-    ]
+    about = [(float(one.evaluation.place or 0), one.evaluation.trained_on) for one in ordered]
+    places, shaded = [place for place, _ in about], [place for place, trained in about if trained]
     lines = {
         name: np.stack([one.normalised(entry, "train") for one, entry in pairs], axis=1)
         for name, pairs in _by_name(ordered, shown=True).items()
@@ -184,5 +182,5 @@ def _sweep(group: str, comparisons: Sequence[Comparison]) -> Figure:
 
     means = {name: values.mean(axis=0).tolist() for name, values in lines.items()}
     data = {"places": places, "shaded": shaded, "means": means}
-    about = f"Sweep over {group}; shaded, trained on."
-    return Figure(f"sweep_{group.replace(' ', '_')}", draw, (6.4, 4.6), about, data)
+    caption = f"Sweep over {group}; shaded, trained on."
+    return Figure(f"sweep_{group.replace(' ', '_')}", draw, (6.4, 4.6), caption, data)

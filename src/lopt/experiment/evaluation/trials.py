@@ -129,10 +129,8 @@ class Trials:
 
     def scale(self) -> metrics.Scale:
         """Returns the scale of losses, which is also written, for other programs to read."""
-        one, other = [
-            self.results(adam, adam.grid, "validation")
-            for adam in (BASELINES["Adam"], random_adam())
-        ]
+        adams = BASELINES["Adam"], random_adam()
+        one, other = (self.results(adam, adam.grid, "validation") for adam in adams)
         scale = metrics.Scale.of(one, other, self.evaluation.horizon)
         about = self._about | {"made_from": f"Adam, {len(one)} rates, {len(other)} random settings"}
         if not (path := self._path(about, "scale", None)).exists():

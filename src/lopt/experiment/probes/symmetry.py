@@ -28,7 +28,7 @@ from lopt.experiment.baselines import BASELINES, Tuned, tuned_baseline
 from lopt.experiment.probes.subject import REFERENCES, num_steps, rate_cells
 from lopt.experiment.report import Cell, Figure, Report, curves, measured, number, stages
 from lopt.experiment.runs.run import Run
-from lopt.experiment.runs.train import kept_thetas, replay
+from lopt.experiment.runs.train import OneProgram, kept_thetas
 from lopt.experiment.settings import SymmetrySettings
 from lopt.experiment.trainings import RECORD_SIZE, Keys, stream, trainings
 
@@ -71,10 +71,13 @@ def probe_symmetry(run: Run, settings: SymmetrySettings) -> Report:
         for outer_step, theta in thetas.items():
             progress(f"the weights of outer step {outer_step}")
             kept[outer_step] = jax.device_get(watch(steps, run.learned.optimizer(theta, steps)))
-        parts = replay(run.experiment, per_call, eqx.Partial(_early, watch, short, run.learned))
+        # Bit for bit, but for what is recorded.
+        engine = OneProgram(run.experiment, eqx.Partial(_early, watch, short, run.learned))
+        state: Any = engine.begin() if again else None
         for outer_step in range(0, again, per_call):
             progress(f"meta-training again, outer step {outer_step}")
-            replayed.append(next(parts))
+            state, record = engine.advance(state, per_call)
+            replayed.append(jax.device_get(record))
     head = {"run": run.name, **dataclasses.asdict(settings), "steps": steps}
     report = Report(f"The symmetries that {run.name} breaks", head)
     missed = [{"symmetry": one, **{n: rules[n][one] for n in rules}} for one in rules["SGD"]]

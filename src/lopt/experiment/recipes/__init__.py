@@ -1,6 +1,7 @@
 """Recipes that come with lopt: a file each, with a dataclass `Recipe`."""
 
 from collections.abc import Callable
+from typing import Any
 
 import optax
 
@@ -23,26 +24,13 @@ DESIGNS: dict[str, Callable[[], lopt.AbstractLearnedOptimizer]] = {
 }
 
 
-def named_learned(name: str) -> lopt.AbstractLearnedOptimizer:
-    """Returns the design that a recipe names."""
-    if name not in DESIGNS:
-        raise ValueError(f"--set optimizer={name} must be one of {', '.join(DESIGNS)}.")
-    return DESIGNS[name]()
-
-
-def named_estimator(
-    name: str, inner: lopt.InnerTraining, truncation: int, sigma: float
-) -> lopt.AbstractGradientEstimator:
-    """Returns the estimator that a recipe names."""
-    estimators: dict[str, Callable[[], lopt.AbstractGradientEstimator]] = {
-        "pes": lambda: lopt.PES(inner, truncation, sigma),
-        "es": lambda: lopt.ES(inner, sigma),
-        "truncated_backprop": lambda: lopt.TruncatedBackprop(inner, truncation),
-        "forward": lambda: lopt.ForwardMode(inner),
-    }
-    if name not in estimators:
-        raise ValueError(f"--set estimator={name} must be one of {', '.join(estimators)}.")
-    return estimators[name]()
+# Estimators by name, from inner training, truncation and sigma.
+ESTIMATORS: dict[str, Callable[[lopt.InnerTraining, int, float], Any]] = {
+    "pes": lopt.PES,
+    "es": lambda inner, _, sigma: lopt.ES(inner, sigma),
+    "truncated_backprop": lambda inner, truncation, _: lopt.TruncatedBackprop(inner, truncation),
+    "forward": lambda inner, *_: lopt.ForwardMode(inner),
+}
 
 
 def falling_adam(

@@ -8,7 +8,7 @@ import dataclasses
 import lopt
 from lopt.experiment.data.datasets import available, load_images
 from lopt.experiment.evaluation.suites import quick
-from lopt.experiment.recipes import falling_adam, named_estimator, named_learned
+from lopt.experiment.recipes import DESIGNS, ESTIMATORS, falling_adam
 from lopt.experiment.settings import FIELD, POSITIVE, check
 from lopt.tasks import Mixture, mlp_classification
 
@@ -41,17 +41,18 @@ class Recipe:
 
     def one(self, inner: lopt.InnerTraining) -> lopt.AbstractGradientEstimator:
         """Returns the estimator of one particle."""
-        return named_estimator(self.estimator, inner, self.truncation, self.sigma)
+        return ESTIMATORS[self.estimator](inner, self.truncation, self.sigma)
 
     def build(self) -> lopt.Experiment:
         check(self, FIELD, horizon=1, outer_steps=1, seeds=5, weight_decay="[0, inf)")
         check(self, FIELD, learning_rate=POSITIVE, gradient_clip=POSITIVE)
+        check(self, FIELD, optimizer=DESIGNS, estimator=ESTIMATORS)
         data = {name: load_images(name, size=8) for name in ("digits", *self.datasets)}
         tasks = {
             name: mlp_classification(images, (self.hidden,), batch_size=self.batch_size)
             for name, images in data.items()
         }
-        learned = named_learned(self.optimizer)
+        learned = DESIGNS[self.optimizer]()
         inner = lopt.InnerTraining(
             Mixture(tuple(tasks.values())), learned, self.horizon, lopt.RampedLoss()
         )

@@ -11,7 +11,6 @@ import dataclasses
 import jax
 
 import lopt
-from lopt.core.task import AbstractTaskFamily
 from lopt.experiment.data.datasets import load_images, mnist_or_digits
 from lopt.experiment.recipes import falling_adam
 from lopt.experiment.settings import FIELD, POSITIVE, check
@@ -38,7 +37,7 @@ class Recipe:
     def build(self) -> lopt.Experiment:
         check(self, FIELD, task=("quadratic", "mlp"), outer_steps=1, seeds=5)
         check(self, FIELD, learning_rate=POSITIVE, multiplier=POSITIVE, gradient_clip=POSITIVE)
-        tasks: AbstractTaskFamily = LeastSquaresFamily(10)
+        tasks: lopt.AbstractTaskFamily = LeastSquaresFamily(10)
         if self.task == "mlp":
             data = load_images(self.dataset, size=8)
             tasks = mlp_classification(data, (20,), jax.nn.sigmoid, batch_size=128)

@@ -9,8 +9,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 import lopt
-from lopt.core.task import AbstractTask
-from lopt.core.unroll import Step
 from lopt.experiment.settings import FIELD, check
 from lopt.experiment.studies.setting import measure, outer_adam, warm_task
 from lopt.experiment.studies.settings import MOMENTUM, NETWORKS
@@ -58,9 +56,9 @@ class Recipe:
 class MeasuredWhenHalted(eqx.Module):
     """Records hyperparameters, and whenever training has just halted how good the network is."""
 
-    task: AbstractTask
+    task: lopt.AbstractTask
 
-    def __call__(self, step: Step) -> dict[str, Float[Array, ""]]:
+    def __call__(self, step: lopt.Step) -> dict[str, Float[Array, ""]]:
         """Returns what is logged of an outer step; NaN where training did not go on."""
         state, one_minus = step.estimator_state, jnp.exp(step.params["momentum"])
         rate = jnp.exp(step.params["effective_rate"]) * one_minus

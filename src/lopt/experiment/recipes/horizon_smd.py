@@ -6,7 +6,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 import lopt
-from lopt.core.unroll import Step
 from lopt.experiment.settings import FIELD, POSITIVE, check
 from lopt.experiment.studies.setting import decayed_training, outer_adam, warm_task
 from lopt.experiment.studies.settings import NETWORKS
@@ -44,7 +43,7 @@ class Recipe:
         return lopt.Experiment(inner.learned, meta, outer, steps, seed=seed, record=hyperparameters)
 
 
-def hyperparameters(step: Step) -> dict[str, Float[Array, ""]]:
+def hyperparameters(step: lopt.Step) -> dict[str, Float[Array, ""]]:
     """Returns what is logged of an outer step."""
     theta = step.params["learning_rate"]
     return {"learning_rate": jnp.exp(theta["initial"]), "power": jnp.exp(theta["power"])}

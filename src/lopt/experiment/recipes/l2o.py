@@ -10,23 +10,16 @@ trained best. See what comes out with `lopt probe symmetry` and `lopt probe dyna
 """
 
 import dataclasses
-from collections.abc import Callable
 
 import jax
 import optax
-from jaxtyping import Array
 
 import lopt
-from lopt.core.task import AbstractTask
 from lopt.estimators import log_of_sum
 from lopt.experiment.data.datasets import load_images, mnist_or_digits
 from lopt.tasks import Data, batch_norm_classification, mlp_classification
 
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "sigmoid": jax.nn.sigmoid,
-    "relu": jax.nn.relu,
-    "leaky_relu": jax.nn.leaky_relu,
-}
+ACTIVATIONS = {name: getattr(jax.nn, name) for name in ("sigmoid", "relu", "leaky_relu")}
 BATCH_NORM = "batch_norm"
 
 
@@ -67,7 +60,7 @@ class Recipe:
 
 def network_task(
     data: Data, activation: str, hidden: tuple[int, ...] = (20,), batch_size: int = 128
-) -> AbstractTask:
+) -> lopt.AbstractTask:
     """Returns classification by one of the networks of the study."""
     if activation == BATCH_NORM:
         return batch_norm_classification(data, hidden, batch_size=batch_size, init="torch")

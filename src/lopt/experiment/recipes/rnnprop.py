@@ -7,14 +7,13 @@ files are found, else 8x8 digits. Distil what comes out with `lopt distill`.
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import optax
 
 import lopt
-from lopt.core.coordinatewise import Coordinatewise
 from lopt.experiment.data.datasets import load_images, mnist_or_digits
+from lopt.experiment.settings import FIELD, check
 from lopt.tasks import mlp_classification
 
 # By name, and what each can be given.
@@ -48,9 +47,15 @@ class Recipe:
     seed: int = 0  # of everything random.
 
     def build(self) -> lopt.Experiment:
+        check(self, FIELD, optimizer=OPTIMIZERS)
+        given = {"features": self.features, "hidden": self.cells, "dense": self.dense}
+        options = {name: value for name, value in given.items() if value}
+        if unknown := options.keys() - OPTIMIZERS[self.optimizer]:
+            said = f"optimizer={self.optimizer!r} takes no {', '.join(unknown)}"
+            raise ValueError(f"{said}; leave it out.")
         data, horizon, seeds = load_images(self.dataset, size=self.size), self.horizon, self.seeds
         task = mlp_classification(data, self.hidden, batch_size=self.batch_size)
-        learned = learned_optimizer(self.optimizer, self.features, self.cells, self.dense)
+        learned = getattr(lopt, self.optimizer)(**options)
         inner = lopt.InnerTraining(task, learned, horizon)
         meta = lopt.Mean(lopt.TruncatedBackprop(inner, self.truncation), self.particles)
         outer = optax.chain(
@@ -66,16 +71,3 @@ class Recipe:
             lopt.Evaluation(f"{name}, 20 sigmoid units", other, horizon, seeds),
         )
         return lopt.Experiment(learned, meta, outer, self.outer_steps, evaluations, self.seed)
-
-
-def learned_optimizer(
-    optimizer: str, features: str = "", cells: int = 0, dense: int = 0
-) -> Coordinatewise:
-    """Returns one of the LSTM optimizers by name; those without sizes or features take none."""
-    if optimizer not in OPTIMIZERS:
-        raise ValueError(f"optimizer={optimizer!r} must be one of {', '.join(OPTIMIZERS)}.")
-    given = {"features": features, "hidden": cells, "dense": dense}
-    options: dict[str, Any] = {name: value for name, value in given.items() if value}
-    if unknown := options.keys() - OPTIMIZERS[optimizer]:
-        raise ValueError(f"optimizer={optimizer!r} takes no {', '.join(unknown)}; leave it out.")
-    return getattr(lopt, optimizer)(**options)

@@ -8,7 +8,6 @@ diverge count no more than others. Every architecture is a program: few tasks co
 import dataclasses
 
 import lopt
-from lopt.core.task import AbstractTaskFamily
 from lopt.experiment.data.catalogue import cost, draw_tasks
 from lopt.experiment.data.named_tasks import named_task
 from lopt.experiment.recipes import falling_adam
@@ -16,7 +15,7 @@ from lopt.experiment.settings import FIELD, POSITIVE, check
 from lopt.tasks import LossScale, Mixture, NormalizedLoss
 
 
-def scaled(name: str) -> AbstractTaskFamily:
+def scaled(name: str) -> lopt.AbstractTaskFamily:
     """Returns a task by name, its loss divided by the absolute value of the initial one."""
     found = cost(name)
     if found.initial_loss is None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import lopt
 from lopt.experiment.data.named_tasks import named_task
-from lopt.experiment.recipes import falling_adam, named_estimator
+from lopt.experiment.recipes import ESTIMATORS, falling_adam
 from lopt.experiment.runs.storage import load
 from lopt.experiment.settings import FIELD, POSITIVE, check
 from lopt.learned import PerTensorType
@@ -49,6 +49,7 @@ class Recipe:
         if self.start == Path():
             raise ValueError("start='' must name a run, a distilled rule or a file of lopt.save.")
         check(self, FIELD, outer_steps=1, learning_rate=POSITIVE, gradient_clip=POSITIVE)
+        check(self, FIELD, estimator=ESTIMATORS)
         seeds = (0 if self.task.endswith(LARGE) else 5) if self.seeds < 0 else self.seeds
         learned, theta = load(self.start)
         if self.tensor_types:
@@ -56,7 +57,7 @@ class Recipe:
             theta = learned.wrap(theta)
         task = named_task(self.task, self.size, self.batch_size)
         inner = lopt.InnerTraining(task, learned, self.horizon)
-        one = named_estimator(self.estimator, inner, self.truncation, self.sigma)
+        one = ESTIMATORS[self.estimator](inner, self.truncation, self.sigma)
         meta = lopt.Mean(one, self.particles)
         outer = falling_adam(self.learning_rate, self.outer_steps, self.gradient_clip)
         title = f"{self.task}, new initialisations"

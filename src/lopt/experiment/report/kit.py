@@ -228,13 +228,11 @@ def curves(
         mean, error = statistics.mean_and_error(chosen.T)
         return {**own, "mean": mean.tolist(), "error": None if error is None else error.tolist()}
 
-    data = {
-        "steps": [places[i] for i in at],
-        "curves": {
-            title: {one: numbers(values) for one, values in panel.items()}
-            for title, panel in found.items()
-        },
+    content = {
+        title: {one: numbers(values) for one, values in panel.items()}
+        for title, panel in found.items()
     }
+    data = {"steps": [places[i] for i in at], "curves": content}
     more = len(found) - len(shown)
     caption += f" {more} more panels are in the JSON file." * (more > 0)
     return Figure(name, draw, caption=caption, data=data)
@@ -295,7 +293,6 @@ class Report:
         return head | {"parts": [part.json() for part in self.parts]}
 
     def _repr_html_(self) -> str:
-        """Returns the report for a notebook."""
         body = "\n".join(part.html() for part in self.parts)
         return f"<h1>{_escaped(self.title)}</h1>\n{body}"
 

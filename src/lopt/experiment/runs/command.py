@@ -9,15 +9,12 @@ import numpy as np
 
 from lopt.experiment.evaluation.contestants import evaluate_run
 from lopt.experiment.report import tell
-from lopt.experiment.runs import distributed, files
+from lopt.experiment.runs import distributed, files, seeds
 from lopt.experiment.runs.cluster import connected, here
 from lopt.experiment.runs.environment import PATIENCE, asked_to_stop, stoppable
-from lopt.experiment.runs.files import free_folder
-from lopt.experiment.runs.ray_workers import RayFleet
+from lopt.experiment.runs.fleets import Here, RayFleet
 from lopt.experiment.runs.run import SEEDS, Run, holds_run, surroundings
-from lopt.experiment.runs.seeds import create, open_all, train_seeds
 from lopt.experiment.runs.settings import TrainSettings
-from lopt.experiment.runs.threads import Here
 from lopt.experiment.runs.train import AbstractEngine, train
 from lopt.experiment.runs.workers import Workers, mean_of, split
 from lopt.experiment.settings import TuneSettings
@@ -37,7 +34,14 @@ def train_command(settings: TrainSettings) -> None:
     elif settings.seeds > 1 or (settings.resume and (settings.resume / SEEDS).exists()):
         if settings.workers is not None:
             raise ValueError("--resume of several seeds takes no --workers; leave it out.")
-        _train_seeds(settings)
+        recipe, folder = f"{settings.recipe}", settings.resume
+        if folder is not None:
+            runs = [_resumed(run, settings) for run in seeds.open_all(folder, settings.trust)]
+        else:
+            folder = settings.run or _folder(recipe)
+            given = settings.settings, settings.logger, settings.seeds
+            runs = seeds.create(folder, recipe, *given)
+        _finished(*runs, folder=folder)
     elif settings.workers:
         with connected(settings.workers, settings.ray) as ray:
             run = _run(settings)
@@ -53,18 +57,6 @@ def train_command(settings: TrainSettings) -> None:
             _finished(run, engine=Workers(run.experiment, threads))
     else:
         _finished(_run(settings))
-
-
-def _train_seeds(settings: TrainSettings) -> None:
-    """Meta-trains the runs of several seeds, and reports on all."""
-    if settings.resume is not None:
-        folder = settings.resume
-        runs = [_resumed(run, settings) for run in open_all(folder, settings.trust)]
-    else:
-        recipe = f"{settings.recipe}"
-        folder = settings.run or _folder(recipe)
-        runs = create(folder, recipe, settings.settings, settings.logger, settings.seeds)
-    _finished(*runs, folder=folder)
 
 
 def _resumed(run: Run, settings: TrainSettings) -> Run:
@@ -100,7 +92,7 @@ def _run(settings: TrainSettings) -> Run:
 
 
 def _folder(name: str) -> Path:
-    return free_folder(Path("runs") / Path(name).stem, holds_run)
+    return files.free_folder(Path("runs") / Path(name).stem, holds_run)
 
 
 def _shared(settings: TrainSettings) -> Run:
@@ -130,7 +122,7 @@ def _finished(*runs: Run, engine: AbstractEngine | None = None, folder: Path | N
     with stoppable(f"Continue with: lopt train --resume {folder}", PATIENCE):
         with asked_to_stop() as stop:
             if len(runs) > 1:
-                train_seeds(runs, stop)
+                seeds.train_seeds(runs, stop)
             else:
                 train(run, engine=engine, stop=stop)
         distributed.leave()

@@ -94,9 +94,7 @@ def tell_each_other(text: str) -> list[str]:
     """Returns what every process says here, by process; all wait for all."""
     if jax.process_count() == 1:
         return [text]
-    said = np.zeros(4 * LONGEST, np.uint8)
-    content = np.frombuffer(text[:LONGEST].encode(), np.uint8)
-    said[: content.size] = content
+    said = np.frombuffer(text[:LONGEST].encode().ljust(4 * LONGEST, b"\0"), np.uint8)
     every = np.asarray(multihost_utils.process_allgather(said)).astype(np.uint8)
     return [row.tobytes().rstrip(b"\0").decode() for row in every]
 
@@ -129,12 +127,12 @@ def check_same(own: dict[str, Any]) -> None:
     said = tell_each_other(json.dumps(short))
     first, *others = map(json.loads, said)
     for i, other in enumerate(others, 1):
-        if wrong := [name for name in other if other[name] != first.get(name)]:
-            name = wrong[0]
-            raise ValueError(
-                f"Process {i} differs from process 0 in {name}: {other[name]}, not "
-                f"{first.get(name)}; start all with the same command and versions."
-            )
+        for name, value in other.items():
+            if value != first.get(name):
+                raise ValueError(
+                    f"Process {i} differs from process 0 in {name}: {value}, not "
+                    f"{first.get(name)}; start all with the same command and versions."
+                )
 
 
 def _lost(reason: str) -> str:

@@ -111,9 +111,8 @@ def write_json(path: Path, content: Any, *, new: bool = False, sealed: bool = Fa
 
 
 def _seal(content: Any) -> str:
-    return hashlib.sha256(
-        json.dumps(_finite(content, "Infinity"), sort_keys=True).encode()
-    ).hexdigest()
+    text = json.dumps(_finite(content, "Infinity"), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_json(path: Path, *, sealed: bool = False) -> Any:

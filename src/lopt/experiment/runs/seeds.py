@@ -16,18 +16,10 @@ from typing_extensions import override
 from lopt.core.devices import device_mesh, replicate, spread
 from lopt.core.types import Record
 from lopt.core.unroll import TrainState, start, unroll
-from lopt.experiment.runs import files
+from lopt.experiment.runs import files, train
 from lopt.experiment.runs.experiment import Experiment
 from lopt.experiment.runs.registry import parsed, seed_of
 from lopt.experiment.runs.run import SEEDS, Run, holds_run
-from lopt.experiment.runs.train import (
-    AbstractEngine,
-    StepLog,
-    beginning,
-    guarded,
-    program,
-    train_together,
-)
 from lopt.experiment.runs.workers import to_host
 
 # What the system and cgroups, of version 2 and 1, say of memory: limit and use.
@@ -71,7 +63,7 @@ def open_all(folder: Path, trust: bool = False) -> list[Run]:
 def train_seeds(runs: Sequence[Run], stop: Callable[[], int] = lambda: 0) -> None:
     """Meta-trains runs that differ in their seeds, as many side by side as memory allows."""
     experiments = [run.experiment for run in runs]
-    (text, arrays), *others = map(program, experiments)
+    (text, arrays), *others = map(train.program, experiments)
     alike = all(text == own and equal(arrays, enclosed) for own, enclosed in others)
     waiting, at_once = [*runs], len(runs) if alike else 1
     while waiting:
@@ -80,7 +72,7 @@ def train_seeds(runs: Sequence[Run], stop: Callable[[], int] = lambda: 0) -> Non
         if len(some) > 1 and engine.memory > free_memory():
             at_once = -(-len(some) // 2)
             continue
-        train_together(some, engine, stop=stop)
+        train.train_together(some, engine, stop=stop)
         del waiting[:at_once]
 
 
@@ -106,7 +98,7 @@ def free_memory() -> float:
     return min(left)
 
 
-class SideBySide(AbstractEngine):
+class SideBySide(train.AbstractEngine):
     """Outer steps of runs that differ in their seeds, as one program mapped over them.
 
     They are spread over the devices that they divide among. What is equal in their estimators, such
@@ -115,7 +107,7 @@ class SideBySide(AbstractEngine):
 
     def __init__(self, experiments: Sequence[Experiment]) -> None:
         self._experiments, first = experiments, experiments[0]
-        self._optimizer, self._log = guarded(first), StepLog(first.record)
+        self._optimizer, self._log = train.guarded(first), train.StepLog(first.record)
         metas = [eqx.filter(one.meta, eqx.is_array) for one in experiments]
         self._static = eqx.filter(first.meta, eqx.is_array, inverse=True)
         count, devices = len(experiments), len(jax.local_devices())
@@ -144,7 +136,7 @@ class SideBySide(AbstractEngine):
     @override
     def begin(self) -> TrainState:
         every = self._experiments
-        return self._stacked([start(e.meta, self._optimizer, *beginning(e)) for e in every])
+        return self._stacked([start(e.meta, self._optimizer, *train.beginning(e)) for e in every])
 
     @override
     def restore(self, begun: TrainState, states: list[TrainState]) -> TrainState:
@@ -168,7 +160,6 @@ class SideBySide(AbstractEngine):
         return [{k: v[i] for k, v in record.items()} for i in range(len(self._experiments))]
 
     def _program(self, state: TrainState, num_steps: int) -> Any:
-        """Returns the compiled program for states such as this one."""
         if num_steps not in self._compiled:
 
             def one(arrays: Any, state: TrainState) -> tuple[TrainState, Record]:

@@ -143,10 +143,7 @@ def load_optimizer(
 
 
 def save_checkpoint(
-    folder: Path,
-    step: int,
-    state: Any,
-    gather: Callable[[str], list[str]] = lambda own: [own],
+    folder: Path, step: int, state: Any, gather: Callable[[str], list[str]] = lambda own: [own]
 ) -> None:
     """Saves a training state as checkpoint number `step`, and drops all but the last few.
 
@@ -242,7 +239,6 @@ def is_key(leaf: Any) -> bool:
 
 
 def _arrays(tree: Any) -> dict[str, np.ndarray]:
-    """Returns the leaves of a tree by name."""
     return {
         # safetensors 0.8.0 scrambles arrays that are not contiguous, without a word.
         _name(path): np.asarray(

@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 from typing_extensions import override
 
@@ -252,25 +251,12 @@ class OneProgram(AbstractEngine):
 
     def _settled(self, state: TrainState) -> TrainState:
         # A compiled program takes arguments placed as those it was compiled for.
-        everywhere = NamedSharding(self._mesh, PartitionSpec())
-        return jax.tree.map(lambda x: x if is_spread(x) else jax.device_put(x, everywhere), state)
-
-
-def replay(
-    experiment: Experiment, num_steps: int, record: Callable[[Step], Any]
-) -> Iterator[Record]:
-    """Does meta-training again, bit for bit, and yields records of so many steps without end."""
-    engine = OneProgram(experiment, record)
-    state = engine.begin()
-    while True:
-        state, records = engine.advance(state, num_steps)
-        yield jax.device_get(records)
+        return jax.tree.map(lambda x: x if is_spread(x) else replicate(x, self._mesh), state)
 
 
 def kept_thetas(experiment: Experiment, folder: Path) -> dict[int, Theta]:
     """Returns the weights of a run by outer step: those it began with, and of its checkpoints."""
-    like = shapes(experiment)
-    folder = folder / "checkpoints"
+    like, folder = shapes(experiment), folder / "checkpoints"
     saved = {n: storage.load_checkpoint(folder, n, like) for n in storage.checkpoints(folder)}
     return {0: experiment.initial_theta(), **{n: state.params for n, state in saved.items()}}
 

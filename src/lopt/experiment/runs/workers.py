@@ -63,7 +63,6 @@ def pooled(answers: Sequence[Answer], theta: Theta) -> Estimate:
     """Returns the mean over all particles that were finite."""
     every = sum(each.number for each in answers)
     used = [each for each in answers if each.number] or answers
-
     shares = [each.number / every if every else 1 / len(used) for each in used]
 
     def mean(*leaves: np.ndarray) -> np.ndarray:

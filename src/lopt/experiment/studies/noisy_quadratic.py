@@ -1,6 +1,5 @@
 """The study of short-horizon bias on the noisy quadratic: known numbers, and what schedules do."""
 
-import functools
 import time
 from typing import Any
 
@@ -48,8 +47,8 @@ def quadratic(settings: QuadraticSettings) -> Report:
         pair = {"learning_rates": run.schedule.learning_rates, "momenta": run.schedule.momenta}
         arrays = pair | {"losses": run.losses, "bands": run.bands}
         numbers[name] = {key: np.asarray(array).tolist() for key, array in arrays.items()}
-    draw = functools.partial(draw_study, found=found)
-    report.figure("quadratic", draw, (14.0, 7.6), schedules=numbers)
+    size = (14.0, 7.6)
+    report.figure("quadratic", lambda figure: draw_study(figure, found), size, schedules=numbers)
     return report
 
 

@@ -6,6 +6,7 @@ begun from weights that have been trained for a few steps. A folder holds the lo
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,11 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float
-from numpy.typing import ArrayLike
 
 import lopt
 from lopt.analysis.surface import losses_after
-from lopt.core.task import AbstractTask
 from lopt.core.types import Key, Params, State, Theta
 from lopt.experiment.data.named_tasks import named_task
 from lopt.experiment.report import panels, progress
@@ -39,7 +38,7 @@ FIELDS = ("losses", "field")
 LOWEST = 0.02
 
 
-def warm_task(dataset: str, seed: int = 0) -> AbstractTask:
+def warm_task(dataset: str, seed: int = 0) -> lopt.AbstractTask:
     """Returns the task of a data set, one of `NETWORKS`, begun from the warm start of a seed."""
     network, size, batch_size, rate = NETWORKS[dataset]
     keys = jax.random.key(seed)[None]
@@ -49,7 +48,7 @@ def warm_task(dataset: str, seed: int = 0) -> AbstractTask:
 
 
 def decayed_training(
-    task: AbstractTask,
+    task: lopt.AbstractTask,
     horizon: int,
     time_constant: float,
     learning_rate: float = 0.01,
@@ -88,7 +87,7 @@ def outer_adam(learning_rate: float, clip: float = 10.0) -> optax.GradientTransf
 
 
 def measure(
-    task: AbstractTask, params: Params, state: State = (), key: Key | None = None
+    task: lopt.AbstractTask, params: Params, state: State = (), key: Key | None = None
 ) -> dict[str, Float[Array, ""]]:
     """Returns metrics on all training and all test images, such as "train_loss"."""
     return {
@@ -190,16 +189,11 @@ def _jobs(settings: SurfaceSettings) -> list[tuple[str, Float[np.ndarray, "part 
     ]
 
 
-def grid(xs: ArrayLike, ys: ArrayLike) -> Float[np.ndarray, "place 2"]:
-    """Returns all pairs."""
-    return np.stack(np.meshgrid(xs, ys, indexing="ij"), axis=-1).reshape(-1, 2)
-
-
 def _places(settings: SurfaceSettings) -> list[Float[np.ndarray, "place 2"]]:
     """Returns logarithms of learning rates and powers, for the losses and for the field."""
     low, high = np.log([LEARNING_RATES, POWERS]).T
     sides = (np.linspace(0, 1, math.isqrt(settings.points)), (np.arange(7) + 0.5) / 7)
-    units = [grid(side, side) for side in sides]
+    units = [np.array([*itertools.product(side, side)]) for side in sides]
     if settings.sample == "random":
         key, shape = jax.random.key(settings.seed), (settings.points, 2)
         units[0] = np.asarray(jax.random.uniform(key, shape), float)

@@ -194,7 +194,7 @@ def _tuned(settings: s.OnlineSettings) -> Pair:
     steps = settings.steps
     inner = study.decayed_training(study.warm_task(settings.dataset), steps, steps / 4)
     rates, powers = np.geomspace(*study.LEARNING_RATES, 6), np.geomspace(0.1, 10, 5)
-    places = study.grid(rates, powers).astype(np.float32)
+    places = np.array([*itertools.product(rates, powers)], np.float32)
     key = jax.random.fold_in(jax.random.key(0), 3)
 
     def loss(place: Array) -> Scalar:
