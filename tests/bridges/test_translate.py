@@ -84,6 +84,19 @@ def test_a_loop_over_slabs_writes_them_in_place():
     agree(lambda x: (jax.lax.scan(put, x, jnp.arange(3) * 4)[0], x), jnp.ones((12, 3)))
 
 
+def test_slabs_are_as_wide_as_asked_also_where_others_were_before():
+    """JAX remembers what it has traced; it must not remember it for other slabs."""
+    rule = lopt.adafactor_mlp()
+    optimizer = rule.optimizer(rule.init(KEY))
+    params = {"w": jax.ShapeDtypeStruct((512, 256), jnp.float32)}
+    state = jax.eval_shape(optimizer.init, params)
+    loops = [
+        translate(optimizer.update, params, state, params, slabs=slabs)[0].source.count("for ")
+        for slabs in (1.0, 128.0, 1.0)
+    ]
+    assert loops[0] == loops[2] > loops[1] == 0
+
+
 def test_a_part_is_written_into_a_copy_of_what_is_still_read():
     def function(x):
         first = jax.lax.dynamic_update_slice_in_dim(x, x[:2] * 9, 0, 0)

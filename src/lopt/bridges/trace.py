@@ -16,7 +16,6 @@ from lopt.bridges.operations import NUMPY, Operation
 
 # What has more numbers is not computed here, but by the program, from smaller constants.
 LARGEST_CONSTANT = 2**16
-FIRST, LAST = "start_indices", "limit_indices"
 
 
 class Value:
@@ -120,8 +119,8 @@ class Tracer:
             return self.loop(params, operands, avals)
         if name == "gather" and (rows := operations.neighbours(params, operands)) is not None:
             shape, (out,) = (len(rows), *first.aval.shape[1:]), avals
-            cut = {FIRST: [rows.start, *(0 for _ in shape[1:])], LAST: [rows.stop, *shape[1:]]}
-            cut["strides"] = None
+            cut = {"start_indices": [rows.start, *(0 for _ in shape[1:])], "strides": None}
+            cut["limit_indices"] = [rows.stop, *shape[1:]]
             (found,) = self.step("slice", cut, [first], [out.update(shape=shape)])
             return self.step("reshape", {}, [found], avals)
         if name == "split":
@@ -133,24 +132,17 @@ class Tracer:
         for call in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
             if call in params:
                 return self.run(params[call], operands)
-        if name == "slice":
-            first, params = self.within(first, params)
-            operands = [first]
-            if first.aval.shape == avals[0].shape:
-                return operands
+        if name == "slice" and first.aval.shape == avals[0].shape:
+            return [first]
         if name == "div" and first.is_size and operands[1].text == first.text:
             return [_constant(np.ones((), avals[0].dtype))]
         if name == "integer_pow" and params["y"] in (1, 2):
             return operands if params["y"] == 1 else self.step("square", {}, operands, avals)
         if name in operations.NEUTRAL:
             for value, other in (operands, operands[::-1])[: 1 + (name in ("add", "mul"))]:
-                shape = avals[0].shape
-                if len(value.aval.shape) < len(shape):
-                    continue
-                if _is_filled_with(operations.NEUTRAL[name], other.known):
-                    to = {"shape": shape, "broadcast_dimensions": tuple(range(len(shape)))}
-                    alike = value.aval.shape == shape
-                    return [value] if alike else self.step("broadcast_in_dim", to, [value], avals)
+                alike = value.aval.shape == avals[0].shape
+                if alike and _is_filled_with(operations.NEUTRAL[name], other.known):
+                    return [value]
         if first is not None and operations.is_reshape(name, first.aval, avals[0]):
             name, params = "reshape", {"shape": avals[0].shape}
             made = self.made.get(first)
@@ -188,25 +180,10 @@ class Tracer:
         for aval in avals:
             starts, limits = [0] * len(aval.shape), list(aval.shape)
             starts[axis], limits[axis] = first, first + aval.shape[axis]
-            cut = {FIRST: starts, LAST: limits, "strides": None}
+            cut = {"start_indices": starts, "limit_indices": limits, "strides": None}
             results += self.step("slice", cut, operands, [aval])
             first = limits[axis]
         return results
-
-    def within(self, value: Value, cut: dict[str, Any]) -> tuple[Value, dict[str, Any]]:
-        """Returns the part that a slice of joined arrays is of, if it is one, and how it is cut."""
-        joined = self.made.get(value)
-        if joined is None or joined.name != "concatenate":
-            return value, cut
-        axis, starts, limits = joined.params["dimension"], *map(list, (cut[FIRST], cut[LAST]))
-        for part in joined.operands:
-            size = part.aval.shape[axis]
-            if not isinstance(size, int) or starts[axis] < 0:
-                break
-            if limits[axis] <= size:
-                return part, cut | {FIRST: starts, LAST: limits}
-            starts[axis], limits[axis] = starts[axis] - size, limits[axis] - size
-        return value, cut
 
     def choice(self, branches: Sequence[Any], index: Value, *rest: Value) -> list[Value]:
         """Adds the branch that is taken, or, if that is not known, all of them and selections."""

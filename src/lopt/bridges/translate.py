@@ -61,9 +61,8 @@ def translate(
     """
     token = tensors.SLABS.set(slabs)
     try:
-        # A new function each time, as JAX remembers what a known one is, whatever the slabs.
-        one = jax.make_jaxpr(lambda *given: function(*given), return_shape=True)
-        closed, shapes = one(*arguments)
+        # Of a function that it knows JAX would remember what it was with other slabs.
+        closed, shapes = jax.make_jaxpr(lambda *a: function(*a), return_shape=True)(*arguments)
     finally:
         tensors.SLABS.reset(token)
     tracer = Tracer()
@@ -267,8 +266,7 @@ class _Writer:
 
 def _is_large(aval: Any) -> bool:
     """Whether passes over an array cost more than calls."""
-    known = all(isinstance(size, int) for size in aval.shape)
-    return known and aval.size >= operations.MANY
+    return all(isinstance(size, int) for size in aval.shape) and aval.size >= operations.MANY
 
 
 def _with_products(steps: list[Step]) -> list[Step]:
