@@ -16,6 +16,7 @@ import optax
 import pytest
 import safetensors.numpy
 
+from lopt.estimators import InverseVariance, RampedHorizon
 from lopt.experiment import cli
 from lopt.experiment.runs import storage
 from lopt.experiment.runs.files import locked, read_json, read_lines, write_json
@@ -467,6 +468,40 @@ def test_numbers_of_a_file_are_as_good_as_defaults():
     assert printed(written) == printed(build("lopt-1", ("depths=(1,)", "datasets=()")))
     other = build("lopt-1", ("held_out=0.25", "depths=(1,)", "datasets=()"))
     assert printed(written) != printed(other)
+
+
+RECIPES = {
+    ("estimator=forward", "only=('schedule',)"): ["Part", "OnlineForwardMode"],
+    ("estimator=mixed",): ["InverseVariance"],
+    ("resumed=0.5", "growing=True"): ["Resume", "GPES"],
+}
+SMALL = ("depths=(1,)", "datasets=()", "particles=3")
+
+
+@pytest.mark.parametrize("settings", RECIPES)
+def test_estimators_of_the_recipe_of_lopt_1(settings):
+    one, found = build("lopt-1", (*settings, *SMALL)).meta.one.one, []
+    while True:
+        found.append(one)
+        if isinstance(one, InverseVariance) or not hasattr(one, "one"):
+            break
+        one = one.one
+    assert [type(each).__name__ for each in found] == RECIPES[settings]
+    if "growing=True" in settings:
+        assert isinstance(found[-1].schedule, RampedHorizon)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", RECIPES)
+def test_a_step_of_the_recipe_of_lopt_1_by_other_estimators(settings):
+    made = build("lopt-1", (*settings, *SMALL))
+    theta = made.initial_theta()
+
+    def step(key):
+        state = made.meta.prepare(theta, key)
+        return made.meta.estimate(theta, state, key)[0].grads
+
+    assert jax.tree.structure(jax.eval_shape(step, jax.random.key(0))) == jax.tree.structure(theta)
 
 
 @pytest.mark.slow
