@@ -56,6 +56,13 @@ def test_evolution_strategies_of_a_part_are_unbiased_and_perturb_nothing_else():
     assert not any(np.any(leaf) for leaf in found.values())
 
 
+def test_a_part_is_of_inner_training_and_has_weights():
+    with pytest.raises(ValueError, match=r"Part\(one=Quadratic.*no inner training; try lopt.ES"):
+        Part(TASK, lambda theta: theta)
+    with pytest.raises(ValueError, match="no weights to change"):
+        Part(lopt.MetaTask(INNER), lambda theta: []).prepare(INNER.learned.init(KEY), KEY)
+
+
 def test_online_forward_mode_has_a_direction_for_each_weight_of_the_part():
     online = lopt.OnlineForwardMode(MUON, truncation=2)
     theta = LEARNED.init(KEY)

@@ -473,7 +473,7 @@ def test_numbers_of_a_file_are_as_good_as_defaults():
 RECIPES = {
     ("estimator=forward", "only=('schedule',)"): ["Part", "OnlineForwardMode"],
     ("estimator=mixed",): ["InverseVariance"],
-    ("resumed=0.5", "growing=True"): ["Resume", "GPES"],
+    ("from_buffer=0.5", "growing=True"): ["Resume", "GPES"],
 }
 SMALL = ("depths=(1,)", "datasets=()", "particles=3")
 

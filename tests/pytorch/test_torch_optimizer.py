@@ -574,7 +574,7 @@ def test_parameters_that_are_refused(tensor, what):
         (lambda: of(torch.ones(2)), r"'lopt-1'.*try num_steps=1000, or lr=0.05"),
         (lambda: of(torch.ones(2), lopt.velo_small()), r"length of the run; try num_steps=1000"),
         (lambda: of(torch.ones(2), lopt.dm(), layout="row"), r"layout='row'.*'torch' or 'jax'"),
-        (lambda: of(torch.ones(2), lopt.dm(), lr=-1.0), r"lr=-1.0\) is negative; leave it out"),
+        (lambda: of(torch.ones(2), lopt.dm(), lr=-1.0), r"lr=-1.0\) must be at least 0; try 0.1"),
         (lambda: of(torch.ones(2), lopt.dm(), weight_decay=-1.0), r"weight_decay=-1.0\)"),
         (
             lambda: LearnedOptimizer([{"params": nn.Linear(2, 2).parameters(), "optimizer": None}]),
@@ -586,7 +586,7 @@ def test_parameters_that_are_refused(tensor, what):
             r"another design or size",
         ),
     ],
-    ids=[*"1234567", "weights"],
+    ids=["rate", "num_steps", "layout", "negative", "decay", "none", "theta", "weights"],
 )
 def test_arguments_that_are_refused(make_one, message):
     with pytest.raises(ValueError, match=message):

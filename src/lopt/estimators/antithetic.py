@@ -11,7 +11,7 @@ from lopt.core.types import Key, Scalar, Theta
 def check_weights(theta: Theta) -> None:
     """Refuses an empty theta, which is not known at construction."""
     if not optax.tree.size(theta):
-        raise ValueError("theta has no weights to perturb; try lopt.LearnableSGD().")
+        raise ValueError("theta has no weights to change; try lopt.LearnableSGD().")
 
 
 def perturbation(key: Key, theta: Theta, sigma: float) -> Theta:

@@ -17,6 +17,7 @@ from lopt.core.estimator import AbstractGradientEstimator, Estimate
 from lopt.core.inner import InnerTraining
 from lopt.core.learned import AbstractLearnedOptimizer
 from lopt.core.types import Key, NumSteps, Params, State, Theta
+from lopt.estimators.antithetic import check_weights
 from lopt.estimators.finite import alike, along, is_finite, mean_of_finite, mean_where, total
 from lopt.estimators.truncation import nodes, restart_together
 
@@ -160,9 +161,6 @@ class Scheduled(AbstractGradientEstimator):
         one: the estimator, such as a `Mean`.
         where: from the estimator to the array, or to several in a tuple.
         schedule: from the number of estimates made, an array, to the value.
-
-    Example: `Scheduled(Mean(PES(inner, 10), 8), lambda mean: mean.one.inner.objective.direction,
-    optax.linear_schedule(1.0, 0.2, 1000))`.
     """
 
     one: AbstractGradientEstimator
@@ -194,8 +192,7 @@ class Scheduled(AbstractGradientEstimator):
 class Part(AbstractGradientEstimator):
     """Another estimator, to which a part of theta is all of it; other gradients are zero.
 
-    Forward mode takes a direction for each weight, and the variance of evolution strategies is in
-    proportion to their number: both gain.
+    The time of forward mode and the variance of evolution strategies are in proportion to weights.
 
     Attributes:
         one: the estimator, of inner training.
@@ -205,8 +202,13 @@ class Part(AbstractGradientEstimator):
     one: AbstractGradientEstimator
     where: Callable[[Theta], Any] = eqx.field(static=True)
 
+    def __check_init__(self) -> None:
+        if not nodes(self.one, InnerTraining):
+            raise ValueError(f"Part(one={self.one!r:.40}) has no inner training; try lopt.ES.")
+
     @override
     def prepare(self, params: Theta, key: Key) -> State:
+        check_weights(self.where(params))
         return self._of(params).prepare(self.where(params), key)
 
     @override

@@ -94,7 +94,7 @@ class LookAhead(AbstractGradientEstimator):
         """Returns the loss that theta would lead to from where the run is halted."""
         task = self.inner.tasks.draw(state.episode.task_key)
         if self.deterministic:
-            task = TransformedTask(task, map_key=_Constant(state.key))
+            task = TransformedTask(task, map_key=eqx.Partial(_first, state.key))
         train = eqx.tree_at(lambda train: train.key, state.episode.train, state.key)
         optimizer = self.inner.learned.optimizer(theta, state.episode.num_steps)
         train, _ = unroll(task, optimizer, train, self.steps)
@@ -103,10 +103,5 @@ class LookAhead(AbstractGradientEstimator):
         return mean_loss(task, train.params, train.estimator_state, key, measured)
 
 
-class _Constant(eqx.Module):
-    """The same key, whatever it is given."""
-
-    key: Key
-
-    def __call__(self, key: Key) -> Key:
-        return self.key
+def _first(key: Key, _: Key) -> Key:
+    return key

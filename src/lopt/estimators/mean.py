@@ -121,10 +121,8 @@ def particle_mesh(estimator: AbstractGradientEstimator) -> Mesh:
 
     It is one device if an inner step of all particles is too small to be shared. On a CPU each core
     can be made a device, before JAX is first used, by `jax.config.update("jax_num_cpu_devices",
-    2)`: XLA runs small programs on one core, and more of them on more cores. `lopt train` does so.
-
-        with jax.set_mesh(lopt.particle_mesh(meta)):
-            state, losses = lopt.unroll(meta, optimizer, state, 100)
+    2)`: XLA runs small programs on one core, and more of them on more cores. `lopt train` does so,
+    and runs its loop under `jax.set_mesh(lopt.particle_mesh(meta))`.
     """
     shares = [share for mean in nodes(estimator, Mean) for share in mean.shares()]
     counts = [rows.stop - rows.start for _, rows in shares] or [1]

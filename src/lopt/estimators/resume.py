@@ -36,7 +36,7 @@ class Resume(AbstractGradientEstimator):
     at the end of an episode, whichever was later. It is resumed for as long as a new episode would
     last, with all that the estimator remembers: without the sum of its perturbations `PES` would
     not see how theta led to it. An optimizer that has to be told the length of its runs goes on to
-    the end that it was told, and ends are not stored.
+    the end that it was told, once from each state that was stored, and ends are not stored.
 
     `PES` stays unbiased for each window of the episodes that are chosen, but for the choice, whose
     dependence on theta it does not see. Of the perturbations the choice depends only on what is
@@ -55,7 +55,9 @@ class Resume(AbstractGradientEstimator):
         name, fields = type(self.one).__name__, vars(self.one)
         if "truncation" not in fields:
             raise ValueError(f"Resume(one={name}) has no windows; try lopt.PES(inner, truncation).")
-        check_length("Resume, whose episodes may grow,", None, fields["inner"].learned.max_steps)
+        learned = fields["inner"].learned
+        if not learned.needs_num_steps:
+            check_length("Resume, whose episodes grow,", None, learned.max_steps, "one without it")
 
     @override
     def prepare(self, params: Theta, key: Key) -> ResumeState:
@@ -79,7 +81,10 @@ class Resume(AbstractGradientEstimator):
 
         loss = estimate.loss.astype(jnp.float32)
         last = jnp.where(before.clock.over | resumed, jnp.inf, state.loss)
-        kept = stored if ends else where(after.clock.age == after.clock.length, after, stored)
+        kept = where(after.clock.age == after.clock.length, after, stored)
+        if ends:
+            past = jnp.where(resumed, stored.clock.length + 1, stored.clock.age)
+            kept = eqx.tree_at(lambda state: state.clock.age, stored, past)
         kept = where(jnp.isfinite(loss) & (loss > last), before, kept)
         return estimate, ResumeState(after, kept, loss)
 

@@ -179,7 +179,7 @@ class _Rule:
             raise ValueError(f"LearnedOptimizer(layout={layout!r}) must be 'torch' or 'jax'.")
         for field, number in (("lr", rate), ("weight_decay", decay)):
             if number is not None and not number >= 0:
-                raise ValueError(f"LearnedOptimizer({field}={number}) is negative; leave it out.")
+                raise ValueError(f"LearnedOptimizer({field}={number}) must be at least 0; try 0.1.")
         if theta is not None and isinstance(optimizer, str | Path):
             raise ValueError(
                 f"LearnedOptimizer({optimizer!r}, theta) has weights already; leave theta out, or "
@@ -212,7 +212,7 @@ class _Rule:
                 self.learned, self.theta = load(path)
             elif isinstance(optimizer, AbstractLearnedOptimizer):
                 self.theta = optimizer.init(jax.random.key(0)) if theta is None else theta
-            elif not isinstance(optimizer, optax.GradientTransformation):
+            elif not hasattr(optimizer, "update"):
                 raise ValueError(
                     f'LearnedOptimizer(optimizer={optimizer!r:.60}) is no optimizer; try "lopt-1".'
                 )

@@ -21,17 +21,22 @@ HORIZON, WIDTH, BATCH = 200, 32, 128
 LONG = 10 * HORIZON
 
 
+def halved(data: tasks.Data, examples: tasks.Examples) -> tasks.Data:
+    """Returns data with choices made on one half of some examples, and the other as the test."""
+    first, count, half = examples.first, examples.count, examples.count // 2
+    rows = (first, half), (first + half, count - half)
+    parts = [tasks.Examples(examples.arrays, *row, examples.length) for row in rows]
+    return eqx.tree_at(lambda d: [d.valid_outer, d.test], data, parts)
+
+
 def held_out(data: tasks.Data) -> tasks.Data:
     """Returns data whose training images no meta-training has seen: those of valid_outer and test.
 
     Choices are made on one half of valid_inner, and test is the other.
     """
-    splits, rest = (data.valid_outer.arrays, data.test.arrays), data.valid_inner.arrays
+    splits = data.valid_outer.arrays, data.test.arrays
     train = tasks.Examples(jax.tree.map(lambda *parts: jnp.concatenate(parts), *splits))
-    count = int(data.valid_inner.count)
-    chosen_on = tasks.Examples(rest, 0, count // 2)
-    test = tasks.Examples(rest, count // 2, count - count // 2)
-    return eqx.tree_at(lambda d: (d.train, d.valid_outer, d.test), data, (train, chosen_on, test))
+    return eqx.tree_at(lambda d: d.train, halved(data, data.valid_inner), train)
 
 
 def quick(
@@ -110,7 +115,7 @@ def _sweeps(data: tasks.Data) -> list[Evaluation]:
 def validation(_: tasks.Data) -> list[Evaluation]:
     """Returns what choices for `lopt-1` are made on, but of no data whose files are not found.
 
-    None of it is in the other suites, and test images have no part in it.
+    The test is one half of valid_outer: test images have no part in it.
     """
     relu, gelu = jax.nn.relu, jax.nn.gelu
     rows: tuple[tuple[str, tuple[int, ...], Any, int, int], ...] = (
@@ -127,11 +132,8 @@ def validation(_: tasks.Data) -> list[Evaluation]:
     )
     found: list[tuple[str, AbstractTaskFamily, int]] = []
     names = [name for name in ("digits", "mnist", "fashion_mnist") if available(name)]
-
-    def untested(data: tasks.Data) -> tasks.Data:
-        return eqx.tree_at(lambda d: d.test, data, data.valid_outer)
-
-    data = {name: untested(load_images(name, size=8)) for name in names}
+    loaded = {name: load_images(name, size=8) for name in names}
+    data = {name: halved(one, one.valid_outer) for name, one in loaded.items()}
     for name, widths, activation, steps, examples in rows:
         if name in data:
             one: AbstractTaskFamily
@@ -141,7 +143,8 @@ def validation(_: tasks.Data) -> list[Evaluation]:
                 one, title = tasks.DataSubset(one, examples), f"{title}, {examples} examples"
             found.append((title, one, steps))
     encode = tasks.mlp_autoencoder(data[names[-1]], (32, 8, 32), batch_size=32)
-    text = untested(load_text("bundled", length=17))
+    text = load_text("bundled", length=17)
+    text = halved(text, text.valid_outer)
     found += [
         (f"{names[-1]}, autoencoder", encode, 300),
         ("text, transformer", tasks.char_transformer(text, 16, 3, 2, 8), 300),

@@ -9,6 +9,7 @@ seconds: exact ones explode where few examples are learned by heart. `lopt-1` ha
 
 import dataclasses
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,8 @@ from lopt.experiment.runs.storage import load
 from lopt.experiment.settings import FIELD, POSITIVE, check
 from lopt.learned import MatrixAxes, MuonMLP, muon_mlp
 
-# With outer steps a minute, on two cores with the defaults below, and the norm above which single
-# estimates count less.
+# With outer steps a minute, on two cores with the defaults below (by forward mode of `schedule` and
+# `fans` alone), and the norm above which the estimate of a particle counts less.
 ESTIMATORS = {
     "exact": (10.0, 10.0),
     "truncated": (40.0, 10.0),
@@ -76,10 +77,11 @@ class RampedLogLoss(eqx.Module):
 class Recipe:
     """The rule that starts at Muon, meta-trained on many kinds of networks."""
 
-    budget: float = 30.0  # minutes of meta-training, about, on two cores.
+    budget: float = 30.0  # minutes of meta-training of all of theta, about, on two cores.
     hidden: int = 4  # odd units of the rule; without any it is an equation.
     shortest: int = 100  # inner steps of the shortest episode, unless gradients are exact.
-    longest: int = 200  # of the longest; lengths are log-uniform between the two.
+    longest: int = 200  # of the longest; lengths are log-uniform between the two, or
+    growing: bool = False  # grow from one to the other, each drawn 20 % off at most.
     truncation: int = 50  # per outer step, unless gradients are exact; divides the longest.
     # a run, or weights of this rule, to begin with; by default Muon.
     start: Path = Path()
@@ -87,16 +89,12 @@ class Recipe:
     # and backpropagation by inverse variance; or exact, through runs of the longest length.
     estimator: str = "nres"
     sigma: float = 0.02  # perturbation of theta by nres, pes and mixed.
-    growing: bool = (
-        False  # whether lengths grow from the shortest to the longest, and are not drawn.
-    )
-    resumed: float = (
-        0.0  # chance that an episode of nres or pes goes on from where one was in trouble.
-    )
-    # episodes side by side, or pairs of them, shared equally among architectures.
+    # chance that an episode goes on from where another was in trouble, unless exact or mixed.
+    from_buffer: float = 0.0
+    # episodes side by side, or pairs of them, or four pairs for mixed; shared among architectures.
     particles: int = 20
     learning_rate: float = 0.004  # of the outer Adam; falls to zero along a cosine.
-    only: tuple[str, ...] = PARTS  # of theta, which are trained.
+    only: tuple[str, ...] = PARTS  # of theta, which are trained; the others are not perturbed.
     depths: tuple[int, ...] = (1, 2, 4)  # hidden layers of the perceptrons.
     width: int = 32  # units of each at most, with one layer twice as many; as few as half.
     batch_size: int = 64  # images per inner step at most; as few as an eighth.
@@ -112,6 +110,9 @@ class Recipe:
         positive = dict.fromkeys(("budget", "learning_rate"), POSITIVE)
         check(self, FIELD, **positive, width=4, unit="[1, inf)", weight_decay="[0, inf)")
         check(self, FIELD, estimator=(*ESTIMATORS,), only=PARTS, hidden=0, examples=1)
+        check(self, FIELD, from_buffer="[0, 1)")
+        if self.from_buffer and self.estimator in ("exact", "mixed"):
+            raise ValueError(f"--set from_buffer={self.from_buffer} is not for {self.estimator}.")
         data = {name: load_images(name, size=8) for name in ("digits", *self.datasets)}
         learned = muon_mlp(self.hidden, axes=MatrixAxes("out_in"), weight_decay=self.weight_decay)
         families: list[AbstractTaskFamily] = []
@@ -147,29 +148,26 @@ class Recipe:
         return lopt.Experiment(learned, meta, outer, steps, **about)
 
     def one(self, inner: lopt.InnerTraining, steps: int) -> lopt.AbstractGradientEstimator:
-        """Returns the estimator of one particle, of four with the mixed one."""
-        lengths: Any = LogUniformHorizon(self.shortest, self.longest)
-        if self.growing:
-            lengths = RampedHorizon(self.shortest, self.longest, steps)
-        windows: dict[str, Any] = {"truncation": self.truncation, "schedule": lengths}
-        one: lopt.AbstractGradientEstimator
-        match self.estimator:
-            case "exact":
-                one = lopt.MetaTask(inner)
-            case "forward":
-                one = lopt.OnlineForwardMode(inner, **windows)
-            case "truncated":
-                one = lopt.TruncatedBackprop(inner, **windows)
-            case "mixed":
-                through = lopt.Reparameterized(lopt.TruncatedBackprop(inner, **windows), self.sigma)
-                past = lopt.TruncatedES(inner, sigma=self.sigma, **windows)
-                one = lopt.InverseVariance(past, through, 4)
-            case name:
-                kind = lopt.NRES if name == "nres" else lopt.PES
-                one = kind(inner, sigma=self.sigma, **windows)
-        if self.resumed:
-            one = Resume(one, self.resumed)
-        if {*self.only} >= {*PARTS}:
+        """Returns the estimator of a particle."""
+        one: lopt.AbstractGradientEstimator = lopt.MetaTask(inner)
+        if self.estimator != "exact":
+            ends = self.shortest, self.longest
+            lengths = RampedHorizon(*ends, steps) if self.growing else LogUniformHorizon(*ends)
+            windows: dict[str, Any] = {"truncation": self.truncation, "schedule": lengths}
+            noise = windows | {"sigma": self.sigma}
+            through = lopt.TruncatedBackprop(inner, **windows)
+            kinds: dict[str, Callable[[], lopt.AbstractGradientEstimator]] = {
+                "truncated": lambda: through,
+                "forward": lambda: lopt.OnlineForwardMode(inner, **windows),
+                "nres": lambda: lopt.NRES(inner, **noise),
+                "pes": lambda: lopt.PES(inner, **noise),
+                "mixed": lambda: lopt.InverseVariance(
+                    lopt.TruncatedES(inner, **noise), lopt.Reparameterized(through, self.sigma), 4
+                ),
+            }
+            one = kinds[self.estimator]()
+        one = Resume(one, self.from_buffer) if self.from_buffer else one
+        if len(self.only) == len(PARTS):
             return one
         return Part(one, lambda theta: [theta[part] for part in self.only])
 
