@@ -71,9 +71,9 @@ def probe_symmetry(run: Run, settings: SymmetrySettings) -> Report:
         for outer_step, theta in thetas.items():
             progress(f"the weights of outer step {outer_step}")
             kept[outer_step] = jax.device_get(watch(steps, run.learned.optimizer(theta, steps)))
-        # Bit for bit, but for what is recorded.
-        engine = OneProgram(run.experiment, eqx.Partial(_early, watch, short, run.learned))
-        state: Any = engine.begin() if again else None
+        if again:  # bit for bit, but for what is recorded
+            engine = OneProgram(run.experiment, eqx.Partial(_early, watch, short, run.learned))
+            state = engine.begin()
         for outer_step in range(0, again, per_call):
             progress(f"meta-training again, outer step {outer_step}")
             state, record = engine.advance(state, per_call)
