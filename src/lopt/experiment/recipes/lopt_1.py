@@ -3,7 +3,7 @@
 Perceptrons of several depths, with drawn widths and activation, classify 8x8 images: digits, and
 MNIST and Fashion-MNIST where their files are found. An autoencoder and a small language model are
 trained beside them, in units drawn anew for each task. Every architecture is a program. Episodes
-are of log-uniform lengths, and gradients are those of NRES, the best of four from Muon in as many
+are of log-uniform lengths, and gradients are those of NRES, the best of nine from Muon in as many
 seconds: exact ones explode where few examples are learned by heart. `lopt-1` has had both.
 """
 
