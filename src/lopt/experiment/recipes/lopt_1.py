@@ -112,7 +112,8 @@ class Recipe:
         check(self, FIELD, estimator=(*ESTIMATORS,), only=PARTS, hidden=0, examples=1)
         check(self, FIELD, from_buffer="[0, 1)")
         if self.from_buffer and self.estimator in ("exact", "mixed"):
-            raise ValueError(f"--set from_buffer={self.from_buffer} is not for {self.estimator}.")
+            said = f"--set from_buffer={self.from_buffer} is not for {self.estimator}"
+            raise ValueError(f"{said}; try estimator=nres.")
         data = {name: load_images(name, size=8) for name in ("digits", *self.datasets)}
         learned = muon_mlp(self.hidden, axes=MatrixAxes("out_in"), weight_decay=self.weight_decay)
         families: list[AbstractTaskFamily] = []
