@@ -80,8 +80,8 @@ class Recipe:
     budget: float = 30.0  # minutes of meta-training of all of theta, about, on two cores.
     hidden: int = 4  # odd units of the rule; without any it is an equation.
     shortest: int = 100  # inner steps of the shortest episode, unless gradients are exact.
-    longest: int = 200  # of the longest; lengths are log-uniform between the two, or
-    growing: bool = False  # grow from one to the other, each drawn 20 % off at most.
+    longest: int = 200  # of the longest; lengths are log-uniform between the two.
+    growing: bool = False  # whether they grow instead, each drawn at most 20 % off.
     truncation: int = 50  # per outer step, unless gradients are exact; divides the longest.
     # a run, or weights of this rule, to begin with; by default Muon.
     start: Path = Path()

@@ -70,8 +70,8 @@ class Experiment:
 
     def inner_training(self) -> InnerTraining:
         """Returns the first inner training in the estimator; a ValueError if it has none."""
-        for inner in nodes(self.meta, InnerTraining):
-            return inner
+        if found := nodes(self.meta, InnerTraining):
+            return found[0]
         raise ValueError(f"The estimator, {type(self.meta).__name__}, has no InnerTraining.")
 
     def __post_init__(self) -> None:
