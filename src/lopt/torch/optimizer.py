@@ -260,12 +260,11 @@ class _Rule:
     # JAX runs while `torch.compile` traces, and leaves nothing in what it compiles.
     @torch.compiler.assume_constant_result
     def translate(self, rows: tuple[int, ...]) -> bool:
-        """Makes the program, unless there is one; returns whether there was."""
-        known = rows in self.programs
-        if not known:
+        """Makes the program, unless there is one; returns that there is."""
+        if rows not in self.programs:
             with self.jax():
                 self.programs[rows] = GroupProgram(self, rows)
-        return known
+        return True
 
 
 def _check(name: str, tensor: torch.Tensor) -> None:

@@ -10,8 +10,6 @@ import torch
 
 from lopt.bridges import Program, translate
 
-WIDE = 128.0  # slabs where there is no cache to fit into
-
 
 class GroupProgram:
     """An update of some parameters of a group, with the names of what it keeps of each."""
@@ -26,22 +24,25 @@ class GroupProgram:
         number = jax.ShapeDtypeStruct((), dtype)
         self.number = getattr(torch, dtype.name)
 
-        def init(params: Any) -> Any:
-            return rule.transformation(0.0).init(params)
-
         def update(grads: Any, state: Any, params: Any, loss: Any, decay: Any) -> Any:
             return rule.transformation(decay).update(grads, state, params, value=loss)
 
-        program, state = translate(init, tree)
+        program, state = translate(lambda params: rule.transformation(0.0).init(params), tree)
         self.init = _Function(program, self.device)
         given = tree, state, tree, number, number
         program, _ = translate(update, *given)
-        # Slabs that fit into a CPU's caches are too many for compilers, and too small for GPUs.
-        wide = translate(update, *given, slabs=WIDE)[0] if "    for " in program.source else program
+        # Compilers unroll loops over slabs: narrow ones only where that is short, and not for GPUs.
+        wide, is_cpu = program, self.device.type == "cpu"
+        for slabs in (4.0, 128.0):
+            lines = wide.source.splitlines()
+            size = len(lines) * max(line.count("), (") + 1 for line in lines)
+            if "    for " not in wide.source or (is_cpu and size < 4_000):
+                break
+            wide = translate(update, *given, slabs=slabs)[0]
         self.update, self.wide = (_Function(each, self.device) for each in (program, wide))
         self.reads_loss = program.reads[-2]
-        paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(state)]
-        self.places = [_place(path, rule.keys) for path in paths]
+        leaves = jax.tree_util.tree_leaves_with_path(state)
+        self.places = [_place(path, rule.keys) for path, _ in leaves]
 
     def seen(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
         """Returns tensors with the axes that the rule sees."""
